@@ -1,0 +1,87 @@
+/*
+ * Layouts: where the rows and columns of logical tensors lie in stored tensors.
+ *
+ * A layout function walks the files and tensor names of a format and puts boxes into a layout: a
+ * box says that rows r0..r1, columns c0..c1 of a logical tensor are rows and columns of one stored
+ * tensor. The same function serves a source, where the stored tensors must be found in a
+ * catalogue, and a target, where they are declared. It is pure: no I/O, no MPI, no allocation
+ * outside the layout.
+ */
+#ifndef MGR_LAYOUT_H
+#define MGR_LAYOUT_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "mgr/catalogue.h"
+#include "mgr/err.h"
+#include "mgr/model.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* A stored tensor is seen as a matrix of all leading axes by the last one; a 1-D tensor of n
+ * elements is n rows of one column. */
+typedef struct mgr_box {
+    uint32_t tensor;                     /* logical tensor */
+    uint32_t stored;                     /* stored tensor of the layout's catalogue */
+    uint32_t copy;                       /* 0 for the first place, k for the k-th replica of it */
+    uint64_t row, col, rows, cols;       /* in the logical tensor */
+    uint64_t stored_row, stored_col;     /* the same corner in the stored tensor */
+    uint64_t row_stride;                 /* of the stored tensor, in elements; set by finish */
+} mgr_box;
+
+/* Rows of a stored tensor that no logical tensor owns (vocabulary padding); written as zeros. */
+typedef struct mgr_fill {
+    uint32_t stored;
+    uint64_t row, rows;
+} mgr_fill;
+
+typedef struct mgr_layout {
+    const mgr_tensors *tensors; /* borrowed */
+    mgr_catalogue *cat;         /* borrowed */
+    bool declare;               /* add stored tensors to cat, or find them there */
+    mgr_dtype dtype;            /* of declared tensors */
+    mgr_box *boxes;             /* after finish: sorted by tensor, copy, row, col */
+    size_t n_boxes, cap_boxes;
+    mgr_fill *fills; /* targets only */
+    size_t n_fills, cap_fills;
+    size_t *first_box; /* [tensors->n + 1], after finish */
+    uint8_t *used;     /* per stored tensor of cat: found so far */
+    struct mgr_name_index *index;
+    int32_t *file_owner; /* per file: expert-parallel rank, -1 for shared weights; may be NULL */
+} mgr_layout;
+
+/* Start a layout over `cat`: with `declare` it grows, else its tensors are looked up. Local. */
+int mgr_layout_init(mgr_layout *layout, const mgr_tensors *tensors, mgr_catalogue *cat,
+                    bool declare, mgr_dtype dtype, mgr_err *err) MGR_NODISCARD;
+void mgr_layout_clear(mgr_layout *layout);
+
+/* Declare or find the tensor `name` of `file` with this shape; *stored is its index. A missing one
+ * is MGR_ERR_FORMAT, as is another shape than `shape`. Local. */
+int mgr_layout_tensor(mgr_layout *layout, uint32_t file, const char *name, uint32_t ndim,
+                      const uint64_t *shape, uint32_t *stored, mgr_err *err) MGR_NODISCARD;
+
+/* Nonzero if the catalogue has it; for tensors that a format may or may not store. */
+bool mgr_layout_has(const mgr_layout *layout, uint32_t file, const char *name);
+
+/* Add a box; empty boxes are dropped. Local. */
+int mgr_layout_box(mgr_layout *layout, const mgr_box *box, mgr_err *err) MGR_NODISCARD;
+
+/* Say that these rows of a declared tensor are padding; no effect on a source. Local. */
+int mgr_layout_fill(mgr_layout *layout, uint32_t stored, uint64_t row, uint64_t rows,
+                    mgr_err *err) MGR_NODISCARD;
+
+/* Sort, index, and prove: every element of every logical tensor lies in exactly one box of copy 0,
+ * every other copy repeats such an area, no stored tensor of the catalogue is left over. Errors:
+ * MGR_ERR_FORMAT naming the tensor (a source), MGR_ERR_INTERNAL (a target). Local. */
+int mgr_layout_finish(mgr_layout *layout, mgr_err *err) MGR_NODISCARD;
+
+/* Byte position of element (row, col) of the box's logical tensor in its file. Pure. */
+uint64_t mgr_box_offset(const mgr_layout *layout, const mgr_box *box, uint64_t row, uint64_t col);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

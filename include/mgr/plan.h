@@ -1,0 +1,92 @@
+/*
+ * The plan: which rows of which tensors are one unit of work, and which rank does it.
+ *
+ * A unit is a block of rows of the logical tensors of one bundle. It is read, turned into every
+ * target tensor that is defined by it, and written, all by one rank; no unit needs another one's
+ * data. The plan is a pure function of layouts, definitions, rank count and memory; what is written
+ * does not depend on it.
+ */
+#ifndef MGR_PLAN_H
+#define MGR_PLAN_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "mgr/err.h"
+#include "mgr/layout.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* How a target tensor is made. */
+typedef enum mgr_op {
+    MGR_OP_COPY,   /* element by element from `source`, cast once if the types differ */
+    MGR_OP_EXPERT, /* by the upcycling method from the dense `source` */
+    MGR_OP_ROUTER, /* by the router init */
+    MGR_OP_SYNTH   /* N(0, std^2) by logical coordinate: mgr-synth */
+} mgr_op;
+
+typedef struct mgr_define {
+    mgr_op op;
+    uint32_t source; /* source tensor; MGR_NONE for generated ones */
+} mgr_define;
+
+typedef struct mgr_plan_request {
+    const mgr_layout *source; /* NULL if everything is generated */
+    const mgr_layout *target;
+    const mgr_define *defines; /* one per target tensor */
+    uint32_t ranks;
+    bool moments;       /* the method needs per-neuron sums before any expert can be made */
+    bool shuffle;       /* expert rows come from anywhere in the dense matrix */
+    uint64_t selection_bytes; /* that a rank keeps for the experts of one layer */
+    uint64_t memory;    /* bytes a rank may use for buffers and the above */
+} mgr_plan_request;
+
+/* Rows row .. row+rows-1 of a source tensor, or of a generated target tensor. */
+typedef struct mgr_piece {
+    uint32_t source; /* MGR_NONE if generated */
+    uint32_t target; /* of a generated piece */
+    uint64_t row, rows;
+} mgr_piece;
+
+typedef struct mgr_unit {
+    uint32_t piece, n_pieces; /* range of pieces */
+    uint32_t rank;
+    uint32_t layer; /* MGR_NONE outside of layers */
+    uint64_t in_bytes, out_bytes;
+} mgr_unit;
+
+/* Units that are dealt over all ranks together. With moments, the sums of layers layer ..
+ * layer+n_layers-1 are added up over the ranks before anything of the group is written. */
+typedef struct mgr_group {
+    uint32_t unit, n_units;
+    uint32_t layer, n_layers; /* n_layers 0: no moments */
+} mgr_group;
+
+typedef struct mgr_plan {
+    mgr_piece *pieces;
+    mgr_unit *units;
+    mgr_group *groups;
+    size_t n_pieces, n_units, n_groups, cap_pieces, cap_units, cap_groups;
+    uint32_t *targets;      /* target tensors made from a source tensor ... */
+    uint32_t *first_target; /* ... those of source i are targets[first_target[i]..[i+1]) */
+    uint32_t ranks;
+    uint64_t total_in, total_out;    /* bytes of all units */
+    uint64_t max_rank_bytes;         /* of the busiest rank, read and written */
+    uint64_t unit_bytes;             /* the largest unit's input */
+    uint64_t chunk_bytes;            /* of the output buffer and of the read buffer, each */
+    uint64_t cache_bytes;            /* to keep units between the sums and the writing */
+    uint64_t sums_bytes;             /* of the largest group */
+    uint64_t memory_bytes;           /* all of these and the selection: the proof */
+} mgr_plan;
+
+/* Make the plan. Errors: MGR_ERR_CONFIG if `memory` cannot suffice, naming what would. Pure but for
+ * allocation; free with mgr_plan_clear. Local. */
+int mgr_plan_make(mgr_plan *plan, const mgr_plan_request *request, mgr_err *err) MGR_NODISCARD;
+void mgr_plan_clear(mgr_plan *plan);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

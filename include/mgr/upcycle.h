@@ -1,0 +1,116 @@
+/*
+ * Upcycling methods: an expert as a function of the dense FFN, element by element.
+ *
+ * Drop-Upcycling: Nakamura et al., ICLR 2025, arXiv 2502.19261; the published script is
+ * conversions/drop_upcycling.py of Taishi-N324/Drop-Upcycling. Sparse Upcycling (naive):
+ * Komatsuzaki et al., arXiv 2212.05055.
+ *
+ * Words: a *neuron* is an index along the intermediate dimension F: a row of gate and up [F, H],
+ * a column of down [H, F]. *Dense neuron* and *expert neuron* differ only under `shuffle`.
+ */
+#ifndef MGR_UPCYCLE_H
+#define MGR_UPCYCLE_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "mgr/dtype.h"
+#include "mgr/err.h"
+#include "mgr/rng.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+typedef enum mgr_matrix { MGR_MATRIX_GATE, MGR_MATRIX_UP, MGR_MATRIX_DOWN, MGR_MATRIX_COUNT } mgr_matrix;
+
+/* All that a method may know of one matrix of one expert. Arrays are borrowed. */
+typedef struct mgr_expert {
+    uint64_t seed;
+    uint32_t layer, expert; /* global */
+    mgr_matrix matrix;
+    uint32_t n_neurons;       /* F */
+    uint64_t hidden;          /* H */
+    const uint32_t *selected; /* S: expert neurons, ascending */
+    uint32_t n_selected;
+    const uint32_t *dense_of; /* dense neuron of each expert neuron; NULL is the identity */
+    float mean, std;          /* over exactly the entries that S selects */
+} mgr_expert;
+
+/* A method: adding one is adding a file and a line to the table in kern/method.c. */
+typedef struct mgr_method {
+    const char *name;
+    bool needs_selection; /* has an S of floor(ratio*F) neurons */
+    bool needs_moments;   /* has a mean and a std per matrix */
+
+    /* gate, up: `n` whole rows of the expert, expert neurons first .. first+n-1, into out
+     * [n, H] of type `to`. `dense` holds rows dense_first .. of the dense matrix, of type `from`;
+     * the caller makes sure that every dense_of[] needed is among them. Pure; no allocation. */
+    void (*neuron_rows)(const mgr_expert *x, uint32_t first, uint32_t n, const void *dense,
+                        uint32_t dense_first, mgr_dtype from, void *out, mgr_dtype to);
+
+    /* down: rows first .. first+n-1 (along H) of the expert, each of F columns, into out [n, F];
+     * `dense` holds the same rows of the dense matrix. Pure; no allocation. */
+    void (*hidden_rows)(const mgr_expert *x, uint64_t first, uint64_t n, const void *dense,
+                        mgr_dtype from, void *out, mgr_dtype to);
+} mgr_method;
+
+/* The methods by name; NULL for an unknown one. `mgr_method_at` counts from 0 and ends with NULL. */
+const mgr_method *mgr_method_find(const char *name);
+const mgr_method *mgr_method_at(size_t idx);
+
+/* Router inits. UNIFORM: (u - sample mean) * 0.02 * sqrt(12), std 0.02, as all published runs
+ * used ("torch_rand_002"); UNIFORM01: u in [0, 1); UNIFORM01_CENTRED: u - sample mean;
+ * NORMAL: N(0, std^2). u = word * 2^-32; the sample mean is over the layer's whole [E, H], exact. */
+typedef enum mgr_router {
+    MGR_ROUTER_UNIFORM,
+    MGR_ROUTER_UNIFORM01,
+    MGR_ROUTER_UNIFORM01_CENTRED,
+    MGR_ROUTER_NORMAL,
+    MGR_ROUTER_COUNT
+} mgr_router;
+
+/* "uniform", "uniform01", "uniform01-centred", "normal"; MGR_ROUTER_COUNT for an unknown name. */
+const char *mgr_router_name(mgr_router router);
+mgr_router mgr_router_find(const char *name);
+
+/* The router of one layer: [experts, hidden] row-major into out of type `to`. Element (e, h) is
+ * element h of stream (seed, MGR_PURPOSE_ROUTER, layer, e). `std` is used by NORMAL only. */
+void mgr_router_fill(mgr_router router, double std, uint64_t seed, uint32_t layer,
+                     uint32_t experts, uint64_t hidden, void *out, mgr_dtype to);
+
+/* |S| = floor(ratio * F), in double as Python's int(ratio * F). */
+uint32_t mgr_selected_count(double ratio, uint32_t n_neurons);
+
+/*
+ * Per-neuron sums, exact and free of order: fixed-point integers that any number of ranks can add.
+ * A sum is hi * 2^-24 + lo * 2^-76, 0 <= lo contribution < 2^52 per addend.
+ * Addends are the float64 sums of canonical blocks: a whole row of gate or up (8 interleaved
+ * partial sums, then added pairwise in a fixed order), or MGR_CANONICAL_ROWS consecutive rows of
+ * a column of down, starting at a multiple of MGR_CANONICAL_ROWS.
+ */
+#define MGR_CANONICAL_ROWS 64
+
+typedef struct mgr_sums {
+    int64_t sum_hi, sum_lo, square_hi, square_lo;
+} mgr_sums;
+
+/* Add the entries of `rows` x `cols` values to sums[row] (neurons are rows). Nonzero return: an
+ * entry is not finite or its magnitude is 2^16 or more; then sums are undefined. Pure. */
+int mgr_sums_add_rows(mgr_sums *sums, const void *data, mgr_dtype dtype, size_t rows, size_t cols);
+
+/* Add to sums[col] (neurons are columns). Row 0 of `data` is at a multiple of
+ * MGR_CANONICAL_ROWS of the matrix. `scratch` has room for 2 * cols doubles. Pure. */
+int mgr_sums_add_cols(mgr_sums *sums, const void *data, mgr_dtype dtype, size_t rows, size_t cols,
+                      double *scratch);
+
+/* Mean and standard deviation (divisor N-1) of the entries of `n` neurons, `per_neuron` entries
+ * each; `neurons` are dense indices. */
+void mgr_moments(const mgr_sums *sums, const uint32_t *neurons, uint32_t n, uint64_t per_neuron,
+                 double *mean, double *std);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

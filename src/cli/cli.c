@@ -1,0 +1,163 @@
+#include "cli/cli.h"
+
+#include <getopt.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "core/str.h"
+#include "io/fault.h"
+#include "mgr/version.h"
+#include "run/engine.h"
+
+#define MAX_OPTIONS 32
+
+static void print_help(const mgr_program *p)
+{
+    printf("usage: %s %s\n%s\n\noptions:\n", p->name, p->synopsis, p->about);
+    for (size_t i = 0; i < p->n_options; i++) {
+        const mgr_option *const o = &p->options[i];
+        char left[64], letter[8] = "    ";
+        if (o->letter)
+            snprintf(letter, sizeof letter, "-%c, ", o->letter);
+        snprintf(left, sizeof left, "%s--%s%s%s", letter, o->name, o->argument ? " " : "",
+                 o->argument ? o->argument : "");
+        printf("  %-26s %s\n", left, o->help);
+    }
+    printf("  %-26s %s\n  %-26s %s\n", "    --help", "print this and exit", "    --version",
+           "print the version and exit");
+    if (p->more_help)
+        p->more_help();
+}
+
+/* getopt's tables from ours; --help and --version are the last two. */
+static void make_tables(const mgr_program *p, struct option *longs, char *shorts)
+{
+    for (size_t i = 0; i < p->n_options; i++) {
+        const mgr_option *const o = &p->options[i];
+        longs[i] = (struct option){o->name, o->argument ? required_argument : no_argument, NULL,
+                                   1000 + (int)i};
+        if (o->letter) {
+            *shorts++ = o->letter;
+            if (o->argument)
+                *shorts++ = ':';
+        }
+    }
+    longs[p->n_options] = (struct option){"help", no_argument, NULL, 'h'};
+    longs[p->n_options + 1] = (struct option){"version", no_argument, NULL, 'V'};
+    *shorts++ = 'h';
+    *shorts++ = 'V';
+    *shorts = '\0';
+}
+
+static size_t index_of(const mgr_program *p, int c)
+{
+    if (c >= 1000)
+        return (size_t)(c - 1000);
+    for (size_t i = 0; i < p->n_options; i++)
+        if (p->options[i].letter == c)
+            return i;
+    return p->n_options;
+}
+
+int mgr_cli_parse(const mgr_program *p, int argc, char **argv, mgr_option_taker take, void *context,
+                  int *first, mgr_err *err)
+{
+    struct option longs[MAX_OPTIONS + 3] = {{0}};
+    char shorts[2 * MAX_OPTIONS + 4];
+    make_tables(p, longs, shorts);
+    opterr = 0;
+    for (;;) {
+        const int at = optind;
+        const int c = getopt_long(argc, argv, shorts, longs, NULL);
+        if (c == -1)
+            break;
+        if (c == 'h' || c == 'V') {
+            if (c == 'h')
+                print_help(p);
+            else
+                printf("%s %s\n", p->name, MGR_VERSION);
+            exit(0);
+        }
+        const size_t idx = index_of(p, c);
+        if (c == '?' || idx >= p->n_options) {
+            mgr_fail(err, MGR_ERR_USAGE, "cannot use option '%s'",
+                     argv[at < argc ? at : argc - 1]);
+            return mgr_hint(err, "see %s --help", p->name);
+        }
+        MGR_TRY(take(context, idx, optarg, err));
+    }
+    *first = optind;
+    return MGR_OK;
+}
+
+int mgr_cli_uint(const char *option, const char *text, uint64_t min, uint64_t max, uint64_t *out,
+                 mgr_err *err)
+{
+    uint64_t value;
+    if (!mgr_parse_bytes(text, &value) || value < min || value > max)
+        return mgr_fail(err, MGR_ERR_USAGE, "--%s '%s' is not a number from %llu to %llu", option,
+                        text, (unsigned long long)min, (unsigned long long)max);
+    *out = value;
+    return MGR_OK;
+}
+
+int mgr_cli_seconds(const char *option, const char *text, double *out, mgr_err *err)
+{
+    char *end;
+    const double value = strtod(text, &end);
+    if (end == text || *end != '\0' || !(value >= 0 && value <= 1e6))
+        return mgr_fail(err, MGR_ERR_USAGE, "--%s '%s' is not a number of seconds", option, text);
+    *out = value;
+    return MGR_OK;
+}
+
+static void print_error(const mgr_program *p, const mgr_err *err)
+{
+    fprintf(stderr, "%s: error: %s\n", p->name, err->msg);
+    if (err->hint[0])
+        fprintf(stderr, "hint: %s\n", err->hint);
+}
+
+int mgr_cli_end(const mgr_program *p, mgr_comm *comm, int rc, const mgr_err *err)
+{
+    fflush(stdout);
+    if (rc != MGR_OK && (!comm || mgr_comm_rank(comm) == 0))
+        print_error(p, err);
+    mgr_comm_stop(comm);
+    return mgr_code_exit(rc);
+}
+
+int mgr_cli_usage_end(const mgr_program *p, const mgr_err *err)
+{
+    /* launchers number their processes in the environment: Hydra and Slurm, Open MPI, PBS */
+    static const char *const names[] = {"PMI_RANK", "PMIX_RANK", "SLURM_PROCID",
+                                        "OMPI_COMM_WORLD_RANK"};
+    int rank = 0;
+    for (size_t i = 0; i < sizeof names / sizeof names[0]; i++) {
+        const char *const text = getenv(names[i]);
+        if (text) {
+            rank = (int)strtol(text, NULL, 10);
+            break;
+        }
+    }
+    if (rank == 0)
+        print_error(p, err);
+    return mgr_code_exit(err->code);
+}
+
+static void on_signal(int signal_number)
+{
+    (void)signal_number;
+    mgr_request_stop();
+}
+
+void mgr_cli_catch_signals(void)
+{
+    struct sigaction action = {.sa_handler = on_signal, .sa_flags = SA_RESTART};
+    sigemptyset(&action.sa_mask);
+    sigaction(SIGINT, &action, NULL);
+    sigaction(SIGTERM, &action, NULL);
+    sigaction(SIGUSR1, &action, NULL);
+}

@@ -1,0 +1,129 @@
+/* mgr-upcycle: the program. */
+#include <stdio.h>
+#include <string.h>
+
+#include "cli/cli.h"
+#include "core/mem.h"
+#include "io/fault.h"
+#include "mgr/config.h"
+#include "mgr/rng.h"
+#include "run/run.h"
+
+enum { DRY_RUN, FORCE, SET, QUIET, VERBOSE, PROGRESS, SIMD };
+
+static const mgr_option options[] = {
+    [DRY_RUN] = {"dry-run", 'n', NULL, "read headers, print the plan, check space; write nothing"},
+    [FORCE] = {"force", 'f', NULL, "replace an existing target once the new one is complete"},
+    [SET] = {"set", 's', "KEY=VALUE", "override a key of the configuration; may be repeated"},
+    [QUIET] = {"quiet", 'q', NULL, "print errors only"},
+    [VERBOSE] = {"verbose", 'v', NULL, "print the effective configuration as well"},
+    [PROGRESS] = {"progress", 'p', "SECONDS",
+                  "seconds between progress lines; 0: none (default 10)"},
+    [SIMD] = {"simd", 0, "NAME", "scalar, avx2, avx512 or neon; the bytes are the same"},
+};
+
+static void print_keys(void)
+{
+    size_t n;
+    const mgr_key *const keys = mgr_config_schema(&n);
+    printf("\nkeys of CONFIG (YAML; sections are written as nested mappings):\n");
+    for (size_t i = 0; i < n; i++) {
+        printf("  %-34s %s", keys[i].name, keys[i].help);
+        if (keys[i].required)
+            printf(" (required)");
+        else if (keys[i].fallback && keys[i].fallback[0])
+            printf(" (default %s)", keys[i].fallback);
+        printf("\n");
+    }
+    printf("\nexit status: 0 done, 64 usage, 65 bad input, 66 input missing, 70 internal, 71 system,\n"
+           "73 output exists or cannot be made or does not fit, 74 I/O, 75 stopped, 78 configuration\n");
+}
+
+static const mgr_program program = {
+    .name = "mgr-upcycle",
+    .synopsis = "[OPTION]... CONFIG",
+    .about = "Rewrite a Megatron checkpoint in parallel: upcycle a dense model to a mixture of\n"
+             "experts, or lay it out anew. Run it under mpiexec or srun; any number of ranks gives\n"
+             "the same bytes.",
+    .options = options,
+    .n_options = sizeof options / sizeof options[0],
+    .more_help = print_keys,
+};
+
+typedef struct arguments {
+    mgr_run_options run;
+    const char **sets;
+    size_t capacity;
+} arguments;
+
+static int use_simd(const char *name, mgr_err *err)
+{
+    for (int s = 0; s < MGR_SIMD_COUNT; s++)
+        if (strcmp(mgr_simd_name((mgr_simd)s), name) == 0)
+            return mgr_simd_select((mgr_simd)s, err);
+    return mgr_fail(err, MGR_ERR_USAGE, "--simd '%s' is not known", name);
+}
+
+static int take(void *context, size_t idx, const char *value, mgr_err *err)
+{
+    arguments *const a = context;
+    switch (idx) {
+    case DRY_RUN:
+        a->run.dry_run = true;
+        return MGR_OK;
+    case FORCE:
+        a->run.force = true;
+        return MGR_OK;
+    case SET:
+        MGR_TRY(mgr_grow(&a->sets, &a->capacity, a->run.n_sets + 1, sizeof *a->sets, err));
+        a->sets[a->run.n_sets++] = value;
+        return MGR_OK;
+    case QUIET:
+        a->run.verbosity = -1;
+        return MGR_OK;
+    case VERBOSE:
+        a->run.verbosity = 1;
+        return MGR_OK;
+    case PROGRESS:
+        return mgr_cli_seconds("progress", value, &a->run.progress, err);
+    default:
+        return use_simd(value, err);
+    }
+}
+
+static int parse(arguments *a, int argc, char **argv, mgr_err *err)
+{
+    int first;
+    a->run.progress = 10; /* short runs end before the first line */
+    MGR_TRY(mgr_cli_parse(&program, argc, argv, take, a, &first, err));
+    if (argc - first != 1) {
+        mgr_fail(err, MGR_ERR_USAGE, argc == first ? "no CONFIG is given"
+                                                   : "more than one CONFIG is given");
+        return mgr_hint(err, "see mgr-upcycle --help");
+    }
+    if (a->run.verbosity < 0)
+        a->run.progress = 0;
+    a->run.config_path = argv[first];
+    a->run.sets = a->sets;
+    return MGR_OK;
+}
+
+int main(int argc, char **argv)
+{
+    mgr_err err = MGR_ERR_INIT;
+    arguments a = {0};
+    mgr_comm *comm = NULL;
+    int rc = parse(&a, argc, argv, &err);
+    if (rc != MGR_OK) {
+        mgr_free(a.sets);
+        return mgr_cli_usage_end(&program, &err);
+    }
+    mgr_cli_catch_signals();
+    rc = mgr_comm_start(&comm, &err);
+    if (rc == MGR_OK) {
+        mgr_fault_set_rank(mgr_comm_rank(comm));
+        rc = mgr_run_upcycle(comm, &a.run, NULL, &err);
+    }
+    mgr_free(a.sets);
+    return mgr_cli_end(&program, comm, rc, &err);
+}

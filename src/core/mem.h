@@ -1,0 +1,47 @@
+/*
+ * Memory: every allocation of the project goes through here, so that sizes are overflow-checked
+ * and tests can make the k-th allocation fail.
+ */
+#ifndef MGR_CORE_MEM_H
+#define MGR_CORE_MEM_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#include "mgr/err.h"
+
+/* `n` zeroed elements of `size` bytes into *out (at least one byte, so never NULL on success).
+ * The caller frees with mgr_free. Errors: MGR_ERR_NOMEM. Local. */
+int mgr_alloc(void *out, size_t n, size_t size, mgr_err *err) MGR_NODISCARD;
+
+/* Grow the array *array of `size`-byte elements so that it holds at least `need` elements.
+ * *capacity is in elements and is updated; growth is geometric; new elements are zeroed.
+ * Errors: MGR_ERR_NOMEM, and then nothing has changed. Local. */
+int mgr_grow(void *array, size_t *capacity, size_t need, size_t size, mgr_err *err) MGR_NODISCARD;
+
+/* A NUL-terminated copy of `len` bytes. The caller frees with mgr_free. Local. */
+int mgr_strndup(char **out, const char *text, size_t len, mgr_err *err) MGR_NODISCARD;
+int mgr_strdup(char **out, const char *text, mgr_err *err) MGR_NODISCARD;
+
+/* NULL-safe. */
+void mgr_free(void *p);
+
+/* Tests only: let the k-th allocation from now (1-based) fail, once; 0 switches it off. */
+void mgr_alloc_fail_at(uint64_t k);
+
+/* Checked arithmetic for every size that a file tells us: nonzero return means overflow. */
+static inline int mgr_mul_overflow(uint64_t a, uint64_t b, uint64_t *out)
+{
+    return __builtin_mul_overflow(a, b, out);
+}
+
+static inline int mgr_add_overflow(uint64_t a, uint64_t b, uint64_t *out)
+{
+    return __builtin_add_overflow(a, b, out);
+}
+
+/* Page-aligned buffer for I/O and kernels, not zeroed; free with mgr_free_aligned. */
+int mgr_alloc_aligned(void *out, size_t bytes, mgr_err *err) MGR_NODISCARD;
+void mgr_free_aligned(void *p);
+
+#endif

@@ -1,0 +1,152 @@
+#include "fmt/json.h"
+
+#include <inttypes.h>
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+/* The depth that jansson parses; what we print was parsed or built by us. */
+#define MAX_DEPTH 2048
+
+/* jansson's column is in characters and its position in bytes; the byte is what tools can seek. */
+static int fail_parse(const char *name, uint64_t base, const json_error_t *error, mgr_err *err)
+{
+    char shown[JSON_ERROR_TEXT_LENGTH];
+    mgr_printable(error->text, strlen(error->text), shown, sizeof shown);
+    const uint64_t byte = base + (error->position > 0 ? (uint64_t)error->position : 0);
+    if (json_error_code(error) == json_error_out_of_memory)
+        return mgr_fail(err, MGR_ERR_NOMEM, "'%s': no memory for JSON", name);
+    return mgr_fail(err, MGR_ERR_FORMAT, "'%s' is not valid JSON at byte %" PRIu64 ": %s", name,
+                    byte, shown);
+}
+
+int mgr_json_parse_at(json_t **out, const char *name, uint64_t base, const char *text, size_t len,
+                      mgr_err *err)
+{
+    json_error_t error;
+    json_t *value = json_loadb(text, len, JSON_REJECT_DUPLICATES, &error);
+    if (!value)
+        return fail_parse(name, base, &error, err);
+    *out = value;
+    return MGR_OK;
+}
+
+int mgr_json_parse(json_t **out, const char *name, const char *text, size_t len, mgr_err *err)
+{
+    return mgr_json_parse_at(out, name, 0, text, len, err);
+}
+
+/* jansson hands the text over in pieces. */
+typedef struct sink {
+    mgr_buf *out;
+    mgr_err *err;
+} sink;
+
+static int add_piece(const char *piece, size_t len, void *data)
+{
+    const sink *s = data;
+    return mgr_buf_add(s->out, piece, len, s->err) == MGR_OK ? 0 : -1;
+}
+
+static int dump_string(const json_t *value, mgr_buf *out, mgr_err *err)
+{
+    sink s = {out, err};
+    if (json_dump_callback(value, add_piece, &s, JSON_ENCODE_ANY) != 0)
+        return mgr_fail(err, MGR_ERR_NOMEM, "no memory for JSON");
+    return MGR_OK;
+}
+
+int mgr_json_text(const char *text, mgr_buf *out, mgr_err *err)
+{
+    json_t *value = json_string(text);
+    if (!value)
+        return mgr_fail(err, MGR_ERR_INTERNAL, "a text for JSON is not valid UTF-8");
+    const int rc = dump_string(value, out, err);
+    json_decref(value);
+    return rc;
+}
+
+static int dump_real(double value, mgr_buf *out, mgr_err *err)
+{
+    char digits[40];
+    int precision = 15; /* as many digits as every double holds */
+    if (!isfinite(value))
+        return mgr_fail(err, MGR_ERR_INTERNAL, "JSON has no infinities and NaNs");
+    do {
+        (void)snprintf(digits, sizeof digits, "%.*g", precision, value);
+    } while (precision++ < 17 && strtod(digits, NULL) != value);
+    return mgr_buf_fmt(out, err, "%s%s", digits, strpbrk(digits, ".e") ? "" : ".0");
+}
+
+/* A line break and the indentation of `depth`, if there is any. */
+static int dump_break(int indent, int depth, mgr_buf *out, mgr_err *err)
+{
+    return indent > 0 ? mgr_buf_fmt(out, err, "\n%*s", indent * depth, "") : MGR_OK;
+}
+
+static int dump_value(const json_t *value, int indent, int depth, mgr_buf *out, mgr_err *err);
+
+static int dump_array(const json_t *array, int indent, int depth, mgr_buf *out, mgr_err *err)
+{
+    const size_t n = json_array_size(array);
+    MGR_TRY(mgr_buf_text(out, "[", err));
+    for (size_t i = 0; i < n; i++) {
+        MGR_TRY(mgr_buf_text(out, i ? "," : "", err));
+        MGR_TRY(dump_break(indent, depth + 1, out, err));
+        MGR_TRY(dump_value(json_array_get(array, i), indent, depth + 1, out, err));
+    }
+    if (n)
+        MGR_TRY(dump_break(indent, depth, out, err));
+    return mgr_buf_text(out, "]", err);
+}
+
+static int dump_object(const json_t *object, int indent, int depth, mgr_buf *out, mgr_err *err)
+{
+    /* the iterator has no const form; it does not change the object */
+    json_t *members = (json_t *)(uintptr_t)object;
+    bool first = true;
+    MGR_TRY(mgr_buf_text(out, "{", err));
+    for (void *at = json_object_iter(members); at; at = json_object_iter_next(members, at)) {
+        MGR_TRY(mgr_buf_text(out, first ? "" : ",", err));
+        MGR_TRY(dump_break(indent, depth + 1, out, err));
+        MGR_TRY(mgr_json_text(json_object_iter_key(at), out, err));
+        MGR_TRY(mgr_buf_text(out, indent > 0 ? ": " : ":", err));
+        MGR_TRY(dump_value(json_object_iter_value(at), indent, depth + 1, out, err));
+        first = false;
+    }
+    if (!first)
+        MGR_TRY(dump_break(indent, depth, out, err));
+    return mgr_buf_text(out, "}", err);
+}
+
+static int dump_value(const json_t *value, int indent, int depth, mgr_buf *out, mgr_err *err)
+{
+    if (!value || depth > MAX_DEPTH)
+        return mgr_fail(err, MGR_ERR_INTERNAL, "no JSON value, or one nested too deeply");
+    switch (json_typeof(value)) {
+    case JSON_OBJECT:
+        return dump_object(value, indent, depth, out, err);
+    case JSON_ARRAY:
+        return dump_array(value, indent, depth, out, err);
+    case JSON_STRING:
+        return dump_string(value, out, err);
+    case JSON_INTEGER:
+        return mgr_buf_fmt(out, err, "%" PRId64, (int64_t)json_integer_value(value));
+    case JSON_REAL:
+        return dump_real(json_real_value(value), out, err);
+    case JSON_TRUE:
+        return mgr_buf_text(out, "true", err);
+    case JSON_FALSE:
+        return mgr_buf_text(out, "false", err);
+    case JSON_NULL:
+        break;
+    }
+    return mgr_buf_text(out, "null", err);
+}
+
+int mgr_json_dump(const json_t *value, int indent, mgr_buf *out, mgr_err *err)
+{
+    MGR_TRY(dump_value(value, indent, 0, out, err));
+    return indent > 0 ? mgr_buf_text(out, "\n", err) : MGR_OK;
+}

@@ -1,0 +1,424 @@
+/*
+ * safetensors, read and written. The grammar (src/fmt/README.md):
+ *
+ *   file   = length header data
+ *   length = u64 LE, bytes of the header, at most 100,000,000
+ *   header = {"__metadata__": {text: text}, name: tensor, ...} and white space
+ *   tensor = {"dtype": text, "shape": [n, ...], "data_offsets": [begin, end]}
+ *   data   = the tensors, in any order, without a hole, an overlap or a rest
+ */
+#include "fmt/safetensors.h"
+
+#include <inttypes.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "core/le.h"
+#include "core/mem.h"
+#include "fmt/json.h"
+
+#define LENGTH_BYTES 8
+#define MAX_HEADER 100000000u
+#define METADATA "__metadata__"
+#define NAME_SHOWN 200
+
+/* Every type of the format with its bits per element. */
+static const struct {
+    const char *name;
+    unsigned bits;
+} types[] = {
+    {"BOOL", 8}, {"F4", 4},      {"F6_E2M3", 6},     {"F6_E3M2", 6}, {"U8", 8},
+    {"I8", 8},   {"F8_E5M2", 8}, {"F8_E4M3", 8},     {"F8_E8M0", 8}, {"F8_E4M3FNUZ", 8},
+    {"I16", 16}, {"U16", 16},    {"F8_E5M2FNUZ", 8}, {"F16", 16},    {"BF16", 16},
+    {"I32", 32}, {"U32", 32},    {"F32", 32},        {"C64", 64},    {"F64", 64},
+    {"I64", 64}, {"U64", 64},
+};
+
+/* One tensor while its file is checked. Byte numbers are relative to the data. */
+typedef struct span {
+    const char *name;
+    uint64_t begin, end;
+} span;
+
+/* What the checks of one file need. */
+typedef struct context {
+    const mgr_reader *reader;
+    uint64_t data, data_len; /* where the data begins in the file, and its bytes */
+} context;
+
+/* "'file': tensor 'name': " before a message, and nothing that a terminal would obey. */
+typedef struct subject {
+    char text[NAME_SHOWN];
+} subject;
+
+static subject show(const char *name)
+{
+    subject s;
+    mgr_printable(name, strlen(name), s.text, sizeof s.text);
+    return s;
+}
+
+static unsigned type_bits(const char *name)
+{
+    for (size_t i = 0; i < sizeof types / sizeof types[0]; i++)
+        if (strcmp(types[i].name, name) == 0)
+            return types[i].bits;
+    return 0;
+}
+
+/* Element count and row-major strides of a shape. The order of the multiplications is the
+ * library's, so that both refuse the same shapes. Nonzero: overflow. */
+static int measure(mgr_stored *t, uint64_t *n_elems)
+{
+    uint64_t n = 1, stride = 1;
+    for (uint32_t i = 0; i < t->ndim; i++)
+        if (mgr_mul_overflow(n, t->shape[i], &n))
+            return -1;
+    for (uint32_t i = t->ndim; i-- > 0;) {
+        t->stride[i] = stride;
+        if (mgr_mul_overflow(stride, t->shape[i], &stride) && n != 0)
+            return -1;
+    }
+    *n_elems = n;
+    return 0;
+}
+
+/* A whole number that is not negative. (jansson has refused what int64 cannot hold.) */
+static bool take_count(const json_t *value, uint64_t *out)
+{
+    if (!json_is_integer(value) || json_integer_value(value) < 0)
+        return false;
+    *out = (uint64_t)json_integer_value(value);
+    return true;
+}
+
+static int fail_field(const context *c, const char *name, const char *what, mgr_err *err)
+{
+    return mgr_fail(err, MGR_ERR_FORMAT, "'%s': tensor '%s': %s", c->reader->name, show(name).text,
+                    what);
+}
+
+static int take_dtype(const context *c, const json_t *entry, mgr_stored *t, unsigned *bits,
+                      mgr_err *err)
+{
+    const char *type = json_string_value(json_object_get(entry, "dtype"));
+    if (!type)
+        return fail_field(c, t->name, "has no 'dtype' text", err);
+    *bits = type_bits(type);
+    if (*bits == 0)
+        return mgr_fail(err, MGR_ERR_UNSUPPORTED, "'%s': tensor '%s': unknown dtype '%s'",
+                        c->reader->name, show(t->name).text, show(type).text);
+    t->dtype = mgr_dtype_from_safetensors(type);
+    if (t->dtype == MGR_DTYPE_NONE)
+        t->dtype = MGR_DTYPE_OTHER;
+    return MGR_OK;
+}
+
+static int take_shape(const context *c, const json_t *entry, mgr_stored *t, mgr_err *err)
+{
+    const json_t *shape = json_object_get(entry, "shape");
+    const size_t ndim = json_array_size(shape);
+    if (!json_is_array(shape))
+        return fail_field(c, t->name, "has no 'shape' array", err);
+    if (ndim > MGR_MAX_NDIM)
+        return mgr_fail(err, MGR_ERR_UNSUPPORTED,
+                        "'%s': tensor '%s': %zu dimensions, at most %d are supported",
+                        c->reader->name, show(t->name).text, ndim, MGR_MAX_NDIM);
+    t->ndim = (uint32_t)ndim;
+    for (size_t i = 0; i < ndim; i++)
+        if (!take_count(json_array_get(shape, i), &t->shape[i]))
+            return fail_field(c, t->name, "'shape' must hold whole numbers that are not negative",
+                              err);
+    return MGR_OK;
+}
+
+static int take_offsets(const context *c, const json_t *entry, span *s, mgr_err *err)
+{
+    const json_t *pair = json_object_get(entry, "data_offsets");
+    if (json_array_size(pair) != 2 || !take_count(json_array_get(pair, 0), &s->begin) ||
+        !take_count(json_array_get(pair, 1), &s->end))
+        return fail_field(c, s->name, "'data_offsets' must be two whole numbers", err);
+    if (s->begin > s->end)
+        return mgr_fail(err, MGR_ERR_FORMAT,
+                        "'%s': tensor '%s': data_offsets [%" PRIu64 ", %" PRIu64
+                        "] end before they begin",
+                        c->reader->name, show(s->name).text, s->begin, s->end);
+    if (s->end > c->data_len)
+        return mgr_fail(err, MGR_ERR_FORMAT,
+                        "'%s': tensor '%s': data_offsets [%" PRIu64 ", %" PRIu64
+                        "] pass the end of the data (%" PRIu64 " bytes from byte %" PRIu64 ")",
+                        c->reader->name, show(s->name).text, s->begin, s->end, c->data_len,
+                        c->data);
+    return MGR_OK;
+}
+
+/* dtype x shape = bytes */
+static int check_size(const context *c, mgr_stored *t, const span *s, unsigned bits, mgr_err *err)
+{
+    uint64_t n_elems = 0, n_bits = 0;
+    if (measure(t, &n_elems) || mgr_mul_overflow(n_elems, bits, &n_bits))
+        return fail_field(c, t->name, "'shape' is too large", err);
+    if (n_bits % 8 != 0)
+        return mgr_fail(err, MGR_ERR_FORMAT,
+                        "'%s': tensor '%s': %" PRIu64 " elements of %u bits are no whole bytes",
+                        c->reader->name, show(t->name).text, n_elems, bits);
+    if (s->end - s->begin != n_bits / 8)
+        return mgr_fail(err, MGR_ERR_FORMAT,
+                        "'%s': tensor '%s' at byte %" PRIu64 ": data_offsets give %" PRIu64
+                        " bytes, dtype and shape need %" PRIu64,
+                        c->reader->name, show(t->name).text, c->data + s->begin, s->end - s->begin,
+                        n_bits / 8);
+    return MGR_OK;
+}
+
+static int take_tensor(const context *c, const json_t *entry, mgr_stored *t, span *s, mgr_err *err)
+{
+    unsigned bits = 0;
+    if (!json_is_object(entry))
+        return fail_field(c, t->name, "is no object", err);
+    MGR_TRY(take_dtype(c, entry, t, &bits, err));
+    MGR_TRY(take_shape(c, entry, t, err));
+    MGR_TRY(take_offsets(c, entry, s, err));
+    MGR_TRY(check_size(c, t, s, bits, err));
+    t->offset = c->data + s->begin;
+    return MGR_OK;
+}
+
+static int check_metadata(const context *c, json_t *metadata, mgr_err *err)
+{
+    const char *key = NULL;
+    json_t *value = NULL;
+    if (json_is_null(metadata)) /* the library takes it as absent */
+        return MGR_OK;
+    if (!json_is_object(metadata))
+        return mgr_fail(err, MGR_ERR_FORMAT, "'%s': '" METADATA "' is no object", c->reader->name);
+    json_object_foreach(metadata, key, value) if (!json_is_string(value)) return mgr_fail(
+        err, MGR_ERR_FORMAT, "'%s': '" METADATA "': '%s' is no text", c->reader->name,
+        show(key).text);
+    return MGR_OK;
+}
+
+static int by_place(const void *a, const void *b)
+{
+    const span *x = a, *y = b;
+    if (x->begin != y->begin)
+        return x->begin < y->begin ? -1 : 1;
+    return (x->end > y->end) - (x->end < y->end);
+}
+
+/* Sorted by place, the tensors must tile [0, data_len). */
+static int check_tiling(const context *c, span *spans, size_t n, mgr_err *err)
+{
+    uint64_t at = 0;
+    if (n)
+        qsort(spans, n, sizeof *spans, by_place);
+    for (size_t i = 0; i < n; i++) {
+        if (spans[i].begin > at)
+            return mgr_fail(err, MGR_ERR_FORMAT,
+                            "'%s': tensor '%s' begins at byte %" PRIu64
+                            ", the data before it ends at byte %" PRIu64,
+                            c->reader->name, show(spans[i].name).text, c->data + spans[i].begin,
+                            c->data + at);
+        if (spans[i].begin < at)
+            return mgr_fail(err, MGR_ERR_FORMAT,
+                            "'%s': tensors '%s' and '%s' overlap at byte %" PRIu64, c->reader->name,
+                            show(spans[i - 1].name).text, show(spans[i].name).text,
+                            c->data + spans[i].begin);
+        at = spans[i].end;
+    }
+    if (at != c->data_len)
+        return mgr_fail(err, MGR_ERR_FORMAT,
+                        "'%s': the last tensor ends at byte %" PRIu64 ", the file at byte %" PRIu64,
+                        c->reader->name, c->data + at, c->data + c->data_len);
+    return MGR_OK;
+}
+
+/* Fill stored[] and spans[], which have room for every member of the header. */
+static int take_header(const context *c, json_t *header, uint32_t file, mgr_stored *stored,
+                       span *spans, size_t *n, mgr_err *err)
+{
+    const char *name = NULL;
+    json_t *entry = NULL;
+    *n = 0;
+    json_object_foreach(header, name, entry)
+    {
+        if (strcmp(name, METADATA) == 0) {
+            MGR_TRY(check_metadata(c, entry, err));
+            continue;
+        }
+        mgr_stored *t = &stored[*n];
+        *t = (mgr_stored){.name = name, .file = file, .record = MGR_NONE};
+        spans[*n] = (span){.name = name};
+        MGR_TRY(take_tensor(c, entry, t, &spans[*n], err));
+        ++*n;
+    }
+    return check_tiling(c, spans, *n, err);
+}
+
+/* Nothing goes into the catalogue before all of the file is found good. */
+static int read_tensors(mgr_catalogue *cat, const context *c, json_t *header, uint32_t file,
+                        mgr_err *err)
+{
+    mgr_stored *stored = NULL;
+    span *spans = NULL;
+    size_t n = json_object_size(header);
+    int rc = mgr_alloc(&stored, n, sizeof *stored, err);
+    if (rc == MGR_OK)
+        rc = mgr_alloc(&spans, n, sizeof *spans, err);
+    if (rc == MGR_OK)
+        rc = take_header(c, header, file, stored, spans, &n, err);
+    for (size_t i = 0; rc == MGR_OK && i < n; i++)
+        rc = mgr_catalogue_add_stored(cat, &stored[i], err);
+    mgr_free(spans);
+    mgr_free(stored);
+    return rc;
+}
+
+static int read_length(const mgr_reader *reader, uint64_t *len, mgr_err *err)
+{
+    unsigned char bytes[LENGTH_BYTES];
+    if (reader->size < LENGTH_BYTES)
+        return mgr_fail(err, MGR_ERR_FORMAT,
+                        "'%s' has %" PRIu64 " bytes, a safetensors file begins with %d",
+                        reader->name, reader->size, LENGTH_BYTES);
+    MGR_TRY(mgr_reader_read(reader, 0, bytes, sizeof bytes, err));
+    *len = mgr_load_u64(bytes);
+    if (*len > MAX_HEADER)
+        return mgr_fail(err, MGR_ERR_FORMAT,
+                        "'%s': the header has %" PRIu64 " bytes, at most %u are allowed",
+                        reader->name, *len, MAX_HEADER);
+    if (*len > reader->size - LENGTH_BYTES)
+        return mgr_fail(err, MGR_ERR_FORMAT,
+                        "'%s' is truncated: the header ends at byte %" PRIu64
+                        ", the file at byte %" PRIu64,
+                        reader->name, *len + LENGTH_BYTES, reader->size);
+    return MGR_OK;
+}
+
+static int read_header(const mgr_reader *reader, uint64_t len, json_t **out, mgr_err *err)
+{
+    char *text = NULL;
+    MGR_TRY(mgr_alloc(&text, len, 1, err));
+    int rc = mgr_reader_read(reader, LENGTH_BYTES, text, len, err);
+    if (rc == MGR_OK && text[0] != '{')
+        rc = mgr_fail(err, MGR_ERR_FORMAT, "'%s': the header does not begin with '{' at byte %d",
+                      reader->name, LENGTH_BYTES);
+    if (rc == MGR_OK)
+        rc = mgr_json_parse_at(out, reader->name, LENGTH_BYTES, text, len, err);
+    mgr_free(text);
+    return rc;
+}
+
+int mgr_safetensors_read(mgr_catalogue *cat, uint32_t file, const mgr_reader *reader, mgr_err *err)
+{
+    uint64_t len = 0;
+    json_t *header = NULL;
+    MGR_TRY(read_length(reader, &len, err));
+    MGR_TRY(read_header(reader, len, &header, err));
+    const uint64_t data = LENGTH_BYTES + len;
+    const context c = {reader, data, reader->size - data};
+    const int rc = read_tensors(cat, &c, header, file, err);
+    json_decref(header);
+    return rc;
+}
+
+static int by_name(const void *a, const void *b)
+{
+    const span *x = a, *y = b;
+    return strcmp(x->name, y->name);
+}
+
+/* An entry that does not describe itself rightly is our own mistake. */
+static int check_entry(const mgr_safetensors_entry *entry, mgr_err *err)
+{
+    mgr_stored t = {.ndim = entry->ndim};
+    uint64_t n_elems = 0, n_bytes = 0;
+    if (entry->ndim > MGR_MAX_NDIM || !mgr_dtype_safetensors(entry->dtype) ||
+        strcmp(entry->name, METADATA) == 0)
+        return mgr_fail(err, MGR_ERR_INTERNAL, "tensor '%s' has no place in safetensors",
+                        show(entry->name).text);
+    for (uint32_t i = 0; i < entry->ndim; i++)
+        t.shape[i] = entry->shape[i];
+    if (entry->begin > entry->end || measure(&t, &n_elems) ||
+        mgr_mul_overflow(n_elems, mgr_dtype_size(entry->dtype), &n_bytes) ||
+        n_bytes != entry->end - entry->begin)
+        return mgr_fail(err, MGR_ERR_INTERNAL,
+                        "tensor '%s': bytes %" PRIu64 " .. %" PRIu64 " do not fit its shape",
+                        show(entry->name).text, entry->begin, entry->end);
+    return MGR_OK;
+}
+
+/* What a reader would refuse is not written: names twice, holes, overlaps. */
+static int check_entries(const mgr_safetensors_entry *entries, size_t n, span *spans, mgr_err *err)
+{
+    const mgr_reader planned = {.name = "planned file"};
+    context c = {&planned, 0, 0};
+    for (size_t i = 0; i < n; i++) {
+        MGR_TRY(check_entry(&entries[i], err));
+        spans[i] = (span){entries[i].name, entries[i].begin, entries[i].end};
+        c.data_len = entries[i].end > c.data_len ? entries[i].end : c.data_len;
+    }
+    mgr_err tiling = MGR_ERR_INIT;
+    if (check_tiling(&c, spans, n, &tiling) != MGR_OK)
+        return mgr_fail(err, MGR_ERR_INTERNAL, "%s", tiling.msg);
+    if (n)
+        qsort(spans, n, sizeof *spans, by_name);
+    for (size_t i = 1; i < n; i++)
+        if (strcmp(spans[i - 1].name, spans[i].name) == 0)
+            return mgr_fail(err, MGR_ERR_INTERNAL, "two tensors are called '%s'",
+                            show(spans[i].name).text);
+    return MGR_OK;
+}
+
+static int write_entry(const mgr_safetensors_entry *entry, mgr_buf *out, mgr_err *err)
+{
+    MGR_TRY(mgr_buf_text(out, ",", err));
+    MGR_TRY(mgr_json_text(entry->name, out, err));
+    MGR_TRY(mgr_buf_fmt(out, err, ":{\"dtype\":\"%s\",\"shape\":[",
+                        mgr_dtype_safetensors(entry->dtype)));
+    for (uint32_t i = 0; i < entry->ndim; i++)
+        MGR_TRY(mgr_buf_fmt(out, err, "%s%" PRIu64, i ? "," : "", entry->shape[i]));
+    return mgr_buf_fmt(out, err, "],\"data_offsets\":[%" PRIu64 ",%" PRIu64 "]}", entry->begin,
+                       entry->end);
+}
+
+static int write_header(const mgr_safetensors_entry *entries, size_t n, uint32_t align,
+                        mgr_buf *out, mgr_err *err)
+{
+    unsigned char length[LENGTH_BYTES] = {0};
+    const size_t start = out->len;
+    MGR_TRY(mgr_buf_add(out, length, sizeof length, err));
+    MGR_TRY(mgr_buf_text(out, "{\"" METADATA "\":{\"format\":\"pt\"}", err));
+    for (size_t i = 0; i < n; i++)
+        MGR_TRY(write_entry(&entries[i], out, err));
+    MGR_TRY(mgr_buf_text(out, "}", err));
+    while ((out->len - start) % align != 0)
+        MGR_TRY(mgr_buf_text(out, " ", err));
+    const uint64_t len = out->len - start - LENGTH_BYTES;
+    if (len > MAX_HEADER)
+        return mgr_fail(err, MGR_ERR_UNSUPPORTED,
+                        "a safetensors header of %" PRIu64 " bytes, at most %u are allowed", len,
+                        MAX_HEADER);
+    mgr_store_u64(length, len);
+    memcpy(out->data + start, length, sizeof length);
+    return MGR_OK;
+}
+
+int mgr_safetensors_header(const mgr_safetensors_entry *entries, size_t n, uint32_t align,
+                           mgr_buf *out, mgr_err *err)
+{
+    span *spans = NULL;
+    const size_t start = out->len;
+    if (align < LENGTH_BYTES || (align & (align - 1)) != 0)
+        return mgr_fail(err, MGR_ERR_INTERNAL, "header alignment %" PRIu32, align);
+    MGR_TRY(mgr_alloc(&spans, n, sizeof *spans, err));
+    int rc = check_entries(entries, n, spans, err);
+    if (rc == MGR_OK)
+        rc = write_header(entries, n, align, out, err);
+    if (rc != MGR_OK && out->data) { /* nothing half-written stays */
+        out->len = start;
+        out->data[start] = '\0';
+    }
+    mgr_free(spans);
+    return rc;
+}

@@ -1,0 +1,68 @@
+#include "io/fault.h"
+
+#ifdef MGR_FAULT_HOOK
+
+#include <errno.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+static struct {
+    int parsed, sys, kill, only_rank;
+    long left;
+    char call[16];
+} plan = {0, 0, 0, -1, 0, ""};
+
+static int my_rank = -1;
+
+void mgr_fault_set_rank(int rank)
+{
+    my_rank = rank;
+}
+
+static int errno_of(const char *name)
+{
+    static const struct {
+        const char *name;
+        int value;
+    } names[] = {{"EIO", EIO}, {"ENOSPC", ENOSPC}, {"EACCES", EACCES}, {"EINTR", EINTR}};
+    for (size_t i = 0; i < sizeof names / sizeof names[0]; i++)
+        if (strcmp(names[i].name, name) == 0)
+            return names[i].value;
+    return EIO;
+}
+
+static void parse(const char *text)
+{
+    char last[16] = "";
+    plan.parsed = 1;
+    if (!text)
+        return;
+    if (strncmp(text, "rank:", 5) == 0) {
+        char *end;
+        plan.only_rank = (int)strtol(text + 5, &end, 10);
+        text = *end == ',' ? end + 1 : end;
+    }
+    if (sscanf(text, "%15[^:]:%ld:%15s", plan.call, &plan.left, last) < 2)
+        plan.call[0] = '\0';
+    plan.kill = strcmp(last, "kill") == 0;
+    plan.sys = errno_of(last);
+}
+
+int mgr_fault(const char *call)
+{
+    if (!plan.parsed)
+        parse(getenv("MGR_FAULT"));
+    if (strcmp(plan.call, call) != 0 || (plan.only_rank >= 0 && plan.only_rank != my_rank))
+        return 0;
+    if (plan.left <= 0 || --plan.left != 0)
+        return 0;
+    if (plan.kill)
+        raise(SIGKILL);
+    return plan.sys;
+}
+
+#else
+typedef int mgr_fault_unused;
+#endif

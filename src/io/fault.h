@@ -1,0 +1,26 @@
+/*
+ * Planted faults for tests, in builds with MGR_FAULT_HOOK. The environment variable MGR_FAULT holds
+ * "call:k[:errno]" (the k-th such call of a rank fails, once; default EIO) or "call:k:kill"; calls:
+ * pread, pwrite, fsync, rename, create, space. "space:k" makes the file system look full.
+ * "rank:r," before it limits the fault to one rank.
+ */
+#ifndef MGR_IO_FAULT_H
+#define MGR_IO_FAULT_H
+
+/* Nonzero (an errno) if this call is to fail now. Without the hook it is always 0. */
+#ifdef MGR_FAULT_HOOK
+int mgr_fault(const char *call);
+void mgr_fault_set_rank(int rank);
+#else
+static inline int mgr_fault(const char *call)
+{
+    (void)call;
+    return 0;
+}
+static inline void mgr_fault_set_rank(int rank)
+{
+    (void)rank;
+}
+#endif
+
+#endif

@@ -1,0 +1,208 @@
+#include "io/file.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/resource.h>
+#include <sys/stat.h>
+#include <sys/statvfs.h>
+#include <unistd.h>
+
+#include "io/fault.h"
+
+/* One pread or pwrite moves at most 0x7ffff000 bytes on Linux; we ask for no more than this. */
+#define TRANSFER_MAX ((size_t)1 << 30)
+
+int mgr_pread_full(int fd, const char *name, void *out, size_t len, uint64_t offset, mgr_err *err)
+{
+    char *at = out;
+    while (len > 0) {
+        const int fault = mgr_fault("pread");
+        const ssize_t n = fault ? (errno = fault, -1)
+                                : pread(fd, at, len < TRANSFER_MAX ? len : TRANSFER_MAX,
+                                        (off_t)offset);
+        if (n < 0 && errno == EINTR)
+            continue;
+        if (n < 0)
+            return mgr_fail_errno(err, MGR_ERR_IO, errno, "read '%s' at byte %llu", name,
+                                  (unsigned long long)offset);
+        if (n == 0)
+            return mgr_fail(err, MGR_ERR_FORMAT, "'%s' is truncated at byte %llu", name,
+                            (unsigned long long)offset);
+        at += n;
+        len -= (size_t)n;
+        offset += (uint64_t)n;
+    }
+    return MGR_OK;
+}
+
+int mgr_pwrite_full(int fd, const char *name, const void *bytes, size_t len, uint64_t offset,
+                    mgr_err *err)
+{
+    const char *at = bytes;
+    while (len > 0) {
+        const int fault = mgr_fault("pwrite");
+        const ssize_t n = fault ? (errno = fault, -1)
+                                : pwrite(fd, at, len < TRANSFER_MAX ? len : TRANSFER_MAX,
+                                         (off_t)offset);
+        if (n < 0 && errno == EINTR)
+            continue;
+        if (n < 0)
+            return mgr_fail_errno(err, errno == ENOSPC || errno == EDQUOT ? MGR_ERR_SPACE : MGR_ERR_IO,
+                                  errno, "write '%s' at byte %llu", name,
+                                  (unsigned long long)offset);
+        at += n;
+        len -= (size_t)n;
+        offset += (uint64_t)n;
+    }
+    return MGR_OK;
+}
+
+int mgr_open_read(const char *path, int *fd, mgr_err *err)
+{
+    const int f = open(path, O_RDONLY | O_CLOEXEC);
+    if (f < 0)
+        return mgr_fail_errno(err, errno == ENOENT ? MGR_ERR_NOT_FOUND : MGR_ERR_IO, errno,
+                              "cannot open '%s'", path);
+    *fd = f;
+    return MGR_OK;
+}
+
+int mgr_open_write(const char *path, int *fd, mgr_err *err)
+{
+    const int f = open(path, O_WRONLY | O_CLOEXEC);
+    if (f < 0)
+        return mgr_fail_errno(err, MGR_ERR_CREATE, errno, "cannot open '%s' for writing", path);
+    *fd = f;
+    return MGR_OK;
+}
+
+int mgr_sync_close(int fd, const char *name, mgr_err *err)
+{
+    const int fault = mgr_fault("fsync");
+    const int sync_errno = fault ? fault : (fsync(fd) != 0 ? errno : 0);
+    const int close_errno = close(fd) != 0 ? errno : 0;
+    if (sync_errno)
+        return mgr_fail_errno(err, MGR_ERR_IO, sync_errno, "fsync '%s'", name);
+    if (close_errno)
+        return mgr_fail_errno(err, MGR_ERR_IO, close_errno, "close '%s'", name);
+    return MGR_OK;
+}
+
+void mgr_close(int fd)
+{
+    close(fd);
+}
+
+static int create(const char *path, int *fd, mgr_err *err)
+{
+    const int fault = mgr_fault("create");
+    const int f = fault ? (errno = fault, -1)
+                        : open(path, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
+    if (f < 0)
+        return mgr_fail_errno(err, MGR_ERR_CREATE, errno, "cannot create '%s'", path);
+    *fd = f;
+    return MGR_OK;
+}
+
+int mgr_create_sized(const char *path, uint64_t bytes, mgr_err *err)
+{
+    int fd;
+    MGR_TRY(create(path, &fd, err));
+    const int sys = ftruncate(fd, (off_t)bytes) != 0 ? errno : 0;
+    close(fd);
+    if (sys)
+        return mgr_fail_errno(err, MGR_ERR_CREATE, sys, "cannot size '%s'", path);
+    return MGR_OK;
+}
+
+int mgr_write_file(const char *path, const void *bytes, size_t len, mgr_err *err)
+{
+    int fd;
+    MGR_TRY(create(path, &fd, err));
+    const int rc = mgr_pwrite_full(fd, path, bytes, len, 0, err);
+    const int sync = mgr_sync_close(fd, path, err);
+    return rc != MGR_OK ? rc : sync;
+}
+
+int mgr_read_file(const char *path, uint64_t limit, mgr_buf *out, mgr_err *err)
+{
+    int fd;
+    struct stat st;
+    char chunk[65536];
+    MGR_TRY(mgr_open_read(path, &fd, err));
+    int rc = MGR_OK;
+    if (fstat(fd, &st) != 0 || !S_ISREG(st.st_mode))
+        rc = mgr_fail(err, MGR_ERR_FORMAT, "'%s' is not a regular file", path);
+    else if ((uint64_t)st.st_size > limit)
+        rc = mgr_fail(err, MGR_ERR_FORMAT, "'%s' has %llu bytes, more than the %llu allowed", path,
+                      (unsigned long long)st.st_size, (unsigned long long)limit);
+    for (uint64_t at = 0; rc == MGR_OK && at < (uint64_t)st.st_size;) {
+        const uint64_t left = (uint64_t)st.st_size - at;
+        const size_t n = left < sizeof chunk ? (size_t)left : sizeof chunk;
+        rc = mgr_pread_full(fd, path, chunk, n, at, err);
+        if (rc == MGR_OK)
+            rc = mgr_buf_add(out, chunk, n, err);
+        at += n;
+    }
+    close(fd);
+    return rc;
+}
+
+int mgr_rename(const char *from, const char *to, mgr_err *err)
+{
+    const int fault = mgr_fault("rename");
+    if (fault || rename(from, to) != 0)
+        return mgr_fail_errno(err, MGR_ERR_CREATE, fault ? fault : errno, "rename '%s' to '%s'",
+                              from, to);
+    mgr_arena arena = {0};
+    const char *parent;
+    int rc = mgr_dirname(to, &arena, &parent, err);
+    if (rc == MGR_OK)
+        rc = mgr_sync_dir(parent, err);
+    mgr_arena_clear(&arena);
+    return rc;
+}
+
+bool mgr_path_exists(const char *path)
+{
+    struct stat st;
+    return lstat(path, &st) == 0;
+}
+
+bool mgr_is_dir(const char *path)
+{
+    struct stat st;
+    return stat(path, &st) == 0 && S_ISDIR(st.st_mode);
+}
+
+int mgr_free_space(const char *path, uint64_t *bytes, mgr_err *err)
+{
+    struct statvfs fs;
+    if (mgr_fault("space")) {
+        *bytes = 0;
+        return MGR_OK;
+    }
+    if (statvfs(path, &fs) != 0)
+        return mgr_fail_errno(err, MGR_ERR_IO, errno, "cannot ask the free space of '%s'", path);
+    *bytes = (uint64_t)fs.f_bavail * (uint64_t)fs.f_frsize;
+    return MGR_OK;
+}
+
+uint64_t mgr_peak_rss(void)
+{
+    struct rusage usage;
+    return getrusage(RUSAGE_SELF, &usage) == 0 ? (uint64_t)usage.ru_maxrss * 1024 : 0;
+}
+
+uint64_t mgr_current_rss(void)
+{
+    unsigned long long total = 0, resident = 0;
+    FILE *const f = fopen("/proc/self/statm", "r");
+    if (!f)
+        return 0;
+    const int n = fscanf(f, "%llu %llu", &total, &resident);
+    fclose(f);
+    return n == 2 ? (uint64_t)resident * (uint64_t)sysconf(_SC_PAGESIZE) : 0;
+}

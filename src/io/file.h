@@ -1,0 +1,71 @@
+/*
+ * Files: full transfers, durable creation, staging and publishing of an output directory. The only
+ * room that touches file descriptors and directories.
+ */
+#ifndef MGR_IO_FILE_H
+#define MGR_IO_FILE_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "core/str.h"
+#include "mgr/err.h"
+
+/* Exactly `len` bytes at `offset`, in pieces of at most 1 GiB. `name` is for messages.
+ * Errors: MGR_ERR_FORMAT at an early end of file, MGR_ERR_IO, MGR_ERR_SPACE (disk full). Local. */
+int mgr_pread_full(int fd, const char *name, void *out, size_t len, uint64_t offset,
+                   mgr_err *err) MGR_NODISCARD;
+int mgr_pwrite_full(int fd, const char *name, const void *bytes, size_t len, uint64_t offset,
+                    mgr_err *err) MGR_NODISCARD;
+
+/* Open for reading, or for writing an existing file; *fd is the caller's to close. Local. */
+int mgr_open_read(const char *path, int *fd, mgr_err *err) MGR_NODISCARD;
+int mgr_open_write(const char *path, int *fd, mgr_err *err) MGR_NODISCARD;
+
+/* fsync, then close. Neither is ever retried: Linux drops the dirty pages after a failed fsync and
+ * reports success the next time. Local. */
+int mgr_sync_close(int fd, const char *name, mgr_err *err) MGR_NODISCARD;
+void mgr_close(int fd);
+
+/* Create `path`, which must not exist, with `bytes` bytes (sparse). Local. */
+int mgr_create_sized(const char *path, uint64_t bytes, mgr_err *err) MGR_NODISCARD;
+
+/* Create `path` with this content and make it durable. Local. */
+int mgr_write_file(const char *path, const void *bytes, size_t len, mgr_err *err) MGR_NODISCARD;
+
+/* The whole of a file of at most `limit` bytes, appended to *out. Local. */
+int mgr_read_file(const char *path, uint64_t limit, mgr_buf *out, mgr_err *err) MGR_NODISCARD;
+
+/* Directories. mgr_make_dir fails with MGR_ERR_EXISTS if it is there; mgr_make_dirs does not and
+ * makes parents. mgr_remove_tree is silent if there is nothing. mgr_sync_dir makes the names in a
+ * directory durable. mgr_rename is rename(2) and makes both parents durable. Local. */
+int mgr_make_dir(const char *path, mgr_err *err) MGR_NODISCARD;
+int mgr_make_dirs(const char *path, mgr_err *err) MGR_NODISCARD;
+int mgr_remove_tree(const char *path, mgr_err *err) MGR_NODISCARD;
+int mgr_sync_dir(const char *path, mgr_err *err) MGR_NODISCARD;
+int mgr_rename(const char *from, const char *to, mgr_err *err) MGR_NODISCARD;
+
+/* Give the directory `from` the name `to`. With `replace` an existing `to` is swapped out in one
+ * step where the file system can (renameat2), and then removed; without, an existing one is an
+ * error, even an empty one. Durable on return. Local. */
+int mgr_publish(const char *from, const char *to, bool replace, mgr_err *err) MGR_NODISCARD;
+
+bool mgr_path_exists(const char *path);
+bool mgr_is_dir(const char *path);
+
+/* The names in a directory, sorted bytewise, without "." and ".."; owned by `arena`. Local. */
+int mgr_list_dir(const char *path, mgr_arena *arena, const char ***names, size_t *n,
+                 mgr_err *err) MGR_NODISCARD;
+
+/* The directory part of a path ("." if there is none), owned by `arena`. */
+int mgr_dirname(const char *path, mgr_arena *arena, const char **out, mgr_err *err) MGR_NODISCARD;
+
+/* Bytes that this user can still write on the file system of `path`. Local. */
+int mgr_free_space(const char *path, uint64_t *bytes, mgr_err *err) MGR_NODISCARD;
+
+/* Peak and current resident memory of this process in bytes; 0 where unknown. */
+uint64_t mgr_peak_rss(void);
+uint64_t mgr_current_rss(void);
+
+#endif

@@ -1,0 +1,58 @@
+/*
+ * The table of methods, and the questions that all of them ask.
+ */
+#include <string.h>
+
+#include "kern/method.h"
+
+static const mgr_method *const methods[] = {
+    &mgr_method_drop,
+    &mgr_method_naive,
+    &mgr_method_noise,
+};
+
+#define N_METHODS (sizeof methods / sizeof methods[0])
+
+const mgr_method *mgr_method_at(size_t idx)
+{
+    return idx < N_METHODS ? methods[idx] : NULL;
+}
+
+const mgr_method *mgr_method_find(const char *name)
+{
+    for (size_t i = 0; i < N_METHODS; i++) {
+        if (strcmp(methods[i]->name, name) == 0)
+            return methods[i];
+    }
+    return NULL;
+}
+
+uint32_t mgr_selected_count(double ratio, uint32_t n_neurons)
+{
+    if (!(ratio > 0))
+        return 0;
+    if (ratio >= 1)
+        return n_neurons;
+    return (uint32_t)(ratio * n_neurons);
+}
+
+mgr_stream mgr_expert_stream(const mgr_expert *x, mgr_purpose base)
+{
+    return (mgr_stream){.seed = x->seed,
+                        .purpose = (uint32_t)base + (uint32_t)x->matrix,
+                        .layer = x->layer,
+                        .expert = x->expert};
+}
+
+uint32_t mgr_selected_before(const mgr_expert *x, uint32_t neuron)
+{
+    uint32_t low = 0, high = x->n_selected;
+    while (low < high) {
+        const uint32_t middle = low + (high - low) / 2;
+        if (x->selected[middle] < neuron)
+            low = middle + 1;
+        else
+            high = middle;
+    }
+    return low;
+}

@@ -1,0 +1,96 @@
+/*
+ * Routers: small, drawn whole by every rank that stores one.
+ */
+#include <string.h>
+
+#include "kern/kern.h"
+#include "mgr/upcycle.h"
+
+#define CHUNK 1024
+#define N_NAMES MGR_ROUTER_COUNT
+
+/* The standard deviation 0.02 of UNIFORM, over that of a uniform number: 0.02 * sqrt(12). */
+#define UNIFORM_SCALE 0.06928203230275509
+
+static const char *const names[N_NAMES] = {
+    [MGR_ROUTER_UNIFORM] = "uniform",
+    [MGR_ROUTER_UNIFORM01] = "uniform01",
+    [MGR_ROUTER_UNIFORM01_CENTRED] = "uniform01-centred",
+    [MGR_ROUTER_NORMAL] = "normal",
+};
+
+const char *mgr_router_name(mgr_router router)
+{
+    return (unsigned)router < N_NAMES ? names[router] : "unknown";
+}
+
+mgr_router mgr_router_find(const char *name)
+{
+    int i = 0;
+    while (i < N_NAMES && strcmp(names[i], name) != 0)
+        i++;
+    return (mgr_router)i;
+}
+
+static mgr_stream router_stream(uint64_t seed, uint32_t layer, uint32_t expert)
+{
+    return (mgr_stream){
+        .seed = seed, .purpose = MGR_PURPOSE_ROUTER, .layer = layer, .expert = expert};
+}
+
+static size_t chunk_of(uint64_t left)
+{
+    return left < CHUNK ? (size_t)left : CHUNK;
+}
+
+/* The mean of all words, rounded once from the exact sum, below 2^64 for fewer than 2^32 words. */
+static double mean_word(uint64_t seed, uint32_t layer, uint32_t experts, uint64_t hidden)
+{
+    uint32_t words[CHUNK];
+    uint64_t sum = 0;
+
+    for (uint32_t e = 0; e < experts; e++) {
+        const mgr_stream stream = router_stream(seed, layer, e);
+        for (uint64_t h = 0; h < hidden; h += CHUNK) {
+            const size_t n = chunk_of(hidden - h);
+            mgr_words(&stream, h, n, words);
+            for (size_t i = 0; i < n; i++)
+                sum += words[i];
+        }
+    }
+    return (double)sum / (double)(experts * hidden);
+}
+
+/* One row: (word * 2^-32 - centre) * scale in float64, then to float32, then to `to`. */
+static void uniform_row(const mgr_stream *stream, double centre, double scale, uint64_t hidden,
+                        unsigned char *out, mgr_dtype to)
+{
+    uint32_t words[CHUNK];
+    float values[CHUNK];
+
+    for (uint64_t h = 0; h < hidden; h += CHUNK) {
+        const size_t n = chunk_of(hidden - h);
+        mgr_words(stream, h, n, words);
+        for (size_t i = 0; i < n; i++)
+            values[i] = (float)((words[i] * 0x1p-32 - centre) * scale);
+        mgr_cast(out + h * mgr_dtype_size(to), to, values, MGR_DTYPE_F32, n);
+    }
+}
+
+void mgr_router_fill(mgr_router router, double std, uint64_t seed, uint32_t layer,
+                     uint32_t experts, uint64_t hidden, void *out, mgr_dtype to)
+{
+    const int centred = router == MGR_ROUTER_UNIFORM || router == MGR_ROUTER_UNIFORM01_CENTRED;
+    const double centre = centred ? mean_word(seed, layer, experts, hidden) * 0x1p-32 : 0;
+    const double scale = router == MGR_ROUTER_UNIFORM ? UNIFORM_SCALE : 1;
+    unsigned char *row = out;
+
+    for (uint32_t e = 0; e < experts; e++) {
+        const mgr_stream stream = router_stream(seed, layer, e);
+        if (router == MGR_ROUTER_NORMAL)
+            mgr_normals_scaled(&stream, 0, (size_t)hidden, 0, (float)std, row, to);
+        else
+            uniform_row(&stream, centre, scale, hidden, row, to);
+        row += hidden * mgr_dtype_size(to);
+    }
+}

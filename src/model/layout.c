@@ -1,0 +1,279 @@
+#include "mgr/layout.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "core/mem.h"
+
+/* Stored tensors by (file, name): an open hash table, rebuilt by nobody; sources only. */
+typedef struct mgr_name_index {
+    uint32_t *slots;
+    size_t mask;
+} mgr_name_index;
+
+static size_t hash_name(uint32_t file, const char *name)
+{
+    uint64_t h = UINT64_C(1469598103934665603) ^ file; /* FNV-1a */
+    for (; *name; name++)
+        h = (h ^ (unsigned char)*name) * UINT64_C(1099511628211);
+    return (size_t)(h ^ h >> 29);
+}
+
+static uint32_t index_find(const mgr_layout *layout, uint32_t file, const char *name)
+{
+    const mgr_name_index *const index = layout->index;
+    for (size_t i = hash_name(file, name) & index->mask;; i = (i + 1) & index->mask) {
+        const uint32_t at = index->slots[i];
+        if (at == MGR_NONE)
+            return MGR_NONE;
+        const mgr_stored *const s = &layout->cat->stored[at];
+        if (s->file == file && strcmp(s->name, name) == 0)
+            return at;
+    }
+}
+
+static int index_build(mgr_layout *layout, mgr_err *err)
+{
+    size_t n = 16;
+    while (n < layout->cat->n_stored * 2 + 2)
+        n *= 2;
+    MGR_TRY(mgr_alloc(&layout->index, 1, sizeof *layout->index, err));
+    MGR_TRY(mgr_alloc(&layout->index->slots, n, sizeof(uint32_t), err));
+    memset(layout->index->slots, 0xff, n * sizeof(uint32_t));
+    layout->index->mask = n - 1;
+    for (size_t k = 0; k < layout->cat->n_stored; k++) {
+        const mgr_stored *const s = &layout->cat->stored[k];
+        if (index_find(layout, s->file, s->name) != MGR_NONE)
+            return mgr_fail(err, MGR_ERR_FORMAT, "'%s' holds tensor '%s' twice",
+                            layout->cat->files[s->file].path, s->name);
+        size_t i = hash_name(s->file, s->name) & layout->index->mask;
+        while (layout->index->slots[i] != MGR_NONE)
+            i = (i + 1) & layout->index->mask;
+        layout->index->slots[i] = (uint32_t)k;
+    }
+    return MGR_OK;
+}
+
+int mgr_layout_init(mgr_layout *layout, const mgr_tensors *tensors, mgr_catalogue *cat,
+                    bool declare, mgr_dtype dtype, mgr_err *err)
+{
+    *layout = (mgr_layout){.tensors = tensors, .cat = cat, .declare = declare, .dtype = dtype};
+    if (declare)
+        return MGR_OK;
+    int rc = mgr_alloc(&layout->used, cat->n_stored, 1, err);
+    if (rc == MGR_OK)
+        rc = index_build(layout, err);
+    if (rc != MGR_OK)
+        mgr_layout_clear(layout);
+    return rc;
+}
+
+void mgr_layout_clear(mgr_layout *layout)
+{
+    if (layout->index)
+        mgr_free(layout->index->slots);
+    mgr_free(layout->index);
+    mgr_free(layout->used);
+    mgr_free(layout->boxes);
+    mgr_free(layout->fills);
+    mgr_free(layout->first_box);
+    mgr_free(layout->file_owner);
+    *layout = (mgr_layout){0};
+}
+
+static const char *shape_text(uint32_t ndim, const uint64_t *shape, char *out, size_t size)
+{
+    size_t used = (size_t)snprintf(out, size, "[");
+    for (uint32_t d = 0; d < ndim && used < size; d++)
+        used += (size_t)snprintf(out + used, size - used, "%s%llu", d ? ", " : "",
+                                 (unsigned long long)shape[d]);
+    if (used < size)
+        snprintf(out + used, size - used, "]");
+    return out;
+}
+
+static int declare_tensor(mgr_layout *layout, uint32_t file, const char *name, uint32_t ndim,
+                          const uint64_t *shape, mgr_err *err)
+{
+    mgr_stored s = {.name = name, .file = file, .record = MGR_NONE, .dtype = layout->dtype,
+                    .ndim = ndim};
+    uint64_t stride = 1;
+    for (uint32_t d = ndim; d-- > 0;) {
+        s.shape[d] = shape[d];
+        s.stride[d] = stride;
+        stride *= shape[d];
+    }
+    return mgr_catalogue_add_stored(layout->cat, &s, err);
+}
+
+/* All leading axes must fold into one row axis, and rows must be dense along the last axis. */
+static int check_strides(const mgr_layout *layout, const mgr_stored *s, mgr_err *err)
+{
+    bool plain = s->ndim < 2 || s->shape[s->ndim - 1] <= 1 || s->stride[s->ndim - 1] == 1;
+    for (uint32_t d = 0; d + 2 < s->ndim; d++)
+        plain = plain && (s->shape[d] <= 1 || s->stride[d] == s->stride[d + 1] * s->shape[d + 1]);
+    if (plain)
+        return MGR_OK;
+    return mgr_fail(err, MGR_ERR_UNSUPPORTED, "tensor '%s' in '%s' is stored transposed", s->name,
+                    layout->cat->files[s->file].path);
+}
+
+static int find_tensor(mgr_layout *layout, uint32_t file, const char *name, uint32_t ndim,
+                       const uint64_t *shape, uint32_t *stored, mgr_err *err)
+{
+    const uint32_t at = index_find(layout, file, name);
+    const char *const path = layout->cat->files[file].path;
+    char is[128], wanted[128];
+    if (at == MGR_NONE)
+        return mgr_fail(err, MGR_ERR_FORMAT, "tensor '%s' is missing in '%s'", name, path);
+    const mgr_stored *const s = &layout->cat->stored[at];
+    if (s->ndim != ndim || memcmp(s->shape, shape, ndim * sizeof *shape) != 0)
+        return mgr_fail(err, MGR_ERR_FORMAT, "tensor '%s' in '%s': shape %s, expected %s", name,
+                        path, shape_text(s->ndim, s->shape, is, sizeof is),
+                        shape_text(ndim, shape, wanted, sizeof wanted));
+    if (!mgr_dtype_is_weight(s->dtype) || s->dtype != layout->dtype)
+        return mgr_fail(err, mgr_dtype_is_weight(s->dtype) ? MGR_ERR_FORMAT : MGR_ERR_UNSUPPORTED,
+                        "tensor '%s' in '%s' has type %s, expected %s", name, path,
+                        mgr_dtype_name(s->dtype) ? mgr_dtype_name(s->dtype) : "of another kind",
+                        mgr_dtype_name(layout->dtype));
+    layout->used[at] = 1;
+    *stored = at;
+    return check_strides(layout, s, err);
+}
+
+int mgr_layout_tensor(mgr_layout *layout, uint32_t file, const char *name, uint32_t ndim,
+                      const uint64_t *shape, uint32_t *stored, mgr_err *err)
+{
+    if (!layout->declare)
+        return find_tensor(layout, file, name, ndim, shape, stored, err);
+    MGR_TRY(declare_tensor(layout, file, name, ndim, shape, err));
+    *stored = (uint32_t)layout->cat->n_stored - 1;
+    return MGR_OK;
+}
+
+bool mgr_layout_has(const mgr_layout *layout, uint32_t file, const char *name)
+{
+    return !layout->declare && index_find(layout, file, name) != MGR_NONE;
+}
+
+int mgr_layout_box(mgr_layout *layout, const mgr_box *box, mgr_err *err)
+{
+    if (box->rows == 0 || box->cols == 0)
+        return MGR_OK;
+    MGR_TRY(mgr_grow(&layout->boxes, &layout->cap_boxes, layout->n_boxes + 1, sizeof *box, err));
+    mgr_box *const b = &layout->boxes[layout->n_boxes++];
+    *b = *box;
+    const mgr_stored *const s = &layout->cat->stored[b->stored];
+    b->row_stride = s->ndim >= 2 ? s->stride[s->ndim - 2] : s->stride[0];
+    return MGR_OK;
+}
+
+int mgr_layout_fill(mgr_layout *layout, uint32_t stored, uint64_t row, uint64_t rows, mgr_err *err)
+{
+    if (!layout->declare || rows == 0)
+        return MGR_OK;
+    MGR_TRY(mgr_grow(&layout->fills, &layout->cap_fills, layout->n_fills + 1,
+                     sizeof *layout->fills, err));
+    layout->fills[layout->n_fills++] = (mgr_fill){stored, row, rows};
+    return MGR_OK;
+}
+
+static int compare_u64(uint64_t a, uint64_t b)
+{
+    return a < b ? -1 : a > b;
+}
+
+static int by_place(const void *x, const void *y)
+{
+    const mgr_box *const a = x, *const b = y;
+    int c = compare_u64(a->tensor, b->tensor);
+    if (c == 0)
+        c = compare_u64(a->copy, b->copy);
+    if (c == 0)
+        c = compare_u64(a->row, b->row);
+    return c ? c : compare_u64(a->col, b->col);
+}
+
+/* Do boxes[0..n) of one copy tile the tensor (or, of a replica, stay inside it without overlap)?
+ * Sorted by row, then column: bands of equal rows, each tiled from column 0 to the end. */
+static bool tiles(const mgr_box *boxes, size_t n, uint64_t rows, uint64_t cols)
+{
+    uint64_t next_row = 0;
+    for (size_t i = 0; i < n;) {
+        const uint64_t row = boxes[i].row, height = boxes[i].rows;
+        uint64_t next_col = 0;
+        if (row != next_row || height > rows - row)
+            return false;
+        for (; i < n && boxes[i].row == row; i++) {
+            if (boxes[i].rows != height || boxes[i].col != next_col)
+                return false;
+            next_col += boxes[i].cols;
+        }
+        if (next_col != cols)
+            return false;
+        next_row = row + height;
+    }
+    return next_row == rows;
+}
+
+static int check_tensor(const mgr_layout *layout, uint32_t idx, mgr_err *err)
+{
+    const mgr_tensor *const t = &layout->tensors->list[idx];
+    const mgr_box *const boxes = &layout->boxes[layout->first_box[idx]];
+    const size_t n = layout->first_box[idx + 1] - layout->first_box[idx];
+    bool good = n > 0 && boxes[0].copy == 0;
+    for (size_t i = 0; good && i < n;) {
+        size_t end = i;
+        while (end < n && boxes[end].copy == boxes[i].copy)
+            end++;
+        good = tiles(boxes + i, end - i, t->rows, t->cols);
+        i = end;
+    }
+    char label[96];
+    return good ? MGR_OK
+                : mgr_fail(err, layout->declare ? MGR_ERR_INTERNAL : MGR_ERR_FORMAT,
+                           "%s is not covered exactly once by the stored tensors",
+                           mgr_tensor_label(t, label, sizeof label));
+}
+
+static int check_left_over(const mgr_layout *layout, mgr_err *err)
+{
+    for (size_t i = 0; !layout->declare && i < layout->cat->n_stored; i++) {
+        const mgr_stored *const s = &layout->cat->stored[i];
+        if (!layout->used[i]) {
+            mgr_fail(err, MGR_ERR_FORMAT, "unknown tensor '%s' in '%s'", s->name,
+                     layout->cat->files[s->file].path);
+            return mgr_hint(err, "the model of this checkpoint has a part that is not supported; "
+                                 "nothing is dropped in silence");
+        }
+    }
+    return MGR_OK;
+}
+
+int mgr_layout_finish(mgr_layout *layout, mgr_err *err)
+{
+    const uint32_t n = layout->tensors->n;
+    if (layout->n_boxes)
+        qsort(layout->boxes, layout->n_boxes, sizeof *layout->boxes, by_place);
+    MGR_TRY(mgr_alloc(&layout->first_box, (size_t)n + 1, sizeof *layout->first_box, err));
+    size_t at = 0;
+    for (uint32_t i = 0; i <= n; i++) {
+        while (at < layout->n_boxes && layout->boxes[at].tensor < i)
+            at++;
+        layout->first_box[i] = at;
+    }
+    layout->first_box[n] = layout->n_boxes;
+    MGR_TRY(check_left_over(layout, err));
+    for (uint32_t i = 0; i < n; i++)
+        MGR_TRY(check_tensor(layout, i, err));
+    return MGR_OK;
+}
+
+uint64_t mgr_box_offset(const mgr_layout *layout, const mgr_box *box, uint64_t row, uint64_t col)
+{
+    const mgr_stored *const s = &layout->cat->stored[box->stored];
+    const uint64_t element = (box->stored_row + (row - box->row)) * box->row_stride +
+                             box->stored_col + (col - box->col);
+    return s->offset + element * mgr_dtype_size(s->dtype);
+}

@@ -1,0 +1,335 @@
+/* Model and partition of a Megatron checkpoint from its args, its shapes and the configuration. */
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "core/mem.h"
+#include "core/str.h"
+#include "model/megatron.h"
+
+/* What the derivation looks at. */
+typedef struct evidence {
+    const mgr_catalogue *cat;
+    const mgr_config *config;
+    const mgr_megatron *mg;
+    uint32_t file; /* whose args are read: first stage, tensor-parallel rank 0 */
+} evidence;
+
+static const mgr_attr *arg(const evidence *ev, const char *name)
+{
+    char key[96];
+    snprintf(key, sizeof key, "args.%s", name);
+    const mgr_attr *const a = mgr_catalogue_attr(ev->cat, ev->file, key);
+    return a && a->kind != MGR_ATTR_NULL ? a : NULL;
+}
+
+static const char *path(const evidence *ev)
+{
+    return ev->cat->files[ev->file].path;
+}
+
+static bool is_true(const mgr_attr *a)
+{
+    return a && (a->kind == MGR_ATTR_BOOL || a->kind == MGR_ATTR_INT) && a->i != 0;
+}
+
+/* Kinds that would come out wrong if they were taken for a Llama-like model. */
+typedef enum refuse_when {
+    IF_TRUE,
+    IF_FALSE,
+    IF_SET,     /* present and not None */
+    IF_NOT_ONE, /* a number other than 1 */
+    IF_ABOVE_ONE,
+    IF_TEXT_NOT /* a text other than `text` */
+} refuse_when;
+
+static const struct {
+    const char *name;
+    refuse_when when;
+    const char *text, *what;
+} refusals[] = {
+    {"num_experts", IF_SET, NULL, "a mixture of experts as the source"},
+    {"multi_latent_attention", IF_TRUE, NULL, "multi-latent attention"},
+    {"swiglu", IF_FALSE, NULL, "an activation other than SwiGLU"},
+    {"squared_relu", IF_TRUE, NULL, "squared ReLU"},
+    {"quick_geglu", IF_TRUE, NULL, "quick GEGLU"},
+    {"normalization", IF_TEXT_NOT, "RMSNorm", "a norm other than RMSNorm"},
+    {"apply_layernorm_1p", IF_TRUE, NULL, "zero-centred norm weights"},
+    {"layernorm_zero_centered_gamma", IF_TRUE, NULL, "zero-centred norm weights"},
+    {"add_bias_linear", IF_TRUE, NULL, "linear layers with a bias"},
+    {"add_qkv_bias", IF_TRUE, NULL, "QKV with a bias"},
+    {"qk_layernorm", IF_TRUE, NULL, "norms of q and k"},
+    {"position_embedding_type", IF_TEXT_NOT, "rope", "position embeddings other than RoPE"},
+    {"rotary_percent", IF_NOT_ONE, NULL, "RoPE on a part of the head"},
+    {"rotary_interleaved", IF_TRUE, NULL, "interleaved RoPE"},
+    {"use_rope_scaling", IF_TRUE, NULL, "RoPE scaling"},
+    {"rotary_seq_len_interpolation_factor", IF_SET, NULL, "RoPE interpolation"},
+    {"window_size", IF_SET, NULL, "sliding-window attention"},
+    {"attention_output_gate", IF_TRUE, NULL, "gated attention"},
+    {"virtual_pipeline_model_parallel_size", IF_ABOVE_ONE, NULL, "virtual pipeline stages"},
+    {"moe_mlp_glu_interleave_size", IF_SET, NULL, "interleaved GLU rows"},
+    {"heterogeneous_layers_config_path", IF_SET, NULL, "heterogeneous layers"},
+    {"heterogeneous_layers_config_encoded_json", IF_SET, NULL, "heterogeneous layers"},
+    {"hybrid_layer_pattern", IF_SET, NULL, "hybrid layers"},
+    {"hybrid_override_pattern", IF_SET, NULL, "hybrid layers"},
+    {"mtp_num_layers", IF_SET, NULL, "multi-token prediction"},
+    {"apply_residual_connection_post_layernorm", IF_TRUE, NULL, "post-norm residuals"},
+};
+
+static bool refused(const mgr_attr *a, refuse_when when, const char *text)
+{
+    const double number = a->kind == MGR_ATTR_REAL ? a->r : (double)a->i;
+    const bool numeric = a->kind == MGR_ATTR_REAL || a->kind == MGR_ATTR_INT;
+    switch (when) {
+    case IF_TRUE:
+        return is_true(a);
+    case IF_FALSE:
+        return !is_true(a);
+    case IF_SET:
+        return !(a->kind == MGR_ATTR_TEXT && a->text[0] == '\0') && !(numeric && number == 0.0);
+    case IF_NOT_ONE:
+        return numeric && number != 1.0;
+    case IF_ABOVE_ONE:
+        return numeric && number > 1.0;
+    case IF_TEXT_NOT:
+        return a->kind == MGR_ATTR_TEXT && strcmp(a->text, text) != 0;
+    }
+    return true;
+}
+
+static int check_supported(const evidence *ev, mgr_err *err)
+{
+    for (size_t i = 0; i < sizeof refusals / sizeof refusals[0]; i++) {
+        const mgr_attr *const a = arg(ev, refusals[i].name);
+        if (a && refused(a, refusals[i].when, refusals[i].text))
+            return mgr_fail(err, MGR_ERR_UNSUPPORTED,
+                            "'%s' has %s (args.%s), which is not supported", path(ev),
+                            refusals[i].what, refusals[i].name);
+    }
+    /* older args spell RoPE as a flag; learned positions then show as a tensor */
+    return MGR_OK;
+}
+
+/* One whole number that args, the configuration and perhaps the tensors know. 0 is "unknown". */
+static int whole(const evidence *ev, const char *name, uint64_t from_config, uint64_t from_tensors,
+                 uint64_t *out, mgr_err *err)
+{
+    const mgr_attr *const a = arg(ev, name);
+    char key[96];
+    snprintf(key, sizeof key, "model.%s", name);
+    uint64_t known = 0;
+    if (a && (a->kind != MGR_ATTR_INT || a->i < 1 || a->i > (INT64_C(1) << 40)))
+        return mgr_fail(err, MGR_ERR_FORMAT, "args.%s in '%s' is not a positive whole number", name,
+                        path(ev));
+    if (a)
+        known = (uint64_t)a->i;
+    if (known && from_config && known != from_config)
+        return mgr_config_fail(ev->config, key, err, "'%s' is %llu, but args of '%s' say %llu", key,
+                               (unsigned long long)from_config, path(ev), (unsigned long long)known);
+    if (!known)
+        known = from_config;
+    if (known && from_tensors && known != from_tensors)
+        return mgr_fail(err, MGR_ERR_FORMAT, "%s is %llu in %s, but the tensors' shapes say %llu (%s)",
+                        name, (unsigned long long)known, a ? "args" : "the configuration",
+                        (unsigned long long)from_tensors, path(ev));
+    *out = known ? known : from_tensors;
+    return MGR_OK;
+}
+
+static int needed(const evidence *ev, const char *name, uint64_t value, mgr_err *err)
+{
+    if (value)
+        return MGR_OK;
+    mgr_fail(err, MGR_ERR_CONFIG, "%s is not known: '%s' has no args.%s", name, path(ev), name);
+    return mgr_hint(err, "set 'model.%s' in the configuration", name);
+}
+
+static double real_arg(const evidence *ev, const char *name, double otherwise)
+{
+    const mgr_attr *const a = arg(ev, name);
+    if (a && a->kind == MGR_ATTR_REAL)
+        return a->r;
+    return a && a->kind == MGR_ATTR_INT ? (double)a->i : otherwise;
+}
+
+static const mgr_stored *find(const evidence *ev, uint32_t file, const char *name)
+{
+    for (size_t i = 0; i < ev->cat->n_stored; i++)
+        if (ev->cat->stored[i].file == file && strcmp(ev->cat->stored[i].name, name) == 0)
+            return &ev->cat->stored[i];
+    return NULL;
+}
+
+/* Decoder layers of each stage: one more than the highest local index in its names. */
+static uint64_t count_layers(const evidence *ev, uint32_t *stage_layers)
+{
+    static const char prefix[] = "model.decoder.layers.";
+    uint64_t total = 0;
+    for (uint32_t pp = 0; pp < ev->mg->pipeline_parallel; pp++) {
+        const uint32_t file = ev->mg->files[pp * ev->mg->tensor_parallel];
+        unsigned long layers = 0;
+        for (size_t i = 0; i < ev->cat->n_stored; i++) {
+            const mgr_stored *const s = &ev->cat->stored[i];
+            if (s->file != file || !mgr_has_prefix(s->name, prefix))
+                continue;
+            const unsigned long idx = strtoul(s->name + sizeof prefix - 1, NULL, 10);
+            if (idx < 1000000 && idx + 1 > layers)
+                layers = idx + 1;
+        }
+        stage_layers[pp] = (uint32_t)layers;
+        total += layers;
+    }
+    return total;
+}
+
+/* The first tensor of any layer whose name ends like this. */
+static const mgr_stored *find_suffix(const evidence *ev, const char *suffix)
+{
+    for (size_t i = 0; i < ev->cat->n_stored; i++)
+        if (mgr_has_suffix(ev->cat->stored[i].name, suffix) && ev->cat->stored[i].ndim == 2)
+            return &ev->cat->stored[i];
+    return NULL;
+}
+
+static int known_names(const evidence *ev, mgr_err *err)
+{
+    for (size_t i = 0; i < ev->cat->n_stored; i++) {
+        const char *const name = ev->cat->stored[i].name;
+        const char *const what =
+            mgr_has_prefix(name, "model.language_model.") ? "the names from before Megatron-Core"
+            : mgr_has_prefix(name, "model0.")             ? "virtual pipeline stages"
+            : strstr(name, ".self_attention.linear_q_")   ? "multi-latent attention"
+            : strstr(name, ".mlp.experts.")               ? "a mixture of experts as the source"
+            : strstr(name, ".mixer.")                     ? "Mamba layers"
+                                                          : NULL;
+        if (what)
+            return mgr_fail(err, MGR_ERR_UNSUPPORTED, "'%s' has %s ('%s'), which is not supported",
+                            ev->cat->files[ev->cat->stored[i].file].path, what, name);
+    }
+    return MGR_OK;
+}
+
+static int embedding_sizes(const evidence *ev, mgr_megatron *mg, mgr_model *m, mgr_err *err)
+{
+    static const char name[] = "model.embedding.word_embeddings.weight";
+    const mgr_stored *const e = find(ev, ev->file, name);
+    if (!e)
+        return mgr_fail(err, MGR_ERR_FORMAT, "tensor '%s' is missing in '%s'", name, path(ev));
+    if (e->ndim != 2 || e->shape[0] == 0 || e->shape[1] == 0)
+        return mgr_fail(err, MGR_ERR_FORMAT, "tensor '%s' in '%s' is not a matrix", name, path(ev));
+    m->dtype = e->dtype;
+    mg->padded_vocab = e->shape[0] * mg->tensor_parallel;
+    MGR_TRY(whole(ev, "hidden_size", ev->config->model.hidden_size, e->shape[1], &m->hidden, err));
+    uint64_t padded;
+    MGR_TRY(whole(ev, "padded_vocab_size", 0, mg->padded_vocab, &padded, err));
+    m->vocab = ev->config->model.vocab_size ? ev->config->model.vocab_size : padded;
+    if (m->vocab > padded)
+        return mgr_config_fail(ev->config, "model.vocab_size", err,
+                               "'model.vocab_size' is %llu, but the checkpoint holds %llu rows",
+                               (unsigned long long)m->vocab, (unsigned long long)padded);
+    return MGR_OK;
+}
+
+/* num_query_groups defaults to 1 in args of plain MHA models, so the flag decides
+ * (megatron/training/argument_utils.py). */
+static int attention_sizes(const evidence *ev, mgr_model *m, mgr_err *err)
+{
+    const mgr_config *const c = ev->config;
+    MGR_TRY(whole(ev, "num_attention_heads", c->model.num_attention_heads, 0, &m->heads, err));
+    MGR_TRY(needed(ev, "num_attention_heads", m->heads, err));
+    const mgr_attr *const flag = arg(ev, "group_query_attention");
+    if (flag && !is_true(flag)) {
+        m->kv_groups = m->heads;
+        if (c->model.num_query_groups && c->model.num_query_groups != m->heads)
+            return mgr_config_fail(c, "model.num_query_groups", err,
+                                   "'model.num_query_groups' is %llu, but args of '%s' say that "
+                                   "each of the %llu heads is a group",
+                                   (unsigned long long)c->model.num_query_groups, path(ev),
+                                   (unsigned long long)m->heads);
+    } else {
+        MGR_TRY(whole(ev, "num_query_groups", c->model.num_query_groups, 0, &m->kv_groups, err));
+        if (!m->kv_groups)
+            m->kv_groups = m->heads;
+    }
+    MGR_TRY(whole(ev, "kv_channels", c->model.kv_channels, 0, &m->head_dim, err));
+    if (!m->head_dim)
+        m->head_dim = m->hidden / m->heads;
+    return MGR_OK;
+}
+
+static int layer_sizes(const evidence *ev, uint32_t *stage_layers, mgr_model *m, mgr_err *err)
+{
+    const mgr_config *const c = ev->config;
+    MGR_TRY(whole(ev, "num_layers", c->model.num_layers, count_layers(ev, stage_layers), &m->layers,
+                  err));
+    MGR_TRY(needed(ev, "num_layers", m->layers, err));
+    const mgr_stored *const fc2 = find_suffix(ev, ".mlp.linear_fc2.weight");
+    if (!fc2)
+        return mgr_fail(err, MGR_ERR_FORMAT, "no tensor '*.mlp.linear_fc2.weight' in '%s'",
+                        path(ev));
+    return whole(ev, "ffn_hidden_size", c->model.ffn_hidden_size,
+                 fc2->shape[1] * ev->mg->tensor_parallel, &m->ffn, err);
+}
+
+/* Tied or not: args know; without them, a single stage shows it by having an output layer or not,
+ * and with several stages the stored output layer is taken as a tensor of its own. */
+static void embeddings_tied(const evidence *ev, mgr_model *m)
+{
+    const uint32_t last = ev->mg->files[(ev->mg->pipeline_parallel - 1) * ev->mg->tensor_parallel];
+    const mgr_attr *const a = arg(ev, "untie_embeddings_and_output_weights");
+    m->tied = a ? !is_true(a) : find(ev, last, "model.output_layer.weight") == NULL;
+}
+
+static void scalars(const evidence *ev, mgr_model *m)
+{
+    const mgr_config *const c = ev->config;
+    const double eps = real_arg(ev, "norm_epsilon", real_arg(ev, "layernorm_epsilon", 1e-5));
+    m->norm_epsilon = c->model.norm_epsilon > 0 ? c->model.norm_epsilon : eps;
+    m->rotary_base = c->model.rotary_base > 0 ? c->model.rotary_base
+                                              : real_arg(ev, "rotary_base", 10000.0);
+    const double positions =
+        real_arg(ev, "max_position_embeddings", real_arg(ev, "seq_length", 2048.0));
+    m->max_positions = c->model.max_position_embeddings ? c->model.max_position_embeddings
+                                                        : (uint64_t)positions;
+    m->bos_token_id = c->model.bos_token_id;
+    m->eos_token_id = c->model.eos_token_id;
+    m->init_std = real_arg(ev, "init_method_std", 0.02);
+}
+
+/* Shards of two different saves must not be mixed. */
+static int same_everywhere(const evidence *ev, mgr_err *err)
+{
+    static const char *const keys[] = {"iteration", "args.num_layers", "args.hidden_size",
+                                       "args.tensor_model_parallel_size",
+                                       "args.pipeline_model_parallel_size"};
+    const uint32_t n = ev->mg->tensor_parallel * ev->mg->pipeline_parallel;
+    for (size_t k = 0; k < sizeof keys / sizeof keys[0]; k++) {
+        const mgr_attr *const a = mgr_catalogue_attr(ev->cat, ev->file, keys[k]);
+        for (uint32_t i = 0; a && i < n; i++) {
+            const mgr_attr *const b = mgr_catalogue_attr(ev->cat, ev->mg->files[i], keys[k]);
+            if (!b || b->kind != a->kind || b->i != a->i)
+                return mgr_fail(err, MGR_ERR_FORMAT, "shards disagree: '%s' is not the same in "
+                                "'%s' and '%s'", keys[k], path(ev),
+                                ev->cat->files[ev->mg->files[i]].path);
+        }
+    }
+    return MGR_OK;
+}
+
+int mgr_megatron_model(const mgr_catalogue *cat, const mgr_config *config, mgr_megatron *mg,
+                       uint32_t *stage_layers, mgr_model *model, mgr_err *err)
+{
+    const evidence ev = {cat, config, mg, mg->files[0]};
+    mgr_model m = {0};
+    MGR_TRY(known_names(&ev, err));
+    MGR_TRY(check_supported(&ev, err));
+    MGR_TRY(same_everywhere(&ev, err));
+    MGR_TRY(embedding_sizes(&ev, mg, &m, err));
+    MGR_TRY(attention_sizes(&ev, &m, err));
+    MGR_TRY(layer_sizes(&ev, stage_layers, &m, err));
+    embeddings_tied(&ev, &m);
+    scalars(&ev, &m);
+    mg->stage_layers = stage_layers;
+    *model = m;
+    return mgr_megatron_check(model, mg, err);
+}

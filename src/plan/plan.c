@@ -1,0 +1,353 @@
+#include "mgr/plan.h"
+
+#include <string.h>
+
+#include "core/mem.h"
+#include "core/str.h"
+#include "mgr/upcycle.h"
+
+#define MIB ((uint64_t)1 << 20)
+/* Extents of 4 MiB and more keep a parallel file system busy; units above 32 MiB only cost memory. */
+#define UNIT_MIN (4 * MIB)
+#define UNIT_MAX (32 * MIB)
+#define UNITS_PER_RANK 64 /* so that the last unit of a rank is under 2 % of its work */
+#define CHUNK_MAX (8 * MIB)
+#define CHUNK_MIN (1 * MIB)
+
+static uint64_t row_bytes(const mgr_layout *layout, const mgr_tensor *t)
+{
+    return t->cols * mgr_dtype_size(layout->dtype);
+}
+
+/* How many times a target tensor is stored. */
+static uint64_t copies(const mgr_layout *layout, uint32_t tensor)
+{
+    const size_t end = layout->first_box[tensor + 1];
+    return end > layout->first_box[tensor] ? layout->boxes[end - 1].copy + (uint64_t)1 : 0;
+}
+
+static int index_targets(mgr_plan *plan, const mgr_plan_request *r, mgr_err *err)
+{
+    const uint32_t n_source = r->source ? r->source->tensors->n : 0;
+    const uint32_t n_target = r->target->tensors->n;
+    MGR_TRY(mgr_alloc(&plan->first_target, (size_t)n_source + 2, sizeof(uint32_t), err));
+    MGR_TRY(mgr_alloc(&plan->targets, n_target, sizeof(uint32_t), err));
+    for (uint32_t t = 0; t < n_target; t++)
+        if (r->defines[t].source != MGR_NONE)
+            plan->first_target[r->defines[t].source + 2]++;
+    for (uint32_t s = 0; s < n_source; s++)
+        plan->first_target[s + 2] += plan->first_target[s + 1];
+    for (uint32_t t = 0; t < n_target; t++) /* shifts every start by one place: now it fits */
+        if (r->defines[t].source != MGR_NONE)
+            plan->targets[plan->first_target[r->defines[t].source + 1]++] = t;
+    return MGR_OK;
+}
+
+static int add_unit(mgr_plan *plan, const mgr_unit *unit, mgr_err *err)
+{
+    MGR_TRY(mgr_grow(&plan->units, &plan->cap_units, plan->n_units + 1, sizeof *unit, err));
+    plan->units[plan->n_units++] = *unit;
+    plan->total_in += unit->in_bytes;
+    plan->total_out += unit->out_bytes;
+    if (unit->in_bytes > plan->unit_bytes)
+        plan->unit_bytes = unit->in_bytes;
+    return MGR_OK;
+}
+
+static int add_piece(mgr_plan *plan, const mgr_piece *piece, mgr_err *err)
+{
+    MGR_TRY(mgr_grow(&plan->pieces, &plan->cap_pieces, plan->n_pieces + 1, sizeof *piece, err));
+    plan->pieces[plan->n_pieces++] = *piece;
+    return MGR_OK;
+}
+
+static uint64_t made_bytes(const mgr_plan *plan, const mgr_plan_request *r, uint32_t source,
+                           uint64_t rows)
+{
+    uint64_t bytes = 0;
+    for (uint32_t k = plan->first_target[source]; k < plan->first_target[source + 1]; k++) {
+        const uint32_t t = plan->targets[k];
+        bytes += copies(r->target, t) * rows * row_bytes(r->target, &r->target->tensors->list[t]);
+    }
+    return bytes;
+}
+
+/* Cut the bundle that starts at source tensor `first` into units of about `wanted` bytes. */
+static int cut_bundle(mgr_plan *plan, const mgr_plan_request *r, uint32_t first, uint64_t wanted,
+                      mgr_err *err)
+{
+    const mgr_tensors *const ts = r->source->tensors;
+    uint32_t end = first;
+    uint64_t step_bytes = 0;
+    for (; end < ts->n && ts->list[end].bundle == first; end++)
+        step_bytes += ts->list[end].step * row_bytes(r->source, &ts->list[end]);
+    const mgr_tensor *const lead = &ts->list[first];
+    const uint64_t n_steps = (lead->rows + lead->step - 1) / lead->step;
+    const uint64_t per_unit = step_bytes && wanted > step_bytes ? wanted / step_bytes : 1;
+    for (uint64_t at = 0; at < n_steps; at += per_unit) {
+        mgr_unit unit = {.piece = (uint32_t)plan->n_pieces, .n_pieces = end - first,
+                         .layer = lead->layer};
+        for (uint32_t i = first; i < end; i++) {
+            const mgr_tensor *const t = &ts->list[i];
+            mgr_piece piece = {.source = i, .target = MGR_NONE, .row = at * t->step,
+                               .rows = per_unit * t->step};
+            if (piece.rows > t->rows - piece.row)
+                piece.rows = t->rows - piece.row;
+            unit.in_bytes += piece.rows * row_bytes(r->source, t);
+            unit.out_bytes += made_bytes(plan, r, i, piece.rows);
+            MGR_TRY(add_piece(plan, &piece, err));
+        }
+        MGR_TRY(add_unit(plan, &unit, err));
+    }
+    return MGR_OK;
+}
+
+static bool has_experts(const mgr_plan *plan, const mgr_plan_request *r, uint32_t source)
+{
+    const uint32_t k = plan->first_target[source];
+    return k < plan->first_target[source + 1] && r->defines[plan->targets[k]].op == MGR_OP_EXPERT;
+}
+
+/* A router is filled as one block: its centred inits need the whole matrix. */
+static int cut_generated(mgr_plan *plan, const mgr_plan_request *r, uint32_t target,
+                         uint64_t wanted, mgr_err *err)
+{
+    const mgr_tensor *const t = &r->target->tensors->list[target];
+    const uint64_t bytes = row_bytes(r->target, t);
+    uint64_t per_unit = r->defines[target].op == MGR_OP_ROUTER ? t->rows : wanted / (bytes + 1) + 1;
+    if (per_unit > t->rows)
+        per_unit = t->rows;
+    for (uint64_t row = 0; row < t->rows; row += per_unit) {
+        const uint64_t left = t->rows - row;
+        const mgr_piece piece = {MGR_NONE, target, row, left < per_unit ? left : per_unit};
+        const mgr_unit unit = {.piece = (uint32_t)plan->n_pieces, .n_pieces = 1, .layer = t->layer,
+                               .out_bytes = copies(r->target, target) * piece.rows * bytes};
+        MGR_TRY(add_piece(plan, &piece, err));
+        MGR_TRY(add_unit(plan, &unit, err));
+    }
+    return MGR_OK;
+}
+
+static int close_group(mgr_plan *plan, size_t first_unit, uint32_t layer, uint32_t n_layers,
+                       mgr_err *err)
+{
+    if (plan->n_units == first_unit)
+        return MGR_OK;
+    MGR_TRY(mgr_grow(&plan->groups, &plan->cap_groups, plan->n_groups + 1, sizeof *plan->groups,
+                     err));
+    plan->groups[plan->n_groups++] = (mgr_group){
+        (uint32_t)first_unit, (uint32_t)(plan->n_units - first_unit), layer, n_layers};
+    return MGR_OK;
+}
+
+/* Bytes of one layer's FFN, the same for all layers. */
+static uint64_t ffn_bytes(const mgr_plan_request *r)
+{
+    const mgr_model *const m = &r->source->tensors->model;
+    return 3 * m->ffn * m->hidden * mgr_dtype_size(r->source->dtype);
+}
+
+static uint64_t layer_sums_bytes(const mgr_plan_request *r)
+{
+    return 3 * r->source->tensors->model.ffn * sizeof(mgr_sums);
+}
+
+/* The FFNs, layer after layer, in groups of as many layers as all caches together can keep. */
+static int cut_experts(mgr_plan *plan, const mgr_plan_request *r, uint64_t wanted,
+                       uint64_t group_layers, mgr_err *err)
+{
+    const mgr_tensors *const ts = r->source->tensors;
+    const uint32_t layers = (uint32_t)ts->model.layers;
+    size_t first_unit = plan->n_units;
+    uint32_t first_layer = 0;
+    for (uint32_t l = 0; l < layers; l++) {
+        for (int role = MGR_ROLE_GATE; role <= MGR_ROLE_DOWN; role++) {
+            const uint32_t i = mgr_tensors_find(ts, (mgr_role)role, l, MGR_NONE);
+            if (i != MGR_NONE && has_experts(plan, r, i))
+                MGR_TRY(cut_bundle(plan, r, i, wanted, err));
+        }
+        if (l + 1 - first_layer < group_layers && l + 1 < layers)
+            continue;
+        MGR_TRY(close_group(plan, first_unit, first_layer, r->moments ? l + 1 - first_layer : 0,
+                            err));
+        first_unit = plan->n_units;
+        first_layer = l + 1;
+    }
+    return MGR_OK;
+}
+
+static int cut_others(mgr_plan *plan, const mgr_plan_request *r, uint64_t wanted, mgr_err *err)
+{
+    const size_t first_unit = plan->n_units;
+    const uint32_t n_source = r->source ? r->source->tensors->n : 0;
+    for (uint32_t i = 0; i < n_source; i++)
+        if (r->source->tensors->list[i].bundle == i && !has_experts(plan, r, i))
+            MGR_TRY(cut_bundle(plan, r, i, wanted, err));
+    for (uint32_t t = 0; t < r->target->tensors->n; t++)
+        if (r->defines[t].source == MGR_NONE)
+            MGR_TRY(cut_generated(plan, r, t, wanted, err));
+    return close_group(plan, first_unit, 0, 0, err);
+}
+
+/* Deal each group so that, after it, every rank has done the same share of all bytes so far: ranks
+ * take consecutive units, and what one group leaves uneven the next one evens out. */
+static int deal(mgr_plan *plan, mgr_err *err)
+{
+    uint64_t *load = NULL;
+    MGR_TRY(mgr_alloc(&load, plan->ranks, sizeof *load, err));
+    uint64_t sum = 0;
+    for (size_t g = 0; g < plan->n_groups; g++) {
+        const mgr_group *const group = &plan->groups[g];
+        mgr_unit *const units = plan->units + group->unit;
+        for (uint32_t u = 0; u < group->n_units; u++)
+            sum += units[u].in_bytes + units[u].out_bytes;
+        const uint64_t share = sum / plan->ranks + 1;
+        uint32_t rank = 0;
+        for (uint32_t u = 0; u < group->n_units; u++) {
+            const uint64_t bytes = units[u].in_bytes + units[u].out_bytes;
+            while (rank + 1 < plan->ranks && load[rank] + bytes / 2 > share)
+                rank++;
+            units[u].rank = rank;
+            load[rank] += bytes;
+        }
+    }
+    for (uint32_t rank = 0; rank < plan->ranks; rank++)
+        if (load[rank] > plan->max_rank_bytes)
+            plan->max_rank_bytes = load[rank];
+    mgr_free(load);
+    return MGR_OK;
+}
+
+static uint64_t clamp(uint64_t value, uint64_t low, uint64_t high)
+{
+    return value < low ? low : value > high ? high : value;
+}
+
+/* The widest row that the output or read buffer must hold. */
+static uint64_t widest_row(const mgr_plan_request *r)
+{
+    uint64_t widest = 1;
+    for (int side = 0; side < 2; side++) {
+        const mgr_layout *const layout = side ? r->target : r->source;
+        for (uint32_t i = 0; layout && i < layout->tensors->n; i++) {
+            const uint64_t bytes = row_bytes(layout, &layout->tensors->list[i]);
+            if (bytes > widest)
+                widest = bytes;
+        }
+    }
+    for (uint32_t i = 0; i < r->target->tensors->n; i++) { /* a router is one chunk */
+        const mgr_tensor *const t = &r->target->tensors->list[i];
+        if (t->role == MGR_ROLE_ROUTER && t->rows * row_bytes(r->target, t) > widest)
+            widest = t->rows * row_bytes(r->target, t);
+    }
+    return widest;
+}
+
+/* Input bytes that a unit should have. */
+static uint64_t wanted_unit(const mgr_plan_request *r)
+{
+    const mgr_layout *const side = r->source ? r->source : r->target;
+    const uint64_t all = mgr_tensors_elements(side->tensors) * mgr_dtype_size(side->dtype);
+    const uint64_t wanted = clamp(all / r->ranks / UNITS_PER_RANK, UNIT_MIN, UNIT_MAX);
+    const uint64_t bound = r->memory / 8 > MIB / 4 ? r->memory / 8 : MIB / 4;
+    return wanted < bound ? wanted : bound;
+}
+
+/* With shuffle, an expert's rows come from anywhere: a unit that holds the whole matrix writes whole
+ * extents, smaller ones write single rows. Whole ones are taken where memory and the number of
+ * ranks allow it. */
+static uint64_t wanted_expert_unit(const mgr_plan_request *r, uint64_t wanted)
+{
+    const mgr_model *const m = &r->source->tensors->model;
+    const uint64_t matrix = ffn_bytes(r) / 3;
+    if (r->shuffle && matrix <= r->memory / 3 && m->layers * 3 >= 2 * (uint64_t)r->ranks)
+        return matrix;
+    return wanted;
+}
+
+/* Set the buffer sizes and how many layers a group has; what does not fit is refused. */
+static int share_memory(mgr_plan *plan, const mgr_plan_request *r, uint64_t largest_unit,
+                        uint64_t *group_layers, mgr_err *err)
+{
+    const uint64_t widest = widest_row(r);
+    plan->chunk_bytes = clamp(r->memory / 16, CHUNK_MIN, CHUNK_MAX);
+    if (plan->chunk_bytes < widest)
+        plan->chunk_bytes = widest;
+    const uint64_t scratch = r->moments ? 16 * r->source->tensors->model.ffn : 0;
+    const uint64_t sums = r->moments ? layer_sums_bytes(r) : 0;
+    const uint64_t fixed = largest_unit + 2 * plan->chunk_bytes + r->selection_bytes + scratch;
+    *group_layers = UINT64_MAX;
+    plan->memory_bytes = fixed;
+    if (fixed + sums > r->memory) {
+        char need[32], have[32];
+        return mgr_fail(err, MGR_ERR_CONFIG,
+                        "memory_per_rank leaves %s for buffers, this model needs %s",
+                        mgr_format_bytes(r->memory, have, sizeof have),
+                        mgr_format_bytes(fixed + sums, need, sizeof need));
+    }
+    if (!r->moments)
+        return MGR_OK;
+    /* each layer of a group costs its sums on every rank and its FFN spread over all ranks; units
+     * are dealt whole, so a rank may have one more than its share */
+    const uint64_t left = r->memory - fixed;
+    const uint64_t per_layer = sums + ffn_bytes(r) / r->ranks + 1;
+    uint64_t layers = left > largest_unit ? (left - largest_unit) / per_layer : 0;
+    layers = clamp(layers, 1, r->source->tensors->model.layers);
+    plan->sums_bytes = layers * sums;
+    const uint64_t share = layers * ffn_bytes(r) / r->ranks + largest_unit;
+    const uint64_t room = left - plan->sums_bytes;
+    plan->cache_bytes = share < room ? share : room;
+    plan->memory_bytes = fixed + plan->sums_bytes + plan->cache_bytes;
+    *group_layers = layers;
+    return MGR_OK;
+}
+
+static uint64_t largest_step(const mgr_plan_request *r)
+{
+    uint64_t largest = 0;
+    for (uint32_t i = 0, end; r->source && i < r->source->tensors->n; i = end) {
+        const mgr_tensor *const list = r->source->tensors->list;
+        uint64_t bytes = 0;
+        for (end = i; end < r->source->tensors->n && list[end].bundle == i; end++)
+            bytes += (list[end].step < list[end].rows ? list[end].step : list[end].rows) *
+                     row_bytes(r->source, &list[end]);
+        if (bytes > largest)
+            largest = bytes;
+    }
+    return largest;
+}
+
+int mgr_plan_make(mgr_plan *plan, const mgr_plan_request *r, mgr_err *err)
+{
+    uint64_t group_layers;
+    *plan = (mgr_plan){.ranks = r->ranks};
+    const uint64_t wanted = wanted_unit(r);
+    const uint64_t expert = r->source ? wanted_expert_unit(r, wanted) : 0;
+    uint64_t largest = largest_step(r);
+    largest = largest > wanted ? largest : wanted;
+    largest = largest > expert ? largest : expert;
+    if (!r->source)
+        largest = 0;
+    int rc = share_memory(plan, r, largest, &group_layers, err);
+    if (rc == MGR_OK)
+        rc = index_targets(plan, r, err);
+    if (rc == MGR_OK && r->source)
+        rc = cut_experts(plan, r, expert, group_layers, err);
+    if (rc == MGR_OK)
+        rc = cut_others(plan, r, wanted, err);
+    if (rc == MGR_OK)
+        rc = deal(plan, err);
+    if (rc != MGR_OK)
+        mgr_plan_clear(plan);
+    return rc;
+}
+
+void mgr_plan_clear(mgr_plan *plan)
+{
+    mgr_free(plan->pieces);
+    mgr_free(plan->units);
+    mgr_free(plan->groups);
+    mgr_free(plan->targets);
+    mgr_free(plan->first_target);
+    *plan = (mgr_plan){0};
+}

@@ -1,0 +1,334 @@
+#include "run/engine.h"
+
+#include <signal.h>
+#include <string.h>
+
+#include "core/mem.h"
+#include "kern/kern.h"
+#include "run/progress.h"
+
+static volatile sig_atomic_t stop_requested;
+
+void mgr_request_stop(void)
+{
+    stop_requested = 1;
+}
+
+int mgr_check_stop(mgr_err *err)
+{
+    return stop_requested ? mgr_fail(err, MGR_ERR_INTERRUPTED, "stopped by a signal") : MGR_OK;
+}
+
+static const mgr_tensor *source_tensor(const mgr_engine *e, uint32_t idx)
+{
+    return &e->job->source.tensors.list[idx];
+}
+
+int mgr_engine_sums(mgr_engine *e, const mgr_group *group, const mgr_unit *unit,
+                    const unsigned char *data, mgr_err *err)
+{
+    const mgr_piece *const piece = &e->job->plan.pieces[unit->piece]; /* FFN units have one */
+    const mgr_tensor *const t = source_tensor(e, piece->source);
+    const uint64_t ffn = e->job->source.tensors.model.ffn;
+    const mgr_dtype dtype = e->job->source.layout.dtype;
+    const size_t matrix = (size_t)(t->role - MGR_ROLE_GATE);
+    mgr_sums *const sums = e->sums + ((t->layer - group->layer) * (size_t)3 + matrix) * ffn;
+    const int bad =
+        t->role == MGR_ROLE_DOWN
+            ? mgr_sums_add_cols(sums, data, dtype, piece->rows, t->cols, e->scratch)
+            : mgr_sums_add_rows(sums + piece->row, data, dtype, piece->rows, t->cols);
+    char label[96];
+    if (!bad)
+        return MGR_OK;
+    mgr_fail(err, MGR_ERR_FORMAT,
+             "%s holds a value that is not finite or has a magnitude of 65536 or more, in rows "
+             "%llu to %llu",
+             mgr_tensor_label(t, label, sizeof label), (unsigned long long)piece->row,
+             (unsigned long long)(piece->row + piece->rows - 1));
+    return mgr_hint(err, "such weights cannot be a trained model's; check the source");
+}
+
+/* Rows of the output buffer that fit at a time. */
+static uint64_t rows_that_fit(const mgr_engine *e, const mgr_tensor *target)
+{
+    const uint64_t bytes = target->cols * mgr_dtype_size(e->job->target.layout.dtype);
+    const uint64_t n = e->job->plan.chunk_bytes / bytes;
+    return n ? n : 1;
+}
+
+static int copy_rows(mgr_engine *e, uint32_t target, const mgr_piece *piece,
+                     const unsigned char *data, mgr_err *err)
+{
+    const mgr_tensor *const t = &e->job->target.tensors.list[target];
+    const mgr_dtype from = e->job->source.layout.dtype, to = e->job->target.layout.dtype;
+    if (from == to)
+        return mgr_engine_write(e, target, piece->row, piece->rows, data, err);
+    const uint64_t step = rows_that_fit(e, t);
+    for (uint64_t r = 0; r < piece->rows; r += step) {
+        const uint64_t n = piece->rows - r < step ? piece->rows - r : step;
+        mgr_cast(e->out, to, data + r * t->cols * mgr_dtype_size(from), from, n * t->cols);
+        MGR_TRY(mgr_engine_write(e, target, piece->row + r, n, e->out, err));
+    }
+    return MGR_OK;
+}
+
+/* down: the expert's rows are the dense ones with columns replaced. */
+static int expert_hidden_rows(mgr_engine *e, const mgr_expert *x, uint32_t target,
+                              const mgr_piece *piece, const unsigned char *data, mgr_err *err)
+{
+    const mgr_tensor *const t = &e->job->target.tensors.list[target];
+    const mgr_dtype from = e->job->source.layout.dtype, to = e->job->target.layout.dtype;
+    const uint64_t step = rows_that_fit(e, t);
+    for (uint64_t r = 0; r < piece->rows; r += step) {
+        const uint64_t n = piece->rows - r < step ? piece->rows - r : step;
+        e->job->method->hidden_rows(x, piece->row + r, n,
+                                    data + r * t->cols * mgr_dtype_size(from), from, e->out, to);
+        MGR_TRY(mgr_engine_write(e, target, piece->row + r, n, e->out, err));
+    }
+    return MGR_OK;
+}
+
+static bool in_piece(const mgr_expert *x, uint32_t neuron, const mgr_piece *piece)
+{
+    const uint32_t dense = x->dense_of ? x->dense_of[neuron] : neuron;
+    return dense >= piece->row && dense - piece->row < piece->rows;
+}
+
+/* gate, up: expert rows whose dense rows are in the piece, in runs of neighbours. Without shuffle,
+ * or with the whole matrix in the piece, that is one run. */
+static int expert_neuron_rows(mgr_engine *e, const mgr_expert *x, uint32_t target,
+                              const mgr_piece *piece, const unsigned char *data, mgr_err *err)
+{
+    const mgr_tensor *const t = &e->job->target.tensors.list[target];
+    const mgr_dtype from = e->job->source.layout.dtype, to = e->job->target.layout.dtype;
+    const uint64_t step = rows_that_fit(e, t);
+    uint32_t row = x->dense_of ? 0 : (uint32_t)piece->row;
+    const uint32_t end = x->dense_of ? x->n_neurons : (uint32_t)(piece->row + piece->rows);
+    while (row < end) {
+        uint32_t n = 0;
+        while (row + n < end && n < step && in_piece(x, row + n, piece))
+            n++;
+        if (n == 0) {
+            row++;
+            continue;
+        }
+        e->job->method->neuron_rows(x, row, n, data, (uint32_t)piece->row, from, e->out, to);
+        MGR_TRY(mgr_engine_write(e, target, row, n, e->out, err));
+        row += n;
+    }
+    return MGR_OK;
+}
+
+static int make_expert(mgr_engine *e, const mgr_group *group, uint32_t target,
+                       const mgr_piece *piece, const unsigned char *data, mgr_err *err)
+{
+    const mgr_job *const job = e->job;
+    const mgr_tensor *const t = &job->target.tensors.list[target];
+    const mgr_sums *const sums =
+        e->sums ? e->sums + (t->layer - group->layer) * 3 * job->source.tensors.model.ffn : NULL;
+    MGR_TRY(mgr_selection_set(e->selection, job, t->layer, sums, err));
+    const mgr_matrix matrix = (mgr_matrix)(t->role - MGR_ROLE_GATE);
+    const mgr_expert x = mgr_selection_expert(e->selection, job, t->expert, matrix);
+    return matrix == MGR_MATRIX_DOWN ? expert_hidden_rows(e, &x, target, piece, data, err)
+                                     : expert_neuron_rows(e, &x, target, piece, data, err);
+}
+
+static int make_router(mgr_engine *e, uint32_t target, mgr_err *err)
+{
+    const mgr_job *const job = e->job;
+    const mgr_tensor *const t = &job->target.tensors.list[target];
+    mgr_router_fill(job->router, job->config.upcycle.router_std, job->config.upcycle.seed, t->layer,
+                    (uint32_t)t->rows, t->cols, e->out, job->target.layout.dtype);
+    return mgr_engine_write(e, target, 0, t->rows, e->out, err);
+}
+
+/* mgr-synth: norms are 1 + N(0, 0.02^2), so that a norm that goes astray shows; all else is
+ * N(0, 0.02^2). Element (r, c) is number r*cols + c of the stream of (role, layer). */
+static int make_synth(mgr_engine *e, uint32_t target, const mgr_piece *piece, mgr_err *err)
+{
+    const mgr_job *const job = e->job;
+    const mgr_tensor *const t = &job->target.tensors.list[target];
+    const uint32_t layer = t->layer == MGR_NONE ? UINT32_MAX : t->layer;
+    const mgr_stream stream = {job->synth_seed, MGR_PURPOSE_SYNTH, layer, (uint32_t)t->role};
+    const uint64_t step = rows_that_fit(e, t);
+    for (uint64_t r = piece->row; r < piece->row + piece->rows; r += step) {
+        const uint64_t left = piece->row + piece->rows - r, n = left < step ? left : step;
+        mgr_normals_scaled(&stream, r * t->cols, n * t->cols, t->ndim == 1 ? 1.0f : 0.0f, 0.02f,
+                           e->out, job->target.layout.dtype);
+        MGR_TRY(mgr_engine_write(e, target, r, n, e->out, err));
+    }
+    return MGR_OK;
+}
+
+int mgr_engine_make(mgr_engine *e, const mgr_group *group, const mgr_unit *unit,
+                    const unsigned char *data, mgr_err *err)
+{
+    const mgr_plan *const plan = &e->job->plan;
+    for (uint32_t p = unit->piece; p < unit->piece + unit->n_pieces; p++) {
+        const mgr_piece *const piece = &plan->pieces[p];
+        if (piece->source == MGR_NONE) {
+            MGR_TRY(e->job->defines[piece->target].op == MGR_OP_ROUTER
+                        ? make_router(e, piece->target, err)
+                        : make_synth(e, piece->target, piece, err));
+            continue;
+        }
+        for (uint32_t k = plan->first_target[piece->source];
+             k < plan->first_target[piece->source + 1]; k++) {
+            const uint32_t target = plan->targets[k];
+            MGR_TRY(e->job->defines[target].op == MGR_OP_EXPERT
+                        ? make_expert(e, group, target, piece, data, err)
+                        : copy_rows(e, target, piece, data, err));
+        }
+        data += piece->rows * source_tensor(e, piece->source)->cols *
+                mgr_dtype_size(e->job->source.layout.dtype);
+    }
+    return MGR_OK;
+}
+
+static bool mine(const mgr_engine *e, const mgr_unit *unit)
+{
+    return unit->rank == e->job->rank;
+}
+
+/* Read this rank's units of a group and add up their sums; keep as many as the cache has room for,
+ * the others will be read a second time. */
+static int sum_group(mgr_engine *e, const mgr_group *group, mgr_err *err)
+{
+    e->cache_used = 0;
+    for (uint32_t u = 0; u < group->n_units; u++) {
+        const mgr_unit *const unit = &e->job->plan.units[group->unit + u];
+        e->kept[u] = UINT64_MAX;
+        if (!mine(e, unit))
+            continue;
+        unsigned char *into = e->unit;
+        if (unit->in_bytes <= e->job->plan.cache_bytes - e->cache_used) {
+            into = e->cache + e->cache_used;
+            e->kept[u] = e->cache_used;
+            e->cache_used += (unit->in_bytes + 63) & ~(uint64_t)63;
+            if (e->cache_used > e->job->plan.cache_bytes)
+                e->cache_used = e->job->plan.cache_bytes;
+        }
+        MGR_TRY(mgr_engine_read(e, unit, into, true, err));
+        MGR_TRY(mgr_engine_sums(e, group, unit, into, err));
+    }
+    return MGR_OK;
+}
+
+static int make_group(mgr_engine *e, const mgr_group *group, mgr_err *err)
+{
+    const bool summed = group->n_layers > 0;
+    for (uint32_t u = 0; u < group->n_units; u++) {
+        const mgr_unit *const unit = &e->job->plan.units[group->unit + u];
+        if (!mine(e, unit))
+            continue;
+        const unsigned char *data = e->unit;
+        if (summed && e->kept[u] != UINT64_MAX)
+            data = e->cache + e->kept[u];
+        else if (unit->in_bytes)
+            MGR_TRY(mgr_engine_read(e, unit, e->unit, !summed, err));
+        MGR_TRY(mgr_engine_make(e, group, unit, data, err));
+    }
+    return MGR_OK;
+}
+
+/* A phase: local work, one agreement, the sums of all ranks. */
+static int share_sums(mgr_engine *e, const mgr_group *group, mgr_err *err)
+{
+    const size_t n = group->n_layers * (size_t)3 * e->job->source.tensors.model.ffn;
+    memset(e->sums, 0, n * sizeof *e->sums);
+    const double start = mgr_now();
+    int rc = mgr_agree(e->job->comm, sum_group(e, group, err), err);
+    if (rc == MGR_OK)
+        rc = mgr_sum_i64(e->job->comm, &e->sums[0].sum_hi, n * 4, err);
+    e->job->tally.seconds_sums += mgr_now() - start;
+    return rc;
+}
+
+static int open_files_init(mgr_open_files *files, const mgr_catalogue *cat, const char *directory,
+                           bool for_writing, mgr_err *err)
+{
+    *files = (mgr_open_files){.cat = cat, .directory = directory, .for_writing = for_writing};
+    MGR_TRY(mgr_alloc(&files->fd, cat->n_files, sizeof *files->fd, err));
+    memset(files->fd, 0xff, cat->n_files * sizeof *files->fd);
+    return MGR_OK;
+}
+
+static int engine_init(mgr_engine *e, mgr_job *job, const char *directory, mgr_progress *progress,
+                       mgr_err *err)
+{
+    const mgr_plan *const plan = &job->plan;
+    size_t largest_group = 0;
+    for (size_t g = 0; g < plan->n_groups; g++)
+        if (plan->groups[g].n_units > largest_group)
+            largest_group = plan->groups[g].n_units;
+    *e = (mgr_engine){.job = job, .progress = progress};
+    MGR_TRY(open_files_init(&e->read_files, &job->source.cat, NULL, false, err));
+    MGR_TRY(open_files_init(&e->write_files, &job->target.cat, directory, true, err));
+    MGR_TRY(mgr_alloc_aligned(&e->unit, plan->unit_bytes, err));
+    MGR_TRY(mgr_alloc_aligned(&e->out, plan->chunk_bytes, err));
+    MGR_TRY(mgr_alloc_aligned(&e->bounce, plan->chunk_bytes, err));
+    MGR_TRY(mgr_alloc_aligned(&e->cache, plan->cache_bytes, err));
+    MGR_TRY(mgr_alloc(&e->kept, largest_group, sizeof *e->kept, err));
+    if (job->moments) {
+        MGR_TRY(mgr_alloc(&e->sums, plan->sums_bytes, 1, err));
+        MGR_TRY(mgr_alloc(&e->scratch, 2 * job->source.tensors.model.ffn, sizeof(double), err));
+    }
+    if (!job->method)
+        return MGR_OK;
+    MGR_TRY(mgr_alloc(&e->selection, 1, sizeof *e->selection, err));
+    return mgr_selection_init(e->selection, job, err);
+}
+
+static void engine_clear(mgr_engine *e)
+{
+    mgr_free(e->read_files.fd);
+    mgr_free(e->write_files.fd);
+    mgr_free_aligned(e->unit);
+    mgr_free_aligned(e->out);
+    mgr_free_aligned(e->bounce);
+    mgr_free_aligned(e->cache);
+    mgr_free(e->kept);
+    mgr_free(e->sums);
+    mgr_free(e->scratch);
+    if (e->selection)
+        mgr_selection_clear(e->selection);
+    mgr_free(e->selection);
+    mgr_free(e->items);
+}
+
+int mgr_engine_run(mgr_job *job, const char *directory, mgr_progress *progress,
+                   mgr_extents *read_extents, mgr_extents *write_extents, mgr_err *err)
+{
+    mgr_engine e;
+    int rc = mgr_agree(job->comm, engine_init(&e, job, directory, progress, err), err);
+    const double start = mgr_now();
+    int local = MGR_OK; /* what has gone wrong here since the last agreement */
+    for (size_t g = 0; rc == MGR_OK && g < job->plan.n_groups; g++) {
+        const mgr_group *const group = &job->plan.groups[g];
+        if (group->n_layers) {
+            rc = mgr_agree(job->comm, local, err);
+            if (rc == MGR_OK)
+                rc = share_sums(&e, group, err);
+        }
+        if (rc == MGR_OK && local == MGR_OK)
+            local = make_group(&e, group, err);
+    }
+    job->tally.seconds_write = mgr_now() - start - job->tally.seconds_sums;
+    const double sync_start = mgr_now();
+    mgr_err ignored = MGR_ERR_INIT;
+    if (e.write_files.fd) {
+        const int sync = mgr_open_files_close(&e.write_files, local != MGR_OK, err);
+        local = local != MGR_OK ? local : sync;
+        if (mgr_open_files_close(&e.read_files, true, &ignored) != MGR_OK)
+            local = local != MGR_OK ? local : MGR_ERR_IO;
+    }
+    job->tally.seconds_sync = mgr_now() - sync_start;
+    if (rc == MGR_OK) {
+        mgr_progress_finish(progress);
+        rc = mgr_agree(job->comm, local, err);
+    }
+    *read_extents = e.read_extents;
+    *write_extents = e.write_extents;
+    engine_clear(&e);
+    return rc;
+}

@@ -1,0 +1,107 @@
+/*
+ * The engine: reads a unit's rows, makes target rows of them, writes these. Only row blocks pass
+ * through it; formats and methods are boxes and functions to it.
+ */
+#ifndef MGR_RUN_ENGINE_H
+#define MGR_RUN_ENGINE_H
+
+#include "run/job.h"
+
+/* A stretch of a target tensor that was written, or of a source record that was read. */
+typedef struct mgr_extent {
+    uint32_t what;  /* stored tensor, or record */
+    uint32_t crc32;
+    uint64_t offset, bytes; /* within it */
+} mgr_extent;
+
+typedef struct mgr_extents {
+    mgr_extent *list;
+    size_t n, capacity;
+} mgr_extents;
+
+/* Files by index of a catalogue, opened on first use. When too many are open all are closed, those
+ * for writing after fsync. */
+typedef struct mgr_open_files {
+    const mgr_catalogue *cat;
+    const char *directory; /* in front of the catalogue's paths; NULL for none */
+    int *fd;
+    uint32_t n_open;
+    bool for_writing;
+} mgr_open_files;
+
+typedef struct mgr_progress mgr_progress;
+
+typedef struct mgr_engine {
+    mgr_job *job;
+    mgr_open_files read_files, write_files;
+    unsigned char *unit, *cache, *out, *bounce; /* sizes as planned */
+    uint64_t cache_used;
+    uint64_t *kept;      /* per unit of the group: offset in cache, UINT64_MAX if it is not there */
+    mgr_sums *sums;      /* [layers of the group][matrix][F] */
+    double *scratch;     /* 2 F */
+    struct mgr_selection *selection; /* experts of the layer at hand */
+    struct mgr_read_item *items;
+    size_t n_items, cap_items;
+    mgr_extents read_extents, write_extents;
+    mgr_progress *progress;
+} mgr_engine;
+
+/* Do all work of this rank, writing below `directory`, and make it durable. Collective. */
+int mgr_engine_run(mgr_job *job, const char *directory, mgr_progress *progress,
+                   mgr_extents *read_extents, mgr_extents *write_extents,
+                   mgr_err *err) MGR_NODISCARD;
+
+/* Bytes that a selection of one layer's experts takes: for the plan. Pure. */
+uint64_t mgr_selection_bytes(const mgr_job *job);
+
+/* --- between the files of the engine --- */
+
+int mgr_open_files_get(mgr_open_files *files, uint32_t file, int *fd, mgr_err *err) MGR_NODISCARD;
+/* Close all; those for writing are synced, unless `failed`. */
+int mgr_open_files_close(mgr_open_files *files, bool failed, mgr_err *err) MGR_NODISCARD;
+
+/* Read all pieces of a unit, one behind the other, row-major in the source type; replicas are read
+ * too and compared. `count` records extents for the CRC check (the first reading only). Local. */
+int mgr_engine_read(mgr_engine *engine, const mgr_unit *unit, unsigned char *into, bool count,
+                    mgr_err *err) MGR_NODISCARD;
+
+/* Write rows row .. row+n-1 of a target tensor, packed in the target type, into every box that has
+ * a part of them. Local. */
+int mgr_engine_write(mgr_engine *engine, uint32_t target, uint64_t row, uint64_t n,
+                     const unsigned char *rows, mgr_err *err) MGR_NODISCARD;
+
+/* Add a unit's dense FFN rows to the sums. Local. */
+int mgr_engine_sums(mgr_engine *engine, const mgr_group *group, const mgr_unit *unit,
+                    const unsigned char *data, mgr_err *err) MGR_NODISCARD;
+
+/* Make every target tensor of a unit from its data. Local. */
+int mgr_engine_make(mgr_engine *engine, const mgr_group *group, const mgr_unit *unit,
+                    const unsigned char *data, mgr_err *err) MGR_NODISCARD;
+
+/* The S sets, permutations and moments of one layer's experts. */
+typedef struct mgr_selection {
+    uint32_t layer; /* MGR_NONE: none yet */
+    uint32_t *selected;  /* [experts][1 or 3][n_selected] */
+    uint32_t *dense_of;  /* [experts][F]; NULL without shuffle */
+    uint32_t *expert_of; /* [experts][F], the inverse */
+    uint32_t *dense;     /* [n_selected], to work with */
+    float *mean, *std;   /* [experts][3] */
+} mgr_selection;
+
+int mgr_selection_init(mgr_selection *selection, const mgr_job *job, mgr_err *err) MGR_NODISCARD;
+void mgr_selection_clear(mgr_selection *selection);
+/* Make it hold `layer`; `sums` are that layer's [3][F], NULL where the method needs none. Local. */
+int mgr_selection_set(mgr_selection *selection, const mgr_job *job, uint32_t layer,
+                      const mgr_sums *sums, mgr_err *err) MGR_NODISCARD;
+/* The view of one expert's matrix. Pure. */
+mgr_expert mgr_selection_expert(const mgr_selection *selection, const mgr_job *job, uint32_t expert,
+                                mgr_matrix matrix);
+
+int mgr_extents_add(mgr_extents *extents, uint32_t what, uint64_t offset, uint64_t bytes,
+                    uint32_t crc32, mgr_err *err) MGR_NODISCARD;
+
+/* Nonzero once a signal has asked the run to stop; set by cli. */
+void mgr_request_stop(void);
+int mgr_check_stop(mgr_err *err) MGR_NODISCARD;
+
+#endif

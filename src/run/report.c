@@ -1,0 +1,100 @@
+/* What rank 0 prints about a run: aligned lines for people. */
+#include <stdio.h>
+
+#include "mgr/version.h"
+#include "run/run.h"
+
+static void print_source(const mgr_job *job)
+{
+    const mgr_model *const m = &job->source.tensors.model;
+    mgr_buf layout = {0};
+    mgr_err ignored = MGR_ERR_INIT;
+    if (job->source_format->summary(job->source_state, &layout, &ignored) != MGR_OK)
+        layout.len = 0;
+    printf("source    %s, %zu files: %s\n", job->source_format->name, job->source.cat.n_files,
+           layout.data ? layout.data : "");
+    printf("          %s\n", job->source_files.directory);
+    printf("model     %llu layers, hidden %llu, ffn %llu, %llu heads in %llu groups of %llu, "
+           "vocabulary %llu%s, %s\n",
+           (unsigned long long)m->layers, (unsigned long long)m->hidden, (unsigned long long)m->ffn,
+           (unsigned long long)m->heads, (unsigned long long)m->kv_groups,
+           (unsigned long long)m->head_dim, (unsigned long long)m->vocab, m->tied ? ", tied" : "",
+           mgr_dtype_name(m->dtype));
+    mgr_buf_clear(&layout);
+}
+
+static void print_method(const mgr_job *job)
+{
+    const mgr_config *const c = &job->config;
+    if (!job->method)
+        return;
+    printf("experts   %llu, top %llu, method %s", (unsigned long long)c->upcycle.experts,
+           (unsigned long long)c->upcycle.top_k, job->method->name);
+    if (job->method->needs_selection)
+        printf(", ratio %g (%u of %llu neurons, %s sets)", c->upcycle.ratio, job->n_selected,
+               (unsigned long long)job->source.tensors.model.ffn, c->upcycle.index_sets);
+    printf("%s, router %s, seed %llu\n", c->upcycle.shuffle ? ", shuffled" : "",
+           mgr_router_name(job->router), (unsigned long long)c->upcycle.seed);
+}
+
+static void print_skipped(const mgr_job *job)
+{
+    printf("skipped  ");
+    const char *comma = "";
+    for (int k = 0; k < MGR_SKIP_COUNT; k++) {
+        printf("%s %llu %s", comma, (unsigned long long)job->source.cat.skipped[k],
+               mgr_skip_name((mgr_skip)k));
+        comma = ",";
+    }
+    printf(" entries\n");
+}
+
+void mgr_print_plan(const mgr_job *job)
+{
+    const mgr_plan *const plan = &job->plan;
+    char in[32], out[32], memory[32];
+    const double mean = (double)(plan->total_in + plan->total_out) / plan->ranks;
+    printf("mgr-upcycle %s\n", MGR_VERSION);
+    print_source(job);
+    print_method(job);
+    printf("target    %s, %zu files, ", job->target_format->name, job->target.cat.n_files);
+    if (job->method)
+        printf("%llu expert-parallel ranks, ",
+               (unsigned long long)job->config.target.expert_parallel);
+    printf("%s\n", mgr_dtype_name(job->target.layout.dtype));
+    printf("          %s\n", job->config.target.path);
+    print_skipped(job);
+    printf("plan      read %s, write %s: %zu units in %zu groups on %u ranks, busiest %+.1f %%\n",
+           mgr_format_bytes(plan->total_in, in, sizeof in),
+           mgr_format_bytes(plan->total_out, out, sizeof out), plan->n_units, plan->n_groups,
+           plan->ranks, mean > 0 ? 100.0 * ((double)plan->max_rank_bytes / mean - 1.0) : 0.0);
+    printf("memory    %s of buffers per rank",
+           mgr_format_bytes(plan->memory_bytes, memory, sizeof memory));
+    printf(", of memory_per_rank %s\n",
+           mgr_format_bytes(job->config.memory_per_rank, memory, sizeof memory));
+    fflush(stdout);
+}
+
+static double rate(uint64_t bytes, double seconds)
+{
+    return seconds > 0 ? (double)bytes / seconds / 1e9 : 0.0;
+}
+
+void mgr_print_summary(const mgr_job *job)
+{
+    const mgr_tally *const t = &job->tally;
+    const double engine = t->seconds_sums + t->seconds_write + t->seconds_sync;
+    char text[32];
+    printf("\nread      %10s\n", mgr_format_bytes(t->bytes_read, text, sizeof text));
+    printf("written   %10s   %.2f GB/s\n", mgr_format_bytes(t->bytes_written, text, sizeof text),
+           rate(t->bytes_written, engine));
+    printf("checked   %llu of %llu source records by CRC-32\n",
+           (unsigned long long)t->records_checked, (unsigned long long)t->records_total);
+    printf("seconds   find %.2f, plan %.2f, sums %.2f, write %.2f, sync %.2f, publish %.2f\n",
+           t->seconds_find, t->seconds_plan, t->seconds_sums, t->seconds_write, t->seconds_sync,
+           t->seconds_publish);
+    printf("memory    %10s   peak of the largest rank\n",
+           mgr_format_bytes(t->peak_rss, text, sizeof text));
+    printf("done      %s\n", job->config.target.path);
+    fflush(stdout);
+}

@@ -1,0 +1,66 @@
+/*
+ * A whole run, phase by phase: what the programs call.
+ */
+#ifndef MGR_RUN_RUN_H
+#define MGR_RUN_RUN_H
+
+#include <stdbool.h>
+#include <stddef.h>
+
+#include "core/str.h"
+#include "mgr/err.h"
+#include "mgr/model.h"
+#include "par/comm.h"
+#include "run/job.h"
+
+typedef struct mgr_run_options {
+    const char *config_path;
+    const char *const *sets; /* "key=value" */
+    size_t n_sets;
+    bool dry_run, force;
+    int verbosity;   /* -1 quiet, 0, 1 verbose */
+    double progress; /* seconds between lines, 0 for none */
+} mgr_run_options;
+
+/* mgr-upcycle: read the configuration, find and describe the source, plan, write, publish; rank 0
+ * prints the plan before and a summary behind. On failure nothing is left behind, and all ranks
+ * return the same error. *tally is the sum over the ranks (rank 0). Collective. */
+int mgr_run_upcycle(mgr_comm *comm, const mgr_run_options *options, mgr_tally *tally,
+                    mgr_err *err) MGR_NODISCARD;
+
+/* mgr-synth: a dense Megatron checkpoint of `model` at `out`, values by seed and logical
+ * coordinate. Collective. */
+typedef struct mgr_synth_options {
+    const char *out;
+    mgr_model model;
+    mgr_dtype dtype;
+    uint64_t tensor_parallel, pipeline_parallel, vocab_divisor, seed;
+    bool local_names, force;
+    int verbosity;
+} mgr_synth_options;
+
+int mgr_run_synth(mgr_comm *comm, const mgr_synth_options *options, mgr_err *err) MGR_NODISCARD;
+
+/* --- phases, shared by the two --- */
+
+/* Agree on `local`, the outcome of work that only rank 0 does. Collective. */
+int mgr_agree_root(mgr_job *job, int local, mgr_err *err);
+
+/* Lay out the target and make the plan; source and defines are set. Local. */
+int mgr_run_plan(mgr_job *job, uint64_t baseline, mgr_err *err) MGR_NODISCARD;
+
+/* Everything that writes: staging, engine, checksums, sidecars, publishing. `done` (may be NULL) is
+ * called on rank 0 when the plan has been checked against the file system. Collective. */
+int mgr_run_write(mgr_job *job, const char *out, const char *id, bool force, bool dry_run,
+                  double progress, mgr_err *err) MGR_NODISCARD;
+
+/* Peak memory and counters of all ranks into job->tally (rank 0). Collective. */
+int mgr_run_tally(mgr_job *job, mgr_err *err) MGR_NODISCARD;
+
+void mgr_job_clear(mgr_job *job);
+
+/* For people, to stdout, on rank 0. */
+void mgr_print_plan(const mgr_job *job);
+void mgr_print_summary(const mgr_job *job);
+
+#endif

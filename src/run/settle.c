@@ -1,0 +1,203 @@
+#include "run/settle.h"
+
+#include <libdeflate.h>
+#include <stdlib.h>
+#include <string.h>
+#include <zlib.h>
+
+#include "core/mem.h"
+#include "io/file.h"
+
+int mgr_settle_gather(mgr_comm *comm, mgr_extents *extents, mgr_err *err)
+{
+    mgr_buf mine = {0}, all = {0};
+    int rc = mgr_buf_add(&mine, extents->list, extents->n * sizeof *extents->list, err);
+    rc = mgr_agree(comm, rc, err);
+    if (rc == MGR_OK)
+        rc = mgr_gather_bytes(comm, &mine, &all, err);
+    if (rc == MGR_OK && mgr_comm_rank(comm) == 0) {
+        mgr_free(extents->list);
+        *extents = (mgr_extents){0};
+        extents->n = all.len / sizeof *extents->list;
+        rc = mgr_grow(&extents->list, &extents->capacity, extents->n, sizeof *extents->list, err);
+        if (rc == MGR_OK && all.len)
+            memcpy(extents->list, all.data, all.len);
+    }
+    mgr_buf_clear(&mine);
+    mgr_buf_clear(&all);
+    return mgr_agree(comm, rc, err);
+}
+
+static int by_place(const void *x, const void *y)
+{
+    const mgr_extent *const a = x, *const b = y;
+    if (a->what != b->what)
+        return a->what < b->what ? -1 : 1;
+    return a->offset < b->offset ? -1 : a->offset > b->offset;
+}
+
+static void sort(mgr_extents *extents)
+{
+    if (extents->n)
+        qsort(extents->list, extents->n, sizeof *extents->list, by_place);
+}
+
+/* CRC-32 of the `n` extents joined; false unless they cover 0 .. bytes without hole or overlap. */
+static bool join(const mgr_extent *list, size_t n, uint64_t bytes, uint32_t *crc)
+{
+    uint64_t at = 0;
+    uint32_t sum = 0;
+    for (size_t i = 0; i < n; i++) {
+        if (list[i].offset != at)
+            return false;
+        sum = (uint32_t)crc32_combine64(sum, list[i].crc32, (z_off64_t)list[i].bytes);
+        at += list[i].bytes;
+    }
+    *crc = sum;
+    return at == bytes;
+}
+
+/* The extents of `what`, from *at on. */
+static size_t count_of(const mgr_extents *extents, size_t *at, uint32_t what)
+{
+    while (*at < extents->n && extents->list[*at].what < what)
+        ++*at;
+    size_t n = 0;
+    while (*at + n < extents->n && extents->list[*at + n].what == what)
+        n++;
+    return n;
+}
+
+int mgr_settle_source(mgr_job *job, mgr_extents *read, mgr_err *err)
+{
+    const mgr_catalogue *const cat = &job->source.cat;
+    size_t at = 0;
+    sort(read);
+    for (uint32_t i = 0; i < cat->n_records; i++) {
+        const mgr_record *const r = &cat->records[i];
+        const size_t n = count_of(read, &at, i);
+        uint32_t crc;
+        job->tally.records_total++;
+        if (n == 0 || !join(read->list + at, n, r->size, &crc))
+            continue; /* a shared buffer of which only parts are weights cannot be checked */
+        job->tally.records_checked++;
+        if (crc != r->crc32)
+            return mgr_fail(err, MGR_ERR_FORMAT,
+                            "'%s' is damaged: CRC-32 of '%s' at byte %llu is %08x, the archive "
+                            "says %08x", cat->files[r->file].path, r->name,
+                            (unsigned long long)r->offset, crc, r->crc32);
+    }
+    return MGR_OK;
+}
+
+static uint32_t crc_of_zeros(uint64_t bytes)
+{
+    static const unsigned char zeros[65536];
+    uint32_t crc = 0;
+    for (uint64_t at = 0; at < bytes; at += sizeof zeros) {
+        const uint64_t left = bytes - at;
+        crc = libdeflate_crc32(crc, zeros, left < sizeof zeros ? (size_t)left : sizeof zeros);
+    }
+    return crc;
+}
+
+/* Padding rows were never written: the file was made at its full size and reads as zeros there. */
+static int add_fills(const mgr_job *job, mgr_extents *written, mgr_err *err)
+{
+    const mgr_layout *const layout = &job->target.layout;
+    for (size_t i = 0; i < layout->n_fills; i++) {
+        const mgr_fill *const f = &layout->fills[i];
+        const mgr_stored *const s = &layout->cat->stored[f->stored];
+        const uint64_t row = s->stride[0] * mgr_dtype_size(s->dtype);
+        MGR_TRY(mgr_extents_add(written, f->stored, f->row * row, f->rows * row,
+                                crc_of_zeros(f->rows * row), err));
+    }
+    return MGR_OK;
+}
+
+static int join_tensors(mgr_job *job, mgr_extents *written, mgr_err *err)
+{
+    const mgr_catalogue *const cat = &job->target.cat;
+    size_t at = 0;
+    MGR_TRY(add_fills(job, written, err));
+    sort(written);
+    MGR_TRY(mgr_alloc(&job->stored_crc, cat->n_stored, sizeof *job->stored_crc, err));
+    for (uint32_t i = 0; i < cat->n_stored; i++) {
+        const mgr_stored *const s = &cat->stored[i];
+        const size_t n = count_of(written, &at, i);
+        const uint64_t bytes = s->shape[0] * s->stride[0] * mgr_dtype_size(s->dtype);
+        if (!join(written->list + at, n, bytes, &job->stored_crc[i]))
+            return mgr_fail(err, MGR_ERR_INTERNAL,
+                            "tensor '%s' of '%s' was not written exactly once", s->name,
+                            cat->files[s->file].path);
+    }
+    return MGR_OK;
+}
+
+/* Where a container's blobs go. */
+typedef struct blob_writer {
+    int fd;
+    const char *name;
+    uint32_t file;
+    mgr_extents *extents; /* of files */
+} blob_writer;
+
+static int put_blob(void *context, const mgr_blob *blob, mgr_err *err)
+{
+    const blob_writer *const w = context;
+    MGR_TRY(mgr_pwrite_full(w->fd, w->name, blob->bytes, blob->len, blob->offset, err));
+    return mgr_extents_add(w->extents, w->file, blob->offset, blob->len,
+                           libdeflate_crc32(0, blob->bytes, blob->len), err);
+}
+
+static int finish_file(const mgr_job *job, mgr_open_files *files, uint32_t file,
+                       mgr_extents *extents, mgr_err *err)
+{
+    blob_writer writer = {-1, job->target.cat.files[file].path, file, extents};
+    const mgr_blob_sink sink = {put_blob, &writer};
+    MGR_TRY(mgr_open_files_get(files, file, &writer.fd, err));
+    return job->target_format->container->finish(&job->target.layout, file, job->target_state,
+                                                 job->stored_crc, &sink, err);
+}
+
+static int join_files(mgr_job *job, mgr_extents *extents, mgr_err *err)
+{
+    const mgr_catalogue *const cat = &job->target.cat;
+    size_t at = 0;
+    for (uint32_t i = 0; i < cat->n_stored; i++) {
+        const mgr_stored *const s = &cat->stored[i];
+        MGR_TRY(mgr_extents_add(extents, s->file, s->offset,
+                                s->shape[0] * s->stride[0] * mgr_dtype_size(s->dtype),
+                                job->stored_crc[i], err));
+    }
+    sort(extents);
+    MGR_TRY(mgr_alloc(&job->file_crc, cat->n_files, sizeof *job->file_crc, err));
+    for (uint32_t f = 0; f < cat->n_files; f++) {
+        const size_t n = count_of(extents, &at, f);
+        if (!join(extents->list + at, n, cat->files[f].bytes, &job->file_crc[f]))
+            return mgr_fail(err, MGR_ERR_INTERNAL, "'%s' was not written exactly once",
+                            cat->files[f].path);
+    }
+    return MGR_OK;
+}
+
+int mgr_settle_target(mgr_job *job, const char *directory, mgr_extents *written, mgr_err *err)
+{
+    const mgr_catalogue *const cat = &job->target.cat;
+    mgr_open_files files = {.cat = cat, .directory = directory, .for_writing = true};
+    mgr_extents extents = {0};
+    int rc = mgr_alloc(&files.fd, cat->n_files, sizeof *files.fd, err);
+    if (rc == MGR_OK) {
+        memset(files.fd, 0xff, cat->n_files * sizeof *files.fd);
+        rc = join_tensors(job, written, err);
+    }
+    for (uint32_t f = 0; rc == MGR_OK && f < cat->n_files; f++)
+        rc = finish_file(job, &files, f, &extents, err);
+    const int closed = mgr_open_files_close(&files, rc != MGR_OK, err);
+    rc = rc != MGR_OK ? rc : closed;
+    if (rc == MGR_OK)
+        rc = join_files(job, &extents, err);
+    mgr_free(extents.list);
+    mgr_free(files.fd);
+    return rc;
+}

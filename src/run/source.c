@@ -1,0 +1,30 @@
+#include "run/source.h"
+
+#include <string.h>
+
+extern const mgr_source_format mgr_source_megatron_torch;
+
+static const mgr_source_format *const table[] = {
+    &mgr_source_megatron_torch,
+};
+
+const mgr_source_format *mgr_source_at(size_t idx)
+{
+    return idx < sizeof table / sizeof table[0] ? table[idx] : NULL;
+}
+
+const mgr_source_format *mgr_source_find(const char *name)
+{
+    for (size_t i = 0; mgr_source_at(i); i++)
+        if (strcmp(mgr_source_at(i)->name, name) == 0)
+            return mgr_source_at(i);
+    return NULL;
+}
+
+const mgr_source_format *mgr_source_probe(const char *path)
+{
+    for (size_t i = 0; mgr_source_at(i); i++)
+        if (mgr_source_at(i)->probe(path))
+            return mgr_source_at(i);
+    return NULL;
+}

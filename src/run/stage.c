@@ -1,0 +1,103 @@
+#include "run/stage.h"
+
+#include <string.h>
+
+#include "core/mem.h"
+#include "io/file.h"
+
+/* Small files beside the tensors: headers are counted with the files, this is for the rest. */
+#define SLACK ((uint64_t)64 << 20)
+
+static int check_target(const mgr_stage *s, mgr_err *err)
+{
+    if (!mgr_path_exists(s->target) || s->replace)
+        return MGR_OK;
+    mgr_fail(err, MGR_ERR_EXISTS, "'%s' exists already", s->target);
+    return mgr_hint(err, "choose another target.path, or replace it with --force");
+}
+
+static int check_leftover(const mgr_stage *s, mgr_err *err)
+{
+    if (!mgr_path_exists(s->directory))
+        return MGR_OK;
+    if (s->replace)
+        return mgr_remove_tree(s->directory, err);
+    mgr_fail(err, MGR_ERR_EXISTS, "'%s' exists: a run is writing it, or one was killed",
+             s->directory);
+    return mgr_hint(err, "if no such run is alive, remove it or use --force");
+}
+
+static int check_space(const mgr_stage *s, uint64_t bytes, mgr_err *err)
+{
+    uint64_t space;
+    char has[32], wants[32];
+    MGR_TRY(mgr_free_space(s->parent, &space, err));
+    if (space >= bytes && space - bytes >= SLACK)
+        return MGR_OK;
+    mgr_fail(err, MGR_ERR_SPACE, "'%s' has %s free, the plan writes %s", s->parent,
+             mgr_format_bytes(space, has, sizeof has), mgr_format_bytes(bytes, wants, sizeof wants));
+    return mgr_hint(err, "free space or choose another target.path");
+}
+
+int mgr_stage_check(mgr_stage *s, const char *target, const char *id, bool replace, uint64_t bytes,
+                    mgr_err *err)
+{
+    size_t len = strlen(target);
+    while (len > 1 && target[len - 1] == '/')
+        len--;
+    *s = (mgr_stage){.replace = replace};
+    MGR_TRY(mgr_arena_strndup(&s->arena, &s->target, target, len, err));
+    MGR_TRY(mgr_dirname(s->target, &s->arena, &s->parent, err));
+    MGR_TRY(mgr_arena_fmt(&s->arena, &s->directory, err, "%s.partial-%s", s->target, id));
+    MGR_TRY(check_target(s, err));
+    if (!mgr_is_dir(s->parent)) {
+        mgr_fail(err, MGR_ERR_CREATE, "cannot create '%s': no directory '%s'", s->target, s->parent);
+        return mgr_hint(err, "make the directory first");
+    }
+    MGR_TRY(check_leftover(s, err));
+    return check_space(s, bytes, err);
+}
+
+int mgr_stage_make(mgr_stage *s, const mgr_catalogue *files, mgr_err *err)
+{
+    MGR_TRY(mgr_make_dir(s->directory, err));
+    s->made = true;
+    for (size_t i = 0; i < files->n_files; i++) {
+        const char *path, *folder;
+        MGR_TRY(mgr_arena_fmt(&s->arena, &path, err, "%s/%s", s->directory, files->files[i].path));
+        MGR_TRY(mgr_dirname(path, &s->arena, &folder, err));
+        MGR_TRY(mgr_make_dirs(folder, err));
+        MGR_TRY(mgr_create_sized(path, files->files[i].bytes, err));
+    }
+    return MGR_OK;
+}
+
+static int sync_tree(mgr_stage *s, const char *directory, int depth, mgr_err *err)
+{
+    const char **names, *path;
+    size_t n;
+    MGR_TRY(mgr_list_dir(directory, &s->arena, &names, &n, err));
+    for (size_t i = 0; i < n && depth < 8; i++) {
+        MGR_TRY(mgr_arena_fmt(&s->arena, &path, err, "%s/%s", directory, names[i]));
+        if (mgr_is_dir(path))
+            MGR_TRY(sync_tree(s, path, depth + 1, err));
+    }
+    return mgr_sync_dir(directory, err);
+}
+
+int mgr_stage_publish(mgr_stage *s, mgr_err *err)
+{
+    MGR_TRY(sync_tree(s, s->directory, 0, err));
+    MGR_TRY(mgr_publish(s->directory, s->target, s->replace, err));
+    s->made = false;
+    return MGR_OK;
+}
+
+void mgr_stage_clear(mgr_stage *s)
+{
+    mgr_err ignored = MGR_ERR_INIT;
+    if (s->made && mgr_remove_tree(s->directory, &ignored) != MGR_OK)
+        s->made = false;
+    mgr_arena_clear(&s->arena);
+    *s = (mgr_stage){0};
+}

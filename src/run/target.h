@@ -1,0 +1,36 @@
+/*
+ * Target formats behind one table. Adding one is adding a file and a line in target.c.
+ */
+#ifndef MGR_RUN_TARGET_H
+#define MGR_RUN_TARGET_H
+
+#include "core/str.h"
+#include "mgr/config.h"
+#include "mgr/layout.h"
+#include "mgr/model.h"
+#include "run/container.h"
+
+struct mgr_job;
+
+typedef struct mgr_target_format {
+    const char *name;
+    const mgr_container *container;
+
+    /* Refuse, before any output, what this format cannot express. Local. */
+    int (*check)(const mgr_config *config, const mgr_model *model, mgr_err *err);
+
+    /* Declare files and tensors of `layout`; *state is handed to the container and to the rest as
+     * their context. Local. */
+    int (*layout)(const mgr_config *config, mgr_layout *layout, void **state, mgr_err *err);
+
+    /* Write the small files beside the tensors into `directory`, the one that makes the output
+     * valid last. Rank 0 only. */
+    int (*sidecars)(const struct mgr_job *job, const char *directory, mgr_err *err);
+
+    void (*release)(void *state); /* NULL-safe */
+} mgr_target_format;
+
+const mgr_target_format *mgr_target_find(const char *name);
+const mgr_target_format *mgr_target_at(size_t idx);
+
+#endif

@@ -1,0 +1,380 @@
+/* mgr-upcycle, phase by phase. */
+#include <stdio.h>
+#include <string.h>
+#define XXH_INLINE_ALL
+#include <xxhash.h>
+
+#include "core/mem.h"
+#include "io/file.h"
+#include "run/engine.h"
+#include "run/run.h"
+#include "run/sidecar.h"
+
+#define MAX_CONFIG ((uint64_t)1 << 20)
+
+/* Rank 0 parses; all get the same struct. */
+static int read_config(mgr_job *job, const mgr_run_options *o, mgr_err *err)
+{
+    mgr_buf text = {0};
+    int rc = MGR_OK;
+    if (job->rank == 0) {
+        rc = mgr_read_file(o->config_path, MAX_CONFIG, &text, err);
+        if (rc == MGR_OK)
+            rc = mgr_config_parse(&job->config, o->config_path, text.data ? text.data : "",
+                                  text.len, o->sets, o->n_sets, err);
+        text.len = 0;
+        if (rc == MGR_OK)
+            rc = mgr_buf_add(&text, &job->config, sizeof job->config, err);
+    }
+    rc = mgr_agree_root(job, rc, err);
+    if (rc == MGR_OK)
+        rc = mgr_bcast_bytes(job->comm, &text, err);
+    if (rc == MGR_OK)
+        memcpy(&job->config, text.data, sizeof job->config);
+    mgr_buf_clear(&text);
+    return rc;
+}
+
+/* "known: a, b, c" for the names of a registry. */
+static int known(char *out, size_t size, const char *(*name_at)(size_t), const char *first)
+{
+    size_t used = (size_t)snprintf(out, size, "%s", first ? first : "");
+    for (size_t i = 0; name_at(i) && used < size; i++)
+        used += (size_t)snprintf(out + used, size - used, "%s%s", used ? ", " : "", name_at(i));
+    return 0;
+}
+
+static const char *method_name(size_t i)
+{
+    return mgr_method_at(i) ? mgr_method_at(i)->name : NULL;
+}
+
+static const char *source_name(size_t i)
+{
+    return mgr_source_at(i) ? mgr_source_at(i)->name : NULL;
+}
+
+static const char *target_name(size_t i)
+{
+    return mgr_target_at(i) ? mgr_target_at(i)->name : NULL;
+}
+
+static const char *router_name(size_t i)
+{
+    return i < MGR_ROUTER_COUNT ? mgr_router_name((mgr_router)i) : NULL;
+}
+
+static int unknown_name(const mgr_config *c, const char *key, const char *value,
+                        const char *(*name_at)(size_t), const char *first, mgr_err *err)
+{
+    char list[256];
+    known(list, sizeof list, name_at, first);
+    return mgr_config_fail(c, key, err, "'%s' is '%s'; known are: %s", key, value, list);
+}
+
+/* Names of the `upcycle:` section to entries of the registries. */
+static int resolve_upcycle(mgr_job *job, mgr_err *err)
+{
+    const mgr_config *const c = &job->config;
+    job->method = mgr_method_find(c->upcycle.method);
+    if (!job->method)
+        return unknown_name(c, "upcycle.method", c->upcycle.method, method_name, NULL, err);
+    job->router = mgr_router_find(c->upcycle.router);
+    if (job->router == MGR_ROUTER_COUNT)
+        return unknown_name(c, "upcycle.router", c->upcycle.router, router_name, NULL, err);
+    if (c->upcycle.experts % c->target.expert_parallel != 0)
+        return mgr_config_fail(c, "target.expert_parallel", err,
+                               "%llu experts do not divide among %llu expert-parallel ranks",
+                               (unsigned long long)c->upcycle.experts,
+                               (unsigned long long)c->target.expert_parallel);
+    job->independent = strcmp(c->upcycle.index_sets, "independent") == 0;
+    return MGR_OK;
+}
+
+/* Names of the configuration to entries of the registries. */
+static int resolve(mgr_job *job, mgr_err *err)
+{
+    const mgr_config *const c = &job->config;
+    job->target_format = mgr_target_find(c->target.format);
+    if (!job->target_format)
+        return unknown_name(c, "target.format", c->target.format, target_name, NULL, err);
+    if (strcmp(c->source.format, "auto") != 0 && !mgr_source_find(c->source.format))
+        return unknown_name(c, "source.format", c->source.format, source_name, "auto", err);
+    if (strcmp(c->mode, "upcycle") == 0)
+        MGR_TRY(resolve_upcycle(job, err));
+    return mgr_sidecar_check_tokenizer(c, err);
+}
+
+static int detect_source(mgr_job *job, mgr_err *err)
+{
+    const mgr_config *const c = &job->config;
+    const bool automatic = strcmp(c->source.format, "auto") == 0;
+    if (automatic && !mgr_path_exists(c->source.path))
+        return mgr_fail(err, MGR_ERR_NOT_FOUND, "source.path '%s' does not exist", c->source.path);
+    job->source_format =
+        automatic ? mgr_source_probe(c->source.path) : mgr_source_find(c->source.format);
+    if (!job->source_format) {
+        mgr_fail(err, MGR_ERR_NOT_FOUND, "no checkpoint of a known format at '%s'", c->source.path);
+        return mgr_hint(err, "source.path is the folder that holds "
+                             "latest_checkpointed_iteration.txt, or one iteration's folder");
+    }
+    return job->source_format->find(c, &job->arena, &job->source_files, err);
+}
+
+/* The list of files travels as NUL-terminated strings: format, directory, paths. */
+static int pack_files(const mgr_job *job, mgr_buf *out, mgr_err *err)
+{
+    const mgr_source_files *const f = &job->source_files;
+    MGR_TRY(mgr_buf_add(out, job->source_format->name, strlen(job->source_format->name) + 1, err));
+    MGR_TRY(mgr_buf_add(out, f->directory, strlen(f->directory) + 1, err));
+    for (size_t i = 0; i < f->n; i++)
+        MGR_TRY(mgr_buf_add(out, f->paths[i], strlen(f->paths[i]) + 1, err));
+    return MGR_OK;
+}
+
+static int unpack_files(mgr_job *job, const mgr_buf *in, mgr_err *err)
+{
+    mgr_source_files *const f = &job->source_files;
+    const char *at = in->data, *const end = in->data + in->len;
+    size_t n = 0;
+    for (const char *p = at; p < end; p += strlen(p) + 1)
+        n++;
+    MGR_TRY(mgr_arena_alloc(&job->arena, &f->paths, n * sizeof *f->paths, err));
+    job->source_format = mgr_source_find(at);
+    at += strlen(at) + 1;
+    MGR_TRY(mgr_arena_strndup(&job->arena, &f->directory, at, strlen(at), err));
+    f->n = 0;
+    for (at += strlen(at) + 1; at < end; at += strlen(at) + 1)
+        MGR_TRY(mgr_arena_strndup(&job->arena, &f->paths[f->n++], at, strlen(at), err));
+    return MGR_OK;
+}
+
+static int find_source(mgr_job *job, mgr_err *err)
+{
+    mgr_buf list = {0};
+    int rc = MGR_OK;
+    if (job->rank == 0) {
+        rc = detect_source(job, err);
+        if (rc == MGR_OK)
+            rc = pack_files(job, &list, err);
+    }
+    rc = mgr_agree_root(job, rc, err);
+    if (rc == MGR_OK)
+        rc = mgr_bcast_bytes(job->comm, &list, err);
+    if (rc == MGR_OK && job->rank != 0)
+        rc = unpack_files(job, &list, err);
+    mgr_buf_clear(&list);
+    return mgr_agree(job->comm, rc, err);
+}
+
+static int read_header(mgr_job *job, mgr_catalogue *cat, const char *path, mgr_err *err)
+{
+    mgr_reader reader;
+    uint32_t file;
+    MGR_TRY(mgr_reader_open(&reader, path, err));
+    int rc = mgr_catalogue_add_file(cat, path, reader.size, &file, err);
+    if (rc == MGR_OK)
+        rc = job->source_format->read(cat, file, &reader, err);
+    mgr_reader_close(&reader);
+    return rc;
+}
+
+/* Each rank reads the headers of a stretch of the files; all get all, in the files' order. */
+static int read_headers(mgr_job *job, mgr_err *err)
+{
+    const mgr_source_files *const f = &job->source_files;
+    const size_t first = f->n * job->rank / job->ranks, end = f->n * (job->rank + 1) / job->ranks;
+    mgr_catalogue mine = {0};
+    mgr_buf packed = {0}, all = {0};
+    int rc = MGR_OK;
+    for (size_t i = first; rc == MGR_OK && i < end; i++)
+        rc = read_header(job, &mine, f->paths[i], err);
+    if (rc == MGR_OK && end > first)
+        rc = mgr_catalogue_pack(&mine, &packed, err);
+    rc = mgr_agree(job->comm, rc, err);
+    if (rc == MGR_OK)
+        rc = mgr_allgather_bytes(job->comm, &packed, &all, err);
+    if (rc == MGR_OK)
+        rc = mgr_catalogue_unpack(&job->source.cat, all.data, all.len, err);
+    mgr_catalogue_clear(&mine);
+    mgr_buf_clear(&packed);
+    mgr_buf_clear(&all);
+    return mgr_agree(job->comm, rc, err);
+}
+
+static int describe_source(mgr_job *job, mgr_err *err)
+{
+    mgr_model model;
+    mgr_side *const s = &job->source;
+    MGR_TRY(job->source_format->describe(&s->cat, &job->config, &job->source_state, &model, err));
+    MGR_TRY(mgr_tensors_init(&s->tensors, &model, err));
+    MGR_TRY(mgr_layout_init(&s->layout, &s->tensors, &s->cat, false, model.dtype, err));
+    MGR_TRY(job->source_format->layout(job->source_state, &s->layout, err));
+    return mgr_layout_finish(&s->layout, err);
+}
+
+/* How many neurons a method touches; an empty S where the user asked for some is an error. */
+static int select_count(mgr_job *job, mgr_err *err)
+{
+    const mgr_config *const c = &job->config;
+    if (!job->method)
+        return MGR_OK;
+    const uint64_t ffn = job->source.tensors.model.ffn;
+    job->n_selected =
+        job->method->needs_selection ? mgr_selected_count(c->upcycle.ratio, (uint32_t)ffn) : 0;
+    if (job->method->needs_selection && c->upcycle.ratio > 0 && job->n_selected == 0)
+        return mgr_config_fail(c, "upcycle.ratio", err,
+                               "'upcycle.ratio' %g of %llu neurons selects none",
+                               c->upcycle.ratio, (unsigned long long)ffn);
+    job->moments = job->method->needs_moments && job->n_selected > 0;
+    /* a draw's number is neuron * H + h, and a stream has 2^34 of them */
+    if ((uint64_t)job->n_selected * job->source.tensors.model.hidden > UINT64_C(1) << 34)
+        return mgr_fail(err, MGR_ERR_UNSUPPORTED, "an expert matrix redraws more than 2^34 values");
+    return MGR_OK;
+}
+
+static int define_targets(mgr_job *job, mgr_err *err)
+{
+    const mgr_tensors *const from = &job->source.tensors, *const to = &job->target.tensors;
+    MGR_TRY(mgr_alloc(&job->defines, to->n, sizeof *job->defines, err));
+    for (uint32_t i = 0; i < to->n; i++) {
+        const mgr_tensor *const t = &to->list[i];
+        const uint32_t source = mgr_tensors_find(from, t->role, t->layer, MGR_NONE);
+        const mgr_op op = t->role == MGR_ROLE_ROUTER ? MGR_OP_ROUTER
+                          : t->expert != MGR_NONE    ? MGR_OP_EXPERT
+                                                     : MGR_OP_COPY;
+        job->defines[i] = (mgr_define){op, source};
+        if (op != MGR_OP_ROUTER && source == MGR_NONE)
+            return mgr_fail(err, MGR_ERR_INTERNAL, "no source for %s", mgr_role_name(t->role));
+    }
+    return MGR_OK;
+}
+
+static int describe_target(mgr_job *job, mgr_err *err)
+{
+    const mgr_config *const c = &job->config;
+    mgr_side *const t = &job->target;
+    mgr_model model = job->source.tensors.model;
+    model.experts = job->method ? c->upcycle.experts : 0;
+    model.top_k = job->method ? c->upcycle.top_k : 0;
+    const mgr_dtype dtype = strcmp(c->target.dtype, "source") == 0
+                                ? model.dtype
+                                : mgr_dtype_from_name(c->target.dtype);
+    MGR_TRY(job->target_format->check(c, &model, err));
+    MGR_TRY(mgr_tensors_init(&t->tensors, &model, err));
+    MGR_TRY(define_targets(job, err));
+    MGR_TRY(mgr_layout_init(&t->layout, &t->tensors, &t->cat, true, dtype, err));
+    MGR_TRY(job->target_format->layout(c, &t->layout, &job->target_state, err));
+    return mgr_layout_finish(&t->layout, err);
+}
+
+/* The most memory that any rank has in use before the buffers. */
+static int baseline(mgr_job *job, uint64_t *out, mgr_err *err)
+{
+    const uint64_t rss = mgr_current_rss();
+    mgr_buf mine = {0}, all = {0};
+    int rc = mgr_agree(job->comm, mgr_buf_add(&mine, &rss, sizeof rss, err), err);
+    if (rc == MGR_OK)
+        rc = mgr_allgather_bytes(job->comm, &mine, &all, err);
+    *out = 0;
+    for (size_t at = 0; rc == MGR_OK && at < all.len; at += sizeof rss) {
+        uint64_t other;
+        memcpy(&other, all.data + at, sizeof other);
+        *out = other > *out ? other : *out;
+    }
+    mgr_buf_clear(&mine);
+    mgr_buf_clear(&all);
+    return rc;
+}
+
+static int plan(mgr_job *job, mgr_err *err)
+{
+    uint64_t base;
+    int rc = describe_source(job, err);
+    if (rc == MGR_OK)
+        rc = select_count(job, err);
+    if (rc == MGR_OK)
+        rc = describe_target(job, err);
+    rc = mgr_agree(job->comm, rc, err);
+    if (rc == MGR_OK)
+        rc = baseline(job, &base, err);
+    if (rc == MGR_OK)
+        rc = mgr_agree(job->comm, mgr_run_plan(job, base, err), err);
+    return rc;
+}
+
+/* moe-recipes picks the model class by words in the path (its src/llama_recipes/get_models.py). */
+static void warn_of_path(const mgr_job *job)
+{
+    const char *const path = job->config.target.path;
+    if (strcmp(job->target_format->name, "moe-recipes") == 0 && !strstr(path, "Mixtral"))
+        fprintf(stderr,
+                "mgr-upcycle: warning: moe-recipes takes a checkpoint for Mixtral by that word in "
+                "its path; '%s' does not have it\n",
+                path);
+}
+
+static int config_id(const mgr_job *job, char out[17], mgr_err *err)
+{
+    mgr_buf text = {0};
+    const int rc = mgr_config_dump(&job->config, &text, err);
+    if (rc == MGR_OK)
+        snprintf(out, 17, "%016llx", (unsigned long long)XXH3_64bits(text.data, text.len));
+    mgr_buf_clear(&text);
+    return rc;
+}
+
+static int prepare(mgr_job *job, const mgr_run_options *o, char id[17], mgr_err *err)
+{
+    const double start = mgr_now();
+    int rc = read_config(job, o, err);
+    if (rc == MGR_OK)
+        rc = mgr_agree(job->comm, resolve(job, err), err);
+    if (rc == MGR_OK)
+        rc = find_source(job, err);
+    if (rc == MGR_OK)
+        rc = read_headers(job, err);
+    const double found = mgr_now();
+    if (rc == MGR_OK)
+        rc = plan(job, err);
+    if (rc == MGR_OK)
+        rc = mgr_agree(job->comm, config_id(job, id, err), err);
+    job->tally.seconds_find = found - start;
+    job->tally.seconds_plan = mgr_now() - found;
+    return rc;
+}
+
+int mgr_run_upcycle(mgr_comm *comm, const mgr_run_options *o, mgr_tally *tally, mgr_err *err)
+{
+    mgr_job *job = NULL;
+    char id[17] = "";
+    int rc = mgr_agree(comm, mgr_alloc(&job, 1, sizeof *job, err), err);
+    if (rc != MGR_OK) {
+        mgr_free(job);
+        return rc;
+    }
+    job->comm = comm;
+    job->rank = (uint32_t)mgr_comm_rank(comm);
+    job->ranks = (uint32_t)mgr_comm_size(comm);
+    rc = prepare(job, o, id, err);
+    if (rc == MGR_OK && job->rank == 0 && o->verbosity >= 0) {
+        warn_of_path(job);
+        mgr_print_plan(job);
+    }
+    if (rc == MGR_OK)
+        rc = mgr_run_write(job, job->config.target.path, id, o->force, o->dry_run, o->progress,
+                           err);
+    if (rc == MGR_OK)
+        rc = mgr_run_tally(job, err);
+    if (rc == MGR_OK && job->rank == 0 && o->verbosity >= 0) {
+        if (o->dry_run)
+            printf("\ndry run: nothing was written\n");
+        else
+            mgr_print_summary(job);
+    }
+    if (tally)
+        *tally = job->tally;
+    mgr_job_clear(job);
+    mgr_free(job);
+    return rc;
+}

@@ -1,0 +1,177 @@
+/* The writing phases of run/run.h, the same for every source and target. */
+#include <string.h>
+
+#include "core/mem.h"
+#include "io/file.h"
+#include "run/engine.h"
+#include "run/progress.h"
+#include "run/run.h"
+#include "run/settle.h"
+#include "run/sidecar.h"
+#include "run/stage.h"
+
+/* Beside the planned buffers a rank needs room for lists, MPI and the C library. */
+#define RESERVE_MIN ((uint64_t)12 << 20)
+
+int mgr_agree_root(mgr_job *job, int local, mgr_err *err)
+{
+    if (job->rank == 0 && local != MGR_OK)
+        err->rank = 0;
+    return mgr_agree(job->comm, job->rank == 0 ? local : MGR_OK, err);
+}
+
+static int place_files(mgr_job *job, mgr_err *err)
+{
+    for (uint32_t f = 0; f < job->target.cat.n_files; f++)
+        MGR_TRY(job->target_format->container->place(&job->target.layout, f, job->target_state,
+                                                     err));
+    return MGR_OK;
+}
+
+/* Nothing of the source may be left unused. */
+static int check_consumed(const mgr_job *job, mgr_err *err)
+{
+    char label[96];
+    for (uint32_t i = 0; i < job->source.tensors.n; i++)
+        if (job->plan.first_target[i] == job->plan.first_target[i + 1])
+            return mgr_fail(err, MGR_ERR_INTERNAL, "nothing is made of %s",
+                            mgr_tensor_label(&job->source.tensors.list[i], label, sizeof label));
+    return MGR_OK;
+}
+
+int mgr_run_plan(mgr_job *job, uint64_t baseline, mgr_err *err)
+{
+    const uint64_t all = job->config.memory_per_rank;
+    const uint64_t sixteenth = all / 16;
+    const uint64_t reserve = baseline + (sixteenth > RESERVE_MIN ? sixteenth : RESERVE_MIN);
+    const mgr_plan_request request = {
+        .source = job->source_format ? &job->source.layout : NULL,
+        .target = &job->target.layout,
+        .defines = job->defines,
+        .ranks = job->ranks,
+        .moments = job->moments,
+        .shuffle = job->config.upcycle.shuffle && job->method,
+        .selection_bytes = mgr_selection_bytes(job),
+        .memory = all > reserve ? all - reserve : 0,
+    };
+    MGR_TRY(place_files(job, err));
+    if (mgr_plan_make(&job->plan, &request, err) != MGR_OK)
+        return mgr_hint(err, "raise memory_per_rank");
+    return job->source_format ? check_consumed(job, err) : MGR_OK;
+}
+
+static uint64_t output_bytes(const mgr_job *job)
+{
+    uint64_t sum = 0;
+    for (size_t f = 0; f < job->target.cat.n_files; f++)
+        sum += job->target.cat.files[f].bytes;
+    return sum;
+}
+
+int mgr_run_tally(mgr_job *job, mgr_err *err)
+{
+    mgr_buf mine = {0}, all = {0};
+    job->tally.peak_rss = mgr_peak_rss();
+    int rc = mgr_buf_add(&mine, &job->tally, sizeof job->tally, err);
+    rc = mgr_agree(job->comm, rc, err);
+    if (rc == MGR_OK)
+        rc = mgr_gather_bytes(job->comm, &mine, &all, err);
+    for (size_t at = sizeof(mgr_tally); rc == MGR_OK && at < all.len; at += sizeof(mgr_tally)) {
+        mgr_tally other; /* times are rank 0's; counts are added up */
+        memcpy(&other, all.data + at, sizeof other);
+        job->tally.bytes_read += other.bytes_read;
+        job->tally.bytes_written += other.bytes_written;
+        if (other.peak_rss > job->tally.peak_rss)
+            job->tally.peak_rss = other.peak_rss;
+    }
+    mgr_buf_clear(&mine);
+    mgr_buf_clear(&all);
+    return rc;
+}
+
+/* Rank 0, after the engine: checksums, headers, small files, the final name. */
+static int finish(mgr_job *job, mgr_stage *stage, mgr_extents *read, mgr_extents *written,
+                  mgr_err *err)
+{
+    if (job->source_format)
+        MGR_TRY(mgr_settle_source(job, read, err));
+    MGR_TRY(mgr_settle_target(job, stage->directory, written, err));
+    MGR_TRY(mgr_sidecar_manifest(job, stage->directory, err));
+    MGR_TRY(job->target_format->sidecars(job, stage->directory, err));
+    MGR_TRY(mgr_check_stop(err));
+    return mgr_stage_publish(stage, err);
+}
+
+static int write_all(mgr_job *job, mgr_stage *stage, mgr_progress *progress, mgr_err *err)
+{
+    mgr_extents read = {0}, written = {0};
+    mgr_buf directory = {0};
+    int rc = MGR_OK;
+    if (job->rank == 0)
+        rc = mgr_buf_text(&directory, stage->directory, err);
+    rc = mgr_agree_root(job, rc, err);
+    if (rc == MGR_OK)
+        rc = mgr_bcast_bytes(job->comm, &directory, err);
+    if (rc == MGR_OK)
+        rc = mgr_engine_run(job, directory.data, progress, &read, &written, err);
+    const double start = mgr_now();
+    if (rc == MGR_OK)
+        rc = mgr_settle_gather(job->comm, &read, err);
+    if (rc == MGR_OK)
+        rc = mgr_settle_gather(job->comm, &written, err);
+    if (rc == MGR_OK) {
+        if (job->rank == 0)
+            rc = finish(job, stage, &read, &written, err);
+        rc = mgr_agree_root(job, rc, err);
+    }
+    job->tally.seconds_publish = mgr_now() - start;
+    mgr_free(read.list);
+    mgr_free(written.list);
+    mgr_buf_clear(&directory);
+    return rc;
+}
+
+int mgr_run_write(mgr_job *job, const char *out, const char *id, bool force, bool dry_run,
+                  double seconds, mgr_err *err)
+{
+    mgr_stage stage = {0};
+    mgr_progress *progress = NULL;
+    int rc = MGR_OK;
+    if (job->rank == 0)
+        rc = mgr_stage_check(&stage, out, id, force, output_bytes(job), err);
+    rc = mgr_agree_root(job, rc, err);
+    if (rc != MGR_OK || dry_run)
+        goto out;
+    if (job->rank == 0)
+        rc = mgr_stage_make(&stage, &job->target.cat, err);
+    rc = mgr_agree_root(job, rc, err);
+    if (rc != MGR_OK)
+        goto out;
+    rc = mgr_agree(job->comm, mgr_progress_start(&progress, job->comm, seconds, job->plan.total_in,
+                                                 job->plan.total_out, err), err);
+    if (rc == MGR_OK)
+        rc = write_all(job, &stage, progress, err);
+    mgr_progress_stop(progress);
+out:
+    mgr_stage_clear(&stage);
+    return rc;
+}
+
+void mgr_job_clear(mgr_job *job)
+{
+    if (job->source_format && job->source_state)
+        job->source_format->release(job->source_state);
+    if (job->target_format && job->target_format->release)
+        job->target_format->release(job->target_state);
+    mgr_plan_clear(&job->plan);
+    mgr_side *const sides[] = {&job->source, &job->target};
+    for (int i = 0; i < 2; i++) {
+        mgr_layout_clear(&sides[i]->layout);
+        mgr_tensors_clear(&sides[i]->tensors);
+        mgr_catalogue_clear(&sides[i]->cat);
+    }
+    mgr_free(job->defines);
+    mgr_free(job->stored_crc);
+    mgr_free(job->file_crc);
+    mgr_arena_clear(&job->arena);
+}

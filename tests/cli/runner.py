@@ -1,0 +1,164 @@
+"""Run the programs under test and judge how they end. Standard library only.
+
+Environment: MGR_BIN, the folder of the programs (default build/release/bin of this checkout);
+MPIEXEC, the launcher with its flags (default mpiexec); MGR_SANITIZE, set when the programs were
+built with sanitizers (they are slower and larger then).
+"""
+
+import hashlib
+import json
+import os
+import pathlib
+import re
+import shlex
+import subprocess
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+BIN = pathlib.Path(os.environ.get("MGR_BIN") or ROOT / "build" / "release" / "bin")
+SANITIZED = bool(os.environ.get("MGR_SANITIZE"))
+MANIFEST = "mgr-manifest.json"
+
+# Exit codes of the programs, after sysexits(3).
+OK, USAGE, DATA, NO_INPUT, INTERNAL, OS_ERROR = 0, 64, 65, 66, 70, 71
+CANNOT_CREATE, IO_ERROR, INTERRUPTED, CONFIG = 73, 74, 75, 78
+
+
+class Result:
+    def __init__(self, argv, status, out, err):
+        self.argv, self.status, self.out, self.err = argv, status, out, err
+
+    def __str__(self):
+        return "%s\nexit status %d\n--- stdout\n%s--- stderr\n%s---" % (
+            " ".join(map(str, self.argv)),
+            self.status,
+            self.out[-4000:],
+            self.err[-4000:],
+        )
+
+    def errors(self):
+        """The lines that report an error, of any rank."""
+        return [line for line in (self.out + self.err).splitlines() if re.search(r"\berror:", line)]
+
+
+def run(argv, timeout=60, env=None, cwd=None):
+    """Run to the end. coreutils' timeout stops mpiexec in a way that leaves no spinning ranks."""
+    limit = timeout * 6 if SANITIZED else timeout
+    argv = ["timeout", "--kill-after=10", str(limit)] + [str(word) for word in argv]
+    done = subprocess.run(
+        argv, capture_output=True, env=dict(os.environ, **(env or {})), cwd=cwd, stdin=subprocess.DEVNULL
+    )
+    result = Result(
+        argv[3:], done.returncode, done.stdout.decode(errors="replace"), done.stderr.decode(errors="replace")
+    )
+    assert result.status not in (124, 137), "did not end within %d s\n%s" % (limit, result)
+    assert not re.search(r"Sanitizer|runtime error:", result.out + result.err), str(result)
+    return result
+
+
+def program(name):
+    return BIN / name
+
+
+def upcycle(config, np=2, options=(), timeout=60, env=None, wrapper=()):
+    """mpiexec -n NP [WRAPPER] mgr-upcycle [OPTIONS] CONFIG"""
+    launch = shlex.split(os.environ.get("MPIEXEC") or "mpiexec") + ["-n", np]
+    return run(launch + list(wrapper) + [program("mgr-upcycle")] + list(options) + [config], timeout, env)
+
+
+def synth(
+    out,
+    layers=2,
+    hidden=64,
+    ffn=96,
+    heads=4,
+    kv_heads=2,
+    vocab=128,
+    tp=1,
+    pp=1,
+    seed=7,
+    dtype="bf16",
+    names="te",
+    timeout=60,
+):
+    """A deterministic dense checkpoint by mgr-synth; returns its root."""
+    result = run(
+        [
+            program("mgr-synth"),
+            out,
+            "--layers",
+            layers,
+            "--hidden",
+            hidden,
+            "--ffn",
+            ffn,
+            "--heads",
+            heads,
+            "--kv-heads",
+            kv_heads,
+            "--vocab",
+            vocab,
+            "--tp",
+            tp,
+            "--pp",
+            pp,
+            "--seed",
+            seed,
+            "--dtype",
+            dtype,
+            "--names",
+            names,
+        ],
+        timeout,
+    )
+    assert result.status == 0, str(result)
+    return pathlib.Path(out)
+
+
+def yaml_lines(tree, indent=0):
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            yield "%s%s:" % (" " * indent, key)
+            yield from yaml_lines(value, indent + 2)
+        else:
+            text = (
+                value
+                if isinstance(value, str) and re.fullmatch(r"[A-Za-z][\w.-]*|\d\w*", value)
+                else json.dumps(str(value) if isinstance(value, os.PathLike) else value)
+            )
+            yield "%s%s: %s" % (" " * indent, key, text)
+
+
+def write_config(path, source, target, **changes):
+    """A configuration file. `changes` are "section.key" (spelt section__key) = value; None
+    leaves the key out."""
+    tree = {
+        "mode": "upcycle",
+        "source": {"path": source},
+        "upcycle": {"method": "drop", "experts": 4, "top_k": 2, "ratio": 0.5, "seed": 1234},
+        "target": {"path": target, "format": "moe-recipes"},
+    }
+    for name, value in changes.items():
+        *sections, key = name.split("__")
+        place = tree
+        for section in sections:
+            place = place.setdefault(section, {})
+        if value is None:
+            place.pop(key, None)
+        else:
+            place[key] = value
+    path = pathlib.Path(path)
+    path.write_text("\n".join(yaml_lines(tree)) + "\n")
+    return path
+
+
+def hashes(folder, skip=(MANIFEST,)):
+    """{relative path: sha256} of every file below `folder`, but those named in `skip`."""
+    found = {}
+    for path in sorted(pathlib.Path(folder).rglob("*")):
+        if path.is_file() and path.name not in skip:
+            digest = hashlib.sha256()
+            with open(path, "rb") as file:
+                while chunk := file.read(1 << 22):
+                    digest.update(chunk)
+            found[str(path.relative_to(folder))] = digest.hexdigest()
+    return found

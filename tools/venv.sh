@@ -1,0 +1,70 @@
+#!/bin/sh
+# Make .venv in the checkout, with the packages of tools/requirements-interop.txt.
+#
+#   tools/venv.sh            quick and silent when .venv is up to date
+#   tools/venv.sh --check    only say whether it is (exit 0 or 3)
+#
+# Exit: 0 ready; 3 no such packages can be had here (one line on stderr says why); 64 usage.
+# PYTHON=/path/to/python3 chooses the interpreter. pip's own settings (PIP_*) apply.
+set -eu
+
+root=$(CDPATH='' cd -- "$(dirname -- "$0")/.." && pwd)
+wanted="$root/tools/requirements-interop.txt"
+venv="$root/.venv"
+stamp="$venv/requirements.sha256"
+
+give_up() {
+    echo "tools/venv.sh: no Python packages for the interop tests: $1" >&2
+    exit 3
+}
+
+# The interpreter is run, not only looked for: it may be one that this user cannot execute.
+is_ready() {
+    [ -r "$stamp" ] && [ "$(cat "$stamp")" = "$hash" ] && "$venv/bin/python" -c '' 2>/dev/null
+}
+
+check_only=no
+case "${1-}" in
+    '') ;;
+    --check) check_only=yes ;;
+    *) echo "usage: tools/venv.sh [--check]" >&2; exit 64 ;;
+esac
+
+hash=$(sha256sum < "$wanted" | cut -d' ' -f1)
+is_ready && exit 0
+[ "$check_only" = no ] || give_up "'$venv' is absent or outdated; run tools/venv.sh"
+
+# The system's interpreter first: other users of this checkout can run it too.
+python=${PYTHON-}
+if [ -z "$python" ]; then
+    for candidate in /usr/bin/python3 python3; do
+        if "$candidate" -c 'import ensurepip, venv' 2>/dev/null; then
+            python=$candidate
+            break
+        fi
+    done
+fi
+[ -n "$python" ] || give_up "no python3 with venv (Debian: apt-get install python3-venv)"
+[ -w "$root" ] || give_up "'$root' is not writable"
+
+# pip resolves everything before it touches an installation, so an outdated .venv is brought up to
+# date in place; one that does not run is replaced.
+"$venv/bin/python" -m pip --version >/dev/null 2>&1 || rm -rf "$venv"
+rm -f "$stamp"
+log=$(mktemp)
+trap 'rm -f "$log"' EXIT
+fresh=no
+if [ ! -d "$venv" ]; then
+    fresh=yes
+    if ! "$python" -m venv "$venv" >"$log" 2>&1; then
+        rm -rf "$venv"
+        give_up "'$python -m venv' failed: $(tail -n 1 "$log")"
+    fi
+fi
+echo "tools/venv.sh: installing the packages of the interop tests into .venv (once, a few minutes)"
+if ! "$venv/bin/python" -m pip install --quiet --disable-pip-version-check \
+        -r "$wanted" >"$log" 2>&1; then
+    [ "$fresh" = no ] || rm -rf "$venv"
+    give_up "pip install failed: $(grep -i '^error' "$log" | tail -n 1)"
+fi
+echo "$hash" > "$stamp"
