@@ -199,23 +199,27 @@ static int take_attrs(mgr_catalogue *cat, cursor *c, uint64_t n, uint32_t file_b
     return MGR_OK;
 }
 
+static int take_catalogue(mgr_catalogue *cat, cursor *c, mgr_buf scratch[2], mgr_err *err)
+{
+    uint64_t counts[4], skipped[MGR_SKIP_COUNT];
+    const uint32_t file_base = (uint32_t)cat->n_files;
+    MGR_TRY(take(c, counts, sizeof counts, err));
+    MGR_TRY(take(c, skipped, sizeof skipped, err));
+    MGR_TRY(take_files(cat, c, counts[0], &scratch[0], err));
+    MGR_TRY(take_tensors(cat, c, counts, file_base, &scratch[0], err));
+    MGR_TRY(take_attrs(cat, c, counts[3], file_base, scratch, err));
+    for (int k = 0; k < MGR_SKIP_COUNT; k++)
+        cat->skipped[k] += skipped[k];
+    return MGR_OK;
+}
+
 int mgr_catalogue_unpack(mgr_catalogue *cat, const void *bytes, size_t len, mgr_err *err)
 {
     cursor c = {bytes, len};
-    uint64_t counts[4], skipped[MGR_SKIP_COUNT];
     mgr_buf scratch[2] = {{0}, {0}};
-    const uint32_t file_base = (uint32_t)cat->n_files;
-    int rc = take(&c, counts, sizeof counts, err);
-    if (rc == MGR_OK)
-        rc = take(&c, skipped, sizeof skipped, err);
-    if (rc == MGR_OK)
-        rc = take_files(cat, &c, counts[0], &scratch[0], err);
-    if (rc == MGR_OK)
-        rc = take_tensors(cat, &c, counts, file_base, &scratch[0], err);
-    if (rc == MGR_OK)
-        rc = take_attrs(cat, &c, counts[3], file_base, scratch, err);
-    for (int k = 0; rc == MGR_OK && k < MGR_SKIP_COUNT; k++)
-        cat->skipped[k] += skipped[k];
+    int rc = MGR_OK;
+    while (rc == MGR_OK && c.left > 0)
+        rc = take_catalogue(cat, &c, scratch, err);
     mgr_buf_clear(&scratch[0]);
     mgr_buf_clear(&scratch[1]);
     return rc;

@@ -19,7 +19,9 @@ DTYPE_NAMES = {torch.bfloat16: "bfloat16", torch.float16: "float16", torch.float
 def convert(
     folder, source, np=2, name="Mixtral-out", options=(), env=None, timeout=120, wrapper=(), **changes
 ):
-    """Run the program on `source` with the config `changes`; return the output directory."""
+    """Run the program on `source` with the config `changes`; return the output directory. The
+    element type is kept, unless `changes` say otherwise."""
+    changes = {"target__dtype": "source", **changes}
     target = pathlib.Path(folder) / name
     config = runner.write_config(pathlib.Path(folder) / (name + ".yaml"), source, target, **changes)
     result = runner.upcycle(config, np=np, options=options, env=env, timeout=timeout, wrapper=wrapper)
