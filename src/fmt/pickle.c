@@ -781,6 +781,7 @@ static op_handler *const handlers[256] = {
 static int run(vm *m)
 {
     MGR_TRY(new_node(m, MGR_NODE_TUPLE, &m->empty));
+    MGR_TRY(mgr_grow(&m->stack, &m->cap_stack, 1, sizeof *m->stack, m->err)); /* never NULL */
     if (m->len < 2 || m->bytes[0] != 0x80)
         return damage(m, "it does not start with a protocol number");
     m->out->protocol = m->bytes[1];

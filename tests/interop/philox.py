@@ -54,11 +54,18 @@ def permutation(seed, layer, expert, n):
 
 
 def normals(seed, purpose, layer, expert, first, n):
-    """Box-Muller on words 2i and 2i+1, in float64 but for one step that the contract defines by
-    its rounding: the uniform of the radius is float32(word >> 1) + 0.5, in float32 (near 1, where
-    the radius is steep, that rounding is what decides)."""
+    """Box-Muller on words 2i and 2i+1 as src/rng/normal_body.h defines it, here in float64 but for
+    two conversions to float32 whose rounding is part of the definition (near u = 1 the radius is
+    so steep that it decides)."""
     assert first % 2 == 0
     w = words(seed, purpose, layer, expert, first, n + n % 2).reshape(-1, 2)
-    uniform = ((w[:, 0] >> 1).astype(np.float32) + np.float32(0.5)).astype(np.float64) * 2.0**-31
-    radius, angle = np.sqrt(-2 * np.log(uniform)), 2 * np.pi * 2.0**-32 * w[:, 1]
-    return np.stack([radius * np.cos(angle), radius * np.sin(angle)], axis=1).reshape(-1)[:n]
+    u = ((w[:, 0] & np.uint32(0x7FFFFFFF)) | np.uint32(1)).astype(np.float32).astype(np.float64) * 2.0**-31
+    radius = np.sqrt(-2 * np.log(u))
+    # An angle within one quarter of the circle; the two lowest bits choose which quarter.
+    signed = np.ascontiguousarray(w[:, 1]).view(np.int32)
+    angle = signed.astype(np.float32).astype(np.float64) * (np.pi / 4 * 2.0**-31)
+    cosine = np.where(w[:, 1] & 1, -np.cos(angle), np.cos(angle))
+    sine = np.sin(angle)
+    swap = (w[:, 1] & 2) != 0
+    cosine, sine = np.where(swap, sine, cosine), np.where(swap, cosine, sine)
+    return np.stack([radius * cosine, radius * sine], axis=1).reshape(-1)[:n]

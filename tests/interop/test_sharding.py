@@ -9,7 +9,7 @@ import pytest
 import harness
 import runner
 
-SHAPE = dict(layers=3, hidden=64, ffn=160, heads=4, kv_heads=2, vocab=256, seed=3)
+SHAPE = dict(layers=3, hidden=256, ffn=704, heads=4, kv_heads=2, vocab=4096, seed=3)
 EXPERTS, EP = 8, 4
 EXPERT_NAME = re.compile(r"model\.layers\.\d+\.block_sparse_moe\.experts\.(\d+)\.w[123]\.weight")
 
@@ -34,7 +34,7 @@ def run(scratch, source, limit, **changes):
     )
 
 
-@pytest.mark.parametrize("limit,size", [("100KB", 100_000), ("64KiB", 65536), ("5GB", 5_000_000_000)])
+@pytest.mark.parametrize("limit,size", [("2MB", 2_000_000), ("1MiB", 1 << 20), ("5GB", 5_000_000_000)])
 def test_a_shard_belongs_to_one_owner_and_keeps_its_size(scratch, source, limit, size):
     out = run(scratch, source, limit)
     files = {}
@@ -54,16 +54,16 @@ def test_a_shard_belongs_to_one_owner_and_keeps_its_size(scratch, source, limit,
 
 
 def test_a_tensor_larger_than_the_limit_has_a_shard_of_its_own(scratch, source):
-    out = run(scratch, source, "4KB")
+    out = run(scratch, source, "1MiB")
     files = list(harness.read_index(out).values())
-    large = {name: t for name, t in harness.read_output(out).items() if t.numel() * t.element_size() > 4000}
+    large = {name: t for name, t in harness.read_output(out).items() if t.numel() * t.element_size() > 1 << 20}
     assert large
     for name in large:
         assert files.count(harness.read_index(out)[name]) == 1, name
 
 
 def test_index_is_complete(scratch, source):
-    out = run(scratch, source, "100KB")
+    out = run(scratch, source, "2MiB")
     index = json.loads((out / "model.safetensors.index.json").read_text())
     tensors = harness.read_output(out)
     assert set(index["weight_map"]) == set(tensors)
@@ -85,7 +85,7 @@ def owners_in_manifest(node, files, found):
 
 
 def test_manifest_names_the_owner_of_every_shard(scratch, source):
-    out = run(scratch, source, "100KB")
+    out = run(scratch, source, "2MiB")
     weight_map = harness.read_index(out)
     found = {}
     owners_in_manifest(json.loads((out / runner.MANIFEST).read_text()), set(weight_map.values()), found)
@@ -103,7 +103,7 @@ def test_one_owner_by_default(scratch, source):
 
 def test_files_are_what_safetensors_calls_canonical(scratch, source):
     """No holes, no overlap, 8-byte header padding; every tensor at a multiple of its type's size."""
-    out = run(scratch, source, "100KB")
+    out = run(scratch, source, "2MiB")
     for file in out.glob("*.safetensors"):
         raw = file.read_bytes()
         length = int.from_bytes(raw[:8], "little")
@@ -116,6 +116,6 @@ def test_files_are_what_safetensors_calls_canonical(scratch, source):
 
 
 def test_no_stray_files(scratch, source):
-    out = run(scratch, source, "100KB")
+    out = run(scratch, source, "2MiB")
     other = {p.name for p in out.iterdir() if p.suffix != ".safetensors"}
     assert other == {"config.json", "generation_config.json", "model.safetensors.index.json", runner.MANIFEST}

@@ -37,8 +37,10 @@ _mgr() {
                 model.pipeline_parallel= model.norm_epsilon= model.rotary_base= model.bos_token_id=
                 model.eos_token_id= upcycle.method= upcycle.experts= upcycle.top_k= upcycle.ratio=
                 upcycle.seed= upcycle.index_sets= upcycle.shuffle= upcycle.router=
-                upcycle.router_std= upcycle.noise_std= target.path= target.format=
-                target.expert_parallel= target.dtype= target.max_shard_size=" "$current"
+                upcycle.router_std= upcycle.noise_std=
+                target.path= target.format= target.expert_parallel= target.tensor_parallel=
+                target.pipeline_parallel= target.make_vocab_size_divisible_by= target.names=
+                target.iteration= target.dtype= target.max_shard_size=" "$current"
             ;;
         --progress | --size | --layers | --hidden | --ffn | --heads | --kv-heads | --vocab | \
             --tp | --pp | --seed) ;;

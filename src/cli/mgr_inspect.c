@@ -1,0 +1,48 @@
+/* mgr-inspect: look at a checkpoint. */
+#include "cli/cli.h"
+#include "run/inspect.h"
+
+enum { JSON, SUMMARY };
+
+static const mgr_option options[] = {
+    [JSON] = {"json", 'j', NULL, "print JSON"},
+    [SUMMARY] = {"summary", 's', NULL, "do not list the tensors"},
+};
+
+static const mgr_program program = {
+    .name = "mgr-inspect",
+    .synopsis = "[OPTION]... PATH",
+    .about = "Show the tensors, shapes, types, layout and sizes of a checkpoint: a Megatron root or\n"
+             "iteration, a folder of safetensors, or one .pt or .safetensors file. Only headers are\n"
+             "read, and nothing in them is executed.",
+    .options = options,
+    .n_options = sizeof options / sizeof options[0],
+};
+
+static int take(void *context, size_t idx, const char *value, mgr_err *err)
+{
+    mgr_inspect_options *const o = context;
+    (void)value;
+    (void)err;
+    if (idx == JSON)
+        o->json = true;
+    else
+        o->summary = true;
+    return MGR_OK;
+}
+
+int main(int argc, char **argv)
+{
+    mgr_err err = MGR_ERR_INIT;
+    mgr_inspect_options o = {0};
+    int first;
+    int rc = mgr_cli_parse(&program, argc, argv, take, &o, &first, &err);
+    if (rc == MGR_OK && argc - first != 1) {
+        rc = mgr_fail(&err, MGR_ERR_USAGE, "one PATH is needed");
+        rc = mgr_hint(&err, "see mgr-inspect --help");
+    }
+    if (rc != MGR_OK)
+        return mgr_cli_usage_end(&program, &err);
+    o.path = argv[first];
+    return mgr_cli_end(&program, NULL, mgr_inspect(&o, &err), &err);
+}
