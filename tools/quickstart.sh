@@ -18,6 +18,7 @@ cmake --preset release
 cmake --build --preset release --parallel "$(nproc)"
 
 step "a dense Megatron checkpoint: 4 layers, tensor parallel 2, pipeline parallel 2"
+mkdir -p build/quickstart
 $bin/mgr-synth build/quickstart/dense --layers 4 --hidden 256 --ffn 704 --heads 8 --kv-heads 4 \
     --vocab 4096 --tp 2 --pp 2 --seed 1 --dtype bf16 --names te --force
 

@@ -22,21 +22,59 @@ static const mgr_option options[] = {
     [SIMD] = {"simd", 0, "NAME", "scalar, avx2, avx512 or neon; the bytes are the same"},
 };
 
+#define HELP_COLUMN 34
+#define HELP_WIDTH 62
+
+/* `text` from HELP_COLUMN on, broken at blanks; the cursor is behind `used` characters. */
+static void print_wrapped(const char *text, int used)
+{
+    printf("%*s", used < HELP_COLUMN ? HELP_COLUMN - used : 1, "");
+    while (strlen(text) > HELP_WIDTH) {
+        int len = HELP_WIDTH;
+        while (len > 1 && text[len] != ' ')
+            len--;
+        printf("%.*s\n%*s", len, text, HELP_COLUMN, "");
+        text += len + 1;
+    }
+    printf("%s\n", text);
+}
+
+/* What a key of `model:` has by default is what the checkpoint says. */
+static void print_key(const mgr_key *key, size_t section_len)
+{
+    char text[512], fallback[64] = "";
+    const char *const leaf = section_len ? key->name + section_len + 1 : key->name;
+    if (key->required)
+        snprintf(fallback, sizeof fallback, " (required)");
+    else if (key->fallback && key->fallback[0] && strncmp(key->name, "model.", 6) != 0)
+        snprintf(fallback, sizeof fallback, " (default %s)", key->fallback);
+    snprintf(text, sizeof text, "%s%s", key->help, fallback);
+    print_wrapped(text, printf("%s%s:", section_len ? "    " : "  ", leaf));
+}
+
+/* The schema as the file is written: sections with their keys below. */
 static void print_keys(void)
 {
     size_t n;
     const mgr_key *const keys = mgr_config_schema(&n);
-    printf("\nkeys of CONFIG (YAML; sections are written as nested mappings):\n");
+    const char *section = "";
+    size_t section_len = 0;
+    printf("\nCONFIG is YAML with these keys:\n");
     for (size_t i = 0; i < n; i++) {
-        printf("  %-34s %s", keys[i].name, keys[i].help);
-        if (keys[i].required)
-            printf(" (required)");
-        else if (keys[i].fallback && keys[i].fallback[0])
-            printf(" (default %s)", keys[i].fallback);
-        printf("\n");
+        const char *const dot = strchr(keys[i].name, '.');
+        const size_t len = dot ? (size_t)(dot - keys[i].name) : 0;
+        if (len && (len != section_len || strncmp(section, keys[i].name, len) != 0))
+            printf("  %.*s:%s\n", (int)len, keys[i].name,
+                   len == 5 && strncmp(keys[i].name, "model", 5) == 0
+                       ? "  (what the checkpoint does not say; what it says is checked)"
+                       : "");
+        section = keys[i].name;
+        section_len = len;
+        print_key(&keys[i], section_len);
     }
-    printf("\nexit status: 0 done, 64 usage, 65 bad input, 66 input missing, 70 internal, 71 system,\n"
-           "73 output exists or cannot be made or does not fit, 74 I/O, 75 stopped, 78 configuration\n");
+    printf("\nexit status: 0 done, 64 usage, 65 bad input, 66 input missing, 70 internal,\n"
+           "71 system, 73 output exists or cannot be made or does not fit, 74 I/O, 75 stopped,\n"
+           "78 configuration\n");
 }
 
 static const mgr_program program = {

@@ -14,8 +14,8 @@
  */
 #define DEFAULT_MEMORY (UINT64_C(4) << 30)
 #define DEFAULT_NODES (UINT64_C(1) << 26)
-#define MAX_GLOBAL 1024  /* bytes of a module or a name */
-#define MAX_LONG 65536   /* bytes of one integer */
+#define MAX_GLOBAL 1024 /* bytes of a module or a name */
+#define MAX_LONG 65536  /* bytes of one integer */
 #define NAME_SHOWN 200
 
 typedef struct vm {
@@ -452,7 +452,10 @@ static int op_empty(vm *m, int op)
 {
     if (op == ')')
         return push(m, m->empty);
-    return make_sequence(m, op == '}' ? MGR_NODE_DICT : op == ']' ? MGR_NODE_LIST : MGR_NODE_SET,
+    return make_sequence(m,
+                         op == '}'   ? MGR_NODE_DICT
+                         : op == ']' ? MGR_NODE_LIST
+                                     : MGR_NODE_SET,
                          NULL, 0);
 }
 
@@ -464,8 +467,11 @@ static int op_collect(vm *m, int op)
     MGR_TRY(pop_mark(m, &items, &n));
     if (op == 't' && n == 0)
         return push(m, m->empty);
-    return make_sequence(
-        m, op == 't' ? MGR_NODE_TUPLE : op == 'l' ? MGR_NODE_LIST : MGR_NODE_FROZENSET, items, n);
+    return make_sequence(m,
+                         op == 't'   ? MGR_NODE_TUPLE
+                         : op == 'l' ? MGR_NODE_LIST
+                                     : MGR_NODE_FROZENSET,
+                         items, n);
 }
 
 /* TUPLE1, TUPLE2, TUPLE3 */
@@ -679,8 +685,7 @@ static int op_call(vm *m, int op)
         MGR_TRY(pop(m, &kwargs));
     MGR_TRY(pop(m, &args));
     MGR_TRY(pop(m, &callable));
-    if (callable->kind != MGR_NODE_GLOBAL &&
-        !mgr_node_is_call(callable, "__builtin__", "getattr"))
+    if (callable->kind != MGR_NODE_GLOBAL && !mgr_node_is_call(callable, "__builtin__", "getattr"))
         return damage(m, "a call of something that is no global");
     if (args->kind != MGR_NODE_TUPLE || (kwargs && kwargs->kind != MGR_NODE_DICT))
         return damage(m, "a call with arguments that are no tuple");
@@ -753,29 +758,29 @@ static int op_unsupported(vm *m, int op)
 typedef int op_handler(vm *m, int op);
 
 static op_handler *const handlers[256] = {
-    [0x80] = op_proto,      ['.'] = op_stop,         [0x95] = op_frame,
-    ['N'] = op_none,        [0x88] = op_bool,        [0x89] = op_bool,
-    ['J'] = op_binint,      ['K'] = op_binint,       ['M'] = op_binint,
-    [0x8a] = op_long,       [0x8b] = op_long,        ['I'] = op_int_text,
-    ['L'] = op_int_text,    ['G'] = op_binfloat,     ['F'] = op_float_text,
-    ['X'] = op_text,        [0x8c] = op_text,        [0x8d] = op_text,
-    ['T'] = op_text,        ['U'] = op_text,         ['B'] = op_bytes,
-    ['C'] = op_bytes,       [0x8e] = op_bytes,       [0x96] = op_bytes,
-    ['('] = op_mark,        [')'] = op_empty,        ['}'] = op_empty,
-    [']'] = op_empty,       [0x8f] = op_empty,       ['t'] = op_collect,
-    ['l'] = op_collect,     [0x91] = op_collect,     [0x85] = op_tuple,
-    [0x86] = op_tuple,      [0x87] = op_tuple,       ['d'] = op_dict,
-    ['s'] = op_add_one,     ['a'] = op_add_one,      ['u'] = op_add_many,
-    ['e'] = op_add_many,    [0x90] = op_add_many,    ['0'] = op_pop,
-    ['1'] = op_pop,         ['2'] = op_dup,          ['q'] = op_put,
-    ['r'] = op_put,         [0x94] = op_put,         ['h'] = op_get,
-    ['j'] = op_get,         ['c'] = op_global,       [0x93] = op_stack_global,
-    ['Q'] = op_persid,      ['R'] = op_call,         [0x81] = op_call,
-    [0x92] = op_call,       ['b'] = op_build,        [0x82] = op_unsupported,
+    [0x80] = op_proto,       ['.'] = op_stop,         [0x95] = op_frame,
+    ['N'] = op_none,         [0x88] = op_bool,        [0x89] = op_bool,
+    ['J'] = op_binint,       ['K'] = op_binint,       ['M'] = op_binint,
+    [0x8a] = op_long,        [0x8b] = op_long,        ['I'] = op_int_text,
+    ['L'] = op_int_text,     ['G'] = op_binfloat,     ['F'] = op_float_text,
+    ['X'] = op_text,         [0x8c] = op_text,        [0x8d] = op_text,
+    ['T'] = op_text,         ['U'] = op_text,         ['B'] = op_bytes,
+    ['C'] = op_bytes,        [0x8e] = op_bytes,       [0x96] = op_bytes,
+    ['('] = op_mark,         [')'] = op_empty,        ['}'] = op_empty,
+    [']'] = op_empty,        [0x8f] = op_empty,       ['t'] = op_collect,
+    ['l'] = op_collect,      [0x91] = op_collect,     [0x85] = op_tuple,
+    [0x86] = op_tuple,       [0x87] = op_tuple,       ['d'] = op_dict,
+    ['s'] = op_add_one,      ['a'] = op_add_one,      ['u'] = op_add_many,
+    ['e'] = op_add_many,     [0x90] = op_add_many,    ['0'] = op_pop,
+    ['1'] = op_pop,          ['2'] = op_dup,          ['q'] = op_put,
+    ['r'] = op_put,          [0x94] = op_put,         ['h'] = op_get,
+    ['j'] = op_get,          ['c'] = op_global,       [0x93] = op_stack_global,
+    ['Q'] = op_persid,       ['R'] = op_call,         [0x81] = op_call,
+    [0x92] = op_call,        ['b'] = op_build,        [0x82] = op_unsupported,
     [0x83] = op_unsupported, [0x84] = op_unsupported, [0x97] = op_unsupported,
-    [0x98] = op_unsupported, ['i'] = op_unsupported, ['o'] = op_unsupported,
-    ['P'] = op_unsupported, ['p'] = op_unsupported,  ['g'] = op_unsupported,
-    ['S'] = op_unsupported, ['V'] = op_unsupported,
+    [0x98] = op_unsupported, ['i'] = op_unsupported,  ['o'] = op_unsupported,
+    ['P'] = op_unsupported,  ['p'] = op_unsupported,  ['g'] = op_unsupported,
+    ['S'] = op_unsupported,  ['V'] = op_unsupported,
 };
 
 static int run(vm *m)

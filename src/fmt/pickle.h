@@ -104,11 +104,11 @@ typedef struct mgr_pickle_limits {
 
 typedef struct mgr_pickle {
     const mgr_node *root;
-    size_t used;      /* bytes up to and with STOP; what follows is ignored, as Python does */
-    size_t n_nodes;   /* a bound for walks: a tree without sharing has no more nodes than this */
-    uint64_t memory;  /* bytes the arena holds */
+    size_t used;     /* bytes up to and with STOP; what follows is ignored, as Python does */
+    size_t n_nodes;  /* a bound for walks: a tree without sharing has no more nodes than this */
+    uint64_t memory; /* bytes the arena holds */
     int protocol;
-    mgr_arena arena;  /* owns every node and string; the input is not needed any more */
+    mgr_arena arena; /* owns every node and string; the input is not needed any more */
 } mgr_pickle;
 
 /* Run the opcodes in `bytes`. `limits` may be NULL. `name` is the file, for messages:

@@ -212,10 +212,10 @@ bool mgr_node_is_dict(const mgr_node *node)
         return false;
     if (node->kind == MGR_NODE_DICT)
         return true;
-    return node->kind == MGR_NODE_OBJECT &&
-           (node->holds == MGR_HOLDS_PAIRS || mgr_node_is_call(node, "collections", "OrderedDict") ||
-            mgr_node_is_call(node, "collections", "defaultdict") ||
-            mgr_node_is_call(node, "collections", "Counter"));
+    return node->kind == MGR_NODE_OBJECT && (node->holds == MGR_HOLDS_PAIRS ||
+                                             mgr_node_is_call(node, "collections", "OrderedDict") ||
+                                             mgr_node_is_call(node, "collections", "defaultdict") ||
+                                             mgr_node_is_call(node, "collections", "Counter"));
 }
 
 size_t mgr_node_n_pairs(const mgr_node *dict)

@@ -22,11 +22,11 @@
  * The pickle of Megatron-LM is a dict with "model" (or "model0", "model1", ...), "args" and more.
  */
 #define PICKLE_LIMIT (UINT64_C(512) << 20)
-#define SMALL_LIMIT 64    /* version, byteorder */
-#define MAX_DEPTH 64      /* of dicts in dicts */
-#define MAX_NAME 4096     /* bytes of a tensor's joined name */
-#define MAX_KEY 200       /* bytes of a storage's key */
-#define MAX_WRAPPERS 8    /* parameter around tensor around ... */
+#define SMALL_LIMIT 64 /* version, byteorder */
+#define MAX_DEPTH 64   /* of dicts in dicts */
+#define MAX_NAME 4096  /* bytes of a tensor's joined name */
+#define MAX_KEY 200    /* bytes of a storage's key */
+#define MAX_WRAPPERS 8 /* parameter around tensor around ... */
 #define NAME_SHOWN 200
 
 /* One member of the archive, by name, and what a tensor has said about it. */
@@ -123,16 +123,16 @@ static int check_version(torch_file *t)
     if (!found)
         MGR_TRY(read_small(t, ".data/version", text, sizeof text, &found));
     if (!found)
-        return mgr_fail(t->err, MGR_ERR_FORMAT, "'%s' has no member '%s/version'",
-                        t->reader->name, t->zip.folder);
+        return mgr_fail(t->err, MGR_ERR_FORMAT, "'%s' has no member '%s/version'", t->reader->name,
+                        t->zip.folder);
     const size_t len = strlen(text);
     if (len == 0 || strspn(text, "0123456789") != len)
         return mgr_fail(t->err, MGR_ERR_FORMAT, "member '%s/version' of '%s' is '%s', no number",
                         t->zip.folder, t->reader->name, text);
     const long version = len > 4 ? 9999 : strtol(text, NULL, 10);
     if (version < 1 || version > 10)
-        return mgr_fail(t->err, MGR_ERR_UNSUPPORTED, "'%s' has archive version %s, known are 1 .. 10",
-                        t->reader->name, text);
+        return mgr_fail(t->err, MGR_ERR_UNSUPPORTED,
+                        "'%s' has archive version %s, known are 1 .. 10", t->reader->name, text);
     return MGR_OK;
 }
 
@@ -146,8 +146,8 @@ static int check_byteorder(torch_file *t)
     if (strcmp(text, "big") == 0)
         return mgr_fail(t->err, MGR_ERR_UNSUPPORTED, "'%s' was written on a big-endian machine",
                         t->reader->name);
-    return mgr_fail(t->err, MGR_ERR_FORMAT, "member '%s/byteorder' of '%s' is '%s'",
-                    t->zip.folder, t->reader->name, text);
+    return mgr_fail(t->err, MGR_ERR_FORMAT, "member '%s/byteorder' of '%s' is '%s'", t->zip.folder,
+                    t->reader->name, text);
 }
 
 static int by_name(const void *a, const void *b)
@@ -182,15 +182,15 @@ static int open_archive(torch_file *t)
                             "save a state dict with torch.save", t->err);
     const mgr_zip_member *const data = mgr_zip_find(&t->zip, "data.pkl");
     if (!data)
-        return mgr_fail(t->err, MGR_ERR_FORMAT, "'%s' has no member '%s/data.pkl'",
-                        t->reader->name, t->zip.folder);
+        return mgr_fail(t->err, MGR_ERR_FORMAT, "'%s' has no member '%s/data.pkl'", t->reader->name,
+                        t->zip.folder);
     MGR_TRY(check_version(t));
     MGR_TRY(check_byteorder(t));
     MGR_TRY(index_members(t));
     MGR_TRY(mgr_zip_read(&t->zip, t->reader, data, PICKLE_LIMIT, &bytes, t->err));
     const mgr_pickle_limits limits = {.base = t->reader->base + data->offset};
-    const int rc = mgr_pickle_read(&t->pickle, t->reader->name, bytes, (size_t)data->size, &limits,
-                                   t->err);
+    const int rc =
+        mgr_pickle_read(&t->pickle, t->reader->name, bytes, (size_t)data->size, &limits, t->err);
     mgr_free(bytes);
     return rc;
 }
@@ -284,7 +284,8 @@ static int unwrap(torch_file *t, const mgr_node *node, rebuild *r)
 
 static bool is_key(const char *key)
 {
-    static const char letters[] = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_.-";
+    static const char letters[] =
+        "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_.-";
     const size_t len = strlen(key);
     return len > 0 && len <= MAX_KEY && strspn(key, letters) == len;
 }
@@ -393,7 +394,8 @@ static int read_dims(torch_file *t, const mgr_node *tensor, const mgr_node *node
     for (size_t d = 0; d < n; d++) {
         int64_t value;
         if (!mgr_node_int(items[d], &value) || value < 0)
-            return bad_tensor(t, MGR_ERR_FORMAT, tensor, "its size or stride is no positive number");
+            return bad_tensor(t, MGR_ERR_FORMAT, tensor,
+                              "its size or stride is no positive number");
         dims[d] = (uint64_t)value;
     }
     *ndim = (uint32_t)n;
@@ -616,7 +618,8 @@ static int read_model(torch_file *t, const char *key, const mgr_node *model)
 /* megatron.core.enums.ModelType(1) and the like: a call of a class with one number or text. */
 static bool is_enum(const mgr_node *node)
 {
-    static const char *const others[] = {"torch", "numpy", "pathlib", "_", "collections", "copy_reg"};
+    static const char *const others[] = {"torch", "numpy",       "pathlib",
+                                         "_",     "collections", "copy_reg"};
     const mgr_node *const class = mgr_node_callable(node), *const value = mgr_node_arg(node, 0);
     if (!class || class->kind != MGR_NODE_GLOBAL || node->u.c.call->newobj ||
         mgr_node_n_args(node) != 1 || mgr_node_state(node) || node->u.c.n ||
@@ -808,8 +811,7 @@ static int read_top(torch_file *t)
 
 int mgr_torch_file_read(mgr_catalogue *cat, uint32_t file, const mgr_reader *reader, mgr_err *err)
 {
-    torch_file t = {
-        .cat = cat, .file = file, .reader = reader, .first = cat->n_stored, .err = err};
+    torch_file t = {.cat = cat, .file = file, .reader = reader, .first = cat->n_stored, .err = err};
     int rc = open_archive(&t);
     if (!rc)
         rc = read_top(&t);

@@ -100,8 +100,8 @@ static int read_end64(const mgr_reader *reader, const unsigned char *locator, ui
 /* The end record and, if there is one, its zip64 twin.
  *   0 sig, 4 disk, 6 directory's disk, 8 entries here, 10 entries, 12 directory size,
  *   16 directory offset, 20 comment length */
-static int read_end(const mgr_reader *reader, const unsigned char *end, uint64_t at,
-                    directory *dir, mgr_err *err)
+static int read_end(const mgr_reader *reader, const unsigned char *end, uint64_t at, directory *dir,
+                    mgr_err *err)
 {
     const uint64_t n = mgr_load_u16(end + 10), size = mgr_load_u32(end + 12),
                    offset = mgr_load_u32(end + 16);
@@ -293,8 +293,8 @@ static int check_folder(mgr_zip *zip, const mgr_reader *reader, const entry *e, 
         if (!slash || slash == e->name)
             return bad_member(reader, MGR_ERR_FORMAT, e->name, e->name_len, e->at,
                               "is not in a folder", err);
-        MGR_TRY(mgr_arena_strndup(&zip->arena, &zip->folder, e->name, (size_t)(slash - e->name),
-                                  err));
+        MGR_TRY(
+            mgr_arena_strndup(&zip->arena, &zip->folder, e->name, (size_t)(slash - e->name), err));
     }
     const size_t len = strlen(zip->folder);
     if (e->name_len <= len || memcmp(e->name, zip->folder, len) != 0 || e->name[len] != '/')
@@ -310,8 +310,8 @@ static int read_members(mgr_zip *zip, const mgr_reader *reader, const directory 
     for (uint64_t i = 0; i < dir->n; i++) {
         mgr_zip_member *const member = &zip->members[zip->n_members];
         entry e;
-        MGR_TRY(read_entry(reader, raw + done, (size_t)dir->size - done, dir->offset + done, &e,
-                           err));
+        MGR_TRY(
+            read_entry(reader, raw + done, (size_t)dir->size - done, dir->offset + done, &e, err));
         MGR_TRY(check_folder(zip, reader, &e, err));
         MGR_TRY(read_member(reader, &e, dir->offset, member, err));
         MGR_TRY(mgr_arena_strndup(&zip->arena, &member->name, e.name, e.name_len, err));
@@ -442,10 +442,9 @@ int mgr_zip_read(const mgr_zip *zip, const mgr_reader *reader, const mgr_zip_mem
     const size_t len = strlen(member->name);
     unsigned char *bytes = NULL;
     if (member->method != METHOD_STORED)
-        return bad_member(reader, MGR_ERR_UNSUPPORTED, member->name, len, member->header,
-                          member->method == METHOD_DEFLATED ? "is compressed (deflate)"
-                                                            : "is compressed",
-                          err);
+        return bad_member(
+            reader, MGR_ERR_UNSUPPORTED, member->name, len, member->header,
+            member->method == METHOD_DEFLATED ? "is compressed (deflate)" : "is compressed", err);
     if (member->size > limit || member->size > SIZE_MAX / 2)
         return mgr_fail(err, MGR_ERR_UNSUPPORTED,
                         "member '%s' of '%s' has %" PRIu64 " bytes, the limit is %" PRIu64,
@@ -456,11 +455,11 @@ int mgr_zip_read(const mgr_zip *zip, const mgr_reader *reader, const mgr_zip_mem
         goto out;
     const uint32_t crc = libdeflate_crc32(0, bytes, (size_t)member->size);
     if (crc != member->crc32 && has_crcs(zip)) {
-        rc = mgr_fail(err, MGR_ERR_FORMAT,
-                      "member '%s' of '%s' at byte %" PRIu64
-                      ": CRC-32 is %08" PRIx32 ", the directory says %08" PRIx32,
-                      member->name, reader->name, reader->base + member->offset, crc,
-                      member->crc32);
+        rc =
+            mgr_fail(err, MGR_ERR_FORMAT,
+                     "member '%s' of '%s' at byte %" PRIu64 ": CRC-32 is %08" PRIx32
+                     ", the directory says %08" PRIx32,
+                     member->name, reader->name, reader->base + member->offset, crc, member->crc32);
         goto out;
     }
     *out = bytes;

@@ -18,12 +18,12 @@
  */
 #define BIG UINT64_C(0xffffffff) /* this value and above need a 64-bit field */
 #define LOCAL_SIZE 30u
-#define FIELD_SIZE 4u      /* id and length of an extra field */
-#define ZIP64_SIZES 20u    /* the field with both sizes */
+#define FIELD_SIZE 4u   /* id and length of an extra field */
+#define ZIP64_SIZES 20u /* the field with both sizes */
 #define VERSION 20u
 #define VERSION_ZIP64 45u
 #define FLAG_UTF8 0x0800u
-#define DATE 0x0021u       /* 1980-01-01: outputs depend on nothing but their content */
+#define DATE 0x0021u /* 1980-01-01: outputs depend on nothing but their content */
 #define NAME_MAX_LEN 4096u
 
 static uint32_t saturated(uint64_t value)

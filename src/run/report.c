@@ -75,6 +75,16 @@ void mgr_print_plan(const mgr_job *job)
     fflush(stdout);
 }
 
+void mgr_print_config(const mgr_job *job)
+{
+    mgr_buf text = {0};
+    mgr_err ignored = MGR_ERR_INIT;
+    if (mgr_config_dump(&job->config, &text, &ignored) == MGR_OK)
+        printf("\n%s", text.data);
+    mgr_buf_clear(&text);
+    fflush(stdout);
+}
+
 static double rate(uint64_t bytes, double seconds)
 {
     return seconds > 0 ? (double)bytes / seconds / 1e9 : 0.0;

@@ -49,8 +49,8 @@ int mgr_agree_root(mgr_job *job, int local, mgr_err *err);
 /* Lay out the target and make the plan; source and defines are set. Local. */
 int mgr_run_plan(mgr_job *job, uint64_t baseline, mgr_err *err) MGR_NODISCARD;
 
-/* Everything that writes: staging, engine, checksums, sidecars, publishing. `done` (may be NULL) is
- * called on rank 0 when the plan has been checked against the file system. Collective. */
+/* Everything that writes: staging, engine, checksums, sidecars, publishing. A dry run ends when the
+ * plan has been checked against the file system. Collective. */
 int mgr_run_write(mgr_job *job, const char *out, const char *id, bool force, bool dry_run,
                   double progress, mgr_err *err) MGR_NODISCARD;
 
@@ -61,6 +61,7 @@ void mgr_job_clear(mgr_job *job);
 
 /* For people, to stdout, on rank 0. */
 void mgr_print_plan(const mgr_job *job);
+void mgr_print_config(const mgr_job *job);
 void mgr_print_summary(const mgr_job *job);
 
 #endif

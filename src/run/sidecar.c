@@ -197,9 +197,10 @@ int mgr_sidecar_manifest(const mgr_job *job, const char *directory, mgr_err *err
                             json_integer((json_int_t)job->source.cat.skipped[k]));
     /* the seed is text: it may be above what JSON readers take for a whole number */
     json_t *const manifest = json_pack(
-        "{s:i,s:s,s:s,s:i,s:o,s:s,s:{s:s,s:s,s:o,s:o},s:{s:s,s:o}}", "schema", 1, "program",
+        "{s:i,s:s,s:s,s:i,s:o,s:o,s:{s:s,s:s,s:o,s:o},s:{s:s,s:o}}", "schema", 1, "program",
         "mgr-upcycle", "version", MGR_VERSION, "contract", MGR_CONTRACT_VERSION, "seed",
-        json_sprintf("%llu", (unsigned long long)job->config.upcycle.seed), "config", config.data,
+        json_sprintf("%llu", (unsigned long long)job->config.upcycle.seed), "config",
+        job->source_format ? json_string(config.data) : json_null(),
         "source", "format", job->source_format ? job->source_format->name : "synth", "path",
         job->source_files.directory ? job->source_files.directory : "", "skipped", skipped, "files",
         source_list(job), "target", "format", job->target_format->name, "files", target_list(job));

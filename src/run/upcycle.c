@@ -360,6 +360,8 @@ int mgr_run_upcycle(mgr_comm *comm, const mgr_run_options *o, mgr_tally *tally, 
     if (rc == MGR_OK && job->rank == 0 && o->verbosity >= 0) {
         warn_of_path(job);
         mgr_print_plan(job);
+        if (o->verbosity > 0)
+            mgr_print_config(job);
     }
     if (rc == MGR_OK)
         rc = mgr_run_write(job, job->config.target.path, id, o->force, o->dry_run, o->progress,

@@ -118,6 +118,16 @@ def flip_tensor_byte(archive, name, at=0):
     archive.members[member] = bytes(content)
 
 
+def tensor_place(path, name, at):
+    """The offset in the file at which byte `at` of a tensor stands."""
+    member, offset, _ = Archive(path).tensors()[name]
+    with zipfile.ZipFile(path) as file:
+        header = file.getinfo(member).header_offset
+    raw = path.read_bytes()
+    name_length, extra = struct.unpack_from("<HH", raw, header + 26)
+    return header + 30 + name_length + extra + offset + at
+
+
 def central_entries(raw):
     """(offset of the central entry, member name) by the end-of-directory record; small files."""
     end = raw.rindex(b"PK\5\6")

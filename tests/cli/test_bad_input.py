@@ -59,15 +59,13 @@ class BadInput(unittest.TestCase):
                 told = str(result)
                 self.assertEqual(result.status, status, told)
                 self.assertEqual(len(result.errors()), 1, told)
+                hints = [line for line in result.err.splitlines() if "hint:" in line]
+                self.assertLessEqual(len(hints), 1, told)
+                message = "\n".join(result.errors() + hints)
                 for word in words:
-                    found = (
-                        word.search(result.errors()[0])
-                        if isinstance(word, re.Pattern)
-                        else str(word) in result.errors()[0]
-                    )
+                    found = word.search(message) if isinstance(word, re.Pattern) else str(word) in message
                     self.assertTrue(found, "%r is not in the message\n%s" % (word, told))
                 self.assertEqual(sorted(os.listdir(self.outputs)), sorted(left), told)
-                self.assertLessEqual(result.err.count("hint:"), 1, told)
         self.assertEqual(runner.hashes(self.source, skip=()), before, "the source was touched")
 
     def accepted(self, config=None, options=(), env=None, np=2):
@@ -207,20 +205,20 @@ class Checkpoint(BadInput):
         self.refused(runner.CONFIG, "hidden_size", config=self.config(model__hidden_size=128))
 
     def test_a_replicated_tensor_that_differs_between_tp_ranks(self):
-        name = "decoder.layers.0.self_attention.linear_qkv.layer_norm_weight"
-        for at in (0, 127):  # the first and the last byte of 64 bf16 values
-            with self.subTest(byte=at):
+        """Found wherever it differs; the message names the tensor, the file and the byte."""
+        attention_norm = "decoder.layers.0.self_attention.linear_qkv.layer_norm_weight"  # layer 1 of 2
+        for name, words, at in (
+            (attention_norm, "layer 1 attention norm", 0),
+            (attention_norm, "layer 1 attention norm", 127),  # the last byte of 64 bf16 values
+            ("decoder.final_layernorm.weight", "final norm", 64),
+        ):
+            with self.subTest(tensor=name, byte=at):
                 self.restore(1, 1)
                 archive = self.archive(1, 1)
                 damage.flip_tensor_byte(archive, name, at)
                 archive.write()
-                self.refused(runner.DATA, name)
-
-    def test_a_final_norm_that_differs_between_tp_ranks(self):
-        archive = self.archive(1, 1)
-        damage.flip_tensor_byte(archive, "decoder.final_layernorm.weight", 64)
-        archive.write()
-        self.refused(runner.DATA, "decoder.final_layernorm.weight")
+                place = damage.tensor_place(self.file(1, 1), name, at) & ~1  # of the element
+                self.refused(runner.DATA, words, "mp_rank_01_001", "at byte %d " % place)
 
     def test_unknown_tensor(self):
         archive = self.archive(0, 1)
@@ -268,8 +266,8 @@ class Config(BadInput):
         self.assertEqual(len(re.findall(r"\n", text[: text.index(old)])) + 1, line, text)
         self.refused(runner.CONFIG, self.at(line, column), *words, config=config)
 
-    # The file: 1 mode / 2 source: 3 path / 4 upcycle: 5 method 6 experts 7 top_k 8 ratio 9 seed /
-    # 10 target: 11 path 12 format
+    # A wrong value is reported at its key. Lines of the file: 1 mode, 2 source: 3 path, 4 upcycle:
+    # 5 method 6 experts 7 top_k 8 ratio 9 seed, 10 target: 11 path 12 format.
 
     def test_unknown_key_has_its_place_and_the_nearest_key(self):
         self.refused_text("  ratio: 0.5", "  ratoi: 0.5", 8, 3, "ratoi", re.compile("ratio"))
@@ -283,27 +281,27 @@ class Config(BadInput):
         self.refused(runner.CONFIG, self.at(10, 3), "ratio", config=config)
 
     def test_wrong_type(self):
-        self.refused_text("  experts: 4", "  experts: four", 6, 12, "experts")
+        self.refused_text("  experts: 4", "  experts: four", 6, 3, "experts")
 
     def test_ratio_outside_of_zero_to_one(self):
         for value in ("1.5", "-0.1", ".nan", "1e999"):
             with self.subTest(ratio=value):
-                self.refused_text("  ratio: 0.5", "  ratio: " + value, 8, 10, "ratio")
+                self.refused_text("  ratio: 0.5", "  ratio: " + value, 8, 3, "ratio")
 
     def test_ratio_on_the_command_line(self):
-        self.refused(runner.CONFIG, "ratio", options=["--set", "upcycle.ratio=1.01"])
+        self.refused(runner.USAGE, "ratio", options=["--set", "upcycle.ratio=1.01"])
 
     def test_ratio_that_selects_no_neuron(self):
         self.refused(runner.CONFIG, "ratio", config=self.config(upcycle__ratio=0.01))  # 0.96 of 96
 
     def test_unknown_method_and_router(self):
-        self.refused_text("  method: drop", "  method: dorp", 5, 11, "dorp")
+        self.refused_text("  method: drop", "  method: dorp", 5, 3, "dorp")
         self.refused(runner.CONFIG, "gauss", config=self.config(upcycle__router="gauss"))
 
     def test_experts_not_divisible_by_expert_parallel(self):
         self.refused(
             runner.CONFIG,
-            "expert_parallel",
+            re.compile("expert.parallel"),
             config=self.config(upcycle__experts=6, target__expert_parallel=4),
         )
 
@@ -424,7 +422,7 @@ class CommandLine(BadInput):
             self.assertEqual((result.status, len(result.errors())), (runner.USAGE, 1), str(result))
 
     def test_set_of_an_unknown_key(self):
-        self.refused(runner.CONFIG, "upcycle.ratoi", "upcycle.ratio", options=["--set", "upcycle.ratoi=0.5"])
+        self.refused(runner.USAGE, "upcycle.ratoi", "upcycle.ratio", options=["--set", "upcycle.ratoi=0.5"])
 
     def test_set_wins_over_the_file(self):
         self.accepted(config=self.config(upcycle__experts=2), options=["--set", "upcycle.experts=3", "-q"])
@@ -471,7 +469,7 @@ class CommandLine(BadInput):
 
     def test_synth_is_deterministic_and_refuses_an_existing_folder(self):
         again = runner.synth(self.place / "again", tp=TP, pp=PP)
-        self.assertEqual(runner.hashes(again, ()), runner.hashes(self.good, ()))
+        self.assertEqual(runner.hashes(again), runner.hashes(self.good))
         result = self.alone(
             "mgr-synth",
             again,

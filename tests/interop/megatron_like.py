@@ -328,8 +328,11 @@ def save(
     shared_buffer=True,
     with_args=True,
     with_optimizer=True,
+    edit=lambda content, t, p: None,
+    **torch_save_options,
 ):
-    """Write the checkpoint below `root` and return it. `iteration`: a number or "release"."""
+    """Write the checkpoint below `root` and return it. `iteration`: a number or "release";
+    edit(content, t, p) may change what a rank is about to save."""
     root = pathlib.Path(root)
     folder = root / (iteration if iteration == "release" else f"iter_{iteration:07d}")
     dtype = model["model.norm.weight"].dtype
@@ -354,7 +357,8 @@ def save(
                 )
                 if with_optimizer:
                     content.update(everything_else(tensors))
-                torch.save(content, file / "model_optim_rng.pt")
+                edit(content, t, p)
+                torch.save(content, file / "model_optim_rng.pt", **torch_save_options)
     (root / "latest_checkpointed_iteration.txt").write_text(
         f"{iteration}\n" if iteration != "release" else "release"
     )

@@ -56,7 +56,9 @@ def test_a_shard_belongs_to_one_owner_and_keeps_its_size(scratch, source, limit,
 def test_a_tensor_larger_than_the_limit_has_a_shard_of_its_own(scratch, source):
     out = run(scratch, source, "1MiB")
     files = list(harness.read_index(out).values())
-    large = {name: t for name, t in harness.read_output(out).items() if t.numel() * t.element_size() > 1 << 20}
+    large = {
+        name: t for name, t in harness.read_output(out).items() if t.numel() * t.element_size() > 1 << 20
+    }
     assert large
     for name in large:
         assert files.count(harness.read_index(out)[name]) == 1, name

@@ -103,8 +103,8 @@ static void test_strings(void)
         {BYTES("\x80\2c__builtin__\nbytearray\nC\1x\x85R."), MGR_NODE_BYTES, BYTES("x")},
         {BYTES("\x80\2c_codecs\nencode\nX\5\0\0\0a\xc2\x80\xc3\xbfX\6\0\0\0latin1\x86R."),
          MGR_NODE_BYTES, BYTES("a\200\377")},
-        {BYTES("\x80\2c__builtin__\nbytearray\nX\1\0\0\0aX\7\0\0\0latin-1\x86R."),
-         MGR_NODE_BYTES, BYTES("a")},
+        {BYTES("\x80\2c__builtin__\nbytearray\nX\1\0\0\0aX\7\0\0\0latin-1\x86R."), MGR_NODE_BYTES,
+         BYTES("a")},
     };
     for (size_t i = 0; i < sizeof strings / sizeof strings[0]; i++) {
         mgr_pickle p;
@@ -167,14 +167,16 @@ static void test_objects(void)
     CHECK_TEXT(mgr_node_describe(root, text, sizeof text), "argparse.Namespace");
     mgr_pickle_clear(&p);
 
-    root = good(&p, BYTES("\x80\2ccollections\nOrderedDict\n)RX\1\0\0\0aK\1s}X\11\0\0\0_metadataNsb."));
+    root = good(&p,
+                BYTES("\x80\2ccollections\nOrderedDict\n)RX\1\0\0\0aK\1s}X\11\0\0\0_metadataNsb."));
     CHECK(mgr_node_is_dict(root) && mgr_node_n_pairs(root) == 1);
     CHECK(mgr_node_attr(root, "_metadata") && !mgr_node_get(root, "_metadata"));
     mgr_pickle_clear(&p);
 
     /* an enum of Python 3.11.2, and a method of a class */
-    root = good(&p, BYTES("\x80\2cbuiltins\ngetattr\ncmegatron.core.enums\nModelType\nX\5\0\0\0retro"
-                          "\x86R."));
+    root =
+        good(&p, BYTES("\x80\2cbuiltins\ngetattr\ncmegatron.core.enums\nModelType\nX\5\0\0\0retro"
+                       "\x86R."));
     CHECK(mgr_node_is_call(root, "__builtin__", "getattr"));
     CHECK_TEXT(mgr_node_text(mgr_node_arg(root, 1)), "retro");
     CHECK(!mgr_node_arg(root, 2));
@@ -230,7 +232,8 @@ static const refusal refusals[] = {
     {BYTES("\x80\2\x82\1"), MGR_ERR_UNSUPPORTED, REFUSED "2: opcode 0x82 is not supported"},
     {BYTES("\x80\5\x97"), MGR_ERR_UNSUPPORTED, REFUSED "2: opcode 0x97 is not supported"},
     {BYTES("\x80\2P1\n."), MGR_ERR_UNSUPPORTED, REFUSED "2: opcode 0x50 is not supported"},
-    {BYTES("\x80\2(ios\nsystem\n."), MGR_ERR_UNSUPPORTED, REFUSED "3: opcode 0x69 is not supported"},
+    {BYTES("\x80\2(ios\nsystem\n."), MGR_ERR_UNSUPPORTED,
+     REFUSED "3: opcode 0x69 is not supported"},
     {BYTES("\x80\2J\0\0"), MGR_ERR_FORMAT, DAMAGED "2: operand passes the end"},
     {BYTES("\x80\2X\377\377\377\377a."), MGR_ERR_FORMAT, DAMAGED "2: operand passes the end"},
     {BYTES("\x80\4\x8d\377\377\377\377\377\377\377\377a."), MGR_ERR_FORMAT,
@@ -271,8 +274,7 @@ static const refusal refusals[] = {
     {BYTES("\x80\2Nj\377\377\377\377."), MGR_ERR_FORMAT,
      DAMAGED "3: memo entry that was never written"},
     {BYTES("\x80\2q\0."), MGR_ERR_FORMAT, DAMAGED "2: stack underflow"},
-    {BYTES("\x80\2Nr\377\377\377\377."), MGR_ERR_FORMAT,
-     DAMAGED "3: memo index out of proportion"},
+    {BYTES("\x80\2Nr\377\377\377\377."), MGR_ERR_FORMAT, DAMAGED "3: memo index out of proportion"},
     {BYTES("\x80\2cos\nsystem\n."), MGR_ERR_FORMAT,
      REFUSED "2: global 'os.system' is not on the allow list"},
     {BYTES("\x80\4\x8c\2os\x8c\6system\x93."), MGR_ERR_FORMAT,
@@ -325,9 +327,10 @@ static void test_limits(void)
     CHECK_INT(run_with(&p, BYTES("\x80\2NNN."), &limits), MGR_ERR_UNSUPPORTED);
     CHECK_TEXT(err.msg, REFUSED "1004: it holds more objects than the limit allows");
     limits = (mgr_pickle_limits){.memory = 1000};
-    CHECK_INT(run_with(&p, BYTES("\x80\2((((((((((((((((((((((((((((((((((((((((((((((((((((((((((("
-                                 "(((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((("
-                                 "((((((((((((((((((."),
+    CHECK_INT(run_with(&p,
+                       BYTES("\x80\2((((((((((((((((((((((((((((((((((((((((((((((((((((((((((("
+                             "(((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((("
+                             "((((((((((((((((((."),
                        &limits),
               MGR_ERR_UNSUPPORTED);
     CHECK_HAS(err.msg, "it needs more memory than the limit allows");
@@ -380,10 +383,22 @@ static mgr_buf sample(void)
 {
     static const uint64_t shape[] = {2, 3};
     mgr_buf b = {0};
-    const int64_t ints[] = {0,         255,       256,   65535,
-                            65536,     -1,        -128,  INT32_MAX,
-                            INT32_MIN, INT32_MAX + INT64_C(1), INT32_MIN - INT64_C(1), INT64_MAX,
-                            INT64_MIN, INT64_C(0x7fffffffff),  INT64_C(0x8000000000),  -129};
+    const int64_t ints[] = {0,
+                            255,
+                            256,
+                            65535,
+                            65536,
+                            -1,
+                            -128,
+                            INT32_MAX,
+                            INT32_MIN,
+                            INT32_MAX + INT64_C(1),
+                            INT32_MIN - INT64_C(1),
+                            INT64_MAX,
+                            INT64_MIN,
+                            INT64_C(0x7fffffffff),
+                            INT64_C(0x8000000000),
+                            -129};
     int rc = mgr_pickle_begin(&b, &err);
     rc |= mgr_pickle_dict_open(&b, &err);
     rc |= mgr_pickle_text(&b, "ints", &err);
@@ -419,7 +434,8 @@ static void test_writer(void)
     mgr_buf b = sample();
     mgr_pickle p;
     const mgr_node *const root = good(&p, b.data, b.len);
-    const mgr_node *const ints = mgr_node_get(root, "ints"), *const args = mgr_node_get(root, "args");
+    const mgr_node *const ints = mgr_node_get(root, "ints"), *const args =
+                                                                 mgr_node_get(root, "args");
     CHECK_INT(ints->u.c.n, 16);
     CHECK_INT(ints->u.c.items[4]->u.i, 65536);
     CHECK_INT(ints->u.c.items[8]->u.i, INT32_MIN);

@@ -19,7 +19,7 @@ static mgr_err err;
 #define STORAGE_OF(class, key, numel) "(X\7\0\0\0storagec" class "\n" key "X\3\0\0\0cpu" numel "tQ"
 #define FLOATS STORAGE_OF("torch\nFloatStorage", KEY("0"), "K\6") /* 24 bytes */
 #define V2 "ctorch._utils\n_rebuild_tensor_v2\n("
-#define HOOKS "\x89" "ccollections\nOrderedDict\n)R"
+#define HOOKS "\211ccollections\nOrderedDict\n)R"
 #define TENSOR(storage, geometry) V2 storage geometry HOOKS "tR"
 #define PLAIN "K\0(K\2K\3t(K\3K\1t" /* offset 0, size (2, 3), stride (3, 1) */
 #define GOOD TENSOR(FLOATS, PLAIN)
@@ -83,25 +83,29 @@ static int read_pickle(mgr_catalogue *cat, const char *pickle, size_t len)
 
 static void test_tensors(void)
 {
+    /* clang-format off */
     static const char pickle[] =
-        "\x80\2}X\6\0\0\0model0}(" KEY("a") GOOD
+        "\x80\2}X\6\0\0\0model0}("
+        KEY("a") GOOD
         /* a transposed view at an offset, as a parameter */
-        KEY("b") "ctorch._utils\n_rebuild_parameter\n(" TENSOR(FLOATS, "K\1(K\2K\2t(K\1K\3t") HOOKS "tR"
+        KEY("b") "ctorch._utils\n_rebuild_parameter\n("
+                 TENSOR(FLOATS, "K\1(K\2K\2t(K\1K\3t") HOOKS "tR"
         /* nested dicts; the keys join */
         KEY("c") "}" KEY("d") "}" KEY("e")
-        TENSOR(STORAGE_OF("torch\nByteStorage", KEY("1"), "K\3"), "K\2))") "ss"
+                 TENSOR(STORAGE_OF("torch\nByteStorage", KEY("1"), "K\3"), "K\2))") "ss"
         /* no elements, at an offset behind the storage, as torch writes slices of nothing */
         KEY("f") TENSOR(STORAGE_OF("torch\nBFloat16Storage", KEY("2"), "K\0"), "K\7(K\0t(K\1t")
         /* an untyped storage with the type in the call */
         KEY("g") "ctorch._utils\n_rebuild_tensor_v3\n("
-        STORAGE_OF("torch.storage\nUntypedStorage", KEY("3"), "K\3")
-        "K\0(K\3t(K\1t" HOOKS "ctorch\nuint8\ntR"
+                 STORAGE_OF("torch.storage\nUntypedStorage", KEY("3"), "K\3")
+                 "K\0(K\3t(K\1t" HOOKS "ctorch\nuint8\ntR"
         /* attributes on a tensor */
         KEY("h") "ctorch._tensor\n_rebuild_from_type_v2\n(ctorch._utils\n_rebuild_tensor_v2\n"
-        "ctorch\nTensor\n(" FLOATS PLAIN HOOKS "t}tR"
+                 "ctorch\nTensor\n(" FLOATS PLAIN HOOKS "t}tR"
         KEY("i") "ctorch._utils\n_rebuild_tensor\n(" FLOATS PLAIN "tR"
-        KEY("j") "ctorch._utils\n_rebuild_parameter_with_state\n(" GOOD "\x88" "}}tR"
+        KEY("j") "ctorch._utils\n_rebuild_parameter_with_state\n(" GOOD "\x88}}tR"
         "us.";
+    /* clang-format on */
     mgr_catalogue cat;
     CHECK_INT(read_pickle(&cat, BYTES(pickle)), MGR_OK);
     CHECK_TEXT(err.msg, "");
@@ -145,10 +149,9 @@ static void test_tensors(void)
 
 static void test_untyped(void)
 {
-    static const char pickle[] =
-        MODEL("ctorch._utils\n_rebuild_tensor_v3\n("
-              STORAGE_OF("torch.storage\nUntypedStorage", KEY("0"), "K\30")
-              "K\2(K\3t(K\1t" HOOKS "ctorch\nint32\n}" "X\4\0\0\0conj" "\x89" "stR");
+    static const char pickle[] = MODEL("ctorch._utils\n_rebuild_tensor_v3\n(" STORAGE_OF(
+        "torch.storage\nUntypedStorage", KEY("0"), "K\30") "K\2(K\3t(K\1t" HOOKS
+                                                           "ctorch\nint32\n}X\4\0\0\0conj\x89stR");
     mgr_catalogue cat;
     CHECK_INT(read_pickle(&cat, BYTES(pickle)), MGR_OK);
     CHECK_TEXT(err.msg, "");
@@ -164,18 +167,36 @@ static void test_untyped(void)
 
 static void test_attributes(void)
 {
+    /* clang-format off */
     static const char pickle[] =
-        "\x80\2}(X\5\0\0\0model}"
+        "\x80\2}("
+        "X\5\0\0\0model}"
         "X\4\0\0\0argscargparse\nNamespace\n)\x81}("
-        KEY("a") "K\5" KEY("b") "\x88" KEY("c") "G\77\360\0\0\0\0\0\0" KEY("d") "N"
-        KEY("e") "X\2\0\0\0hi" KEY("f") "ctorch\nbfloat16\n" KEY("g") ENUM KEY("h") ENUM_3_11_2
-        KEY("i") PATH KEY("j") "]" KEY("k") "X\2\0\0\0a\0" KEY("l") "csignal\nSIGTERM\n"
-        KEY("m") "c__builtin__\nbytes\n)R" KEY("n") "\x8a\11\0\0\0\0\0\0\0\200\0"
+        KEY("a") "K\5"
+        KEY("b") "\x88"
+        KEY("c") "G\77\360\0\0\0\0\0\0"
+        KEY("d") "N"
+        KEY("e") "X\2\0\0\0hi"
+        KEY("f") "ctorch\nbfloat16\n"
+        KEY("g") ENUM
+        KEY("h") ENUM_3_11_2
+        KEY("i") PATH
+        KEY("j") "]"
+        KEY("k") "X\2\0\0\0a\0"
+        KEY("l") "csignal\nSIGTERM\n"
+        KEY("m") "c__builtin__\nbytes\n)R"
+        KEY("n") "\x8a\11\0\0\0\0\0\0\0\200\0"
         "K\1N" /* a key that is no text is nothing for us */
         "ub"
-        "X\22\0\0\0checkpoint_version" "G\100\10\0\0\0\0\0\0" "X\11\0\0\0iterationM\350\3"
-        "X\11\0\0\0optimizer}" "X\23\0\0\0opt_param_scheduler]" "X\11\0\0\0rng_state]"
-        "X\16\0\0\0modelopt_state}" "K\1K\2" "u.";
+        "X\22\0\0\0checkpoint_version" "G\100\10\0\0\0\0\0\0"
+        "X\11\0\0\0iteration" "M\350\3"
+        "X\11\0\0\0optimizer" "}"
+        "X\23\0\0\0opt_param_scheduler" "]"
+        "X\11\0\0\0rng_state" "]"
+        "X\16\0\0\0modelopt_state" "}"
+        "K\1" "K\2"
+        "u.";
+    /* clang-format on */
     static const struct {
         const char *key;
         mgr_attr_kind kind;
@@ -235,9 +256,9 @@ static void test_extra_state(void)
         {BYTES(EXTRA("c__builtin__\nbytes\n)R")), NULL},
         {BYTES(EXTRA(TENSOR(STORAGE_OF("torch\nByteStorage", KEY("9"), "K\0"), "K\0(K\0t(K\1t"))),
          NULL},
-        {BYTES(EXTRA(GOOD)),
-         "entry 'model.a._extra_state' of 'f.pt' at byte 225 is a 'torch._utils._rebuild_tensor_v2', "
-         "expected extra state (None, BytesIO, uint8 tensor)"},
+        {BYTES(EXTRA(GOOD)), "entry 'model.a._extra_state' of 'f.pt' at byte 225 is a "
+                             "'torch._utils._rebuild_tensor_v2', "
+                             "expected extra state (None, BytesIO, uint8 tensor)"},
         {BYTES(EXTRA("}")),
          "entry 'model.a._extra_state' of 'f.pt' at byte 97 is a 'dict', expected extra state "
          "(None, BytesIO, uint8 tensor)"},
@@ -291,10 +312,12 @@ static const refusal refusals[] = {
     {BYTES(MODEL("cos\nsystem\n" KEY("a") "\x85R")), MGR_ERR_FORMAT,
      "refusing pickle in 'f.pt' at byte 84: global 'os.system' is not on the allow list"},
     {BYTES(MODEL("ctransformer_engine.pytorch.float8_tensor\nFloat8Tensor\n)\x81")),
-     MGR_ERR_UNSUPPORTED, "tensor 'model.a' of 'f.pt' at byte 140: FP8 parameters are not supported"},
+     MGR_ERR_UNSUPPORTED,
+     "tensor 'model.a' of 'f.pt' at byte 140: FP8 parameters are not supported"},
     {BYTES(MODEL("ctorch._tensor\n_rebuild_from_type_v2\n(ctorch._utils\n_rebuild_tensor_v2\n"
                  "ctransformer_engine.x\nQ\n(t}tR")),
-     MGR_ERR_UNSUPPORTED, "tensor 'model.a' of 'f.pt' at byte 183: FP8 parameters are not supported"},
+     MGR_ERR_UNSUPPORTED,
+     "tensor 'model.a' of 'f.pt' at byte 183: FP8 parameters are not supported"},
     {BYTES(MODEL("ctorch._tensor\n_rebuild_from_type_v2\n(ctorch._utils\n_rebuild_tensor_v2\n"
                  "cmegatron.x\nQ\n(t}tR")),
      MGR_ERR_UNSUPPORTED,
@@ -342,8 +365,8 @@ static const refusal refusals[] = {
      "tensor 'model.a' of 'f.pt' at byte 233: FP8 parameters are not supported"},
     {V3("ctorch\nuint16\n"), MGR_ERR_UNSUPPORTED,
      "tensor 'model.a' of 'f.pt' at byte 226: element type 'torch.uint16' is not supported"},
-    {BYTES("\x80\2}X\5\0\0\0model}(" KEY("a") GOOD KEY("b") TENSOR(
-               STORAGE_OF("torch\nIntStorage", KEY("0"), "K\6"), PLAIN) "us."),
+    {BYTES("\x80\2}X\5\0\0\0model}(" KEY("a") GOOD KEY("b")
+               TENSOR(STORAGE_OF("torch\nIntStorage", KEY("0"), "K\6"), PLAIN) "us."),
      MGR_ERR_FORMAT,
      "tensor 'model.b' of 'f.pt' at byte 346: its storage has another type elsewhere"},
     {V3("N"), MGR_ERR_FORMAT,
@@ -372,7 +395,7 @@ static const refusal refusals[] = {
      "tensor 'model.a' of 'f.pt' at byte 205: its size or stride is no tuple"},
     {G("K\0(K\1K\1K\1K\1K\1K\1K\1K\1K\1t)"), MGR_ERR_UNSUPPORTED,
      "tensor 'model.a' of 'f.pt' at byte 221: it has too many dimensions"},
-    {BYTES(MODEL(V2 FLOATS PLAIN HOOKS "}" "X\4\0\0\0conj" "\x88" "stR")), MGR_ERR_UNSUPPORTED,
+    {BYTES(MODEL(V2 FLOATS PLAIN HOOKS "}X\4\0\0\0conj\x88stR")), MGR_ERR_UNSUPPORTED,
      "tensor 'model.a' of 'f.pt' at byte 224: it has metadata (conjugate, negative) that change "
      "its values"},
     {BYTES(MODEL(V2 FLOATS PLAIN HOOKS "]tR")), MGR_ERR_FORMAT,
@@ -434,8 +457,8 @@ static void test_archive_lies(void)
     mgr_buf file = build(BYTES(MODEL(GOOD)), usual, N_USUAL);
     /* a compressed storage: the method in both headers of a/data/0 */
     unsigned char *const local = memmem(file.data, file.len, BYTES("a/data/0"));
-    unsigned char *const central = memmem(
-        local + 1, file.len - (size_t)((char *)local + 1 - file.data), BYTES("a/data/0"));
+    unsigned char *const central =
+        memmem(local + 1, file.len - (size_t)((char *)local + 1 - file.data), BYTES("a/data/0"));
     local[-30 + 8] = central[-46 + 10] = 8;
     CHECK_INT(read_bytes(&cat, file.data, file.len), MGR_ERR_UNSUPPORTED);
     CHECK_TEXT(err.msg, "tensor 'model.a' of 'f.pt' at byte 212: member 'a/data/0' is compressed");
@@ -503,7 +526,8 @@ static void test_other_formats(void)
          "'f.pt' is a tar archive, as torch.save wrote them before 2018"},
         {BYTES("\x89HDF\r\n\x1a\nxx"), MGR_ERR_UNSUPPORTED,
          "'f.pt' is an HDF5 file, not a torch.save file"},
-        {BYTES("GGUF\3\0\0\0"), MGR_ERR_UNSUPPORTED, "'f.pt' is a GGUF file, not a torch.save file"},
+        {BYTES("GGUF\3\0\0\0"), MGR_ERR_UNSUPPORTED,
+         "'f.pt' is a GGUF file, not a torch.save file"},
         {BYTES("\2\0\0\0\0\0\0\0{}"), MGR_ERR_UNSUPPORTED,
          "'f.pt' is a safetensors file, not a torch.save file"},
         {BYTES("\x80\4N."), MGR_ERR_UNSUPPORTED, "'f.pt' is a bare pickle, not a torch.save file"},

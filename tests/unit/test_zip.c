@@ -1,4 +1,5 @@
-/* fmt/zip.c and fmt/zip_write.c: layout, every refusal by its exact words, truncation, no memory. */
+/* fmt/zip.c and fmt/zip_write.c: layout, every refusal by its exact words, truncation, no memory.
+ */
 #include <fcntl.h>
 #include <stdlib.h>
 #include <unistd.h>
@@ -133,12 +134,8 @@ static const lie lies[] = {
     {{{L0 + 8, 1, "\14"}, {C0 + 10, 1, "\14"}},
      MGR_ERR_UNSUPPORTED,
      "member 'a/x' of 'f.pt' at byte 0: is compressed"},
-    {{{C1 + 8, 1, "\1"}},
-     MGR_ERR_UNSUPPORTED,
-     "member 'a/y' of 'f.pt' at byte 181: is encrypted"},
-    {{{C1 + 9, 1, "\40"}},
-     MGR_ERR_UNSUPPORTED,
-     "member 'a/y' of 'f.pt' at byte 181: is encrypted"},
+    {{{C1 + 8, 1, "\1"}}, MGR_ERR_UNSUPPORTED, "member 'a/y' of 'f.pt' at byte 181: is encrypted"},
+    {{{C1 + 9, 1, "\40"}}, MGR_ERR_UNSUPPORTED, "member 'a/y' of 'f.pt' at byte 181: is encrypted"},
     {{{C0 + 34, 1, "\1"}},
      MGR_ERR_UNSUPPORTED,
      "member 'a/x' of 'f.pt' at byte 132: lies on another disk"},

@@ -14,13 +14,13 @@ _mgr_paths() {
 _mgr() {
     local tool=${1##*/} current=${2-} previous=${3-} options=
     case $tool in
-        mgr-upcycle) options="--dry-run --force --set -q -v --progress --simd" ;;
-        mgr-inspect) options="--json" ;;
+        mgr-upcycle) options="--dry-run --force --set --quiet --verbose --progress --simd" ;;
+        mgr-inspect) options="--json --summary" ;;
         mgr-synth)
             options="--layers --hidden --ffn --heads --kv-heads --vocab --tp --pp --seed --dtype
-                --names --tied --force"
+                --names --make-vocab-size-divisible-by --tied --force --quiet"
             ;;
-        mgr-bench) options="--size --scratch" ;;
+        mgr-bench) options="--size --scratch --rounds" ;;
     esac
     COMPREPLY=()
     case $previous in
@@ -42,8 +42,8 @@ _mgr() {
                 target.pipeline_parallel= target.make_vocab_size_divisible_by= target.names=
                 target.iteration= target.dtype= target.max_shard_size=" "$current"
             ;;
-        --progress | --size | --layers | --hidden | --ffn | --heads | --kv-heads | --vocab | \
-            --tp | --pp | --seed) ;;
+        --progress | --size | --rounds | --layers | --hidden | --ffn | --heads | --kv-heads | --vocab | \
+            --tp | --pp | --seed | --make-vocab-size-divisible-by) ;;
         *)
             if [[ $current == -* ]]; then
                 _mgr_words "$options --help --version" "$current"
