@@ -49,6 +49,9 @@ const mgr_pickle_rule mgr_pickle_torch_rules[] = {
     {"torch.torch_version", "TorchVersion"},
     {"torch.distributed.checkpoint.*", "*"},
     {"torch.distributed._shard.*", "*"},
+    {"torch.distributed.tensor", "*"}, /* DTensor; refused later, by the tensor's name */
+    {"torch.distributed.tensor.*", "*"},
+    {"torch.distributed.device_mesh", "*"},
     {"megatron.*", "*"},
     {"transformer_engine.*", "*"},
     {"transformer_engine_torch", "*"},

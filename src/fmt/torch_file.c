@@ -22,11 +22,13 @@
  * The pickle of Megatron-LM is a dict with "model" (or "model0", "model1", ...), "args" and more.
  */
 #define PICKLE_LIMIT (UINT64_C(512) << 20)
-#define SMALL_LIMIT 64 /* version, byteorder */
-#define MAX_DEPTH 64   /* of dicts in dicts */
-#define MAX_NAME 4096  /* bytes of a tensor's joined name */
-#define MAX_KEY 200    /* bytes of a storage's key */
-#define MAX_WRAPPERS 8 /* parameter around tensor around ... */
+#define SMALL_LIMIT 64                 /* version, byteorder */
+#define MAX_DEPTH 64                   /* of dicts in dicts */
+#define MAX_NAME 1024                  /* bytes of a tensor's joined name */
+#define MAX_KEY 200                    /* bytes of a storage's key */
+#define MAX_WRAPPERS 8                 /* parameter around tensor around ... */
+#define MAX_TENSORS (1u << 20)         /* of one file */
+#define MAX_ATTRS (UINT64_C(64) << 20) /* bytes of all attributes: shared text is copied */
 #define NAME_SHOWN 200
 
 /* One member of the archive, by name, and what a tensor has said about it. */
@@ -46,6 +48,7 @@ typedef struct torch_file {
     storage *storages; /* all members, sorted by name */
     bool has_crcs;
     size_t first; /* number of tensors in the catalogue before this file */
+    uint64_t attr_bytes;
     mgr_buf name; /* of the entry at hand */
     mgr_err *err;
 } torch_file;
@@ -480,6 +483,8 @@ static int add_tensor(torch_file *t, const mgr_node *node, const rebuild *r)
     storage *s;
     int64_t offset;
     uint32_t n_strides;
+    if (t->cat->n_stored - t->first >= MAX_TENSORS)
+        return bad_tensor(t, MGR_ERR_UNSUPPORTED, node, "one file holds too many tensors");
     if (r->n < least || r->n > most)
         return bad_tensor(t, MGR_ERR_FORMAT, node, "wrong number of arguments");
     MGR_TRY(read_persid(t, node, r->args[0], &id));
@@ -678,7 +683,12 @@ static int add_attr(torch_file *t, const char *key, const mgr_node *node)
     } else {
         attr.text = mgr_node_describe(node, kind, sizeof kind);
     }
-    rc = mgr_catalogue_add_attr(t->cat, &attr, t->err);
+    t->attr_bytes += strlen(key) + (attr.text ? strlen(attr.text) : 0);
+    rc = t->attr_bytes > MAX_ATTRS
+             ? mgr_fail(t->err, MGR_ERR_UNSUPPORTED,
+                        "arguments of '%s' have more than %" PRIu64 " bytes of text",
+                        t->reader->name, MAX_ATTRS)
+             : mgr_catalogue_add_attr(t->cat, &attr, t->err);
 out:
     mgr_buf_clear(&text);
     return rc;

@@ -106,7 +106,16 @@ static int check_supported(const evidence *ev, mgr_err *err)
                             "'%s' has %s (args.%s), which is not supported", path(ev),
                             refusals[i].what, refusals[i].name);
     }
-    /* older args spell RoPE as a flag; learned positions then show as a tensor */
+    /* QKV rows had another order before version 2. A save without a version that has Megatron-Core's
+     * names is younger than that. */
+    const mgr_attr *const version = mgr_catalogue_attr(ev->cat, ev->file, "checkpoint_version");
+    const double number = !version                           ? 3.0
+                          : version->kind == MGR_ATTR_REAL   ? version->r
+                                                             : (double)version->i;
+    if (number < 2.0)
+        return mgr_fail(err, MGR_ERR_UNSUPPORTED,
+                        "'%s' has checkpoint_version %g, whose QKV rows have another order; only 2 "
+                        "and later are supported", path(ev), number);
     return MGR_OK;
 }
 

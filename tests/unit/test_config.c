@@ -68,13 +68,18 @@ static void test_defaults(void)
     CHECK_INT(c.upcycle.top_k, 2);
     CHECK(c.upcycle.ratio == 0.5);
     CHECK_INT(c.upcycle.seed, 1234);
-    CHECK_TEXT(c.upcycle.index_sets, "independent");
+    CHECK_TEXT(c.upcycle.index_sets, "shared");
     CHECK(!c.upcycle.shuffle);
     CHECK_TEXT(c.upcycle.router, "uniform");
     CHECK(c.upcycle.router_std == 0.02 && c.upcycle.noise_std == 0.02);
     CHECK_TEXT(c.target.path, "/out");
     CHECK_TEXT(c.target.format, "moe-recipes");
     CHECK_INT(c.target.expert_parallel, 1);
+    CHECK_INT(c.target.tensor_parallel, 1);
+    CHECK_INT(c.target.pipeline_parallel, 1);
+    CHECK_INT(c.target.make_vocab_size_divisible_by, 128);
+    CHECK_TEXT(c.target.names, "te");
+    CHECK_INT(c.target.iteration, 0);
     CHECK_TEXT(c.target.dtype, "bfloat16");
     CHECK_INT(c.target.max_shard_size, 5000000000);
     CHECK_TEXT(c.file, "x.yaml");
@@ -95,7 +100,7 @@ static const char full[] = "mode: reshard                 # a comment\n"
                            "  bos_token_id: -1\n"
                            "  eos_token_id: 7\n"
                            "upcycle: {experts: 4, top_k: 4, ratio: 1, shuffle: true,\n"
-                           "          seed: 18446744073709551615, index_sets: shared}\n"
+                           "          seed: 18446744073709551615, index_sets: independent}\n"
                            "target:\n"
                            "  path: out\n"
                            "  dtype: source\n"
@@ -121,7 +126,7 @@ static void test_full(void)
     CHECK_INT(c.upcycle.experts, 4);
     CHECK(c.upcycle.ratio == 1);
     CHECK(c.upcycle.seed == UINT64_MAX);
-    CHECK_TEXT(c.upcycle.index_sets, "shared");
+    CHECK_TEXT(c.upcycle.index_sets, "independent");
     CHECK(c.upcycle.shuffle);
     CHECK_INT(c.target.max_shard_size, 1500000000);
     const size_t seed = mgr_config_key_idx(mgr_config_key("upcycle.seed"));
@@ -493,7 +498,7 @@ static const char dumped[] = "mode: reshard\n"
                              "  top_k: 4\n"
                              "  ratio: 1.0\n"
                              "  seed: 18446744073709551615\n"
-                             "  index_sets: shared\n"
+                             "  index_sets: independent\n"
                              "  shuffle: true\n"
                              "  router: uniform\n"
                              "  router_std: 0.02\n"
@@ -502,6 +507,11 @@ static const char dumped[] = "mode: reshard\n"
                              "  path: out\n"
                              "  format: moe-recipes\n"
                              "  expert_parallel: 1\n"
+                             "  tensor_parallel: 1\n"
+                             "  pipeline_parallel: 1\n"
+                             "  make_vocab_size_divisible_by: 128\n"
+                             "  names: te\n"
+                             "  iteration: 0\n"
                              "  dtype: source\n"
                              "  max_shard_size: 1500MB\n";
 

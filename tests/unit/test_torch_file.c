@@ -6,6 +6,7 @@
 
 #include "core/mem.h"
 #include "core/str.h"
+#include "fmt/pickle_write.h"
 #include "fmt/torch_file.h"
 #include "fmt/zip.h"
 #include "support/check.h"
@@ -242,6 +243,28 @@ static void test_attributes(void)
     mgr_catalogue_clear(&cat);
 }
 
+/* One text of 1 MiB that a hundred arguments share would become 100 MiB. */
+static void test_shared_text(void)
+{
+    mgr_catalogue cat;
+    mgr_buf b = {0};
+    static char text[1 << 20];
+    memset(text, 'x', sizeof text - 1);
+    int rc = mgr_buf_add(&b, BYTES("\x80\2}(X\4\0\0\0args}(X\0\0\0\0"), &err);
+    rc |= mgr_pickle_text(&b, text, &err);
+    rc |= mgr_buf_add(&b, BYTES("q\0"), &err);
+    for (char c = ' '; c < 127; c++) {
+        const char key[] = {'X', 1, 0, 0, 0, c, 'h', 0};
+        rc |= mgr_buf_add(&b, key, sizeof key, &err);
+    }
+    rc |= mgr_buf_add(&b, BYTES("uX\5\0\0\0model}u."), &err);
+    CHECK_INT(rc, MGR_OK);
+    CHECK_INT(read_pickle(&cat, b.data, b.len), MGR_ERR_UNSUPPORTED);
+    CHECK_TEXT(err.msg, "arguments of 'f.pt' have more than 67108864 bytes of text");
+    mgr_catalogue_clear(&cat);
+    mgr_buf_clear(&b);
+}
+
 #define EXTRA(value) "\x80\2}X\5\0\0\0model}X\16\0\0\0a._extra_state" value "ss."
 
 static void test_extra_state(void)
@@ -322,6 +345,11 @@ static const refusal refusals[] = {
                  "cmegatron.x\nQ\n(t}tR")),
      MGR_ERR_UNSUPPORTED,
      "tensor 'model.a' of 'f.pt' at byte 173: tensor subclass 'megatron.x.Q' is not supported"},
+    {BYTES(MODEL("ctorch._tensor\n_rebuild_from_type_v2\n(ctorch._utils\n_rebuild_tensor_v2\n"
+                 "ctorch.distributed.tensor\nDTensor\n(t}tR")),
+     MGR_ERR_UNSUPPORTED,
+     "tensor 'model.a' of 'f.pt' at byte 193: tensor subclass 'torch.distributed.tensor.DTensor' "
+     "is not supported"},
     {BYTES(MODEL("ctorch._tensor\n_rebuild_from_type_v2\n)R")), MGR_ERR_FORMAT,
      "tensor 'model.a' of 'f.pt' at byte 122: damaged arguments of _rebuild_from_type_v2"},
     {BYTES(MODEL("ctorch._utils\n_rebuild_parameter\n)R")), MGR_ERR_FORMAT,
@@ -589,6 +617,7 @@ int main(void)
     test_tensors();
     test_untyped();
     test_attributes();
+    test_shared_text();
     test_extra_state();
     test_refusals();
     test_members();
