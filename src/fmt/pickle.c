@@ -40,14 +40,16 @@ typedef struct vm {
 
 static int damage(vm *m, const char *what)
 {
-    return mgr_fail(m->err, MGR_ERR_FORMAT, "damaged pickle in '%s' at byte %" PRIu64 ": %s",
-                    m->name, m->limits.base + m->op_at, what);
+    mgr_fail(m->err, MGR_ERR_FORMAT, "damaged pickle in '%s' at byte %" PRIu64 ": %s", m->name,
+             m->limits.base + m->op_at, what);
+    return MGR_ERR_FORMAT;
 }
 
 static int refuse(vm *m, mgr_code code, const char *what)
 {
-    return mgr_fail(m->err, code, "refusing pickle in '%s' at byte %" PRIu64 ": %s", m->name,
-                    m->limits.base + m->op_at, what);
+    mgr_fail(m->err, code, "refusing pickle in '%s' at byte %" PRIu64 ": %s", m->name,
+             m->limits.base + m->op_at, what);
+    return code;
 }
 
 static int charge(vm *m, uint64_t bytes)

@@ -203,9 +203,10 @@ static int open_archive(torch_file *t)
 static int bad_tensor(torch_file *t, mgr_code code, const mgr_node *node, const char *what)
 {
     char shown[NAME_SHOWN];
-    return mgr_fail(t->err, code, "tensor '%s' of '%s' at byte %" PRIu64 ": %s",
-                    mgr_printable(t->name.data, t->name.len, shown, sizeof shown), t->reader->name,
-                    node->at, what);
+    mgr_fail(t->err, code, "tensor '%s' of '%s' at byte %" PRIu64 ": %s",
+             mgr_printable(t->name.data, t->name.len, shown, sizeof shown), t->reader->name,
+             node->at, what);
+    return code;
 }
 
 static bool is_tensor_engine(const mgr_node *global)
@@ -520,9 +521,10 @@ static bool is_byte_tensor(const rebuild *r)
 static int bad_entry(torch_file *t, mgr_code code, const mgr_node *node, const char *expected)
 {
     char shown[NAME_SHOWN], kind[NAME_SHOWN + 40];
-    return mgr_fail(t->err, code, "entry '%s' of '%s' at byte %" PRIu64 " is a '%s', expected %s",
-                    mgr_printable(t->name.data, t->name.len, shown, sizeof shown), t->reader->name,
-                    node->at, mgr_node_describe(node, kind, sizeof kind), expected);
+    mgr_fail(t->err, code, "entry '%s' of '%s' at byte %" PRIu64 " is a '%s', expected %s",
+             mgr_printable(t->name.data, t->name.len, shown, sizeof shown), t->reader->name,
+             node->at, mgr_node_describe(node, kind, sizeof kind), expected);
+    return code;
 }
 
 /* Extra state belongs to Transformer Engine's FP8 recipes; it is None, io.BytesIO or bytes in a
@@ -566,10 +568,10 @@ typedef struct frame {
 static int bad_key(torch_file *t, const mgr_node *key, const char *what)
 {
     char shown[NAME_SHOWN];
-    return mgr_fail(t->err, MGR_ERR_UNSUPPORTED,
-                    "a key in entry '%s' of '%s' at byte %" PRIu64 " %s",
-                    mgr_printable(t->name.data, t->name.len, shown, sizeof shown), t->reader->name,
-                    key->at, what);
+    mgr_fail(t->err, MGR_ERR_UNSUPPORTED, "a key in entry '%s' of '%s' at byte %" PRIu64 " %s",
+             mgr_printable(t->name.data, t->name.len, shown, sizeof shown), t->reader->name,
+             key->at, what);
+    return MGR_ERR_UNSUPPORTED;
 }
 
 static int join_name(torch_file *t, const frame *f, const mgr_node *key)

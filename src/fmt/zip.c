@@ -49,17 +49,18 @@ typedef struct directory {
 
 static int damaged(const mgr_reader *reader, uint64_t at, const char *what, mgr_err *err)
 {
-    return mgr_fail(err, MGR_ERR_FORMAT, "damaged zip archive '%s' at byte %" PRIu64 ": %s",
-                    reader->name, reader->base + at, what);
+    mgr_fail(err, MGR_ERR_FORMAT, "damaged zip archive '%s' at byte %" PRIu64 ": %s", reader->name,
+             reader->base + at, what);
+    return MGR_ERR_FORMAT;
 }
 
 static int bad_member(const mgr_reader *reader, mgr_code code, const char *name, size_t len,
                       uint64_t at, const char *what, mgr_err *err)
 {
     char shown[NAME_SHOWN];
-    return mgr_fail(err, code, "member '%s' of '%s' at byte %" PRIu64 ": %s",
-                    mgr_printable(name, len, shown, sizeof shown), reader->name, reader->base + at,
-                    what);
+    mgr_fail(err, code, "member '%s' of '%s' at byte %" PRIu64 ": %s",
+             mgr_printable(name, len, shown, sizeof shown), reader->name, reader->base + at, what);
+    return code;
 }
 
 /* A field of the end record says the same as its zip64 twin, or that there is one. */
@@ -381,7 +382,7 @@ static int check_members(const mgr_zip *zip, const mgr_reader *reader, mgr_err *
 
 int mgr_zip_open(mgr_zip *zip, const mgr_reader *reader, mgr_err *err)
 {
-    directory dir;
+    directory dir = {0};
     unsigned char *raw = NULL;
     *zip = (mgr_zip){0};
     int rc = find_directory(reader, &dir, err);

@@ -59,6 +59,15 @@ int mgr_pwrite_full(int fd, const char *name, const void *bytes, size_t len, uin
     return MGR_OK;
 }
 
+void mgr_begin_writeback(int fd, uint64_t offset, size_t len)
+{
+#ifdef SYNC_FILE_RANGE_WRITE
+    (void)sync_file_range(fd, (off_t)offset, (off_t)len, SYNC_FILE_RANGE_WRITE);
+#else
+    (void)fd, (void)offset, (void)len;
+#endif
+}
+
 int mgr_open_read(const char *path, int *fd, mgr_err *err)
 {
     const int f = open(path, O_RDONLY | O_CLOEXEC);

@@ -19,6 +19,10 @@ int mgr_pread_full(int fd, const char *name, void *out, size_t len, uint64_t off
 int mgr_pwrite_full(int fd, const char *name, const void *bytes, size_t len, uint64_t offset,
                     mgr_err *err) MGR_NODISCARD;
 
+/* Ask the system to begin bringing this range to the disk, so that it happens while we compute and
+ * not all at once in fsync. A hint: nothing fails, nothing is promised. Local. */
+void mgr_begin_writeback(int fd, uint64_t offset, size_t len);
+
 /* Open for reading, or for writing an existing file; *fd is the caller's to close. Local. */
 int mgr_open_read(const char *path, int *fd, mgr_err *err) MGR_NODISCARD;
 int mgr_open_write(const char *path, int *fd, mgr_err *err) MGR_NODISCARD;

@@ -12,6 +12,9 @@
 /* Some systems allow a process 1024 files; a rank seldom needs more than a few at a time. */
 #define MAX_OPEN 256
 
+/* Smaller writes are left for the system to gather. */
+#define WRITEBACK_MIN ((size_t)1 << 20)
+
 int mgr_open_files_get(mgr_open_files *files, uint32_t file, int *fd, mgr_err *err)
 {
     if (files->fd[file] < 0) {
@@ -223,6 +226,8 @@ static int write_stretch(mgr_engine *e, const mgr_box *box, uint64_t row, const 
     MGR_TRY(mgr_check_stop(err));
     MGR_TRY(mgr_open_files_get(&e->write_files, s->file, &fd, err));
     MGR_TRY(mgr_pwrite_full(fd, layout->cat->files[s->file].path, bytes, len, offset, err));
+    if (len >= WRITEBACK_MIN)
+        mgr_begin_writeback(fd, offset, len);
     e->job->tally.bytes_written += len;
     mgr_progress_add(e->progress, 0, len);
     return mgr_extents_add(&e->write_extents, box->stored, offset - s->offset, len,

@@ -584,6 +584,11 @@ static void test_dump(void)
         memcpy(c.source.path, texts[i], strlen(texts[i]));
         round_trip(&c, &text);
     }
+    /* nothing that an editor hides or another reader folds stays unescaped */
+    (void)snprintf(c.source.path, sizeof c.source.path, "%s",
+                   "a\xe2\x80\xa8\xef\xbb\xbf\xc2\x85\x7f\xef\xbf\xbe");
+    round_trip(&c, &text);
+    CHECK_HAS(text.data, "  path: \"a\\u2028\\uFEFF\\u0085\\u007F\\uFFFE\"\n");
     for (size_t i = 0; i < sizeof reals / sizeof reals[0]; i++) {
         c.upcycle.ratio = reals[i];
         c.model.rotary_base = 1 / (reals[i] + 1e-12);

@@ -423,6 +423,8 @@ static mgr_buf sample(void)
     rc |= mgr_pickle_namespace_close(&b, &err);
     rc |= mgr_pickle_text(&b, "w", &err);
     rc |= mgr_pickle_tensor(&b, "0", MGR_DTYPE_BF16, 2, shape, &err);
+    rc |= mgr_pickle_text(&b, "scalar", &err);
+    rc |= mgr_pickle_tensor(&b, "1", MGR_DTYPE_F32, 0, NULL, &err);
     rc |= mgr_pickle_dict_close(&b, &err);
     rc |= mgr_pickle_end(&b, &err);
     CHECK_INT(rc, MGR_OK);
@@ -451,6 +453,7 @@ static void test_writer(void)
     CHECK_INT(mgr_node_arg(w, 0)->kind, MGR_NODE_PERSID);
     CHECK_TEXT(mgr_node_text(mgr_node_arg(w, 0)->u.persid->u.c.items[2]), "0");
     CHECK_INT(mgr_node_arg(w, 3)->u.c.items[0]->u.i, 3);
+    CHECK_INT(mgr_node_arg(mgr_node_get(root, "scalar"), 2)->u.c.n, 0);
     mgr_pickle_clear(&p);
     /* cut anywhere, it is refused */
     for (size_t len = 0; len < b.len; len++) {

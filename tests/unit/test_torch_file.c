@@ -352,6 +352,13 @@ static const refusal refusals[] = {
      "is not supported"},
     {BYTES(MODEL("ctorch._tensor\n_rebuild_from_type_v2\n)R")), MGR_ERR_FORMAT,
      "tensor 'model.a' of 'f.pt' at byte 122: damaged arguments of _rebuild_from_type_v2"},
+    {BYTES(MODEL("ctorch._utils\n_rebuild_parameter\n(ctransformer_engine.x\nQ\n)RtR")),
+     MGR_ERR_UNSUPPORTED,
+     "tensor 'model.a' of 'f.pt' at byte 145: FP8 parameters are not supported"},
+    /* Float8Tensor._make_in_reduce_ex(...) */
+    {BYTES(MODEL("c__builtin__\ngetattr\nctransformer_engine.x\nQ\nX\1\0\0\0m\x86R)R")),
+     MGR_ERR_UNSUPPORTED,
+     "tensor 'model.a' of 'f.pt' at byte 138: FP8 parameters are not supported"},
     {BYTES(MODEL("ctorch._utils\n_rebuild_parameter\n)R")), MGR_ERR_FORMAT,
      "tensor 'model.a' of 'f.pt' at byte 118: a parameter without its tensor"},
     {BYTES(MODEL("ctorch._utils\n_rebuild_qtensor\n)R")), MGR_ERR_UNSUPPORTED,
@@ -440,6 +447,68 @@ static void test_refusals(void)
     }
 }
 
+/* Dicts nested 70 deep, each the only value of the one before; then a key of 2000 bytes. */
+static void test_deep(void)
+{
+    mgr_catalogue cat;
+    mgr_buf b = {0};
+    int rc = mgr_buf_add(&b, BYTES("\x80\2}X\5\0\0\0model}"), &err);
+    for (int i = 0; i < 70; i++)
+        rc |= mgr_buf_add(&b, BYTES(KEY("d") "}"), &err);
+    for (int i = 0; i < 70; i++)
+        rc |= mgr_buf_text(&b, "s", &err);
+    rc |= mgr_buf_text(&b, "s.", &err);
+    CHECK_INT(rc, MGR_OK);
+    CHECK_INT(read_pickle(&cat, b.data, b.len), MGR_ERR_UNSUPPORTED);
+    CHECK_HAS(err.msg, ".d.d.d' of 'f.pt' at byte 525 is a 'dict', expected dicts that are not "
+                       "nested so deep");
+    mgr_catalogue_clear(&cat);
+    static char key[2000];
+    memset(key, 'k', sizeof key - 1);
+    b.len = 0;
+    rc = mgr_buf_add(&b, BYTES("\x80\2}X\5\0\0\0model}"), &err);
+    rc |= mgr_pickle_text(&b, key, &err);
+    rc |= mgr_buf_text(&b, "Nss.", &err);
+    CHECK_INT(rc, MGR_OK);
+    CHECK_INT(read_pickle(&cat, b.data, b.len), MGR_ERR_UNSUPPORTED);
+    CHECK_TEXT(err.msg, "a key in entry 'model' of 'f.pt' at byte 78 is too long");
+    mgr_catalogue_clear(&cat);
+    mgr_buf_clear(&b);
+}
+
+/* What stands for args in odd files. */
+static void test_odd_args(void)
+{
+    static const struct {
+        const char *bytes;
+        size_t len;
+        size_t n_attrs;
+        mgr_attr_kind kind;
+        const char *text;
+    } cases[] = {
+        {BYTES("\x80\2}(X\4\0\0\0argsNX\5\0\0\0model}u."), 1, MGR_ATTR_NULL, NULL},
+        {BYTES("\x80\2}(X\4\0\0\0argscargparse\nNamespace\n)\x81X\5\0\0\0model}u."), 0,
+         MGR_ATTR_NULL, NULL},
+        {BYTES("\x80\2}(X\4\0\0\0args}" KEY("a") "cmegatron.x\nE\n" KEY("f") "\x85Rs"
+                                                                             "X\5\0\0\0model}u."),
+         1, MGR_ATTR_TEXT, "E(f)"},
+        {BYTES("\x80\2}(X\4\0\0\0argsctypes\nSimpleNamespace\n)R}" KEY("a") "NsbX\5\0\0\0model}u."),
+         1, MGR_ATTR_NULL, NULL},
+    };
+    for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
+        mgr_catalogue cat;
+        CHECK_INT(read_pickle(&cat, cases[i].bytes, cases[i].len), MGR_OK);
+        CHECK_TEXT(err.msg, "");
+        CHECK_INT(cat.n_attrs, cases[i].n_attrs);
+        if (cat.n_attrs == 1) {
+            CHECK_INT(cat.attrs[0].kind, cases[i].kind);
+            CHECK_TEXT(cat.attrs[0].text ? cat.attrs[0].text : "",
+                       cases[i].text ? cases[i].text : "");
+        }
+        mgr_catalogue_clear(&cat);
+    }
+}
+
 /* One member more, changed or absent. */
 static void check_members(const member *members, size_t n, int code, const char *message)
 {
@@ -483,6 +552,14 @@ static void test_archive_lies(void)
 {
     mgr_catalogue cat;
     mgr_buf file = build(BYTES(MODEL(GOOD)), usual, N_USUAL);
+    for (size_t i = 0; i + 10 < file.len; i++)
+        if (memcmp(file.data + i, "a/data.pkl", 10) == 0)
+            file.data[i + 2] = 'e';
+    CHECK_INT(read_bytes(&cat, file.data, file.len), MGR_ERR_FORMAT);
+    CHECK_TEXT(err.msg, "'f.pt' has no member 'a/data.pkl'");
+    mgr_catalogue_clear(&cat);
+    mgr_buf_clear(&file);
+    file = build(BYTES(MODEL(GOOD)), usual, N_USUAL);
     /* a compressed storage: the method in both headers of a/data/0 */
     unsigned char *const local = memmem(file.data, file.len, BYTES("a/data/0"));
     unsigned char *const central =
@@ -539,7 +616,7 @@ static void test_without_crcs(void)
 static void test_other_formats(void)
 {
     static char tar[512];
-    memcpy(tar + 257, "ustar", 5);
+    memcpy(tar + 257, "ustar", 6);
     static const struct {
         const char *bytes;
         size_t len;
@@ -620,6 +697,8 @@ int main(void)
     test_shared_text();
     test_extra_state();
     test_refusals();
+    test_deep();
+    test_odd_args();
     test_members();
     test_archive_lies();
     test_without_crcs();
