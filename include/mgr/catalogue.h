@@ -101,7 +101,8 @@ int mgr_catalogue_add_attr(mgr_catalogue *cat, const mgr_attr *attr, mgr_err *er
 const mgr_attr *mgr_catalogue_attr(const mgr_catalogue *cat, uint32_t file, const char *key);
 
 /* Plain bytes for an exchange between ranks, and back: any number of packed catalogues, one behind
- * the other, are appended to `cat`, their indices shifted. The bytes come from our own ranks, yet are bounds-checked. Local. */
+ * the other, are appended to `cat`, their indices shifted. The bytes come from our own ranks, yet
+ * are bounds-checked. Local. */
 struct mgr_buf;
 int mgr_catalogue_pack(const mgr_catalogue *cat, struct mgr_buf *out, mgr_err *err) MGR_NODISCARD;
 int mgr_catalogue_unpack(mgr_catalogue *cat, const void *bytes, size_t len,

@@ -26,19 +26,19 @@ extern "C" {
 /* Stable numbers with gaps for growth. */
 typedef enum mgr_code {
     MGR_OK = 0,
-    MGR_ERR_USAGE = 10,       /* wrong command line */
-    MGR_ERR_CONFIG = 20,      /* wrong configuration file or value */
-    MGR_ERR_FORMAT = 30,      /* the input is damaged or contradicts itself */
-    MGR_ERR_UNSUPPORTED = 40, /* the input is well formed, and of a kind we refuse by name */
-    MGR_ERR_NOT_FOUND = 50,   /* the input is not there */
-    MGR_ERR_EXISTS = 60,      /* the output is there already */
-    MGR_ERR_CREATE = 61,      /* the output cannot be created */
-    MGR_ERR_SPACE = 62,       /* the output does not fit on the file system */
-    MGR_ERR_IO = 70,          /* reading or writing failed */
-    MGR_ERR_NOMEM = 80,       /* memory could not be had */
-    MGR_ERR_MPI = 90,         /* the MPI library failed */
+    MGR_ERR_USAGE = 10,        /* wrong command line */
+    MGR_ERR_CONFIG = 20,       /* wrong configuration file or value */
+    MGR_ERR_FORMAT = 30,       /* the input is damaged or contradicts itself */
+    MGR_ERR_UNSUPPORTED = 40,  /* the input is well formed, and of a kind we refuse by name */
+    MGR_ERR_NOT_FOUND = 50,    /* the input is not there */
+    MGR_ERR_EXISTS = 60,       /* the output is there already */
+    MGR_ERR_CREATE = 61,       /* the output cannot be created */
+    MGR_ERR_SPACE = 62,        /* the output does not fit on the file system */
+    MGR_ERR_IO = 70,           /* reading or writing failed */
+    MGR_ERR_NOMEM = 80,        /* memory could not be had */
+    MGR_ERR_MPI = 90,          /* the MPI library failed */
     MGR_ERR_INTERRUPTED = 100, /* a signal asked us to stop */
-    MGR_ERR_INTERNAL = 110    /* our own mistake */
+    MGR_ERR_INTERNAL = 110     /* our own mistake */
 } mgr_code;
 
 typedef struct mgr_err {
@@ -50,7 +50,13 @@ typedef struct mgr_err {
     char hint[200];
 } mgr_err;
 
-#define MGR_ERR_INIT {0, 0, -1, 0, {0}, {0}}
+#define MGR_ERR_INIT                                                                               \
+    {                                                                                              \
+        0, 0, -1, 0, {0},                                                                          \
+        {                                                                                          \
+            0                                                                                      \
+        }                                                                                          \
+    }
 
 /* Record a failure, if `err` holds none yet, and return `code`. Local. */
 int mgr_fail(mgr_err *err, mgr_code code, const char *fmt, ...) MGR_PRINTF(3, 4);

@@ -24,12 +24,12 @@ extern "C" {
 /* A stored tensor is seen as a matrix of all leading axes by the last one; a 1-D tensor of n
  * elements is n rows of one column. */
 typedef struct mgr_box {
-    uint32_t tensor;                     /* logical tensor */
-    uint32_t stored;                     /* stored tensor of the layout's catalogue */
-    uint32_t copy;                       /* 0 for the first place, k for the k-th replica of it */
-    uint64_t row, col, rows, cols;       /* in the logical tensor */
-    uint64_t stored_row, stored_col;     /* the same corner in the stored tensor */
-    uint64_t row_stride;                 /* of the stored tensor, in elements; set by finish */
+    uint32_t tensor;                 /* logical tensor */
+    uint32_t stored;                 /* stored tensor of the layout's catalogue */
+    uint32_t copy;                   /* 0 for the first place, k for the k-th replica of it */
+    uint64_t row, col, rows, cols;   /* in the logical tensor */
+    uint64_t stored_row, stored_col; /* the same corner in the stored tensor */
+    uint64_t row_stride;             /* of the stored tensor, in elements; set by finish */
 } mgr_box;
 
 /* Rows of a stored tensor that no logical tensor owns (vocabulary padding); written as zeros. */

@@ -43,8 +43,8 @@ typedef struct mgr_model {
     uint64_t vocab;   /* true size, without padding */
     uint64_t experts; /* 0 for a dense model */
     uint64_t top_k;
-    bool tied;        /* embedding and LM head are one tensor */
-    mgr_dtype dtype;  /* of the weights as stored */
+    bool tied;       /* embedding and LM head are one tensor */
+    mgr_dtype dtype; /* of the weights as stored */
     double norm_epsilon, rotary_base;
     uint64_t max_positions;
     int64_t bos_token_id, eos_token_id; /* -1: unknown */

@@ -37,10 +37,10 @@ typedef struct mgr_plan_request {
     const mgr_layout *target;
     const mgr_define *defines; /* one per target tensor */
     uint32_t ranks;
-    bool moments;       /* the method needs per-neuron sums before any expert can be made */
-    bool shuffle;       /* expert rows come from anywhere in the dense matrix */
+    bool moments;             /* the method needs per-neuron sums before any expert can be made */
+    bool shuffle;             /* expert rows come from anywhere in the dense matrix */
     uint64_t selection_bytes; /* that a rank keeps for the experts of one layer */
-    uint64_t memory;    /* bytes a rank may use for buffers and the above */
+    uint64_t memory;          /* bytes a rank may use for buffers and the above */
 } mgr_plan_request;
 
 /* Rows row .. row+rows-1 of a source tensor, or of a generated target tensor. */
@@ -72,13 +72,13 @@ typedef struct mgr_plan {
     uint32_t *targets;      /* target tensors made from a source tensor ... */
     uint32_t *first_target; /* ... those of source i are targets[first_target[i]..[i+1]) */
     uint32_t ranks;
-    uint64_t total_in, total_out;    /* bytes of all units */
-    uint64_t max_rank_bytes;         /* of the busiest rank, read and written */
-    uint64_t unit_bytes;             /* the largest unit's input */
-    uint64_t chunk_bytes;            /* of the output buffer and of the read buffer, each */
-    uint64_t cache_bytes;            /* to keep units between the sums and the writing */
-    uint64_t sums_bytes;             /* of the largest group */
-    uint64_t memory_bytes;           /* all of these and the selection: the proof */
+    uint64_t total_in, total_out; /* bytes of all units */
+    uint64_t max_rank_bytes;      /* of the busiest rank, read and written */
+    uint64_t unit_bytes;          /* the largest unit's input */
+    uint64_t chunk_bytes;         /* of the output buffer and of the read buffer, each */
+    uint64_t cache_bytes;         /* to keep units between the sums and the writing */
+    uint64_t sums_bytes;          /* of the largest group */
+    uint64_t memory_bytes;        /* all of these and the selection: the proof */
 } mgr_plan;
 
 /* Make the plan. Errors: MGR_ERR_CONFIG if `memory` cannot suffice, naming what would. Pure but for

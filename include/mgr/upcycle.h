@@ -23,7 +23,12 @@
 extern "C" {
 #endif
 
-typedef enum mgr_matrix { MGR_MATRIX_GATE, MGR_MATRIX_UP, MGR_MATRIX_DOWN, MGR_MATRIX_COUNT } mgr_matrix;
+typedef enum mgr_matrix {
+    MGR_MATRIX_GATE,
+    MGR_MATRIX_UP,
+    MGR_MATRIX_DOWN,
+    MGR_MATRIX_COUNT
+} mgr_matrix;
 
 /* All that a method may know of one matrix of one expert. Arrays are borrowed. */
 typedef struct mgr_expert {
@@ -56,13 +61,15 @@ typedef struct mgr_method {
                         mgr_dtype from, void *out, mgr_dtype to);
 } mgr_method;
 
-/* The methods by name; NULL for an unknown one. `mgr_method_at` counts from 0 and ends with NULL. */
+/* The methods by name; NULL for an unknown one. `mgr_method_at` counts from 0 and ends with NULL.
+ */
 const mgr_method *mgr_method_find(const char *name);
 const mgr_method *mgr_method_at(size_t idx);
 
 /* Router inits. UNIFORM: (u - sample mean) * 0.02 * sqrt(12), std 0.02, as all published runs
  * used ("torch_rand_002"); UNIFORM01: u in [0, 1); UNIFORM01_CENTRED: u - sample mean;
- * NORMAL: N(0, std^2). u = word * 2^-32; the sample mean is over the layer's whole [E, H], exact. */
+ * NORMAL: N(0, std^2). u = word * 2^-32; the sample mean is over the layer's whole [E, H], exact.
+ */
 typedef enum mgr_router {
     MGR_ROUTER_UNIFORM,
     MGR_ROUTER_UNIFORM01,
@@ -77,18 +84,19 @@ mgr_router mgr_router_find(const char *name);
 
 /* The router of one layer: [experts, hidden] row-major into out of type `to`. Element (e, h) is
  * element h of stream (seed, MGR_PURPOSE_ROUTER, layer, e). `std` is used by NORMAL only. */
-void mgr_router_fill(mgr_router router, double std, uint64_t seed, uint32_t layer,
-                     uint32_t experts, uint64_t hidden, void *out, mgr_dtype to);
+void mgr_router_fill(mgr_router router, double std, uint64_t seed, uint32_t layer, uint32_t experts,
+                     uint64_t hidden, void *out, mgr_dtype to);
 
 /* |S| = floor(ratio * F), in double as Python's int(ratio * F). */
 uint32_t mgr_selected_count(double ratio, uint32_t n_neurons);
 
 /*
  * Per-neuron sums, exact and free of order: fixed-point integers that any number of ranks can add.
- * A sum is hi * 2^-24 + lo * 2^-76, 0 <= lo contribution < 2^52 per addend.
- * Addends are the float64 sums of canonical blocks: a whole row of gate or up (8 interleaved
- * partial sums, then added pairwise in a fixed order), or MGR_CANONICAL_ROWS consecutive rows of
- * a column of down, starting at a multiple of MGR_CANONICAL_ROWS.
+ * A sum is hi * 2^-24 + lo * 2^-76; each addend is rounded down to that, 0 <= its lo < 2^52.
+ * Addends are the float64 sums of canonical blocks: a whole row of gate or up (lane i mod 8 takes
+ * element i in turn; then ((0+4)+(2+6)) + ((1+5)+(3+7)) of the lanes), or MGR_CANONICAL_ROWS
+ * consecutive rows of a column of down, starting at a multiple of MGR_CANONICAL_ROWS, in turn.
+ * In range for a hidden size of up to 131072.
  */
 #define MGR_CANONICAL_ROWS 64
 
@@ -97,11 +105,12 @@ typedef struct mgr_sums {
 } mgr_sums;
 
 /* Add the entries of `rows` x `cols` values to sums[row] (neurons are rows). Nonzero return: an
- * entry is not finite or its magnitude is 2^16 or more; then sums are undefined. Pure. */
+ * entry is not finite, or a row's squares sum to 2^38 or more; then sums are undefined. Pure. */
 int mgr_sums_add_rows(mgr_sums *sums, const void *data, mgr_dtype dtype, size_t rows, size_t cols);
 
 /* Add to sums[col] (neurons are columns). Row 0 of `data` is at a multiple of
- * MGR_CANONICAL_ROWS of the matrix. `scratch` has room for 2 * cols doubles. Pure. */
+ * MGR_CANONICAL_ROWS of the matrix. `scratch` has room for 2 * cols doubles. Nonzero return: an
+ * entry is not finite, or the squares of a canonical block sum to 2^27 or more. Pure. */
 int mgr_sums_add_cols(mgr_sums *sums, const void *data, mgr_dtype dtype, size_t rows, size_t cols,
                       double *scratch);
 

@@ -211,15 +211,17 @@ static int read_yaml(mgr_config *config, const char *file, const char *text, siz
 /* One "key=value" of the command line; the value is taken as if written without quotes. */
 static int apply_set(mgr_config *config, const char *set, mgr_err *err)
 {
-    char name[128], suggestion[160], why[320];
+    char name[128], why[320];
     const char *equals = strchr(set, '=');
     mgr_printable(set, equals ? (size_t)(equals - set) : strlen(set), name, sizeof name);
     if (!equals || equals == set)
         return mgr_fail(err, MGR_ERR_USAGE, "--set: '%s' is not of the form key=value", name);
     const mgr_key *key = mgr_config_key(name);
-    if (!key)
+    if (!key) {
+        char suggestion[160];
         return mgr_fail(err, MGR_ERR_USAGE, "--set: unknown key '%s'%s", name,
                         mgr_config_suggest_full(name, suggestion, sizeof suggestion));
+    }
     const size_t idx = mgr_config_key_idx(key);
     const mgr_scalar scalar = {equals + 1, strlen(equals + 1), true};
     config->line[idx] = SET_PLACE;

@@ -82,8 +82,7 @@ int mgr_cli_parse(const mgr_program *p, int argc, char **argv, mgr_option_taker 
         }
         const size_t idx = index_of(p, c);
         if (c == '?' || idx >= p->n_options) {
-            mgr_fail(err, MGR_ERR_USAGE, "cannot use option '%s'",
-                     argv[at < argc ? at : argc - 1]);
+            mgr_fail(err, MGR_ERR_USAGE, "cannot use option '%s'", argv[at < argc ? at : argc - 1]);
             return mgr_hint(err, "see %s --help", p->name);
         }
         MGR_TRY(take(context, idx, optarg, err));

@@ -12,9 +12,10 @@ static const mgr_option options[] = {
 static const mgr_program program = {
     .name = "mgr-inspect",
     .synopsis = "[OPTION]... PATH",
-    .about = "Show the tensors, shapes, types, layout and sizes of a checkpoint: a Megatron root or\n"
-             "iteration, a folder of safetensors, or one .pt or .safetensors file. Only headers are\n"
-             "read, and nothing in them is executed.",
+    .about =
+        "Show the tensors, shapes, types, layout and sizes of a checkpoint: a Megatron root or\n"
+        "iteration, a folder of safetensors, or one .pt or .safetensors file. Only headers are\n"
+        "read, and nothing in them is executed.",
     .options = options,
     .n_options = sizeof options / sizeof options[0],
 };
@@ -38,7 +39,7 @@ int main(int argc, char **argv)
     int first;
     int rc = mgr_cli_parse(&program, argc, argv, take, &o, &first, &err);
     if (rc == MGR_OK && argc - first != 1) {
-        rc = mgr_fail(&err, MGR_ERR_USAGE, "one PATH is needed");
+        mgr_fail(&err, MGR_ERR_USAGE, "one PATH is needed");
         rc = mgr_hint(&err, "see mgr-inspect --help");
     }
     if (rc != MGR_OK)

@@ -6,7 +6,23 @@
 #include "io/fault.h"
 #include "run/run.h"
 
-enum { LAYERS, HIDDEN, FFN, HEADS, KV_HEADS, VOCAB, TP, PP, SEED, DTYPE, NAMES, DIVISOR, TIED, FORCE, QUIET };
+enum {
+    LAYERS,
+    HIDDEN,
+    FFN,
+    HEADS,
+    KV_HEADS,
+    VOCAB,
+    TP,
+    PP,
+    SEED,
+    DTYPE,
+    NAMES,
+    DIVISOR,
+    TIED,
+    FORCE,
+    QUIET
+};
 
 static const mgr_option options[] = {
     [LAYERS] = {"layers", 0, "L", "transformer layers (default 4)"},
@@ -30,8 +46,9 @@ static const mgr_option options[] = {
 static const mgr_program program = {
     .name = "mgr-synth",
     .synopsis = "[OPTION]... OUT",
-    .about = "Write a dense Megatron checkpoint (format torch) at OUT. Values depend on the seed and\n"
-             "on each weight's place in the model alone, not on the split or the number of ranks.",
+    .about =
+        "Write a dense Megatron checkpoint (format torch) at OUT. Values depend on the seed and\n"
+        "on each weight's place in the model alone, not on the split or the number of ranks.",
     .options = options,
     .n_options = sizeof options / sizeof options[0],
 };
@@ -55,12 +72,18 @@ static int take_dtype(mgr_synth_options *o, const char *value, mgr_err *err)
 static int take(void *context, size_t idx, const char *value, mgr_err *err)
 {
     mgr_synth_options *const o = context;
-    uint64_t *const sizes[] = {
-        [LAYERS] = &o->model.layers,    [HIDDEN] = &o->model.hidden, [FFN] = &o->model.ffn,
-        [HEADS] = &o->model.heads,      [KV_HEADS] = &o->model.kv_groups,
-        [VOCAB] = &o->model.vocab,      [TP] = &o->tensor_parallel,
-        [PP] = &o->pipeline_parallel,   [SEED] = &o->seed,           [DTYPE] = NULL,
-        [NAMES] = NULL,                 [DIVISOR] = &o->vocab_divisor};
+    uint64_t *const sizes[] = {[LAYERS] = &o->model.layers,
+                               [HIDDEN] = &o->model.hidden,
+                               [FFN] = &o->model.ffn,
+                               [HEADS] = &o->model.heads,
+                               [KV_HEADS] = &o->model.kv_groups,
+                               [VOCAB] = &o->model.vocab,
+                               [TP] = &o->tensor_parallel,
+                               [PP] = &o->pipeline_parallel,
+                               [SEED] = &o->seed,
+                               [DTYPE] = NULL,
+                               [NAMES] = NULL,
+                               [DIVISOR] = &o->vocab_divisor};
     switch (idx) {
     case DTYPE:
         return take_dtype(o, value, err);
@@ -98,12 +121,22 @@ static int check_sizes(mgr_synth_options *o, mgr_err *err)
 static int parse(mgr_synth_options *o, int argc, char **argv, mgr_err *err)
 {
     int first;
-    *o = (mgr_synth_options){
-        .model = {.layers = 4, .hidden = 256, .ffn = 704, .heads = 8, .vocab = 1000,
-                  .norm_epsilon = 1e-5, .rotary_base = 10000.0, .max_positions = 2048,
-                  .bos_token_id = -1, .eos_token_id = -1, .init_std = 0.02},
-        .dtype = MGR_DTYPE_BF16, .tensor_parallel = 1, .pipeline_parallel = 1, .vocab_divisor = 1,
-        .seed = 1234};
+    *o = (mgr_synth_options){.model = {.layers = 4,
+                                       .hidden = 256,
+                                       .ffn = 704,
+                                       .heads = 8,
+                                       .vocab = 1000,
+                                       .norm_epsilon = 1e-5,
+                                       .rotary_base = 10000.0,
+                                       .max_positions = 2048,
+                                       .bos_token_id = -1,
+                                       .eos_token_id = -1,
+                                       .init_std = 0.02},
+                             .dtype = MGR_DTYPE_BF16,
+                             .tensor_parallel = 1,
+                             .pipeline_parallel = 1,
+                             .vocab_divisor = 1,
+                             .seed = 1234};
     MGR_TRY(mgr_cli_parse(&program, argc, argv, take, o, &first, err));
     if (argc - first != 1) {
         mgr_fail(err, MGR_ERR_USAGE, "one OUT is needed");

@@ -80,9 +80,10 @@ static void print_keys(void)
 static const mgr_program program = {
     .name = "mgr-upcycle",
     .synopsis = "[OPTION]... CONFIG",
-    .about = "Rewrite a Megatron checkpoint in parallel: upcycle a dense model to a mixture of\n"
-             "experts, or lay it out anew. Run it under mpiexec or srun; any number of ranks gives\n"
-             "the same bytes.",
+    .about =
+        "Rewrite a Megatron checkpoint in parallel: upcycle a dense model to a mixture of\n"
+        "experts, or lay it out anew. Run it under mpiexec or srun; any number of ranks gives\n"
+        "the same bytes.",
     .options = options,
     .n_options = sizeof options / sizeof options[0],
     .more_help = print_keys,
@@ -135,8 +136,8 @@ static int parse(arguments *a, int argc, char **argv, mgr_err *err)
     a->run.progress = 10; /* short runs end before the first line */
     MGR_TRY(mgr_cli_parse(&program, argc, argv, take, a, &first, err));
     if (argc - first != 1) {
-        mgr_fail(err, MGR_ERR_USAGE, argc == first ? "no CONFIG is given"
-                                                   : "more than one CONFIG is given");
+        mgr_fail(err, MGR_ERR_USAGE,
+                 argc == first ? "no CONFIG is given" : "more than one CONFIG is given");
         return mgr_hint(err, "see mgr-upcycle --help");
     }
     if (a->run.verbosity < 0)

@@ -25,8 +25,8 @@ static const struct {
     const char *name;
     mgr_dtype dtype;
 } aliases[] = {
-    {"bf16", MGR_DTYPE_BF16}, {"fp16", MGR_DTYPE_F16},   {"half", MGR_DTYPE_F16},
-    {"fp32", MGR_DTYPE_F32},  {"float", MGR_DTYPE_F32},  {"fp64", MGR_DTYPE_F64},
+    {"bf16", MGR_DTYPE_BF16},  {"fp16", MGR_DTYPE_F16},  {"half", MGR_DTYPE_F16},
+    {"fp32", MGR_DTYPE_F32},   {"float", MGR_DTYPE_F32}, {"fp64", MGR_DTYPE_F64},
     {"double", MGR_DTYPE_F64}, {"long", MGR_DTYPE_I64},
 };
 

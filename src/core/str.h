@@ -30,8 +30,8 @@ typedef struct mgr_arena {
 int mgr_arena_alloc(mgr_arena *arena, void *out, size_t bytes, mgr_err *err) MGR_NODISCARD;
 int mgr_arena_strndup(mgr_arena *arena, const char **out, const char *text, size_t len,
                       mgr_err *err) MGR_NODISCARD;
-int mgr_arena_fmt(mgr_arena *arena, const char **out, mgr_err *err, const char *fmt, ...)
-    MGR_NODISCARD MGR_PRINTF(4, 5);
+int mgr_arena_fmt(mgr_arena *arena, const char **out, mgr_err *err, const char *fmt,
+                  ...) MGR_NODISCARD MGR_PRINTF(4, 5);
 void mgr_arena_clear(mgr_arena *arena);
 
 /* "4GiB", "512 MiB", "1.5GB", "1000" to bytes; binary and decimal units, no sign.

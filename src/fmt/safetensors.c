@@ -53,7 +53,7 @@ typedef struct subject {
 
 static subject show(const char *name)
 {
-    subject s;
+    subject s = {{0}};
     mgr_printable(name, strlen(name), s.text, sizeof s.text);
     return s;
 }

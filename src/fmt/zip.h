@@ -13,17 +13,17 @@
 #include "mgr/err.h"
 
 typedef struct mgr_zip_member {
-    const char *name;          /* whole name, "archive/data/0" */
-    uint64_t header;           /* offset of the local header */
-    uint64_t offset, size;     /* payload */
-    uint32_t crc32;            /* of the central directory */
-    uint16_t method;           /* 0 is stored; others are listed, and refused when used */
+    const char *name;      /* whole name, "archive/data/0" */
+    uint64_t header;       /* offset of the local header */
+    uint64_t offset, size; /* payload */
+    uint32_t crc32;        /* of the central directory */
+    uint16_t method;       /* 0 is stored; others are listed, and refused when used */
 } mgr_zip_member;
 
 typedef struct mgr_zip {
     mgr_zip_member *members; /* in central directory order */
     size_t n_members;
-    const char *folder;      /* common top folder, without '/' */
+    const char *folder; /* common top folder, without '/' */
     mgr_arena arena;
 } mgr_zip;
 

@@ -4,7 +4,6 @@
 
 #include <errno.h>
 #include <signal.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -35,7 +34,6 @@ static int errno_of(const char *name)
 
 static void parse(const char *text)
 {
-    char last[16] = "";
     plan.parsed = 1;
     if (!text)
         return;
@@ -44,8 +42,13 @@ static void parse(const char *text)
         plan.only_rank = (int)strtol(text + 5, &end, 10);
         text = *end == ',' ? end + 1 : end;
     }
-    if (sscanf(text, "%15[^:]:%ld:%15s", plan.call, &plan.left, last) < 2)
-        plan.call[0] = '\0';
+    const size_t len = strcspn(text, ":");
+    if (text[len] != ':' || len >= sizeof plan.call)
+        return;
+    char *end;
+    memcpy(plan.call, text, len);
+    plan.left = strtol(text + len + 1, &end, 10);
+    const char *const last = *end == ':' ? end + 1 : "";
     plan.kill = strcmp(last, "kill") == 0;
     plan.sys = errno_of(last);
 }

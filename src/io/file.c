@@ -3,6 +3,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
@@ -19,9 +20,9 @@ int mgr_pread_full(int fd, const char *name, void *out, size_t len, uint64_t off
     char *at = out;
     while (len > 0) {
         const int fault = mgr_fault("pread");
-        const ssize_t n = fault ? (errno = fault, -1)
-                                : pread(fd, at, len < TRANSFER_MAX ? len : TRANSFER_MAX,
-                                        (off_t)offset);
+        const ssize_t n =
+            fault ? (errno = fault, -1)
+                  : pread(fd, at, len < TRANSFER_MAX ? len : TRANSFER_MAX, (off_t)offset);
         if (n < 0 && errno == EINTR)
             continue;
         if (n < 0)
@@ -43,15 +44,15 @@ int mgr_pwrite_full(int fd, const char *name, const void *bytes, size_t len, uin
     const char *at = bytes;
     while (len > 0) {
         const int fault = mgr_fault("pwrite");
-        const ssize_t n = fault ? (errno = fault, -1)
-                                : pwrite(fd, at, len < TRANSFER_MAX ? len : TRANSFER_MAX,
-                                         (off_t)offset);
+        const ssize_t n =
+            fault ? (errno = fault, -1)
+                  : pwrite(fd, at, len < TRANSFER_MAX ? len : TRANSFER_MAX, (off_t)offset);
         if (n < 0 && errno == EINTR)
             continue;
         if (n < 0)
-            return mgr_fail_errno(err, errno == ENOSPC || errno == EDQUOT ? MGR_ERR_SPACE : MGR_ERR_IO,
-                                  errno, "write '%s' at byte %llu", name,
-                                  (unsigned long long)offset);
+            return mgr_fail_errno(
+                err, errno == ENOSPC || errno == EDQUOT ? MGR_ERR_SPACE : MGR_ERR_IO, errno,
+                "write '%s' at byte %llu", name, (unsigned long long)offset);
         at += n;
         len -= (size_t)n;
         offset += (uint64_t)n;
@@ -107,8 +108,8 @@ void mgr_close(int fd)
 static int create(const char *path, int *fd, mgr_err *err)
 {
     const int fault = mgr_fault("create");
-    const int f = fault ? (errno = fault, -1)
-                        : open(path, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
+    const int f =
+        fault ? (errno = fault, -1) : open(path, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
     if (f < 0)
         return mgr_fail_errno(err, MGR_ERR_CREATE, errno, "cannot create '%s'", path);
     *fd = f;
@@ -207,11 +208,12 @@ uint64_t mgr_peak_rss(void)
 
 uint64_t mgr_current_rss(void)
 {
-    unsigned long long total = 0, resident = 0;
+    char text[128] = "", *end = text; /* "total resident ...", in pages */
     FILE *const f = fopen("/proc/self/statm", "r");
     if (!f)
         return 0;
-    const int n = fscanf(f, "%llu %llu", &total, &resident);
+    if (fgets(text, sizeof text, f))
+        (void)strtoull(text, &end, 10);
     fclose(f);
-    return n == 2 ? (uint64_t)resident * (uint64_t)sysconf(_SC_PAGESIZE) : 0;
+    return strtoull(end, NULL, 10) * (uint64_t)sysconf(_SC_PAGESIZE);
 }

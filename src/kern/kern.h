@@ -19,7 +19,7 @@ void mgr_copy_2d(void *dst, size_t dst_stride, const void *src, size_t src_strid
                  size_t rows);
 
 /* out[i] = mean + std * z(first + i), the product and the sum each rounded in float32, then once
- * into `to`. */
+ * into `to`. mean and std are finite. */
 void mgr_normals_scaled(const mgr_stream *stream, uint64_t first, size_t n, float mean, float std,
                         void *out, mgr_dtype to);
 

@@ -47,9 +47,10 @@ static int64_t floor_of(double x)
 static void add_fixed(int64_t *hi, int64_t *lo, double value)
 {
     const int64_t units = floor_of(value * HI_SCALE);
-    const double rest = value * HI_SCALE - (double)units; /* in [0, 1) */
-    *hi += units;
-    *lo += (int64_t)(rest * LO_SCALE);
+    const double rest = value * HI_SCALE - (double)units; /* in [0, 1]: 1 just below zero */
+    const int64_t fraction = (int64_t)(rest * LO_SCALE);
+    *hi += units + (fraction >> LO_BITS);
+    *lo += fraction & ((INT64_C(1) << LO_BITS) - 1);
 }
 
 /* Add one block to a neuron; nonzero if it is out of range or not a number. */

@@ -96,8 +96,8 @@ static const char *shape_text(uint32_t ndim, const uint64_t *shape, char *out, s
 static int declare_tensor(mgr_layout *layout, uint32_t file, const char *name, uint32_t ndim,
                           const uint64_t *shape, mgr_err *err)
 {
-    mgr_stored s = {.name = name, .file = file, .record = MGR_NONE, .dtype = layout->dtype,
-                    .ndim = ndim};
+    mgr_stored s = {
+        .name = name, .file = file, .record = MGR_NONE, .dtype = layout->dtype, .ndim = ndim};
     uint64_t stride = 1;
     for (uint32_t d = ndim; d-- > 0;) {
         s.shape[d] = shape[d];
@@ -173,8 +173,8 @@ int mgr_layout_fill(mgr_layout *layout, uint32_t stored, uint64_t row, uint64_t 
 {
     if (!layout->declare || rows == 0)
         return MGR_OK;
-    MGR_TRY(mgr_grow(&layout->fills, &layout->cap_fills, layout->n_fills + 1,
-                     sizeof *layout->fills, err));
+    MGR_TRY(mgr_grow(&layout->fills, &layout->cap_fills, layout->n_fills + 1, sizeof *layout->fills,
+                     err));
     layout->fills[layout->n_fills++] = (mgr_fill){stored, row, rows};
     return MGR_OK;
 }
@@ -273,7 +273,7 @@ int mgr_layout_finish(mgr_layout *layout, mgr_err *err)
 uint64_t mgr_box_offset(const mgr_layout *layout, const mgr_box *box, uint64_t row, uint64_t col)
 {
     const mgr_stored *const s = &layout->cat->stored[box->stored];
-    const uint64_t element = (box->stored_row + (row - box->row)) * box->row_stride +
-                             box->stored_col + (col - box->col);
+    const uint64_t element =
+        (box->stored_row + (row - box->row)) * box->row_stride + box->stored_col + (col - box->col);
     return s->offset + element * mgr_dtype_size(s->dtype);
 }

@@ -4,30 +4,93 @@
 
 #define NAME_MAX_BYTES 160
 
-/* One (tp, pp) file while it is being laid out. */
+/* One (tp, pp, chunk) while it is being laid out. */
 typedef struct place {
     mgr_layout *layout;
     const mgr_megatron *mg;
     const mgr_model *model;
-    uint32_t file, tp;
+    uint32_t file, tp, chunk;
     uint32_t layer;      /* global; MGR_NONE outside of layers */
-    uint32_t layer_here; /* local index in the stage's names */
+    uint32_t layer_here; /* local index in the chunk's names */
 } place;
 
-static void make_name(const place *p, const char *tail, char out[NAME_MAX_BYTES])
+/* The names that each kind of tensor has had, below "model."; %u is the local layer. A target uses
+ * number mgr_megatron.names where there is one, else the first; a source the first that is there.
+ */
+#define MCORE "decoder.layers.%u."
+#define ENCODER "language_model.encoder.layers.%u."
+#define TRANSFORMER "language_model.transformer.layers.%u."
+
+typedef const char *const spellings[8];
+
+static spellings embedding_names = {"embedding.word_embeddings.weight", NULL,
+                                    "language_model.embedding.word_embeddings.weight"};
+static spellings output_names = {"output_layer.weight", NULL, "language_model.output_layer.weight"};
+static spellings tied_output_names = {"output_layer.weight", NULL,
+                                      "word_embeddings_for_head.weight"};
+static spellings final_norm_names = {"decoder.final_layernorm.weight", NULL,
+                                     "language_model.encoder.final_norm.weight",
+                                     "language_model.encoder.final_layernorm.weight",
+                                     "language_model.transformer.final_layernorm.weight"};
+static spellings attn_norm_names = {MCORE "self_attention.linear_qkv.layer_norm_weight",
+                                    MCORE "input_layernorm.weight", ENCODER "input_norm.weight",
+                                    ENCODER "input_layernorm.weight",
+                                    TRANSFORMER "input_layernorm.weight"};
+static spellings qkv_names = {MCORE "self_attention.linear_qkv.weight",
+                              NULL,
+                              ENCODER "self_attention.query_key_value.weight",
+                              ENCODER "attention.query_key_value.weight",
+                              TRANSFORMER "self_attention.query_key_value.weight",
+                              TRANSFORMER "attention.query_key_value.weight"};
+static spellings proj_names = {
+    MCORE "self_attention.linear_proj.weight", NULL,
+    ENCODER "self_attention.dense.weight",     ENCODER "attention.dense.weight",
+    TRANSFORMER "self_attention.dense.weight", TRANSFORMER "attention.dense.weight"};
+static spellings mlp_norm_names = {
+    MCORE "mlp.linear_fc1.layer_norm_weight", MCORE "pre_mlp_layernorm.weight",
+    ENCODER "post_attention_norm.weight", ENCODER "post_attention_layernorm.weight",
+    TRANSFORMER "post_attention_layernorm.weight"};
+static spellings fc1_names = {MCORE "mlp.linear_fc1.weight", NULL,
+                              ENCODER "mlp.dense_h_to_4h.weight",
+                              TRANSFORMER "mlp.dense_h_to_4h.weight"};
+static spellings fc2_names = {MCORE "mlp.linear_fc2.weight", NULL,
+                              ENCODER "mlp.dense_4h_to_h.weight",
+                              TRANSFORMER "mlp.dense_4h_to_h.weight"};
+
+static void make_name(const place *p, const char *spelling, char out[NAME_MAX_BYTES])
 {
-    if (p->layer == MGR_NONE)
-        snprintf(out, NAME_MAX_BYTES, "model.%s", tail);
-    else
-        snprintf(out, NAME_MAX_BYTES, "model.decoder.layers.%u.%s", p->layer_here, tail);
+    int used = p->mg->virtual_pipeline > 1 ? snprintf(out, NAME_MAX_BYTES, "model%u.", p->chunk)
+                                           : snprintf(out, NAME_MAX_BYTES, "model.");
+    /* the tables above are ours; what %u they hold takes the layer */
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wformat-nonliteral"
+    snprintf(out + used, NAME_MAX_BYTES - (size_t)used, spelling, p->layer_here);
+#pragma GCC diagnostic pop
 }
 
-static int tensor(const place *p, const char *tail, uint64_t rows, uint64_t cols, uint32_t *stored,
+static void choose_name(const place *p, spellings names, char out[NAME_MAX_BYTES])
+{
+    if (p->layout->declare) {
+        const char *const chosen = names[p->mg->names];
+        make_name(p, chosen ? chosen : names[0], out);
+        return;
+    }
+    for (size_t i = 0; i < sizeof(spellings) / sizeof names[0]; i++) {
+        if (!names[i])
+            continue;
+        make_name(p, names[i], out);
+        if (mgr_layout_has(p->layout, p->file, out))
+            return;
+    }
+    make_name(p, names[0], out); /* and let it be reported as missing */
+}
+
+static int tensor(const place *p, spellings names, uint64_t rows, uint64_t cols, uint32_t *stored,
                   mgr_err *err)
 {
     char name[NAME_MAX_BYTES];
     const uint64_t shape[2] = {rows, cols};
-    make_name(p, tail, name);
+    choose_name(p, names, name);
     return mgr_layout_tensor(p->layout, p->file, name, cols ? 2 : 1, shape, stored, err);
 }
 
@@ -42,32 +105,32 @@ static int box(const place *p, mgr_role role, uint32_t stored, mgr_box from, mgr
 }
 
 /* A 1-D tensor that every tensor-parallel rank holds whole. */
-static int replicated(const place *p, mgr_role role, const char *tail, mgr_err *err)
+static int replicated(const place *p, mgr_role role, spellings names, mgr_err *err)
 {
     uint32_t stored;
-    MGR_TRY(tensor(p, tail, p->model->hidden, 0, &stored, err));
+    MGR_TRY(tensor(p, names, p->model->hidden, 0, &stored, err));
     return box(p, role, stored, (mgr_box){.copy = p->tp, .rows = p->model->hidden, .cols = 1}, err);
 }
 
 /* Columns tp*cols/T .. of a matrix: the second linear of a pair. */
-static int column_parallel(const place *p, mgr_role role, const char *tail, uint64_t all_cols,
+static int column_parallel(const place *p, mgr_role role, spellings names, uint64_t all_cols,
                            mgr_err *err)
 {
     uint32_t stored;
     const uint64_t cols = all_cols / p->mg->tensor_parallel;
-    MGR_TRY(tensor(p, tail, p->model->hidden, cols, &stored, err));
+    MGR_TRY(tensor(p, names, p->model->hidden, cols, &stored, err));
     return box(p, role, stored,
                (mgr_box){.col = p->tp * cols, .rows = p->model->hidden, .cols = cols}, err);
 }
 
 /* Rows of the padded vocabulary; rows behind the true size are padding. */
-static int vocabulary(const place *p, mgr_role role, const char *tail, uint32_t copy, mgr_err *err)
+static int vocabulary(const place *p, mgr_role role, spellings names, uint32_t copy, mgr_err *err)
 {
     uint32_t stored;
     const uint64_t rows = p->mg->padded_vocab / p->mg->tensor_parallel;
     const uint64_t first = p->tp * rows, vocab = p->model->vocab;
     const uint64_t kept = first >= vocab ? 0 : vocab - first < rows ? vocab - first : rows;
-    MGR_TRY(tensor(p, tail, rows, p->model->hidden, &stored, err));
+    MGR_TRY(tensor(p, names, rows, p->model->hidden, &stored, err));
     MGR_TRY(mgr_layout_fill(p->layout, stored, kept, rows - kept, err));
     return box(p, role, stored,
                (mgr_box){.copy = copy, .row = first, .rows = kept, .cols = p->model->hidden}, err);
@@ -85,7 +148,9 @@ static int fused_part(const place *p, mgr_role role, uint32_t stored, uint64_t f
     if (a >= b)
         return MGR_OK;
     return box(p, role, stored,
-               (mgr_box){.row = logical_row + (a - first), .rows = b - a, .cols = m->hidden,
+               (mgr_box){.row = logical_row + (a - first),
+                         .rows = b - a,
+                         .cols = m->hidden,
                          .stored_row = a - from},
                err);
 }
@@ -98,8 +163,7 @@ static int fused_qkv(const place *p, mgr_err *err)
     const uint64_t q = m->heads / m->kv_groups * m->head_dim, d = m->head_dim;
     const uint64_t all = (m->heads + 2 * m->kv_groups) * d;
     uint32_t stored;
-    MGR_TRY(tensor(p, "self_attention.linear_qkv.weight", all / p->mg->tensor_parallel, m->hidden,
-                   &stored, err));
+    MGR_TRY(tensor(p, qkv_names, all / p->mg->tensor_parallel, m->hidden, &stored, err));
     for (uint64_t g = 0; g < m->kv_groups; g++) {
         const uint64_t at = g * (q + 2 * d);
         MGR_TRY(fused_part(p, MGR_ROLE_Q, stored, at, q, g * q, err));
@@ -109,74 +173,69 @@ static int fused_qkv(const place *p, mgr_err *err)
     return MGR_OK;
 }
 
-/* fc1 of rank t: rows [0, F/T) are gate slice t, rows [F/T, 2F/T) up slice t (transformer/mlp.py). */
+/* fc1 of rank t: rows [0, F/T) are gate slice t, rows [F/T, 2F/T) up slice t (transformer/mlp.py).
+ */
 static int fused_gate_up(const place *p, mgr_err *err)
 {
     const uint64_t rows = p->model->ffn / p->mg->tensor_parallel, h = p->model->hidden;
     uint32_t stored;
-    MGR_TRY(tensor(p, "mlp.linear_fc1.weight", 2 * rows, h, &stored, err));
+    MGR_TRY(tensor(p, fc1_names, 2 * rows, h, &stored, err));
     MGR_TRY(box(p, MGR_ROLE_GATE, stored, (mgr_box){.row = p->tp * rows, .rows = rows, .cols = h},
                 err));
     return box(p, MGR_ROLE_UP, stored,
                (mgr_box){.row = p->tp * rows, .rows = rows, .cols = h, .stored_row = rows}, err);
 }
 
-/* A norm under the name of the Transformer Engine spec or of the local spec. */
-static int norm(const place *p, mgr_role role, const char *te, const char *local, mgr_err *err)
-{
-    char name[NAME_MAX_BYTES];
-    make_name(p, local, name);
-    const bool use_local = p->layout->declare ? p->mg->names == MGR_NAMES_LOCAL
-                                              : mgr_layout_has(p->layout, p->file, name);
-    return replicated(p, role, use_local ? local : te, err);
-}
-
 static int decoder_layer(const place *p, mgr_err *err)
 {
     const mgr_model *const m = p->model;
-    MGR_TRY(norm(p, MGR_ROLE_ATTN_NORM, "self_attention.linear_qkv.layer_norm_weight",
-                 "input_layernorm.weight", err));
+    MGR_TRY(replicated(p, MGR_ROLE_ATTN_NORM, attn_norm_names, err));
     MGR_TRY(fused_qkv(p, err));
-    MGR_TRY(column_parallel(p, MGR_ROLE_O, "self_attention.linear_proj.weight",
-                            m->heads * m->head_dim, err));
-    MGR_TRY(norm(p, MGR_ROLE_MLP_NORM, "mlp.linear_fc1.layer_norm_weight",
-                 "pre_mlp_layernorm.weight", err));
+    MGR_TRY(column_parallel(p, MGR_ROLE_O, proj_names, m->heads * m->head_dim, err));
+    MGR_TRY(replicated(p, MGR_ROLE_MLP_NORM, mlp_norm_names, err));
     MGR_TRY(fused_gate_up(p, err));
-    return column_parallel(p, MGR_ROLE_DOWN, "mlp.linear_fc2.weight", m->ffn, err);
+    return column_parallel(p, MGR_ROLE_DOWN, fc2_names, m->ffn, err);
 }
 
 /* Tied embeddings: with one stage there is no output layer; with more, the last stage holds its own
  * copy of the embedding, which must be equal to it. */
-static int last_stage(const place *p, mgr_err *err)
+static int last_chunk(const place *p, mgr_err *err)
 {
-    MGR_TRY(replicated(p, MGR_ROLE_FINAL_NORM, "decoder.final_layernorm.weight", err));
+    MGR_TRY(replicated(p, MGR_ROLE_FINAL_NORM, final_norm_names, err));
     if (!p->model->tied)
-        return vocabulary(p, MGR_ROLE_LM_HEAD, "output_layer.weight", 0, err);
+        return vocabulary(p, MGR_ROLE_LM_HEAD, output_names, 0, err);
     if (p->mg->pipeline_parallel > 1)
-        return vocabulary(p, MGR_ROLE_EMBEDDING, "output_layer.weight", 1, err);
+        return vocabulary(p, MGR_ROLE_EMBEDDING, tied_output_names, 1, err);
     return MGR_OK;
+}
+
+/* Chunk `k` in the order of layers: of stage k mod PP, its chunk number k / PP. */
+static int chunk(place *p, uint32_t k, uint32_t *layer, mgr_err *err)
+{
+    const uint32_t stages = p->mg->pipeline_parallel;
+    const uint32_t chunks = p->mg->virtual_pipeline * stages;
+    p->file = p->mg->files[k % stages * p->mg->tensor_parallel + p->tp];
+    p->chunk = k / stages;
+    p->layer = MGR_NONE;
+    if (k == 0)
+        MGR_TRY(vocabulary(p, MGR_ROLE_EMBEDDING, embedding_names, 0, err));
+    for (uint32_t i = 0; i < p->mg->stage_layers[k]; i++) {
+        p->layer = (*layer)++;
+        p->layer_here = i;
+        MGR_TRY(decoder_layer(p, err));
+    }
+    p->layer = MGR_NONE;
+    return k + 1 == chunks ? last_chunk(p, err) : MGR_OK;
 }
 
 int mgr_megatron_layout(mgr_layout *layout, const mgr_megatron *mg, mgr_err *err)
 {
     MGR_TRY(mgr_megatron_check(&layout->tensors->model, mg, err));
     for (uint32_t tp = 0; tp < mg->tensor_parallel; tp++) {
+        place p = {.layout = layout, .mg = mg, .model = &layout->tensors->model, .tp = tp};
         uint32_t layer = 0;
-        for (uint32_t pp = 0; pp < mg->pipeline_parallel; pp++) {
-            place p = {layout, mg, &layout->tensors->model,
-                       mg->files[pp * mg->tensor_parallel + tp], tp, MGR_NONE, 0};
-            if (pp == 0)
-                MGR_TRY(vocabulary(&p, MGR_ROLE_EMBEDDING, "embedding.word_embeddings.weight", 0,
-                                   err));
-            for (uint32_t i = 0; i < mg->stage_layers[pp]; i++) {
-                p.layer = layer++;
-                p.layer_here = i;
-                MGR_TRY(decoder_layer(&p, err));
-            }
-            p.layer = MGR_NONE;
-            if (pp + 1 == mg->pipeline_parallel)
-                MGR_TRY(last_stage(&p, err));
-        }
+        for (uint32_t k = 0; k < mg->virtual_pipeline * mg->pipeline_parallel; k++)
+            MGR_TRY(chunk(&p, k, &layer, err));
     }
     return MGR_OK;
 }
@@ -192,10 +251,9 @@ int mgr_megatron_check(const mgr_model *m, const mgr_megatron *mg, mgr_err *err)
                   {"the fused QKV rows", (m->heads + 2 * m->kv_groups) * m->head_dim}};
     for (size_t i = 0; i < sizeof splits / sizeof splits[0]; i++)
         if (splits[i].size % mg->tensor_parallel != 0)
-            return mgr_fail(err, MGR_ERR_FORMAT,
-                            "%s (%llu) does not split over %u tensor-parallel ranks",
-                            splits[i].name, (unsigned long long)splits[i].size,
-                            mg->tensor_parallel);
+            return mgr_fail(
+                err, MGR_ERR_FORMAT, "%s (%llu) does not split over %u tensor-parallel ranks",
+                splits[i].name, (unsigned long long)splits[i].size, mg->tensor_parallel);
     if (m->kv_groups == 0 || m->heads % m->kv_groups != 0)
         return mgr_fail(err, MGR_ERR_FORMAT, "%llu attention heads do not split into %llu groups",
                         (unsigned long long)m->heads, (unsigned long long)m->kv_groups);

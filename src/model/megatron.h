@@ -1,7 +1,9 @@
 /*
- * Megatron-Core's legacy `torch` layout of a dense GPT: names, shapes and TP x PP partition.
- * Rules: megatron/core/models/gpt/gpt_layer_specs.py, transformer/{attention,mlp}.py,
- * tensor_parallel/layers.py, transformer/transformer_block.py of NVIDIA/Megatron-LM.
+ * Megatron's legacy `torch` layout of a dense GPT: names, shapes and TP x PP x VPP partition, with
+ * the names of Megatron-Core and those from before it. Rules:
+ * megatron/core/models/gpt/gpt_layer_specs.py, transformer/{attention,mlp}.py,
+ * tensor_parallel/layers.py, transformer/transformer_block.py of NVIDIA/Megatron-LM; old names:
+ * megatron/legacy/model/{language_model,transformer}.py up to core 0.17.
  */
 #ifndef MGR_MODEL_MEGATRON_H
 #define MGR_MODEL_MEGATRON_H
@@ -16,11 +18,15 @@
  * modules of their own (local). */
 typedef enum mgr_norm_names { MGR_NAMES_TE, MGR_NAMES_LOCAL } mgr_norm_names;
 
+/* A virtual pipeline chunk v of stage p holds the layers behind those of every (v', p') with v' <
+ * v, or v' = v and p' < p: interleaved, uneven and accounted stages and explicit pipeline layouts
+ * all number layers in that order, so counting them is enough. */
 typedef struct mgr_megatron {
     uint32_t tensor_parallel, pipeline_parallel;
+    uint32_t virtual_pipeline; /* chunks of a stage, keys model0, model1, ...; 1: key model */
     uint64_t padded_vocab;
     mgr_norm_names names;         /* targets; a source is asked tensor by tensor */
-    const uint32_t *stage_layers; /* [pipeline_parallel] decoder layers of each stage; borrowed */
+    const uint32_t *stage_layers; /* [virtual][pipeline] decoder layers of each chunk; borrowed */
     const uint32_t *files; /* [pipeline_parallel * tensor_parallel], pp-major: file of the layout */
 } mgr_megatron;
 
@@ -36,7 +42,7 @@ int mgr_megatron_check(const mgr_model *model, const mgr_megatron *megatron,
 /* Derive model and partition from the catalogue of all files (files[] as in mgr_megatron): from
  * args, from the tensors' shapes and from the configuration's `model:` section, each checked
  * against the others; kinds that are not supported are refused by name. `stage_layers` has room
- * for pipeline_parallel entries. Local. */
+ * for virtual_pipeline * pipeline_parallel entries. Local. */
 int mgr_megatron_model(const mgr_catalogue *cat, const mgr_config *config, mgr_megatron *megatron,
                        uint32_t *stage_layers, mgr_model *model, mgr_err *err) MGR_NODISCARD;
 

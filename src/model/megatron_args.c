@@ -39,7 +39,6 @@ typedef enum refuse_when {
     IF_FALSE,
     IF_SET,     /* present and not None */
     IF_NOT_ONE, /* a number other than 1 */
-    IF_ABOVE_ONE,
     IF_TEXT_NOT /* a text other than `text` */
 } refuse_when;
 
@@ -66,7 +65,6 @@ static const struct {
     {"rotary_seq_len_interpolation_factor", IF_SET, NULL, "RoPE interpolation"},
     {"window_size", IF_SET, NULL, "sliding-window attention"},
     {"attention_output_gate", IF_TRUE, NULL, "gated attention"},
-    {"virtual_pipeline_model_parallel_size", IF_ABOVE_ONE, NULL, "virtual pipeline stages"},
     {"moe_mlp_glu_interleave_size", IF_SET, NULL, "interleaved GLU rows"},
     {"heterogeneous_layers_config_path", IF_SET, NULL, "heterogeneous layers"},
     {"heterogeneous_layers_config_encoded_json", IF_SET, NULL, "heterogeneous layers"},
@@ -89,12 +87,18 @@ static bool refused(const mgr_attr *a, refuse_when when, const char *text)
         return !(a->kind == MGR_ATTR_TEXT && a->text[0] == '\0') && !(numeric && number == 0.0);
     case IF_NOT_ONE:
         return numeric && number != 1.0;
-    case IF_ABOVE_ONE:
-        return numeric && number > 1.0;
     case IF_TEXT_NOT:
         return a->kind == MGR_ATTR_TEXT && strcmp(a->text, text) != 0;
     }
     return true;
+}
+
+static bool old_names(const evidence *ev)
+{
+    for (size_t i = 0; i < ev->cat->n_stored; i++)
+        if (strstr(ev->cat->stored[i].name, ".language_model."))
+            return true;
+    return false;
 }
 
 static int check_supported(const evidence *ev, mgr_err *err)
@@ -106,16 +110,17 @@ static int check_supported(const evidence *ev, mgr_err *err)
                             "'%s' has %s (args.%s), which is not supported", path(ev),
                             refusals[i].what, refusals[i].name);
     }
-    /* QKV rows had another order before version 2. A save without a version that has Megatron-Core's
-     * names is younger than that. */
+    /* QKV rows had another order before version 2. A save without a version counts as 0, but one
+     * that has Megatron-Core's names is younger than that. */
     const mgr_attr *const version = mgr_catalogue_attr(ev->cat, ev->file, "checkpoint_version");
-    const double number = !version                           ? 3.0
-                          : version->kind == MGR_ATTR_REAL   ? version->r
-                                                             : (double)version->i;
+    const double number = !version                         ? (old_names(ev) ? 0.0 : 3.0)
+                          : version->kind == MGR_ATTR_REAL ? version->r
+                                                           : (double)version->i;
     if (number < 2.0)
         return mgr_fail(err, MGR_ERR_UNSUPPORTED,
                         "'%s' has checkpoint_version %g, whose QKV rows have another order; only 2 "
-                        "and later are supported", path(ev), number);
+                        "and later are supported",
+                        path(ev), number);
     return MGR_OK;
 }
 
@@ -134,12 +139,14 @@ static int whole(const evidence *ev, const char *name, uint64_t from_config, uin
         known = (uint64_t)a->i;
     if (known && from_config && known != from_config)
         return mgr_config_fail(ev->config, key, err, "'%s' is %llu, but args of '%s' say %llu", key,
-                               (unsigned long long)from_config, path(ev), (unsigned long long)known);
+                               (unsigned long long)from_config, path(ev),
+                               (unsigned long long)known);
     if (!known)
         known = from_config;
     if (known && from_tensors && known != from_tensors)
-        return mgr_fail(err, MGR_ERR_FORMAT, "%s is %llu in %s, but the tensors' shapes say %llu (%s)",
-                        name, (unsigned long long)known, a ? "args" : "the configuration",
+        return mgr_fail(err, MGR_ERR_FORMAT,
+                        "%s is %llu in %s, but the tensors' shapes say %llu (%s)", name,
+                        (unsigned long long)known, a ? "args" : "the configuration",
                         (unsigned long long)from_tensors, path(ev));
     *out = known ? known : from_tensors;
     return MGR_OK;
@@ -161,33 +168,43 @@ static double real_arg(const evidence *ev, const char *name, double otherwise)
     return a && a->kind == MGR_ATTR_INT ? (double)a->i : otherwise;
 }
 
-static const mgr_stored *find(const evidence *ev, uint32_t file, const char *name)
+/* The number behind "model<chunk>." or "model." and "<...>layers." in a name, or -1; *chunk is 0
+ * where the key has none. */
+static long layer_of(const char *name, unsigned long *chunk)
 {
-    for (size_t i = 0; i < ev->cat->n_stored; i++)
-        if (ev->cat->stored[i].file == file && strcmp(ev->cat->stored[i].name, name) == 0)
-            return &ev->cat->stored[i];
-    return NULL;
+    char *end;
+    if (!mgr_has_prefix(name, "model"))
+        return -1;
+    *chunk = strtoul(name + 5, &end, 10);
+    const char *at = end;
+    static const char *const stacks[] = {".decoder.layers.", ".language_model.encoder.layers.",
+                                         ".language_model.transformer.layers."};
+    for (size_t i = 0; i < sizeof stacks / sizeof stacks[0]; i++)
+        if (mgr_has_prefix(at, stacks[i]))
+            return strtol(at + strlen(stacks[i]), NULL, 10);
+    return -1;
 }
 
-/* Decoder layers of each stage: one more than the highest local index in its names. */
+/* Decoder layers of each chunk: one more than the highest local index in its names. */
 static uint64_t count_layers(const evidence *ev, uint32_t *stage_layers)
 {
-    static const char prefix[] = "model.decoder.layers.";
+    const uint32_t stages = ev->mg->pipeline_parallel, chunks = ev->mg->virtual_pipeline;
     uint64_t total = 0;
-    for (uint32_t pp = 0; pp < ev->mg->pipeline_parallel; pp++) {
-        const uint32_t file = ev->mg->files[pp * ev->mg->tensor_parallel];
-        unsigned long layers = 0;
-        for (size_t i = 0; i < ev->cat->n_stored; i++) {
-            const mgr_stored *const s = &ev->cat->stored[i];
-            if (s->file != file || !mgr_has_prefix(s->name, prefix))
-                continue;
-            const unsigned long idx = strtoul(s->name + sizeof prefix - 1, NULL, 10);
-            if (idx < 1000000 && idx + 1 > layers)
-                layers = idx + 1;
+    memset(stage_layers, 0, sizeof *stage_layers * stages * chunks);
+    for (size_t i = 0; i < ev->cat->n_stored; i++) {
+        const mgr_stored *const s = &ev->cat->stored[i];
+        unsigned long chunk = 0;
+        const long layer = layer_of(s->name, &chunk);
+        if (layer < 0 || layer >= 1000000 || chunk >= chunks)
+            continue;
+        for (uint32_t pp = 0; pp < stages; pp++) {
+            uint32_t *const n = &stage_layers[chunk * stages + pp];
+            if (s->file == ev->mg->files[pp * ev->mg->tensor_parallel] && (uint32_t)layer + 1 > *n)
+                *n = (uint32_t)layer + 1;
         }
-        stage_layers[pp] = (uint32_t)layers;
-        total += layers;
     }
+    for (uint32_t k = 0; k < stages * chunks; k++)
+        total += stage_layers[k];
     return total;
 }
 
@@ -205,12 +222,12 @@ static int known_names(const evidence *ev, mgr_err *err)
     for (size_t i = 0; i < ev->cat->n_stored; i++) {
         const char *const name = ev->cat->stored[i].name;
         const char *const what =
-            mgr_has_prefix(name, "model.language_model.") ? "the names from before Megatron-Core"
-            : mgr_has_prefix(name, "model0.")             ? "virtual pipeline stages"
-            : strstr(name, ".self_attention.linear_q_")   ? "multi-latent attention"
-            : strstr(name, ".mlp.experts.")               ? "a mixture of experts as the source"
-            : strstr(name, ".mixer.")                     ? "Mamba layers"
-                                                          : NULL;
+            strstr(name, ".layernorm_qkv.") || strstr(name, ".layernorm_mlp.")
+                ? "Transformer Engine's own layer names"
+            : strstr(name, ".self_attention.linear_q_") ? "multi-latent attention"
+            : strstr(name, ".mlp.experts.")             ? "a mixture of experts as the source"
+            : strstr(name, ".mixer.")                   ? "Mamba layers"
+                                                        : NULL;
         if (what)
             return mgr_fail(err, MGR_ERR_UNSUPPORTED, "'%s' has %s ('%s'), which is not supported",
                             ev->cat->files[ev->cat->stored[i].file].path, what, name);
@@ -221,11 +238,11 @@ static int known_names(const evidence *ev, mgr_err *err)
 static int embedding_sizes(const evidence *ev, mgr_megatron *mg, mgr_model *m, mgr_err *err)
 {
     static const char name[] = "model.embedding.word_embeddings.weight";
-    const mgr_stored *const e = find(ev, ev->file, name);
-    if (!e)
+    const mgr_stored *const e = find_suffix(ev, ".embedding.word_embeddings.weight");
+    if (!e || e->file != ev->file)
         return mgr_fail(err, MGR_ERR_FORMAT, "tensor '%s' is missing in '%s'", name, path(ev));
-    if (e->ndim != 2 || e->shape[0] == 0 || e->shape[1] == 0)
-        return mgr_fail(err, MGR_ERR_FORMAT, "tensor '%s' in '%s' is not a matrix", name, path(ev));
+    if (e->shape[0] == 0 || e->shape[1] == 0)
+        return mgr_fail(err, MGR_ERR_FORMAT, "tensor '%s' in '%s' is empty", e->name, path(ev));
     m->dtype = e->dtype;
     mg->padded_vocab = e->shape[0] * mg->tensor_parallel;
     MGR_TRY(whole(ev, "hidden_size", ev->config->model.hidden_size, e->shape[1], &m->hidden, err));
@@ -272,7 +289,9 @@ static int layer_sizes(const evidence *ev, uint32_t *stage_layers, mgr_model *m,
     MGR_TRY(whole(ev, "num_layers", c->model.num_layers, count_layers(ev, stage_layers), &m->layers,
                   err));
     MGR_TRY(needed(ev, "num_layers", m->layers, err));
-    const mgr_stored *const fc2 = find_suffix(ev, ".mlp.linear_fc2.weight");
+    const mgr_stored *fc2 = find_suffix(ev, ".mlp.linear_fc2.weight");
+    if (!fc2)
+        fc2 = find_suffix(ev, ".mlp.dense_4h_to_h.weight");
     if (!fc2)
         return mgr_fail(err, MGR_ERR_FORMAT, "no tensor '*.mlp.linear_fc2.weight' in '%s'",
                         path(ev));
@@ -286,7 +305,11 @@ static void embeddings_tied(const evidence *ev, mgr_model *m)
 {
     const uint32_t last = ev->mg->files[(ev->mg->pipeline_parallel - 1) * ev->mg->tensor_parallel];
     const mgr_attr *const a = arg(ev, "untie_embeddings_and_output_weights");
-    m->tied = a ? !is_true(a) : find(ev, last, "model.output_layer.weight") == NULL;
+    bool stored = false;
+    for (size_t i = 0; i < ev->cat->n_stored && !stored; i++)
+        stored = ev->cat->stored[i].file == last &&
+                 mgr_has_suffix(ev->cat->stored[i].name, ".output_layer.weight");
+    m->tied = a ? !is_true(a) : !stored;
 }
 
 static void scalars(const evidence *ev, mgr_model *m)
@@ -294,12 +317,12 @@ static void scalars(const evidence *ev, mgr_model *m)
     const mgr_config *const c = ev->config;
     const double eps = real_arg(ev, "norm_epsilon", real_arg(ev, "layernorm_epsilon", 1e-5));
     m->norm_epsilon = c->model.norm_epsilon > 0 ? c->model.norm_epsilon : eps;
-    m->rotary_base = c->model.rotary_base > 0 ? c->model.rotary_base
-                                              : real_arg(ev, "rotary_base", 10000.0);
+    m->rotary_base =
+        c->model.rotary_base > 0 ? c->model.rotary_base : real_arg(ev, "rotary_base", 10000.0);
     const double positions =
         real_arg(ev, "max_position_embeddings", real_arg(ev, "seq_length", 2048.0));
-    m->max_positions = c->model.max_position_embeddings ? c->model.max_position_embeddings
-                                                        : (uint64_t)positions;
+    m->max_positions =
+        c->model.max_position_embeddings ? c->model.max_position_embeddings : (uint64_t)positions;
     m->bos_token_id = c->model.bos_token_id;
     m->eos_token_id = c->model.eos_token_id;
     m->init_std = real_arg(ev, "init_method_std", 0.02);
@@ -317,9 +340,10 @@ static int same_everywhere(const evidence *ev, mgr_err *err)
         for (uint32_t i = 0; a && i < n; i++) {
             const mgr_attr *const b = mgr_catalogue_attr(ev->cat, ev->mg->files[i], keys[k]);
             if (!b || b->kind != a->kind || b->i != a->i)
-                return mgr_fail(err, MGR_ERR_FORMAT, "shards disagree: '%s' is not the same in "
-                                "'%s' and '%s'", keys[k], path(ev),
-                                ev->cat->files[ev->mg->files[i]].path);
+                return mgr_fail(err, MGR_ERR_FORMAT,
+                                "shards disagree: '%s' is not the same in "
+                                "'%s' and '%s'",
+                                keys[k], path(ev), ev->cat->files[ev->mg->files[i]].path);
         }
     }
     return MGR_OK;

@@ -33,8 +33,7 @@ static void tensor_name(const mgr_tensor *t, char *out, size_t size)
 static int32_t owner_of(const mgr_tensors *ts, const mgr_mixtral *mx, uint32_t idx)
 {
     const uint32_t expert = ts->list[idx].expert;
-    return expert == MGR_NONE ? -1
-                              : (int32_t)(expert / (ts->model.experts / mx->expert_parallel));
+    return expert == MGR_NONE ? -1 : (int32_t)(expert / (ts->model.experts / mx->expert_parallel));
 }
 
 /* Number the shards: shard[i] of tensor i, owner[s] of shard s. Returns how many there are. */
@@ -70,8 +69,8 @@ static int declare(mgr_layout *layout, const uint32_t *shard, uint32_t first_fil
         uint32_t stored;
         char name[160];
         tensor_name(t, name, sizeof name);
-        MGR_TRY(mgr_layout_tensor(layout, first_file + shard[i], name, t->ndim, shape, &stored,
-                                  err));
+        MGR_TRY(
+            mgr_layout_tensor(layout, first_file + shard[i], name, t->ndim, shape, &stored, err));
         const mgr_box box = {.tensor = i, .stored = stored, .rows = t->rows, .cols = t->cols};
         MGR_TRY(mgr_layout_box(layout, &box, err));
     }

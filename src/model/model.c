@@ -8,8 +8,8 @@
 const char *mgr_role_name(mgr_role role)
 {
     static const char *const names[MGR_ROLE_COUNT] = {
-        "embedding", "attention norm", "q", "k", "v", "o", "mlp norm",
-        "router", "gate", "up", "down", "final norm", "lm head"};
+        "embedding", "attention norm", "q",  "k",    "v",          "o",      "mlp norm",
+        "router",    "gate",           "up", "down", "final norm", "lm head"};
     return (unsigned)role < MGR_ROLE_COUNT ? names[role] : "?";
 }
 

@@ -30,9 +30,9 @@ int mgr_comm_rank(const mgr_comm *comm);
 int mgr_comm_size(const mgr_comm *comm);
 
 /* One agreement of all ranks on `rc` and *err: returns MGR_OK everywhere if every rank passed
- * MGR_OK; else the code of the lowest failing rank, with its text, and behind it which rank that was
- * and how many more failed. Nothing is added if all ranks failed, or if err->rank is set already, as
- * work that only rank 0 does sets it. Collective. */
+ * MGR_OK; else the code of the lowest failing rank, with its text, and behind it which rank that
+ * was and how many more failed. Nothing is added if all ranks failed, or if err->rank is set
+ * already, as work that only rank 0 does sets it. Collective. */
 int mgr_agree(mgr_comm *comm, int rc, mgr_err *err);
 
 /* The bytes of rank 0 to all ranks; *buf is replaced on the others. Collective. */
@@ -44,7 +44,8 @@ int mgr_allgather_bytes(mgr_comm *comm, const mgr_buf *mine, mgr_buf *all,
                         mgr_err *err) MGR_NODISCARD;
 int mgr_gather_bytes(mgr_comm *comm, const mgr_buf *mine, mgr_buf *all, mgr_err *err) MGR_NODISCARD;
 
-/* Element-wise sums over all ranks, in place. Whole numbers: any order gives the same. Collective. */
+/* Element-wise sums over all ranks, in place. Whole numbers: any order gives the same. Collective.
+ */
 int mgr_sum_i64(mgr_comm *comm, int64_t *values, size_t n, mgr_err *err) MGR_NODISCARD;
 
 /* Everyone here. Collective. */

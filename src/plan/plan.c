@@ -7,7 +7,8 @@
 #include "mgr/upcycle.h"
 
 #define MIB ((uint64_t)1 << 20)
-/* Extents of 4 MiB and more keep a parallel file system busy; units above 32 MiB only cost memory. */
+/* Extents of 4 MiB and more keep a parallel file system busy; units above 32 MiB only cost memory.
+ */
 #define UNIT_MIN (4 * MIB)
 #define UNIT_MAX (32 * MIB)
 #define UNITS_PER_RANK 64 /* so that the last unit of a rank is under 2 % of its work */
@@ -85,12 +86,12 @@ static int cut_bundle(mgr_plan *plan, const mgr_plan_request *r, uint32_t first,
     const uint64_t n_steps = (lead->rows + lead->step - 1) / lead->step;
     const uint64_t per_unit = step_bytes && wanted > step_bytes ? wanted / step_bytes : 1;
     for (uint64_t at = 0; at < n_steps; at += per_unit) {
-        mgr_unit unit = {.piece = (uint32_t)plan->n_pieces, .n_pieces = end - first,
-                         .layer = lead->layer};
+        mgr_unit unit = {
+            .piece = (uint32_t)plan->n_pieces, .n_pieces = end - first, .layer = lead->layer};
         for (uint32_t i = first; i < end; i++) {
             const mgr_tensor *const t = &ts->list[i];
-            mgr_piece piece = {.source = i, .target = MGR_NONE, .row = at * t->step,
-                               .rows = per_unit * t->step};
+            mgr_piece piece = {
+                .source = i, .target = MGR_NONE, .row = at * t->step, .rows = per_unit * t->step};
             if (piece.rows > t->rows - piece.row)
                 piece.rows = t->rows - piece.row;
             unit.in_bytes += piece.rows * row_bytes(r->source, t);
@@ -120,7 +121,9 @@ static int cut_generated(mgr_plan *plan, const mgr_plan_request *r, uint32_t tar
     for (uint64_t row = 0; row < t->rows; row += per_unit) {
         const uint64_t left = t->rows - row;
         const mgr_piece piece = {MGR_NONE, target, row, left < per_unit ? left : per_unit};
-        const mgr_unit unit = {.piece = (uint32_t)plan->n_pieces, .n_pieces = 1, .layer = t->layer,
+        const mgr_unit unit = {.piece = (uint32_t)plan->n_pieces,
+                               .n_pieces = 1,
+                               .layer = t->layer,
                                .out_bytes = copies(r->target, target) * piece.rows * bytes};
         MGR_TRY(add_piece(plan, &piece, err));
         MGR_TRY(add_unit(plan, &unit, err));
@@ -133,10 +136,10 @@ static int close_group(mgr_plan *plan, size_t first_unit, uint32_t layer, uint32
 {
     if (plan->n_units == first_unit)
         return MGR_OK;
-    MGR_TRY(mgr_grow(&plan->groups, &plan->cap_groups, plan->n_groups + 1, sizeof *plan->groups,
-                     err));
-    plan->groups[plan->n_groups++] = (mgr_group){
-        (uint32_t)first_unit, (uint32_t)(plan->n_units - first_unit), layer, n_layers};
+    MGR_TRY(
+        mgr_grow(&plan->groups, &plan->cap_groups, plan->n_groups + 1, sizeof *plan->groups, err));
+    plan->groups[plan->n_groups++] =
+        (mgr_group){(uint32_t)first_unit, (uint32_t)(plan->n_units - first_unit), layer, n_layers};
     return MGR_OK;
 }
 
@@ -168,8 +171,8 @@ static int cut_experts(mgr_plan *plan, const mgr_plan_request *r, uint64_t wante
         }
         if (l + 1 - first_layer < group_layers && l + 1 < layers)
             continue;
-        MGR_TRY(close_group(plan, first_unit, first_layer, r->moments ? l + 1 - first_layer : 0,
-                            err));
+        MGR_TRY(
+            close_group(plan, first_unit, first_layer, r->moments ? l + 1 - first_layer : 0, err));
         first_unit = plan->n_units;
         first_layer = l + 1;
     }
@@ -227,18 +230,15 @@ static uint64_t clamp(uint64_t value, uint64_t low, uint64_t high)
 static uint64_t widest_row(const mgr_plan_request *r)
 {
     uint64_t widest = 1;
-    for (int side = 0; side < 2; side++) {
-        const mgr_layout *const layout = side ? r->target : r->source;
-        for (uint32_t i = 0; layout && i < layout->tensors->n; i++) {
-            const uint64_t bytes = row_bytes(layout, &layout->tensors->list[i]);
-            if (bytes > widest)
-                widest = bytes;
-        }
+    for (uint32_t i = 0; r->source && i < r->source->tensors->n; i++) {
+        const uint64_t bytes = row_bytes(r->source, &r->source->tensors->list[i]);
+        widest = bytes > widest ? bytes : widest;
     }
-    for (uint32_t i = 0; i < r->target->tensors->n; i++) { /* a router is one chunk */
+    for (uint32_t i = 0; i < r->target->tensors->n; i++) {
         const mgr_tensor *const t = &r->target->tensors->list[i];
-        if (t->role == MGR_ROLE_ROUTER && t->rows * row_bytes(r->target, t) > widest)
-            widest = t->rows * row_bytes(r->target, t);
+        const uint64_t rows = t->role == MGR_ROLE_ROUTER ? t->rows : 1; /* filled in one piece */
+        const uint64_t bytes = rows * row_bytes(r->target, t);
+        widest = bytes > widest ? bytes : widest;
     }
     return widest;
 }
@@ -253,9 +253,9 @@ static uint64_t wanted_unit(const mgr_plan_request *r)
     return wanted < bound ? wanted : bound;
 }
 
-/* With shuffle, an expert's rows come from anywhere: a unit that holds the whole matrix writes whole
- * extents, smaller ones write single rows. Whole ones are taken where memory and the number of
- * ranks allow it. */
+/* With shuffle, an expert's rows come from anywhere: a unit that holds the whole matrix writes
+ * whole extents, smaller ones write single rows. Whole ones are taken where memory and the number
+ * of ranks allow it. */
 static uint64_t wanted_expert_unit(const mgr_plan_request *r, uint64_t wanted)
 {
     const mgr_model *const m = &r->source->tensors->model;

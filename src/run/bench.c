@@ -153,14 +153,28 @@ static int make_source(const bench *b, mgr_err *err)
 {
     const uint64_t hidden = 1024, ffn = 3584, per_layer = UINT64_C(8) * 3 * hidden * ffn * 2;
     const uint64_t layers = b->options->output_bytes / per_layer / 2 * 2;
-    const mgr_synth_options o = {
-        .out = b->dense,
-        .model = {.layers = layers ? layers : 2, .hidden = hidden, .ffn = ffn, .heads = 8,
-                  .kv_groups = 8, .head_dim = 128, .vocab = 32000, .dtype = MGR_DTYPE_BF16,
-                  .norm_epsilon = 1e-5, .rotary_base = 1e4, .max_positions = 2048,
-                  .bos_token_id = -1, .eos_token_id = -1, .init_std = 0.02},
-        .dtype = MGR_DTYPE_BF16, .tensor_parallel = 2, .pipeline_parallel = 2, .vocab_divisor = 1,
-        .seed = 1234, .force = true, .verbosity = -1};
+    const mgr_synth_options o = {.out = b->dense,
+                                 .model = {.layers = layers ? layers : 2,
+                                           .hidden = hidden,
+                                           .ffn = ffn,
+                                           .heads = 8,
+                                           .kv_groups = 8,
+                                           .head_dim = 128,
+                                           .vocab = 32000,
+                                           .dtype = MGR_DTYPE_BF16,
+                                           .norm_epsilon = 1e-5,
+                                           .rotary_base = 1e4,
+                                           .max_positions = 2048,
+                                           .bos_token_id = -1,
+                                           .eos_token_id = -1,
+                                           .init_std = 0.02},
+                                 .dtype = MGR_DTYPE_BF16,
+                                 .tensor_parallel = 2,
+                                 .pipeline_parallel = 2,
+                                 .vocab_divisor = 1,
+                                 .seed = 1234,
+                                 .force = true,
+                                 .verbosity = -1};
     return mgr_run_synth(b->comm, &o, err);
 }
 
@@ -169,7 +183,8 @@ static int write_config(const bench *b, mgr_err *err)
     mgr_buf text = {0};
     int rc = mgr_buf_fmt(&text, err,
                          "source:\n  path: '%s'\nupcycle:\n  experts: 8\ntarget:\n  path: '%s'\n"
-                         "  expert_parallel: 8\n", b->dense, b->target);
+                         "  expert_parallel: 8\n",
+                         b->dense, b->target);
     mgr_err ignored = MGR_ERR_INIT;
     if (rc == MGR_OK)
         rc = mgr_remove_tree(b->config, &ignored);
@@ -197,8 +212,8 @@ static int measure(bench *b, mgr_err *err)
     b->bytes = (uint64_t)bytes;
     if (root)
         printf("end to end, %d ranks, %.2f GB written with fsync\n  %-8s %16s %16s %8s\n",
-               mgr_comm_size(b->comm), (double)b->bytes / 1e9, "round", "plain writes",
-               "upcycling", "ratio");
+               mgr_comm_size(b->comm), (double)b->bytes / 1e9, "round", "plain writes", "upcycling",
+               "ratio");
     for (uint64_t i = 0; i < b->options->rounds; i++) {
         double plain, run;
         MGR_TRY(floor_seconds(b, &plain, err));

@@ -16,7 +16,8 @@ typedef struct mgr_bench_options {
     uint64_t rounds;       /* floor and end-to-end in turn, this often */
 } mgr_bench_options;
 
-/* Kernel rates on one core, one line per CPU path and kernel, to stdout. Local; call on one rank. */
+/* Kernel rates on one core, one line per CPU path and kernel, to stdout. Local; call on one rank.
+ */
 int mgr_bench_kernels(mgr_err *err) MGR_NODISCARD;
 
 /* In turn, `rounds` times: plain 8 MiB pwrites of the same number of bytes by the same ranks, each

@@ -17,7 +17,8 @@ static int header(const mgr_layout *layout, uint32_t file, mgr_buf *out, mgr_err
         if (s->file != file)
             continue;
         const uint64_t bytes = s->shape[0] * s->stride[0] * mgr_dtype_size(s->dtype);
-        entries[n++] = (mgr_safetensors_entry){s->name, s->dtype, s->ndim, s->shape, at, at + bytes};
+        entries[n++] =
+            (mgr_safetensors_entry){s->name, s->dtype, s->ndim, s->shape, at, at + bytes};
         at += bytes;
     }
     const int rc = mgr_safetensors_header(entries, n, ALIGN, out, err);

@@ -33,10 +33,9 @@ int mgr_engine_sums(mgr_engine *e, const mgr_group *group, const mgr_unit *unit,
     const mgr_dtype dtype = e->job->source.layout.dtype;
     const size_t matrix = (size_t)(t->role - MGR_ROLE_GATE);
     mgr_sums *const sums = e->sums + ((t->layer - group->layer) * (size_t)3 + matrix) * ffn;
-    const int bad =
-        t->role == MGR_ROLE_DOWN
-            ? mgr_sums_add_cols(sums, data, dtype, piece->rows, t->cols, e->scratch)
-            : mgr_sums_add_rows(sums + piece->row, data, dtype, piece->rows, t->cols);
+    const int bad = t->role == MGR_ROLE_DOWN
+                        ? mgr_sums_add_cols(sums, data, dtype, piece->rows, t->cols, e->scratch)
+                        : mgr_sums_add_rows(sums + piece->row, data, dtype, piece->rows, t->cols);
     char label[96];
     if (!bad)
         return MGR_OK;
@@ -81,8 +80,8 @@ static int expert_hidden_rows(mgr_engine *e, const mgr_expert *x, uint32_t targe
     const uint64_t step = rows_that_fit(e, t);
     for (uint64_t r = 0; r < piece->rows; r += step) {
         const uint64_t n = piece->rows - r < step ? piece->rows - r : step;
-        e->job->method->hidden_rows(x, piece->row + r, n,
-                                    data + r * t->cols * mgr_dtype_size(from), from, e->out, to);
+        e->job->method->hidden_rows(x, piece->row + r, n, data + r * t->cols * mgr_dtype_size(from),
+                                    from, e->out, to);
         MGR_TRY(mgr_engine_write(e, target, piece->row + r, n, e->out, err));
     }
     return MGR_OK;

@@ -9,7 +9,7 @@
 
 /* A stretch of a target tensor that was written, or of a source record that was read. */
 typedef struct mgr_extent {
-    uint32_t what;  /* stored tensor, or record */
+    uint32_t what; /* stored tensor, or record */
     uint32_t crc32;
     uint64_t offset, bytes; /* within it */
 } mgr_extent;
@@ -36,9 +36,9 @@ typedef struct mgr_engine {
     mgr_open_files read_files, write_files;
     unsigned char *unit, *cache, *out, *bounce; /* sizes as planned */
     uint64_t cache_used;
-    uint64_t *kept;      /* per unit of the group: offset in cache, UINT64_MAX if it is not there */
-    mgr_sums *sums;      /* [layers of the group][matrix][F] */
-    double *scratch;     /* 2 F */
+    uint64_t *kept;  /* per unit of the group: offset in cache, UINT64_MAX if it is not there */
+    mgr_sums *sums;  /* [layers of the group][matrix][F] */
+    double *scratch; /* 2 F */
     struct mgr_selection *selection; /* experts of the layer at hand */
     struct mgr_read_item *items;
     size_t n_items, cap_items;
@@ -80,7 +80,7 @@ int mgr_engine_make(mgr_engine *engine, const mgr_group *group, const mgr_unit *
 
 /* The S sets, permutations and moments of one layer's experts. */
 typedef struct mgr_selection {
-    uint32_t layer; /* MGR_NONE: none yet */
+    uint32_t layer;      /* MGR_NONE: none yet */
     uint32_t *selected;  /* [experts][1 or 3][n_selected] */
     uint32_t *dense_of;  /* [experts][F]; NULL without shuffle */
     uint32_t *expert_of; /* [experts][F], the inverse */

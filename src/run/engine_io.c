@@ -56,8 +56,8 @@ int mgr_open_files_close(mgr_open_files *files, bool failed, mgr_err *err)
 int mgr_extents_add(mgr_extents *extents, uint32_t what, uint64_t offset, uint64_t bytes,
                     uint32_t crc32, mgr_err *err)
 {
-    MGR_TRY(mgr_grow(&extents->list, &extents->capacity, extents->n + 1, sizeof *extents->list,
-                     err));
+    MGR_TRY(
+        mgr_grow(&extents->list, &extents->capacity, extents->n + 1, sizeof *extents->list, err));
     extents->list[extents->n++] = (mgr_extent){what, crc32, offset, bytes};
     return MGR_OK;
 }
@@ -130,8 +130,8 @@ static int collect_items(mgr_engine *e, const mgr_unit *unit, unsigned char *int
     for (uint32_t p = 0; p < unit->n_pieces; p++) {
         const mgr_piece *const piece = &e->job->plan.pieces[unit->piece + p];
         const mgr_tensor *const t = &layout->tensors->list[piece->source];
-        for (size_t b = layout->first_box[piece->source];
-             b < layout->first_box[piece->source + 1]; b++)
+        for (size_t b = layout->first_box[piece->source]; b < layout->first_box[piece->source + 1];
+             b++)
             MGR_TRY(add_box(e, &layout->boxes[b], piece, into, err));
         into += piece->rows * t->cols * mgr_dtype_size(layout->dtype);
     }

@@ -23,14 +23,14 @@ typedef struct view {
 typedef int (*file_reader)(mgr_catalogue *cat, uint32_t file, const mgr_reader *reader,
                            mgr_err *err);
 
-static int read_file(view *v, const char *path, file_reader read, mgr_err *err)
+static int read_file(view *v, const char *path, file_reader read_header, mgr_err *err)
 {
     mgr_reader reader;
     uint32_t file;
     MGR_TRY(mgr_reader_open(&reader, path, err));
     int rc = mgr_catalogue_add_file(&v->cat, path, reader.size, &file, err);
     if (rc == MGR_OK)
-        rc = read(&v->cat, file, &reader, err);
+        rc = read_header(&v->cat, file, &reader, err);
     mgr_reader_close(&reader);
     return rc;
 }
@@ -126,10 +126,10 @@ static void print_tensors(const view *v)
         for (size_t i = 0; i < v->cat.n_stored; i++) {
             const mgr_stored *const s = &v->cat.stored[i];
             if (s->file == f)
-                printf("  %-*s  %-8s  %-18s %10s\n", width, s->name, type_text(s),
-                       shape_text(s, shape, sizeof shape),
-                       mgr_format_bytes(elements(s) * mgr_dtype_size(s->dtype), bytes,
-                                        sizeof bytes));
+                printf(
+                    "  %-*s  %-8s  %-18s %10s\n", width, s->name, type_text(s),
+                    shape_text(s, shape, sizeof shape),
+                    mgr_format_bytes(elements(s) * mgr_dtype_size(s->dtype), bytes, sizeof bytes));
         }
     }
 }
@@ -175,14 +175,13 @@ static int print_json(const view *v, mgr_err *err)
         for (size_t i = 0; i < v->cat.n_stored; i++) {
             const mgr_stored *const s = &v->cat.stored[i];
             if (s->file == f)
-                json_array_append_new(tensors, json_pack("{s:s,s:s,s:o,s:I}", "name", s->name,
-                                                         "dtype", type_text(s), "shape",
-                                                         shape_json(s), "offset",
-                                                         (json_int_t)s->offset));
+                json_array_append_new(
+                    tensors, json_pack("{s:s,s:s,s:o,s:I}", "name", s->name, "dtype", type_text(s),
+                                       "shape", shape_json(s), "offset", (json_int_t)s->offset));
         }
-        json_array_append_new(files, json_pack("{s:s,s:I,s:o}", "path", v->cat.files[f].path,
-                                               "bytes", (json_int_t)v->cat.files[f].bytes,
-                                               "tensors", tensors));
+        json_array_append_new(files,
+                              json_pack("{s:s,s:I,s:o}", "path", v->cat.files[f].path, "bytes",
+                                        (json_int_t)v->cat.files[f].bytes, "tensors", tensors));
     }
     json_t *const root = json_pack("{s:s,s:s,s:o}", "format", v->format, "layout",
                                    v->layout.len ? v->layout.data : "", "files", files);

@@ -23,7 +23,8 @@ typedef struct mgr_side {
     mgr_layout layout;
 } mgr_side;
 
-/* What a run did, for the summary; byte and second counts are of this rank until they are summed. */
+/* What a run did, for the summary; byte and second counts are of this rank until they are summed.
+ */
 typedef struct mgr_tally {
     uint64_t bytes_read, bytes_written;
     uint64_t records_checked, records_total; /* of the source, by CRC-32 */

@@ -73,7 +73,8 @@ static int sample(mgr_selection *s, const mgr_job *job, uint32_t expert, mgr_err
 {
     const uint32_t ffn = (uint32_t)job->source.tensors.model.ffn;
     for (uint32_t k = 0; k < sets(job); k++) {
-        const uint32_t purpose = job->independent ? MGR_PURPOSE_SAMPLE_GATE + k : MGR_PURPOSE_SAMPLE;
+        const uint32_t purpose =
+            job->independent ? MGR_PURPOSE_SAMPLE_GATE + k : MGR_PURPOSE_SAMPLE;
         const mgr_stream from = stream(job, purpose, s->layer, expert);
         MGR_TRY(mgr_sample(&from, ffn, job->n_selected, set_of(s, job, expert, (int)k), err));
     }

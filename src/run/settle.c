@@ -84,8 +84,9 @@ int mgr_settle_source(mgr_job *job, mgr_extents *read, mgr_err *err)
         if (crc != r->crc32)
             return mgr_fail(err, MGR_ERR_FORMAT,
                             "'%s' is damaged: CRC-32 of '%s' at byte %llu is %08x, the archive "
-                            "says %08x", cat->files[r->file].path, r->name,
-                            (unsigned long long)r->offset, crc, r->crc32);
+                            "says %08x",
+                            cat->files[r->file].path, r->name, (unsigned long long)r->offset, crc,
+                            r->crc32);
     }
     return MGR_OK;
 }

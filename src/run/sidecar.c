@@ -27,10 +27,10 @@ int mgr_sidecar_json(const char *directory, const char *name, const json_t *valu
 
 /* What the tokenizers of transformers read, beside config.json and generation_config.json. */
 static const char *const tokenizer_files[] = {
-    "tokenizer.json",     "tokenizer.model",      "tokenizer_config.json",
-    "vocab.json",         "merges.txt",           "special_tokens_map.json",
-    "added_tokens.json",  "chat_template.jinja",  "chat_template.json",
-    "vocab.txt",          "spiece.model",         "sentencepiece.bpe.model",
+    "tokenizer.json",    "tokenizer.model",     "tokenizer_config.json",
+    "vocab.json",        "merges.txt",          "special_tokens_map.json",
+    "added_tokens.json", "chat_template.jinja", "chat_template.json",
+    "vocab.txt",         "spiece.model",        "sentencepiece.bpe.model",
 };
 #define N_TOKENIZER_FILES (sizeof tokenizer_files / sizeof tokenizer_files[0])
 
@@ -174,9 +174,9 @@ static json_t *target_list(const mgr_job *job)
     const int32_t *const owner = job->target.layout.file_owner;
     json_t *const list = json_array();
     for (uint32_t f = 0; f < cat->n_files; f++) {
-        json_t *const file = json_pack("{s:s,s:I,s:o}", "path", cat->files[f].path, "bytes",
-                                       (json_int_t)cat->files[f].bytes, "crc32",
-                                       hex(job->file_crc[f], 8));
+        json_t *const file =
+            json_pack("{s:s,s:I,s:o}", "path", cat->files[f].path, "bytes",
+                      (json_int_t)cat->files[f].bytes, "crc32", hex(job->file_crc[f], 8));
         if (owner)
             json_object_set_new(file, "expert_parallel_rank",
                                 owner[f] < 0 ? json_null() : json_integer(owner[f]));
@@ -200,8 +200,8 @@ int mgr_sidecar_manifest(const mgr_job *job, const char *directory, mgr_err *err
         "{s:i,s:s,s:s,s:i,s:o,s:o,s:{s:s,s:s,s:o,s:o},s:{s:s,s:o}}", "schema", 1, "program",
         "mgr-upcycle", "version", MGR_VERSION, "contract", MGR_CONTRACT_VERSION, "seed",
         json_sprintf("%llu", (unsigned long long)job->config.upcycle.seed), "config",
-        job->source_format ? json_string(config.data) : json_null(),
-        "source", "format", job->source_format ? job->source_format->name : "synth", "path",
+        job->source_format ? json_string(config.data) : json_null(), "source", "format",
+        job->source_format ? job->source_format->name : "synth", "path",
         job->source_files.directory ? job->source_files.directory : "", "skipped", skipped, "files",
         source_list(job), "target", "format", job->target_format->name, "files", target_list(job));
     const int rc = manifest ? mgr_sidecar_json(directory, "mgr-manifest.json", manifest, err)

@@ -116,7 +116,7 @@ static int find(const mgr_config *config, mgr_arena *arena, mgr_source_files *fi
 typedef struct state {
     mgr_megatron megatron;
     uint32_t *files, *stage_layers;
-    bool local_names;
+    const char *names; /* for people */
 } state;
 
 static void release(void *opaque)
@@ -135,11 +135,14 @@ static int parse_ranks(const char *path, unsigned ranks[3], int *n, mgr_err *err
     const char *folder = path + strlen(path) - strlen("/" RANK_FILE);
     while (folder > path && folder[-1] != '/')
         folder--;
-    int used = 0;
-    *n = sscanf(folder, "mp_rank_%5u%n_%5u%n_%5u%n", &ranks[0], &used, &ranks[1], &used, &ranks[2],
-                &used);
-    if (*n < 1 || folder[used] != '/' || ranks[0] >= MAX_PARALLEL ||
-        (*n > 1 && ranks[1] >= MAX_PARALLEL))
+    const char *at = folder + strlen("mp_rank");
+    for (*n = 0; *n < 3 && at[0] == '_' && isdigit((unsigned char)at[1]); ++*n) {
+        char *end;
+        const unsigned long rank = strtoul(at + 1, &end, 10);
+        ranks[*n] = rank < MAX_PARALLEL ? (unsigned)rank : MAX_PARALLEL;
+        at = end;
+    }
+    if (*n < 1 || at[0] != '/' || ranks[0] == MAX_PARALLEL || (*n > 1 && ranks[1] == MAX_PARALLEL))
         return mgr_fail(err, MGR_ERR_FORMAT, "'%s' is not named as Megatron names its ranks", path);
     if (*n == 3)
         return mgr_fail(err, MGR_ERR_UNSUPPORTED,
@@ -170,7 +173,8 @@ static int fill_grid(const mgr_catalogue *cat, state *s, mgr_err *err)
     mgr_megatron *const mg = &s->megatron;
     const size_t cells = (size_t)mg->tensor_parallel * mg->pipeline_parallel;
     if (cells > MAX_PARALLEL * (size_t)16)
-        return mgr_fail(err, MGR_ERR_FORMAT, "tensor parallel %u x pipeline parallel %u is too much",
+        return mgr_fail(err, MGR_ERR_FORMAT,
+                        "tensor parallel %u x pipeline parallel %u is too much",
                         mg->tensor_parallel, mg->pipeline_parallel);
     MGR_TRY(mgr_alloc(&s->files, cells, sizeof *s->files, err));
     memset(s->files, 0xff, cells * sizeof *s->files);
@@ -189,11 +193,12 @@ static int fill_grid(const mgr_catalogue *cat, state *s, mgr_err *err)
         char name[64];
         const unsigned tp = (unsigned)(i % mg->tensor_parallel);
         const unsigned pp = (unsigned)(i / mg->tensor_parallel);
-        snprintf(name, sizeof name, mg->pipeline_parallel > 1 ? "mp_rank_%02u_%03u" : "mp_rank_%02u",
-                 tp, pp);
+        snprintf(name, sizeof name,
+                 mg->pipeline_parallel > 1 ? "mp_rank_%02u_%03u" : "mp_rank_%02u", tp, pp);
         return mgr_fail(err, MGR_ERR_NOT_FOUND,
                         "missing shard '%s/" RANK_FILE "': the checkpoint is tensor parallel %u x "
-                        "pipeline parallel %u", name, mg->tensor_parallel, mg->pipeline_parallel);
+                        "pipeline parallel %u",
+                        name, mg->tensor_parallel, mg->pipeline_parallel);
     }
     mg->files = s->files;
     return MGR_OK;
@@ -217,12 +222,39 @@ static int grid_size(const mgr_catalogue *cat, const mgr_config *config, mgr_meg
                          seen[1], &mg->pipeline_parallel, err);
 }
 
-static bool uses_local_names(const mgr_catalogue *cat)
+/* How many chunks model0, model1, ... a stage has; 1 where the key is "model". */
+static int virtual_size(const mgr_catalogue *cat, uint32_t *out, mgr_err *err)
 {
-    for (size_t i = 0; i < cat->n_stored; i++)
+    unsigned long seen = 1;
+    bool numbered = false;
+    for (size_t i = 0; i < cat->n_stored; i++) {
+        const char *const digits = cat->stored[i].name + strlen("model");
+        if (!mgr_has_prefix(cat->stored[i].name, "model") || !isdigit((unsigned char)*digits))
+            continue;
+        const unsigned long chunk = strtoul(digits, NULL, 10);
+        numbered = true;
+        seen = chunk + 1 > seen && chunk < MAX_PARALLEL ? chunk + 1 : seen;
+    }
+    const mgr_attr *const a =
+        mgr_catalogue_attr(cat, 0, "args.virtual_pipeline_model_parallel_size");
+    if (numbered && a && a->kind == MGR_ATTR_INT && a->i > 0 && (uint64_t)a->i != seen)
+        return mgr_fail(err, MGR_ERR_FORMAT,
+                        "virtual_pipeline_model_parallel_size is %lld, but the keys show %lu "
+                        "chunks",
+                        (long long)a->i, seen);
+    *out = (uint32_t)seen;
+    return MGR_OK;
+}
+
+static const char *kind_of_names(const mgr_catalogue *cat)
+{
+    for (size_t i = 0; i < cat->n_stored; i++) {
+        if (strstr(cat->stored[i].name, ".language_model."))
+            return "old (before Megatron-Core)";
         if (mgr_has_suffix(cat->stored[i].name, ".pre_mlp_layernorm.weight"))
-            return true;
-    return false;
+            return "local";
+    }
+    return "Transformer Engine";
 }
 
 static int describe(const mgr_catalogue *cat, const mgr_config *config, void **out,
@@ -234,11 +266,14 @@ static int describe(const mgr_catalogue *cat, const mgr_config *config, void **o
     if (rc == MGR_OK)
         rc = fill_grid(cat, s, err);
     if (rc == MGR_OK)
-        rc = mgr_alloc(&s->stage_layers, s->megatron.pipeline_parallel, sizeof *s->stage_layers,
-                       err);
+        rc = virtual_size(cat, &s->megatron.virtual_pipeline, err);
+    if (rc == MGR_OK)
+        rc = mgr_alloc(&s->stage_layers,
+                       (size_t)s->megatron.virtual_pipeline * s->megatron.pipeline_parallel,
+                       sizeof *s->stage_layers, err);
     if (rc == MGR_OK)
         rc = mgr_megatron_model(cat, config, &s->megatron, s->stage_layers, model, err);
-    s->local_names = uses_local_names(cat);
+    s->names = kind_of_names(cat);
     if (rc == MGR_OK)
         *out = s;
     else
@@ -255,9 +290,12 @@ static int layout(const void *opaque, mgr_layout *into, mgr_err *err)
 static int summary(const void *opaque, mgr_buf *out, mgr_err *err)
 {
     const state *const s = opaque;
-    return mgr_buf_fmt(out, err, "tensor parallel %u x pipeline parallel %u, %s names",
-                       s->megatron.tensor_parallel, s->megatron.pipeline_parallel,
-                       s->local_names ? "local" : "Transformer Engine");
+    const mgr_megatron *const mg = &s->megatron;
+    char chunks[32] = "";
+    if (mg->virtual_pipeline > 1)
+        snprintf(chunks, sizeof chunks, " x virtual %u", mg->virtual_pipeline);
+    return mgr_buf_fmt(out, err, "tensor parallel %u x pipeline parallel %u%s, %s names",
+                       mg->tensor_parallel, mg->pipeline_parallel, chunks, s->names);
 }
 
 const mgr_source_format mgr_source_megatron_torch = {

@@ -35,7 +35,8 @@ static int check_space(const mgr_stage *s, uint64_t bytes, mgr_err *err)
     if (space >= bytes && space - bytes >= SLACK)
         return MGR_OK;
     mgr_fail(err, MGR_ERR_SPACE, "'%s' has %s free, the plan writes %s", s->parent,
-             mgr_format_bytes(space, has, sizeof has), mgr_format_bytes(bytes, wants, sizeof wants));
+             mgr_format_bytes(space, has, sizeof has),
+             mgr_format_bytes(bytes, wants, sizeof wants));
     return mgr_hint(err, "free space or choose another target.path");
 }
 
@@ -51,7 +52,8 @@ int mgr_stage_check(mgr_stage *s, const char *target, const char *id, bool repla
     MGR_TRY(mgr_arena_fmt(&s->arena, &s->directory, err, "%s.partial-%s", s->target, id));
     MGR_TRY(check_target(s, err));
     if (!mgr_is_dir(s->parent)) {
-        mgr_fail(err, MGR_ERR_CREATE, "cannot create '%s': no directory '%s'", s->target, s->parent);
+        mgr_fail(err, MGR_ERR_CREATE, "cannot create '%s': no directory '%s'", s->target,
+                 s->parent);
         return mgr_hint(err, "make the directory first");
     }
     MGR_TRY(check_leftover(s, err));

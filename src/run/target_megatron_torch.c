@@ -1,7 +1,7 @@
 /*
- * Target `megatron-torch`: mp_rank_TT[_PPP]/model_optim_rng.pt of a dense model, for `mode: reshard`
- * and for mgr-synth. Uniform pipeline stages. args are fresh and hold builtin types and torch
- * dtypes alone, which torch's restricted unpickler takes once argparse.Namespace is allowed.
+ * Target `megatron-torch`: mp_rank_TT[_PPP]/model_optim_rng.pt of a dense model, for `mode:
+ * reshard` and for mgr-synth. Uniform pipeline stages. args are fresh and hold builtin types and
+ * torch dtypes alone, which torch's restricted unpickler takes once argparse.Namespace is allowed.
  * What the loader compares: check_checkpoint_args in megatron/training/checkpointing.py.
  */
 #include <stdio.h>
@@ -140,6 +140,7 @@ static int fill_state(const mgr_config *config, mgr_layout *into, state *s, mgr_
     s->divisor = config->target.make_vocab_size_divisible_by;
     mg->tensor_parallel = (uint32_t)config->target.tensor_parallel;
     mg->pipeline_parallel = (uint32_t)config->target.pipeline_parallel;
+    mg->virtual_pipeline = 1;
     mg->names = strcmp(config->target.names, "local") == 0 ? MGR_NAMES_LOCAL : MGR_NAMES_TE;
     const uint64_t multiple = s->divisor * mg->tensor_parallel;
     mg->padded_vocab = (s->model.vocab + multiple - 1) / multiple * multiple;
@@ -178,9 +179,9 @@ static int sidecars(const mgr_job *job, const char *directory, mgr_err *err)
     mgr_buf path = {0}, text = {0};
     int rc = mgr_buf_fmt(&path, err, "%s/" TRACKER, directory);
     if (rc == MGR_OK)
-        rc = s->context.iteration ? mgr_buf_fmt(&text, err, "%llu",
-                                                (unsigned long long)s->context.iteration)
-                                  : mgr_buf_text(&text, "release", err);
+        rc = s->context.iteration
+                 ? mgr_buf_fmt(&text, err, "%llu", (unsigned long long)s->context.iteration)
+                 : mgr_buf_text(&text, "release", err);
     if (rc == MGR_OK)
         rc = mgr_write_file(path.data, text.data, text.len, err);
     mgr_buf_clear(&path);

@@ -224,8 +224,8 @@ static int select_count(mgr_job *job, mgr_err *err)
         job->method->needs_selection ? mgr_selected_count(c->upcycle.ratio, (uint32_t)ffn) : 0;
     if (job->method->needs_selection && c->upcycle.ratio > 0 && job->n_selected == 0)
         return mgr_config_fail(c, "upcycle.ratio", err,
-                               "'upcycle.ratio' %g of %llu neurons selects none",
-                               c->upcycle.ratio, (unsigned long long)ffn);
+                               "'upcycle.ratio' %g of %llu neurons selects none", c->upcycle.ratio,
+                               (unsigned long long)ffn);
     job->moments = job->method->needs_moments && job->n_selected > 0;
     /* a draw's number is neuron * H + h, and a stream has 2^34 of them */
     if ((uint64_t)job->n_selected * job->source.tensors.model.hidden > UINT64_C(1) << 34)
@@ -257,9 +257,8 @@ static int describe_target(mgr_job *job, mgr_err *err)
     mgr_model model = job->source.tensors.model;
     model.experts = job->method ? c->upcycle.experts : 0;
     model.top_k = job->method ? c->upcycle.top_k : 0;
-    const mgr_dtype dtype = strcmp(c->target.dtype, "source") == 0
-                                ? model.dtype
-                                : mgr_dtype_from_name(c->target.dtype);
+    const mgr_dtype dtype =
+        strcmp(c->target.dtype, "source") == 0 ? model.dtype : mgr_dtype_from_name(c->target.dtype);
     MGR_TRY(job->target_format->check(c, &model, err));
     MGR_TRY(mgr_tensors_init(&t->tensors, &model, err));
     MGR_TRY(define_targets(job, err));
@@ -364,8 +363,8 @@ int mgr_run_upcycle(mgr_comm *comm, const mgr_run_options *o, mgr_tally *tally, 
             mgr_print_config(job);
     }
     if (rc == MGR_OK)
-        rc = mgr_run_write(job, job->config.target.path, id, o->force, o->dry_run, o->progress,
-                           err);
+        rc =
+            mgr_run_write(job, job->config.target.path, id, o->force, o->dry_run, o->progress, err);
     if (rc == MGR_OK)
         rc = mgr_run_tally(job, err);
     if (rc == MGR_OK && job->rank == 0 && o->verbosity >= 0) {

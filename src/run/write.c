@@ -23,8 +23,8 @@ int mgr_agree_root(mgr_job *job, int local, mgr_err *err)
 static int place_files(mgr_job *job, mgr_err *err)
 {
     for (uint32_t f = 0; f < job->target.cat.n_files; f++)
-        MGR_TRY(job->target_format->container->place(&job->target.layout, f, job->target_state,
-                                                     err));
+        MGR_TRY(
+            job->target_format->container->place(&job->target.layout, f, job->target_state, err));
     return MGR_OK;
 }
 
@@ -147,8 +147,10 @@ int mgr_run_write(mgr_job *job, const char *out, const char *id, bool force, boo
     rc = mgr_agree_root(job, rc, err);
     if (rc != MGR_OK)
         goto out;
-    rc = mgr_agree(job->comm, mgr_progress_start(&progress, job->comm, seconds, job->plan.total_in,
-                                                 job->plan.total_out, err), err);
+    rc = mgr_agree(job->comm,
+                   mgr_progress_start(&progress, job->comm, seconds, job->plan.total_in,
+                                      job->plan.total_out, err),
+                   err);
     if (rc == MGR_OK)
         rc = write_all(job, &stage, progress, err);
     mgr_progress_stop(progress);

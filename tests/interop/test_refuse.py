@@ -57,7 +57,6 @@ def nothing(content, t, p):
         ("moe_mlp_glu_interleave_size", 32),
         ("rotary_percent", 0.5),
         ("apply_layernorm_1p", True),
-        ("virtual_pipeline_model_parallel_size", 2),
     ],
 )
 def test_another_architecture_by_its_args(scratch, name, value):

@@ -18,8 +18,8 @@ static void test_agree(mgr_comm *c)
         CHECK_INT(err.rank, bad);
         CHECK_TEXT(err.hint, "mend it");
         char expected[64];
-        snprintf(expected, sizeof expected, size > 1 ? "broken on rank %d (rank %d)"
-                                                     : "broken on rank %d", bad, bad);
+        snprintf(expected, sizeof expected,
+                 size > 1 ? "broken on rank %d (rank %d)" : "broken on rank %d", bad, bad);
         CHECK_TEXT(err.msg, expected);
     }
 }

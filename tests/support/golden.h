@@ -1,5 +1,6 @@
 /*
- * Reading the files of tests/data/golden: lines of blank-separated tokens, '#' starts a comment line.
+ * Reading the files of tests/data/golden: lines of blank-separated tokens, '#' starts a comment
+ * line.
  */
 #ifndef MGR_TESTS_GOLDEN_H
 #define MGR_TESTS_GOLDEN_H

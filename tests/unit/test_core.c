@@ -8,11 +8,20 @@ static void test_error_codes(void)
 {
     static const struct {
         int code, exit_status;
-    } expected[] = {{MGR_OK, 0},           {MGR_ERR_USAGE, 64},       {MGR_ERR_CONFIG, 78},
-                    {MGR_ERR_FORMAT, 65},  {MGR_ERR_UNSUPPORTED, 65}, {MGR_ERR_NOT_FOUND, 66},
-                    {MGR_ERR_EXISTS, 73},  {MGR_ERR_CREATE, 73},      {MGR_ERR_SPACE, 73},
-                    {MGR_ERR_IO, 74},      {MGR_ERR_NOMEM, 71},       {MGR_ERR_MPI, 71},
-                    {MGR_ERR_INTERRUPTED, 75}, {MGR_ERR_INTERNAL, 70}};
+    } expected[] = {{MGR_OK, 0},
+                    {MGR_ERR_USAGE, 64},
+                    {MGR_ERR_CONFIG, 78},
+                    {MGR_ERR_FORMAT, 65},
+                    {MGR_ERR_UNSUPPORTED, 65},
+                    {MGR_ERR_NOT_FOUND, 66},
+                    {MGR_ERR_EXISTS, 73},
+                    {MGR_ERR_CREATE, 73},
+                    {MGR_ERR_SPACE, 73},
+                    {MGR_ERR_IO, 74},
+                    {MGR_ERR_NOMEM, 71},
+                    {MGR_ERR_MPI, 71},
+                    {MGR_ERR_INTERRUPTED, 75},
+                    {MGR_ERR_INTERNAL, 70}};
     for (size_t i = 0; i < sizeof expected / sizeof expected[0]; i++) {
         CHECK_INT(mgr_code_exit(expected[i].code), expected[i].exit_status);
         CHECK(strncmp(mgr_code_name(expected[i].code), "MGR_", 4) == 0);
@@ -67,11 +76,25 @@ static void test_bytes(void)
     static const struct {
         const char *text;
         uint64_t value;
-    } good[] = {{"0", 0},           {"1000", 1000},          {"4GiB", UINT64_C(4) << 30},
-                {"1.5GB", 1500000000}, {"512 MiB", 512 << 20}, {"5GB", 5000000000},
+    } good[] = {{"0", 0},
+                {"1000", 1000},
+                {"4GiB", UINT64_C(4) << 30},
+                {"1.5GB", 1500000000},
+                {"512 MiB", 512 << 20},
+                {"5GB", 5000000000},
                 {"18446744073709551615", UINT64_MAX}};
-    static const char *const bad[] = {"", "GiB", "-1", "1 2", "1.2.3GB", "4gib", "0x10", " 1",
-                                      "18446744073709551616", "99999999999TiB", "1e3", "nan"};
+    static const char *const bad[] = {"",
+                                      "GiB",
+                                      "-1",
+                                      "1 2",
+                                      "1.2.3GB",
+                                      "4gib",
+                                      "0x10",
+                                      " 1",
+                                      "18446744073709551616",
+                                      "99999999999TiB",
+                                      "1e3",
+                                      "nan"};
     char text[32];
     for (size_t i = 0; i < sizeof good / sizeof good[0]; i++) {
         uint64_t value = 77;
@@ -120,8 +143,14 @@ static void fill(mgr_catalogue *cat, const char *path, mgr_err *err)
     CHECK_INT(mgr_catalogue_add_file(cat, path, 100, &file, err), MGR_OK);
     const mgr_record r = {.name = "a/data/0", .file = file, .crc32 = 5, .offset = 64, .size = 8};
     CHECK_INT(mgr_catalogue_add_record(cat, &r, &record, err), MGR_OK);
-    const mgr_stored s = {.name = "w", .file = file, .record = record, .dtype = MGR_DTYPE_BF16,
-                          .ndim = 1, .shape = {4}, .stride = {1}, .offset = 64};
+    const mgr_stored s = {.name = "w",
+                          .file = file,
+                          .record = record,
+                          .dtype = MGR_DTYPE_BF16,
+                          .ndim = 1,
+                          .shape = {4},
+                          .stride = {1},
+                          .offset = 64};
     CHECK_INT(mgr_catalogue_add_stored(cat, &s, err), MGR_OK);
     const mgr_attr a = {.key = "args.x", .file = file, .kind = MGR_ATTR_TEXT, .text = path};
     CHECK_INT(mgr_catalogue_add_attr(cat, &a, err), MGR_OK);

@@ -179,7 +179,7 @@ static void test_golden_sums(void)
     CHECK(golden_open(&g, "golden_sums.txt"));
     while (g.file && golden_line(&g)) {
         mgr_stream s = {.purpose = MGR_PURPOSE_SYNTH};
-        uint16_t data[1024];
+        uint32_t data[1024];
         mgr_sums sums[16] = {{0, 0, 0, 0}};
         uint32_t even[16];
         double scratch[2 * 16], mean, std;
@@ -190,11 +190,13 @@ static void test_golden_sums(void)
         s.expert = (uint32_t)golden_number(&g, 10);
         const size_t rows = (size_t)golden_number(&g, 10), cols = (size_t)golden_number(&g, 10);
         const uint32_t neurons = (uint32_t)(by_row ? rows : cols);
+        const float shift = (float)golden_real(&g);
+        const mgr_dtype type = mgr_dtype_from_name(golden_token(&g));
         CHECK(golden_colon(&g));
         CHECK(rows * cols <= 1024 && neurons <= 16);
-        mgr_normals_scaled(&s, 0, rows * cols, 0.001f, 0.02f, data, MGR_DTYPE_BF16);
-        CHECK_INT(by_row ? mgr_sums_add_rows(sums, data, MGR_DTYPE_BF16, rows, cols)
-                         : mgr_sums_add_cols(sums, data, MGR_DTYPE_BF16, rows, cols, scratch),
+        mgr_normals_scaled(&s, 0, rows * cols, shift, 0.02f, data, type);
+        CHECK_INT(by_row ? mgr_sums_add_rows(sums, data, type, rows, cols)
+                         : mgr_sums_add_cols(sums, data, type, rows, cols, scratch),
                   0);
         for (uint32_t i = 0; i < neurons; i++) {
             CHECK_INT(sums[i].sum_hi, golden_signed(&g));
@@ -213,7 +215,7 @@ static void test_golden_sums(void)
         CHECK(std == golden_real(&g));
         n_lines++;
     }
-    CHECK_INT(n_lines, 4);
+    CHECK_INT(n_lines, 6);
 }
 
 /* Against long double, over the whole matrix as one set of neurons. */
@@ -262,6 +264,11 @@ static void test_moments(void)
         fill_weights(data, type, rows * cols, means[kind], stds[kind]);
         check_moments(data, type, rows, cols, i % 2, tolerance);
     }
+    /* A spread of 2^-20 around 1: nearly all digits of the squares cancel. */
+    for (size_t j = 0; j < 64 * 60; j++)
+        store_one(data + j * 4, MGR_DTYPE_F32, 1 + (float)(mix() % 4) * 0x1p-20f);
+    check_moments(data, MGR_DTYPE_F32, 64, 60, 0, 1e-9);
+    check_moments(data, MGR_DTYPE_F32, 64, 60, 1, 1e-9);
     /* Equal entries have no spread, and few entries have little. */
     for (int i = 0; i < 3; i++) {
         for (size_t j = 0; j < 70 * 30; j++)
@@ -288,6 +295,13 @@ static void test_few_entries(void)
     CHECK_INT(mgr_sums_add_rows(sums, x, MGR_DTYPE_F32, 1, 2), 0);
     mgr_moments(sums, &first, 1, 2, &mean, &std);
     CHECK(mean == 4 && fabs(std - sqrt(2)) < 1e-15);
+
+    /* Just below zero rounds to zero: lo stays below 2^52. */
+    const float tiny = -1e-30f;
+    memset(sums, 0, sizeof sums);
+    CHECK_INT(mgr_sums_add_rows(sums, &tiny, MGR_DTYPE_F32, 1, 1), 0);
+    CHECK_INT(sums[0].sum_hi, 0);
+    CHECK_INT(sums[0].sum_lo, 0);
 }
 
 /* No cut at canonical boundaries and no order of the pieces changes a bit. */

@@ -1,6 +1,6 @@
 /*
- * Layouts: for random shapes and splits, the boxes of Megatron and of Mixtral cover every element of
- * every logical tensor exactly once, and element for element follow rules restated here without
+ * Layouts: for random shapes and splits, the boxes of Megatron and of Mixtral cover every element
+ * of every logical tensor exactly once, and element for element follow rules restated here without
  * boxes.
  */
 #include <stdlib.h>
@@ -62,7 +62,11 @@ static void check_qkv(const mgr_layout *l, uint32_t tp, uint32_t layer)
         for (uint64_t row = 0; row < l->tensors->list[t].rows; row++) {
             const uint64_t group = row / (k == 0 ? per * d : d);
             const uint64_t inside = row % (k == 0 ? per * d : d);
-            const uint64_t fused = group * (per + 2) * d + (k == 0 ? 0 : k == 1 ? per : per + 1) * d +
+            const uint64_t fused = group * (per + 2) * d +
+                                   (k == 0   ? 0
+                                    : k == 1 ? per
+                                             : per + 1) *
+                                       d +
                                    inside;
             uint32_t stored;
             const uint64_t at = where(l, t, row, 1, &stored);
@@ -100,8 +104,13 @@ static void check_megatron(uint32_t turn)
     CHECK_INT(mgr_tensors_init(&tensors, &model, &err), MGR_OK);
     for (uint32_t i = 0; i < tp * pp; i++)
         CHECK_INT(mgr_catalogue_add_file(&cat, "f", 0, &files[i], &err), MGR_OK);
-    const mgr_megatron mg = {tp, pp, (model.vocab + 8 * tp) / tp * tp,
-                             draw(turn, 10, 2) ? MGR_NAMES_TE : MGR_NAMES_LOCAL, stages, files};
+    const mgr_megatron mg = {tp,
+                             pp,
+                             1,
+                             (model.vocab + 8 * tp) / tp * tp,
+                             draw(turn, 10, 2) ? MGR_NAMES_TE : MGR_NAMES_LOCAL,
+                             stages,
+                             files};
     CHECK_INT(mgr_layout_init(&target, &tensors, &cat, true, MGR_DTYPE_BF16, &err), MGR_OK);
     CHECK_INT(mgr_megatron_layout(&target, &mg, &err), MGR_OK);
     CHECK_INT(mgr_layout_finish(&target, &err), MGR_OK);
@@ -120,7 +129,8 @@ static void check_megatron(uint32_t turn)
     mgr_tensors_clear(&tensors);
 }
 
-/* A tensor that nobody expects, one that is missing, another shape, another type: refused by name. */
+/* A tensor that nobody expects, one that is missing, another shape, another type: refused by name.
+ */
 static void check_refusals(void)
 {
     static const char *const expected[] = {
@@ -129,15 +139,21 @@ static void check_refusals(void)
         "tensor 'model.output_layer.weight' in 'f' has type float32, expected bfloat16"};
     for (int lie = 0; lie < 4; lie++) {
         mgr_err err = MGR_ERR_INIT;
-        const mgr_model m = {.layers = 1, .hidden = 6, .ffn = 4, .heads = 2, .kv_groups = 1,
-                             .head_dim = 3, .vocab = 12, .dtype = MGR_DTYPE_BF16};
+        const mgr_model m = {.layers = 1,
+                             .hidden = 6,
+                             .ffn = 4,
+                             .heads = 2,
+                             .kv_groups = 1,
+                             .head_dim = 3,
+                             .vocab = 12,
+                             .dtype = MGR_DTYPE_BF16};
         uint32_t one = 1, file;
         mgr_tensors tensors;
         mgr_catalogue cat = {0};
         mgr_layout l;
         CHECK_INT(mgr_tensors_init(&tensors, &m, &err), MGR_OK);
         CHECK_INT(mgr_catalogue_add_file(&cat, "f", 0, &file, &err), MGR_OK);
-        const mgr_megatron mg = {1, 1, 12, MGR_NAMES_TE, &one, &file};
+        const mgr_megatron mg = {1, 1, 1, 12, MGR_NAMES_TE, &one, &file};
         CHECK_INT(mgr_layout_init(&l, &tensors, &cat, true, MGR_DTYPE_BF16, &err), MGR_OK);
         CHECK_INT(mgr_megatron_layout(&l, &mg, &err), MGR_OK);
         mgr_layout_clear(&l);
@@ -168,8 +184,15 @@ static void check_refusals(void)
 /* A box too many or too few is noticed. */
 static void check_coverage(void)
 {
-    const mgr_model m = {.layers = 1, .hidden = 6, .ffn = 4, .heads = 2, .kv_groups = 1,
-                         .head_dim = 3, .vocab = 12, .experts = 4, .top_k = 2};
+    const mgr_model m = {.layers = 1,
+                         .hidden = 6,
+                         .ffn = 4,
+                         .heads = 2,
+                         .kv_groups = 1,
+                         .head_dim = 3,
+                         .vocab = 12,
+                         .experts = 4,
+                         .top_k = 2};
     for (int lie = 0; lie < 4; lie++) {
         mgr_err err = MGR_ERR_INIT;
         mgr_tensors tensors;
@@ -196,8 +219,15 @@ static void check_coverage(void)
 static void check_shards(void)
 {
     mgr_err err = MGR_ERR_INIT;
-    const mgr_model m = {.layers = 3, .hidden = 8, .ffn = 16, .heads = 2, .kv_groups = 1,
-                         .head_dim = 4, .vocab = 12, .experts = 6, .top_k = 2};
+    const mgr_model m = {.layers = 3,
+                         .hidden = 8,
+                         .ffn = 16,
+                         .heads = 2,
+                         .kv_groups = 1,
+                         .head_dim = 4,
+                         .vocab = 12,
+                         .experts = 6,
+                         .top_k = 2};
     mgr_tensors tensors;
     mgr_catalogue cat = {0};
     mgr_layout l;

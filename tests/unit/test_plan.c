@@ -45,9 +45,10 @@ static void make_world(world *w, const mgr_model *model, uint32_t tp, uint32_t p
         w->stages[p] = left / (pp - p);
         left -= w->stages[p];
         for (uint32_t t = 0; t < tp; t++)
-            CHECK_INT(mgr_catalogue_add_file(&w->from, "f", 0, &w->files[p * tp + t], &err), MGR_OK);
+            CHECK_INT(mgr_catalogue_add_file(&w->from, "f", 0, &w->files[p * tp + t], &err),
+                      MGR_OK);
     }
-    const mgr_megatron mg = {tp, pp, model->vocab, MGR_NAMES_TE, w->stages, w->files};
+    const mgr_megatron mg = {tp, pp, 1, model->vocab, MGR_NAMES_TE, w->stages, w->files};
     const mgr_mixtral mx = {experts, UINT64_C(5000000000)};
     CHECK_INT(mgr_layout_init(&w->source, &w->dense, &w->from, true, model->dtype, &err), MGR_OK);
     CHECK_INT(mgr_megatron_layout(&w->source, &mg, &err), MGR_OK);
@@ -74,8 +75,12 @@ static void clear_world(world *w)
 
 static mgr_plan_request request_of(const world *w, uint32_t ranks, uint64_t memory)
 {
-    return (mgr_plan_request){.source = &w->source, .target = &w->target, .defines = w->defines,
-                              .ranks = ranks, .moments = true, .selection_bytes = 1 << 20,
+    return (mgr_plan_request){.source = &w->source,
+                              .target = &w->target,
+                              .defines = w->defines,
+                              .ranks = ranks,
+                              .moments = true,
+                              .selection_bytes = 1 << 20,
                               .memory = memory};
 }
 
@@ -118,8 +123,14 @@ static void check_plan(const world *w, const mgr_plan *plan, uint64_t memory)
 
 static void test_small(void)
 {
-    const mgr_model m = {.layers = 5, .hidden = 192, .ffn = 520, .heads = 8, .kv_groups = 4,
-                         .head_dim = 24, .vocab = 1000, .dtype = MGR_DTYPE_BF16};
+    const mgr_model m = {.layers = 5,
+                         .hidden = 192,
+                         .ffn = 520,
+                         .heads = 8,
+                         .kv_groups = 4,
+                         .head_dim = 24,
+                         .vocab = 1000,
+                         .dtype = MGR_DTYPE_BF16};
     static const uint64_t memory[] = {UINT64_C(6) << 20, UINT64_C(64) << 20, UINT64_C(2) << 30};
     world w;
     make_world(&w, &m, 2, 2, 8);
@@ -144,8 +155,14 @@ static void test_small(void)
 /* The promise: 405B dense, TP8 PP16, 8 experts, 1024 ranks: under 2 s and 200 MB, and even. */
 static void test_405b(void)
 {
-    const mgr_model m = {.layers = 126, .hidden = 16384, .ffn = 53248, .heads = 128, .kv_groups = 8,
-                         .head_dim = 128, .vocab = 128256, .dtype = MGR_DTYPE_BF16};
+    const mgr_model m = {.layers = 126,
+                         .hidden = 16384,
+                         .ffn = 53248,
+                         .heads = 128,
+                         .kv_groups = 8,
+                         .head_dim = 128,
+                         .vocab = 128256,
+                         .dtype = MGR_DTYPE_BF16};
     const clock_t start = clock();
     world w;
     mgr_err err = MGR_ERR_INIT;

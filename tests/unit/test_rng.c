@@ -100,6 +100,18 @@ static void test_words(void)
     }
 }
 
+static uint64_t hash_of_normals(const mgr_stream *s)
+{
+    static float z[BUFFER];
+    uint64_t hash = 0;
+    for (uint64_t first = 0; first < 1 << 20; first += BUFFER) {
+        mgr_normals(s, first, BUFFER, z);
+        for (uint64_t i = 0; i < BUFFER; i++)
+            hash += (2 * (first + i) + 1) * mgr_f32_bits(z[i]);
+    }
+    return hash;
+}
+
 static void test_golden_normals(void)
 {
     golden_file g;
@@ -115,16 +127,19 @@ static void test_golden_normals(void)
         s.layer = (uint32_t)golden_number(&g, 10);
         s.expert = (uint32_t)golden_number(&g, 10);
         const uint64_t first = golden_number(&g, 10);
-        CHECK(golden_colon(&g));
+        n_lines++;
+        if (!golden_colon(&g)) { /* "hash": of many, for what is rare */
+            CHECK_INT(hash_of_normals(&s), golden_number(&g, 16));
+            continue;
+        }
         const size_t n = golden_rest(&g, 16, bits, 64);
         CHECK(n > 0);
 
         mgr_normals(&s, first, n, z);
         for (size_t i = 0; i < n; i++)
             CHECK_INT(mgr_f32_bits(z[i]), bits[i]);
-        n_lines++;
     }
-    CHECK_INT(n_lines, 20);
+    CHECK_INT(n_lines, 21);
 }
 
 /* Any range has the values of its elements one by one, and writes nothing else. */

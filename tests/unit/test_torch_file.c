@@ -689,6 +689,44 @@ static void test_truncation_and_memory(void)
     mgr_buf_clear(&file);
 }
 
+/* A file that torch wrote (tools/gen/torch_corpus.py), whole and cut anywhere. */
+static void test_real_file(void)
+{
+    mgr_catalogue cat;
+    mgr_reader reader;
+    char *bytes = NULL;
+    err = (mgr_err)MGR_ERR_INIT;
+    CHECK_INT(mgr_reader_open(&reader, MGR_TEST_DATA "/corpus/torch/megatron.pt", &err), MGR_OK);
+    CHECK_TEXT(err.msg, "");
+    CHECK_INT(mgr_alloc(&bytes, (size_t)reader.size, 1, &err), MGR_OK);
+    CHECK_INT(mgr_reader_read(&reader, 0, bytes, (size_t)reader.size, &err), MGR_OK);
+    CHECK_INT(read_bytes(&cat, bytes, (size_t)reader.size), MGR_OK);
+    CHECK_TEXT(err.msg, "");
+    CHECK_INT(cat.n_stored, 6);
+    CHECK_INT(cat.n_records, 4);
+    CHECK_INT(cat.skipped[MGR_SKIP_EXTRA_STATE], 3);
+    const mgr_attr *const attr = mgr_catalogue_attr(&cat, 5, "args.model_type");
+    CHECK(attr != NULL);
+    CHECK_TEXT(attr ? attr->text : "", "ModelType(1)");
+    for (size_t i = 0; i < cat.n_stored; i++) {
+        const mgr_stored *const s = &cat.stored[i];
+        if (strcmp(s->name, "model.decoder.layers.0.mlp.linear_fc2.weight") != 0)
+            continue;
+        CHECK(s->shape[0] == 4 && s->shape[1] == 16 && s->stride[0] == 1 && s->stride[1] == 4);
+        /* element (1, 2) of the transposed view at element 200 of 0, 1, 2, ...: 200 + 1 + 2*4 */
+        const unsigned char *const p = (const unsigned char *)bytes + s->offset + 2 * (1 + 2 * 4);
+        CHECK(mgr_bf16_to_f32((uint16_t)(p[0] | p[1] << 8)) == 209.0F);
+    }
+    mgr_catalogue_clear(&cat);
+    for (size_t len = 0; len < reader.size; len++) {
+        CHECK_INT(read_bytes(&cat, bytes, len), MGR_ERR_FORMAT);
+        CHECK_INT(cat.n_stored, 0);
+        mgr_catalogue_clear(&cat);
+    }
+    mgr_free(bytes);
+    mgr_reader_close(&reader);
+}
+
 int main(void)
 {
     test_tensors();
@@ -704,5 +742,6 @@ int main(void)
     test_without_crcs();
     test_other_formats();
     test_truncation_and_memory();
+    test_real_file();
     return CHECK_DONE();
 }

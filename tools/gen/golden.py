@@ -23,19 +23,21 @@ MATRICES = ("gate", "up", "down")
 def philox(counter, key):
     c0, c1, c2, c3 = counter
     k0, k1 = key
+    mask, half = np.uint64(MASK), np.uint64(32)
     for _ in range(10):
-        p0, p1 = c0 * 0xD2511F53, c2 * 0xCD9E8D57
-        c0, c1, c2, c3 = (p1 >> 32) ^ c1 ^ k0, p1 & MASK, (p0 >> 32) ^ c3 ^ k1, p0 & MASK
+        p0, p1 = c0 * np.uint64(0xD2511F53), c2 * np.uint64(0xCD9E8D57)
+        c0, c1 = (p1 >> half) ^ c1 ^ np.uint64(k0), p1 & mask
+        c2, c3 = (p0 >> half) ^ c3 ^ np.uint64(k1), p0 & mask
         k0, k1 = (k0 + 0x9E3779B9) & MASK, (k1 + 0xBB67AE85) & MASK
     return [c0, c1, c2, c3]
 
 
 def words(stream, first, n):
+    """As Python integers; numpy's arrays of blocks go through the same few lines."""
     seed, purpose, layer, expert = stream
-    key = (seed & MASK, seed >> 32)
-    out = []
-    for block in range(first // 4, (first + n + 3) // 4):
-        out += philox((block, purpose, layer, expert), key)
+    blocks = np.arange(first // 4, (first + n + 3) // 4, dtype=np.uint64) & np.uint64(MASK)
+    same = [np.full(len(blocks), x, dtype=np.uint64) for x in (purpose, layer, expert)]
+    out = np.stack(philox([blocks] + same, (seed & MASK, seed >> 32)), 1).ravel().tolist()
     return out[first % 4:first % 4 + n]
 
 
@@ -116,7 +118,8 @@ def permutation(stream, n):
 def fixed(value):
     """hi * 2^-24 + lo * 2^-76."""
     hi = math.floor(value * 2.0**24)
-    return hi, int((value * 2.0**24 - hi) * 2.0**52)
+    lo = int((value * 2.0**24 - hi) * 2.0**52)
+    return hi + (lo >> 52), lo & ((1 << 52) - 1)
 
 
 def row_sums(row):
@@ -153,9 +156,11 @@ def moments(sums, neurons, per_neuron):
     return mean, math.sqrt(max(var, 0.0))
 
 
-def dense_weight(seed, layer, role, rows, cols, std):
-    stream = (seed, SYNTH, layer, role)
-    return from_bf16(to_bf16(scaled(stream, 0, rows * cols, 0.001, std))).reshape(rows, cols)
+def dense_weight(seed, layer, role, rows, cols, mean=0.001, dtype="bfloat16"):
+    values = scaled((seed, SYNTH, layer, role), 0, rows * cols, mean, 0.02)
+    if dtype == "bfloat16":
+        values = from_bf16(to_bf16(values))
+    return values.reshape(rows, cols)
 
 
 def expert(case):
@@ -167,7 +172,7 @@ def expert(case):
     out = []
     for m, name in enumerate(MATRICES):
         down = name == "down"
-        dense = dense_weight(seed, layer, m, *((h, n) if down else (n, h)), 0.02)
+        dense = dense_weight(seed, layer, m, *((h, n) if down else (n, h)))
         purpose = SAMPLE_GATE + m if case["independent"] else SAMPLE
         chosen = sample((seed, purpose, layer, e), n, count)
         values = (dense.T if down else dense)[dense_of].copy()  # one row per expert neuron
@@ -215,6 +220,12 @@ def write_normals(out):
         for first, n in ((0, 32), (5, 7), (4 * MASK, 4), (123456789, 16)):
             out.write(f"{stream[0]} {stream[1]} {stream[2]} {stream[3]} {first} : "
                       f"{hexes(normals(stream, first, n).view(np.uint32))}\n")
+    out.write("# hash: of 2^20 elements, the sum of (2 i + 1) * bits[i] modulo 2^64\n")
+    bits = normals(STREAMS[1], 0, 1 << 20).view(np.uint32).astype(np.uint64)
+    odd = np.arange(1 << 20, dtype=np.uint64) * np.uint64(2) + np.uint64(1)
+    stream = STREAMS[1]
+    out.write(f"{stream[0]} {stream[1]} {stream[2]} {stream[3]} 0 hash {int((bits * odd).sum()):x}"
+              "\n")
 
 
 def write_samples(out):
@@ -232,14 +243,17 @@ def write_samples(out):
 
 
 def write_sums(out):
-    out.write("# rows|columns seed layer role n_rows n_cols : sum_hi sum_lo square_hi square_lo of "
-              "each neuron\n# the matrix: mean 0.001, std 0.02, stream (seed, SYNTH, layer, role), "
-              "rounded to bfloat16\n# moments: mean and std of the even neurons\n")
-    for kind, rows, cols in (("rows", 5, 200), ("columns", 150, 6), ("rows", 3, 7),
-                             ("columns", 64, 3)):
-        m = dense_weight(77, 3, rows, rows, cols, 0.02)
+    out.write("# rows|columns seed layer role n_rows n_cols mean dtype : sum_hi sum_lo square_hi "
+              "square_lo of\n# each neuron. The matrix: normals of stream (seed, SYNTH, layer, "
+              "role) with this mean and std 0.02,\n# rounded to dtype. moments: mean and std of the "
+              "even neurons\n")
+    for kind, rows, cols, mean, dtype in (
+            ("rows", 5, 200, 0.001, "bfloat16"), ("columns", 150, 6, 0.001, "bfloat16"),
+            ("rows", 3, 7, -0.03, "bfloat16"), ("columns", 64, 3, -0.03, "bfloat16"),
+            ("rows", 4, 250, -0.01, "float32"), ("columns", 200, 5, 0.25, "float32")):
+        m = dense_weight(77, 3, rows, rows, cols, mean, dtype)
         sums = [row_sums(r) for r in m] if kind == "rows" else column_sums(m)
-        out.write(f"{kind} 77 3 {rows} {rows} {cols} : "
+        out.write(f"{kind} 77 3 {rows} {rows} {cols} {mean} {dtype} : "
                   f"{' '.join(str(v) for s in sums for v in s)}\n")
         mean, std = moments(sums, list(range(0, len(sums), 2)), cols if kind == "rows" else rows)
         out.write(f"moments : {mean.hex()} {std.hex()}\n")
@@ -247,8 +261,8 @@ def write_sums(out):
 
 def write_experts(out):
     out.write("# case method seed layer expert neurons hidden ratio shuffle independent dtype\n"
-              "# gate|up|down : bits in the order of the matrix; dense: see golden_sums.txt, roles "
-              "0, 1, 2\n")
+              "# gate|up|down : bits in the order of the matrix. The dense matrices: bfloat16, mean "
+              "0.001, roles 0, 1, 2\n")
     base = dict(seed=1234, layer=2, expert=5, neurons=20, hidden=12, ratio=0.5, shuffle=0,
                 independent=0, dtype="bfloat16", method="drop")
     for change in (dict(), dict(shuffle=1), dict(independent=1, dtype="float32"),

@@ -108,11 +108,14 @@ def member(raw, name):
 def files():
     """name -> bytes of whole torch.save files."""
     out = {"megatron.pt": save(whole()), "protocol4.pt": save(whole(), pickle_protocol=4),
-           "chunks.pt": save({"model0": model(torch.float16), "model1": {"a": {"b": torch.ones(2)}}}),
+           "chunks.pt": save({"model0": model(torch.float16),
+                              "model1": {"a": {"b": torch.ones(2)}}}),
            "evil.pt": save({"model": {"a": torch.ones(2)}, "x": Evil()}),
            "float8.pt": save({"model": {"a": torch.ones(2).to(torch.float8_e4m3fn)}}),
            "expanded.pt": save({"model": {"a": torch.ones(1).expand(1000)}}),
-           "legacy.pt": save({"model": {"a": torch.ones(2)}}, _use_new_zipfile_serialization=False)[:60]}
+           # what follows holds addresses of this run
+           "legacy.pt": save({"model": {"a": torch.ones(2)}},
+                             _use_new_zipfile_serialization=False)[:60]}
     config.save.compute_crc32 = False
     out["nocrc.pt"] = save({"args": args(), "model": model()})
     out["nocrc_small.pt"] = save({"model": {"a": torch.ones(2)}})
