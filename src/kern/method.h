@@ -37,9 +37,9 @@ uint32_t mgr_selected_before(const mgr_expert *x, uint32_t neuron);
 void mgr_copy_neuron(const mgr_expert *x, uint32_t neuron, const void *dense, uint32_t dense_first,
                      mgr_dtype from, void *out, mgr_dtype to);
 
-/* Raw elements `neurons[0..n-1]` of one dense row of down into `out`, without a cast. */
-void mgr_gather_neurons(const mgr_expert *x, const uint32_t *neurons, uint32_t n, const void *dense,
-                        mgr_dtype from, void *out);
+/* Raw elements `columns[0..n-1]` of a dense row into `out`, without a cast. */
+void mgr_gather_columns(const uint32_t *columns, uint32_t n, const void *dense, mgr_dtype from,
+                        void *out);
 
 /* A part of down, as a rectangle of rows and expert neurons (columns). */
 typedef struct mgr_down_part {

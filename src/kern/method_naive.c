@@ -19,36 +19,38 @@ void mgr_copy_neuron(const mgr_expert *x, uint32_t neuron, const void *dense, ui
     mgr_cast(out, to, (const unsigned char *)dense + row * row_bytes, from, (size_t)x->hidden);
 }
 
-void mgr_gather_neurons(const mgr_expert *x, const uint32_t *neurons, uint32_t n, const void *dense,
-                        mgr_dtype from, void *out)
+void mgr_gather_columns(const uint32_t *columns, uint32_t n, const void *dense, mgr_dtype from,
+                        void *out)
 {
     const unsigned char *row = dense;
     unsigned char *to = out;
 
     if (mgr_dtype_size(from) == 2) {
         for (uint32_t i = 0; i < n; i++)
-            memcpy(to + 2 * (size_t)i, row + 2 * (size_t)mgr_dense_neuron(x, neurons[i]), 2);
+            memcpy(to + 2 * (size_t)i, row + 2 * (size_t)columns[i], 2);
     } else {
         for (uint32_t i = 0; i < n; i++)
-            memcpy(to + 4 * (size_t)i, row + 4 * (size_t)mgr_dense_neuron(x, neurons[i]), 4);
+            memcpy(to + 4 * (size_t)i, row + 4 * (size_t)columns[i], 4);
     }
 }
 
-/* Columns first .. first+n-1 of one row of down. */
-static void copy_columns(const mgr_expert *x, const unsigned char *dense, mgr_dtype from,
-                         unsigned char *out, mgr_dtype to, uint32_t first, uint32_t n)
+/* Columns first .. first+n-1, n <= MGR_STRIP_NEURONS, of all rows of a part. */
+static void copy_columns(const mgr_expert *x, const mgr_down_part *part, uint32_t first, uint32_t n)
 {
-    uint32_t neurons[MGR_STRIP_NEURONS], gathered[MGR_STRIP_NEURONS];
+    const size_t from_bytes = mgr_dtype_size(part->from), to_bytes = mgr_dtype_size(part->to);
+    uint32_t gathered[MGR_STRIP_NEURONS];
 
-    out += first * mgr_dtype_size(to);
-    if (!x->dense_of) {
-        mgr_cast(out, to, dense + first * mgr_dtype_size(from), from, n);
-        return;
+    for (uint32_t r = 0; r < part->n_rows; r++) {
+        const size_t row = (size_t)r * x->n_neurons;
+        const unsigned char *dense = part->dense + row * from_bytes;
+        unsigned char *out = part->out + (row + first) * to_bytes;
+        if (x->dense_of) {
+            mgr_gather_columns(x->dense_of + first, n, dense, part->from, gathered);
+            mgr_cast(out, part->to, gathered, part->from, n);
+        } else {
+            mgr_cast(out, part->to, dense + first * from_bytes, part->from, n);
+        }
     }
-    for (uint32_t i = 0; i < n; i++)
-        neurons[i] = first + i;
-    mgr_gather_neurons(x, neurons, n, dense, from, gathered);
-    mgr_cast(out, to, gathered, from, n);
 }
 
 /* The selected columns k .. end-1, a tile at a time. */
@@ -62,17 +64,30 @@ static void redraw_tiles(const mgr_expert *x, const mgr_down_part *part, uint32_
     }
 }
 
+/* With a permutation every row is gathered as a whole, or each strip would visit all of it. */
+static void copy_permuted(const mgr_expert *x, const mgr_down_part *part)
+{
+    mgr_down_part row = *part;
+
+    row.n_rows = 1;
+    for (uint32_t r = 0; r < part->n_rows; r++) {
+        for (uint32_t c = 0; c < x->n_neurons; c += MGR_STRIP_NEURONS)
+            copy_columns(x, &row, c, min_u32(x->n_neurons - c, MGR_STRIP_NEURONS));
+        row.dense += x->n_neurons * mgr_dtype_size(part->from);
+        row.out += x->n_neurons * mgr_dtype_size(part->to);
+    }
+}
+
 static void down_part(const mgr_expert *x, const mgr_down_part *part, mgr_redraw_columns *redraw)
 {
-    const size_t from_stride = x->n_neurons * mgr_dtype_size(part->from);
-    const size_t to_stride = x->n_neurons * mgr_dtype_size(part->to);
     uint32_t k = 0;
 
+    if (x->dense_of)
+        copy_permuted(x, part);
     for (uint32_t c = 0; c < x->n_neurons; c += MGR_STRIP_NEURONS) {
         const uint32_t n = min_u32(x->n_neurons - c, MGR_STRIP_NEURONS);
-        for (uint32_t r = 0; r < part->n_rows; r++)
-            copy_columns(x, part->dense + r * from_stride, part->from, part->out + r * to_stride,
-                         part->to, c, n);
+        if (!x->dense_of)
+            copy_columns(x, part, c, n);
         if (redraw) {
             const uint32_t end = mgr_selected_before(x, c + n);
             redraw_tiles(x, part, k, end, redraw);

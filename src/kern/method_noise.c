@@ -63,7 +63,10 @@ static void noise_columns(const mgr_expert *x, const mgr_down_part *part, uint32
     const size_t to_bytes = mgr_dtype_size(part->to);
     const uint32_t *columns = x->selected + k;
     float tile[MGR_TILE_SELECTED][MGR_TILE_HIDDEN];
+    uint32_t origins[MGR_TILE_SELECTED];
 
+    for (uint32_t j = 0; j < n; j++)
+        origins[j] = mgr_dense_neuron(x, columns[j]);
     for (uint32_t j = 0; j < n; j++)
         mgr_normals(&stream, (k + j) * x->hidden + part->first, part->n_rows, tile[j]);
 
@@ -75,8 +78,8 @@ static void noise_columns(const mgr_expert *x, const mgr_down_part *part, uint32
 
         for (uint32_t j = 0; j < n; j++)
             z[j] = tile[j][r];
-        mgr_gather_neurons(x, columns, n, part->dense + row * mgr_dtype_size(part->from),
-                           part->from, raw);
+        mgr_gather_columns(origins, n, part->dense + row * mgr_dtype_size(part->from), part->from,
+                           raw);
         add_noise(raw, part->from, z, x->std, n, noisy, part->to);
         for (uint32_t j = 0; j < n; j++)
             memcpy(part->out + (row + columns[j]) * to_bytes, noisy + j * to_bytes, to_bytes);

@@ -63,7 +63,7 @@ def test_another_architecture_by_its_args(scratch, name, value):
     refused(scratch, set_args(**{name: value}), name)
 
 
-def test_virtual_pipeline_stages(scratch):
+def test_virtual_pipeline_chunks_that_repeat_layers(scratch):
     def edit(content, t, p):
         content["model0"] = content.pop("model")
         content["model1"] = content["model0"]
@@ -71,7 +71,7 @@ def test_virtual_pipeline_stages(scratch):
     refused(scratch, edit)
 
 
-def test_the_layout_before_megatron_core(scratch):
+def test_new_names_in_old_nesting(scratch):
     def edit(content, t, p):
         content["model"] = {"language_model": {"encoder": content["model"]}}
 
