@@ -34,7 +34,7 @@ cd "${PBS_O_WORKDIR:-.}"
 # mpirun --hostfile, aprun -n.
 ranks=$(wc -l <"$PBS_NODEFILE")
 run=(timeout --preserve-status --signal=TERM 6900 mpiexec -n "$ranks" -f "$PBS_NODEFILE"
-    "$bin/mgr-upcycle" --progress 30 "$config")
+    "$bin/mgr-upcycle" --resume --progress 30 "$config")
 
 echo "nodes $(sort -u "$PBS_NODEFILE" | wc -l), ranks $ranks: ${run[*]}"
 exec "${run[@]}"

@@ -9,7 +9,8 @@
 # EDIT 1 and 2: nodes, and ranks per node.
 #SBATCH --nodes=4
 #SBATCH --ntasks-per-node=8
-# Warn every rank 5 minutes before the time limit: the run then stops cleanly, with exit status 75.
+# Warn every rank 5 minutes before the time limit: the run then stops in order, with exit status 75.
+# Submit the same job again and it goes on where it stopped (--resume).
 #SBATCH --signal=TERM@300
 # Many sites also want a partition and an account:
 ##SBATCH --partition=cpu --account=mygroup
@@ -29,7 +30,7 @@ bin=$HOME/mgr-upcycle/build/release/bin config=$HOME/mgr-upcycle/configs/drop-8x
 [ -r "$config" ] || { echo "no file '$config': edit config in this script" >&2; exit 66; }
 
 # MPICH speaks PMI2; --mpi=list shows what your Slurm offers (pmix for Open MPI, cray_shasta on Cray).
-run=(srun --mpi=pmi2 "$bin/mgr-upcycle" --progress 30 "$config")
+run=(srun --mpi=pmi2 "$bin/mgr-upcycle" --resume --progress 30 "$config")
 
 echo "nodes ${SLURM_JOB_NUM_NODES:-?}, ranks ${SLURM_NTASKS:-?}: ${run[*]}"
 exec "${run[@]}"

@@ -22,7 +22,8 @@ extern "C" {
 #endif
 
 /* A stored tensor is seen as a matrix of all leading axes by the last one; a 1-D tensor of n
- * elements is n rows of one column. */
+ * elements is n rows of one column. A 1-D logical tensor runs along the last axis: its rows are
+ * elements of the stored tensor, whatever axes that has. */
 typedef struct mgr_box {
     uint32_t tensor;                 /* logical tensor */
     uint32_t stored;                 /* stored tensor of the layout's catalogue */

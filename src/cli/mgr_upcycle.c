@@ -9,11 +9,13 @@
 #include "mgr/rng.h"
 #include "run/run.h"
 
-enum { DRY_RUN, FORCE, SET, QUIET, VERBOSE, PROGRESS, SIMD };
+enum { DRY_RUN, FORCE, RESUME, JOURNAL, SET, QUIET, VERBOSE, PROGRESS, SIMD };
 
 static const mgr_option options[] = {
     [DRY_RUN] = {"dry-run", 'n', NULL, "read headers, print the plan, check space; write nothing"},
     [FORCE] = {"force", 'f', NULL, "replace an existing target once the new one is complete"},
+    [RESUME] = {"resume", 'r', NULL, "continue a run that was stopped or killed, if there is one"},
+    [JOURNAL] = {"journal", 0, "SECONDS", "how often finished work is made safe for --resume (20)"},
     [SET] = {"set", 's', "KEY=VALUE", "override a key of the configuration; may be repeated"},
     [QUIET] = {"quiet", 'q', NULL, "print errors only"},
     [VERBOSE] = {"verbose", 'v', NULL, "print the effective configuration as well"},
@@ -108,11 +110,16 @@ static int take(void *context, size_t idx, const char *value, mgr_err *err)
     arguments *const a = context;
     switch (idx) {
     case DRY_RUN:
-        a->run.dry_run = true;
+        a->run.write.dry_run = true;
         return MGR_OK;
     case FORCE:
-        a->run.force = true;
+        a->run.write.force = true;
         return MGR_OK;
+    case RESUME:
+        a->run.write.resume = true;
+        return MGR_OK;
+    case JOURNAL:
+        return mgr_cli_seconds("journal", value, &a->run.write.journal, err);
     case SET:
         MGR_TRY(mgr_grow(&a->sets, &a->capacity, a->run.n_sets + 1, sizeof *a->sets, err));
         a->sets[a->run.n_sets++] = value;
@@ -124,7 +131,7 @@ static int take(void *context, size_t idx, const char *value, mgr_err *err)
         a->run.verbosity = 1;
         return MGR_OK;
     case PROGRESS:
-        return mgr_cli_seconds("progress", value, &a->run.progress, err);
+        return mgr_cli_seconds("progress", value, &a->run.write.progress, err);
     default:
         return use_simd(value, err);
     }
@@ -133,15 +140,18 @@ static int take(void *context, size_t idx, const char *value, mgr_err *err)
 static int parse(arguments *a, int argc, char **argv, mgr_err *err)
 {
     int first;
-    a->run.progress = 10; /* short runs end before the first line */
+    a->run.write.progress = 10; /* short runs end before the first line */
+    a->run.write.journal = MGR_JOURNAL_SECONDS;
     MGR_TRY(mgr_cli_parse(&program, argc, argv, take, a, &first, err));
+    if (a->run.write.force && a->run.write.resume)
+        return mgr_fail(err, MGR_ERR_USAGE, "--force begins anew and --resume continues: choose one");
     if (argc - first != 1) {
         mgr_fail(err, MGR_ERR_USAGE,
                  argc == first ? "no CONFIG is given" : "more than one CONFIG is given");
         return mgr_hint(err, "see mgr-upcycle --help");
     }
     if (a->run.verbosity < 0)
-        a->run.progress = 0;
+        a->run.write.progress = 0;
     a->run.config_path = argv[first];
     a->run.sets = a->sets;
     return MGR_OK;

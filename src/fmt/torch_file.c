@@ -798,9 +798,8 @@ static int check_names(torch_file *t)
     return rc;
 }
 
-static int read_top(torch_file *t)
+static int read_top(torch_file *t, const mgr_node *root, bool need_model)
 {
-    const mgr_node *const root = t->pickle.root;
     bool model = false;
     char kind[NAME_SHOWN + 40];
     if (!mgr_node_is_dict(root))
@@ -816,20 +815,87 @@ static int read_top(torch_file *t)
         model = model || is_model_key(key);
         MGR_TRY(read_entry(t, key, mgr_node_value(root, i)));
     }
-    if (!model)
+    if (!model && need_model)
         return mgr_fail(t->err, MGR_ERR_FORMAT, "no 'model' entry in '%s'", t->reader->name);
     return check_names(t);
 }
 
-int mgr_torch_file_read(mgr_catalogue *cat, uint32_t file, const mgr_reader *reader, mgr_err *err)
+/* A state dict by itself: no dicts in it, and no key but a tensor's name. */
+static int read_flat(torch_file *t)
+{
+    const mgr_node *const root = t->pickle.root;
+    char kind[NAME_SHOWN + 40];
+    if (!mgr_node_is_dict(root))
+        return mgr_fail(t->err, MGR_ERR_FORMAT, "'%s' holds a '%s', expected a state dict",
+                        t->reader->name, mgr_node_describe(root, kind, sizeof kind));
+    for (size_t i = 0; i < mgr_node_n_pairs(root); i++) {
+        const mgr_node *const key = mgr_node_key(root, i);
+        const char *const text = mgr_node_text(key);
+        t->name.len = 0;
+        MGR_TRY(mgr_buf_text(&t->name, "", t->err));
+        if (!text || !*text)
+            return bad_key(t, key, "is no text");
+        if (key->u.s.len > MAX_NAME)
+            return bad_key(t, key, "is too long");
+        MGR_TRY(mgr_buf_add(&t->name, text, key->u.s.len, t->err));
+        MGR_TRY(read_leaf(t, mgr_node_value(root, i)));
+    }
+    return check_names(t);
+}
+
+/* What is asked of a file. */
+typedef enum read_mode { READ_MODEL, READ_COMMON, READ_TENSOR, READ_FLAT } read_mode;
+
+static int read_root(torch_file *t, read_mode mode, const char *name)
+{
+    const mgr_node *root = t->pickle.root;
+    mgr_node *const *items;
+    size_t n;
+    if (mode == READ_TENSOR) {
+        MGR_TRY(mgr_buf_text(&t->name, name, t->err));
+        return read_leaf(t, root);
+    }
+    if (mode == READ_FLAT)
+        return read_flat(t);
+    if (mode == READ_COMMON && root->kind == MGR_NODE_LIST && mgr_node_elements(root, &items, &n) &&
+        n == 1)
+        root = items[0];
+    return read_top(t, root, mode == READ_MODEL);
+}
+
+static int read_archive(mgr_catalogue *cat, uint32_t file, const mgr_reader *reader,
+                        read_mode mode, const char *name, mgr_err *err)
 {
     torch_file t = {.cat = cat, .file = file, .reader = reader, .first = cat->n_stored, .err = err};
     int rc = open_archive(&t);
     if (!rc)
-        rc = read_top(&t);
+        rc = read_root(&t, mode, name);
     mgr_free(t.storages);
     mgr_buf_clear(&t.name);
     mgr_pickle_clear(&t.pickle);
     mgr_zip_clear(&t.zip);
     return rc;
+}
+
+int mgr_torch_file_read(mgr_catalogue *cat, uint32_t file, const mgr_reader *reader, mgr_err *err)
+{
+    return read_archive(cat, file, reader, READ_MODEL, NULL, err);
+}
+
+int mgr_torch_file_read_common(mgr_catalogue *cat, uint32_t file, const mgr_reader *reader,
+                               mgr_err *err)
+{
+    return read_archive(cat, file, reader, READ_COMMON, NULL, err);
+}
+
+int mgr_torch_file_read_tensor(mgr_catalogue *cat, uint32_t file, const mgr_reader *reader,
+                               const char *name, mgr_err *err)
+{
+    return read_archive(cat, file, reader, READ_TENSOR, name, err);
+}
+
+int mgr_torch_file_read_flat(mgr_catalogue *cat, uint32_t file, const mgr_reader *reader,
+                             mgr_err *err)
+{
+    return read_archive(cat, file, reader, READ_FLAT, NULL, err);
 }

@@ -18,4 +18,18 @@
 int mgr_torch_file_read(mgr_catalogue *cat, uint32_t file, const mgr_reader *reader,
                         mgr_err *err) MGR_NODISCARD;
 
+/* The same for what torch_dist saves apart from tensors: a dict that needs no "model", also as the
+ * only element of a list. Local. */
+int mgr_torch_file_read_common(mgr_catalogue *cat, uint32_t file, const mgr_reader *reader,
+                               mgr_err *err) MGR_NODISCARD;
+
+/* An archive that holds one tensor and nothing else: add it under the name `name`. Local. */
+int mgr_torch_file_read_tensor(mgr_catalogue *cat, uint32_t file, const mgr_reader *reader,
+                               const char *name, mgr_err *err) MGR_NODISCARD;
+
+/* The same for a file that holds a state dict by itself, as Hugging Face's pytorch_model.bin does:
+ * every entry is a tensor under its own key. Local. */
+int mgr_torch_file_read_flat(mgr_catalogue *cat, uint32_t file, const mgr_reader *reader,
+                             mgr_err *err) MGR_NODISCARD;
+
 #endif

@@ -1,6 +1,7 @@
 #include "fmt/zip.h"
 
 #include <inttypes.h>
+#include <stdbool.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -135,11 +136,12 @@ static int read_end(const mgr_reader *reader, const unsigned char *end, uint64_t
     return MGR_OK;
 }
 
-/* The end record is searched backwards; its comment must reach exactly to the end of the file. */
-static int find_directory(const mgr_reader *reader, directory *dir, mgr_err *err)
+/* The end record is searched backwards; its comment must reach exactly to the end of the file.
+ * *found says whether the last `most` bytes held one. */
+static int search_end(const mgr_reader *reader, size_t most, directory *dir, bool *found,
+                      mgr_err *err)
 {
-    const size_t tail_size =
-        reader->size < END_SIZE + 0xffff ? (size_t)reader->size : END_SIZE + 0xffff;
+    const size_t tail_size = reader->size < most ? (size_t)reader->size : most;
     unsigned char *tail = NULL;
     int rc = mgr_alloc(&tail, tail_size, 1, err);
     if (rc)
@@ -152,14 +154,27 @@ static int find_directory(const mgr_reader *reader, directory *dir, mgr_err *err
         if (mgr_load_u32(end) != END_SIG || mgr_load_u16(end + 20) != tail_size - i)
             continue;
         rc = read_end(reader, end, reader->size - tail_size + (i - END_SIZE), dir, err);
+        *found = true;
         goto out;
     }
-    rc = mgr_fail(err, MGR_ERR_FORMAT,
-                  "zip archive '%s' of %" PRIu64 " bytes has no end record: it is truncated",
-                  reader->name, reader->size);
 out:
     mgr_free(tail);
     return rc;
+}
+
+/* torch writes no comment: mostly the last bytes are the end record, which matters where a
+ * checkpoint is a hundred thousand small archives. */
+static int find_directory(const mgr_reader *reader, directory *dir, mgr_err *err)
+{
+    bool found = false;
+    MGR_TRY(search_end(reader, END_SIZE, dir, &found, err));
+    if (!found)
+        MGR_TRY(search_end(reader, END_SIZE + 0xffff, dir, &found, err));
+    if (found)
+        return MGR_OK;
+    return mgr_fail(err, MGR_ERR_FORMAT,
+                    "zip archive '%s' of %" PRIu64 " bytes has no end record: it is truncated",
+                    reader->name, reader->size);
 }
 
 typedef struct entry {

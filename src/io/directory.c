@@ -44,7 +44,8 @@ int mgr_sync_dir(const char *path, mgr_err *err)
     const int fd = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
     if (fd < 0)
         return mgr_fail_errno(err, MGR_ERR_IO, errno, "cannot open directory '%s'", path);
-    const int sys = fsync(fd) != 0 ? errno : 0;
+    const int fault = mgr_fault("fsync");
+    const int sys = fault ? fault : fsync(fd) != 0 ? errno : 0;
     close(fd);
     /* some network file systems cannot sync a directory and say so; their rename is durable */
     if (sys && sys != EINVAL && sys != ENOTSUP)
@@ -137,6 +138,17 @@ int mgr_remove_tree(const char *path, mgr_err *err)
     return MGR_OK;
 }
 
+bool mgr_is_inside(const char *path, const char *directory)
+{
+    char *const inner = realpath(path, NULL), *const outer = realpath(directory, NULL);
+    const size_t len = outer ? strlen(outer) : 0;
+    const bool inside = inner && outer && strncmp(inner, outer, len) == 0 &&
+                        (inner[len] == '/' || inner[len] == '\0' || len == 1);
+    free(inner);
+    free(outer);
+    return inside;
+}
+
 static int sync_parent(const char *path, mgr_err *err)
 {
     mgr_arena arena = {0};
@@ -163,10 +175,15 @@ static int replace_in_two_steps(const char *from, const char *to, mgr_err *err)
     int rc = mgr_buf_fmt(&aside, err, "%s.replaced", to);
     if (rc == MGR_OK)
         rc = mgr_rename(to, aside.data, err);
-    if (rc == MGR_OK)
+    if (rc == MGR_OK) {
         rc = mgr_rename(from, to, err);
+        if (rc != MGR_OK && mgr_path_exists(to)) /* renamed, but not known to be durable */
+            (void)rename(to, from);
+    }
     if (rc == MGR_OK)
         rc = mgr_remove_tree(aside.data, err);
+    else if (!mgr_path_exists(to) && rename(aside.data, to) != 0)
+        rc = mgr_wrap(err, "what was '%s' is now '%s'", to, aside.data);
     mgr_buf_clear(&aside);
     return rc;
 }
@@ -188,6 +205,12 @@ int mgr_publish(const char *from, const char *to, bool replace, mgr_err *err)
     if (sys)
         return mgr_fail_errno(err, sys == EEXIST ? MGR_ERR_EXISTS : MGR_ERR_CREATE, sys,
                               "rename '%s' to '%s'", from, to);
-    MGR_TRY(sync_parent(to, err));
-    return swap ? mgr_remove_tree(from, err) : MGR_OK; /* what it holds now is the old output */
+    int rc = sync_parent(to, err);
+    if (rc != MGR_OK) { /* not known to be durable: as if it had not been done */
+        (void)renameat2(AT_FDCWD, to, AT_FDCWD, from, swap ? RENAME_EXCHANGE : 0);
+        return rc;
+    }
+    if (swap) /* what `from` holds now is the old output */
+        rc = mgr_remove_tree(from, err);
+    return rc == MGR_OK ? MGR_OK : mgr_wrap(err, "'%s' is complete, but what it replaced remains", to);
 }

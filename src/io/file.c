@@ -15,6 +15,12 @@
 /* One pread or pwrite moves at most 0x7ffff000 bytes on Linux; we ask for no more than this. */
 #define TRANSFER_MAX ((size_t)1 << 30)
 
+/* A disk may be found full as late as in fsync or close. */
+static mgr_code write_code(int sys)
+{
+    return sys == ENOSPC || sys == EDQUOT || sys == EFBIG ? MGR_ERR_SPACE : MGR_ERR_IO;
+}
+
 int mgr_pread_full(int fd, const char *name, void *out, size_t len, uint64_t offset, mgr_err *err)
 {
     char *at = out;
@@ -50,9 +56,8 @@ int mgr_pwrite_full(int fd, const char *name, const void *bytes, size_t len, uin
         if (n < 0 && errno == EINTR)
             continue;
         if (n < 0)
-            return mgr_fail_errno(
-                err, errno == ENOSPC || errno == EDQUOT ? MGR_ERR_SPACE : MGR_ERR_IO, errno,
-                "write '%s' at byte %llu", name, (unsigned long long)offset);
+            return mgr_fail_errno(err, write_code(errno), errno, "write '%s' at byte %llu", name,
+                                  (unsigned long long)offset);
         at += n;
         len -= (size_t)n;
         offset += (uint64_t)n;
@@ -71,7 +76,8 @@ void mgr_begin_writeback(int fd, uint64_t offset, size_t len)
 
 int mgr_open_read(const char *path, int *fd, mgr_err *err)
 {
-    const int f = open(path, O_RDONLY | O_CLOEXEC);
+    /* without O_NONBLOCK a FIFO in the place of a file would make us wait for its writer */
+    const int f = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
     if (f < 0)
         return mgr_fail_errno(err, errno == ENOENT ? MGR_ERR_NOT_FOUND : MGR_ERR_IO, errno,
                               "cannot open '%s'", path);
@@ -88,15 +94,22 @@ int mgr_open_write(const char *path, int *fd, mgr_err *err)
     return MGR_OK;
 }
 
+int mgr_sync(int fd, const char *name, mgr_err *err)
+{
+    const int fault = mgr_fault("fsync");
+    const int sys = fault ? fault : fsync(fd) != 0 ? errno : 0;
+    return sys ? mgr_fail_errno(err, write_code(sys), sys, "fsync '%s'", name) : MGR_OK;
+}
+
 int mgr_sync_close(int fd, const char *name, mgr_err *err)
 {
     const int fault = mgr_fault("fsync");
     const int sync_errno = fault ? fault : (fsync(fd) != 0 ? errno : 0);
     const int close_errno = close(fd) != 0 ? errno : 0;
     if (sync_errno)
-        return mgr_fail_errno(err, MGR_ERR_IO, sync_errno, "fsync '%s'", name);
+        return mgr_fail_errno(err, write_code(sync_errno), sync_errno, "fsync '%s'", name);
     if (close_errno)
-        return mgr_fail_errno(err, MGR_ERR_IO, close_errno, "close '%s'", name);
+        return mgr_fail_errno(err, write_code(close_errno), close_errno, "close '%s'", name);
     return MGR_OK;
 }
 
@@ -173,6 +186,15 @@ int mgr_rename(const char *from, const char *to, mgr_err *err)
         rc = mgr_sync_dir(parent, err);
     mgr_arena_clear(&arena);
     return rc;
+}
+
+int mgr_file_bytes(const char *path, uint64_t *bytes, mgr_err *err)
+{
+    struct stat st;
+    if (stat(path, &st) != 0)
+        return mgr_fail_errno(err, MGR_ERR_IO, errno, "cannot look at '%s'", path);
+    *bytes = (uint64_t)st.st_size;
+    return MGR_OK;
 }
 
 bool mgr_path_exists(const char *path)

@@ -27,6 +27,9 @@ void mgr_begin_writeback(int fd, uint64_t offset, size_t len);
 int mgr_open_read(const char *path, int *fd, mgr_err *err) MGR_NODISCARD;
 int mgr_open_write(const char *path, int *fd, mgr_err *err) MGR_NODISCARD;
 
+/* fsync, and leave open. Local. */
+int mgr_sync(int fd, const char *name, mgr_err *err) MGR_NODISCARD;
+
 /* fsync, then close. Neither is ever retried: Linux drops the dirty pages after a failed fsync and
  * reports success the next time. Local. */
 int mgr_sync_close(int fd, const char *name, mgr_err *err) MGR_NODISCARD;
@@ -55,8 +58,13 @@ int mgr_rename(const char *from, const char *to, mgr_err *err) MGR_NODISCARD;
  * error, even an empty one. Durable on return. Local. */
 int mgr_publish(const char *from, const char *to, bool replace, mgr_err *err) MGR_NODISCARD;
 
+/* Size of a file. Local. */
+int mgr_file_bytes(const char *path, uint64_t *bytes, mgr_err *err) MGR_NODISCARD;
+
 bool mgr_path_exists(const char *path);
 bool mgr_is_dir(const char *path);
+/* Is the one the other, or below it, once links are followed? False if one is not there. */
+bool mgr_is_inside(const char *path, const char *directory);
 
 /* The names in a directory, sorted bytewise, without "." and ".."; owned by `arena`. Local. */
 int mgr_list_dir(const char *path, mgr_arena *arena, const char ***names, size_t *n,

@@ -11,7 +11,7 @@
 int mgr_reader_open(mgr_reader *reader, const char *path, mgr_err *err)
 {
     mgr_reader r = {.name = path, .fd = -1};
-    const int fd = open(path, O_RDONLY | O_CLOEXEC);
+    const int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK); /* a FIFO would make us wait */
     if (fd < 0)
         return mgr_fail_errno(err, errno == ENOENT ? MGR_ERR_NOT_FOUND : MGR_ERR_IO, errno,
                               "cannot open '%s'", path);

@@ -8,11 +8,9 @@
 #include "kern/kern.h"
 
 /* Inlined once per pair of types, so that the block loops see them as constants. */
-static inline __attribute__((always_inline)) void cast_blocks(unsigned char *dst, mgr_dtype to,
-                                                              size_t to_bytes,
-                                                              const unsigned char *src,
-                                                              mgr_dtype from, size_t from_bytes,
-                                                              size_t n)
+static inline __attribute__((always_inline)) void
+cast_blocks(unsigned char *dst, mgr_dtype to, size_t to_bytes, const unsigned char *src,
+            mgr_dtype from, size_t from_bytes, size_t n)
 {
     float x[ELEMENT_BLOCK];
 

@@ -27,9 +27,10 @@ static void drop_neuron_rows(const mgr_expert *x, uint32_t first, uint32_t n, co
 }
 
 /* Turn a tile [n][MGR_TILE_HIDDEN] into columns of a matrix. Inlined with constant `bytes`. */
-static inline __attribute__((always_inline)) void
-scatter_tile(const unsigned char *tile, const uint32_t *columns, uint32_t n, uint32_t n_rows,
-             unsigned char *out, size_t stride, size_t bytes)
+static inline __attribute__((always_inline)) void scatter_tile(const unsigned char *tile,
+                                                               const uint32_t *columns, uint32_t n,
+                                                               uint32_t n_rows, unsigned char *out,
+                                                               size_t stride, size_t bytes)
 {
     for (uint32_t r = 0; r < n_rows; r++, out += stride) {
         for (uint32_t j = 0; j < n; j++)

@@ -77,8 +77,8 @@ static void uniform_row(const mgr_stream *stream, double centre, double scale, u
     }
 }
 
-void mgr_router_fill(mgr_router router, double std, uint64_t seed, uint32_t layer,
-                     uint32_t experts, uint64_t hidden, void *out, mgr_dtype to)
+void mgr_router_fill(mgr_router router, double std, uint64_t seed, uint32_t layer, uint32_t experts,
+                     uint64_t hidden, void *out, mgr_dtype to)
 {
     const int centred = router == MGR_ROUTER_UNIFORM || router == MGR_ROUTER_UNIFORM01_CENTRED;
     const double centre = centred ? mean_word(seed, layer, experts, hidden) * 0x1p-32 : 0;

@@ -143,9 +143,10 @@ static inline void add_to_columns(double *restrict sum, double *restrict square,
 }
 
 /* A strip of `cols` <= STRIP columns, over the rows of one canonical block. */
-static inline __attribute__((always_inline)) int
-add_strip(mgr_sums *sums, const unsigned char *data, size_t stride, mgr_dtype dtype,
-          size_t element_bytes, size_t rows, size_t cols)
+static inline __attribute__((always_inline)) int add_strip(mgr_sums *sums,
+                                                           const unsigned char *data, size_t stride,
+                                                           mgr_dtype dtype, size_t element_bytes,
+                                                           size_t rows, size_t cols)
 {
     double sum[STRIP] = {0}, square[STRIP] = {0};
     float x[ELEMENT_BLOCK];

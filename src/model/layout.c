@@ -165,7 +165,8 @@ int mgr_layout_box(mgr_layout *layout, const mgr_box *box, mgr_err *err)
     mgr_box *const b = &layout->boxes[layout->n_boxes++];
     *b = *box;
     const mgr_stored *const s = &layout->cat->stored[b->stored];
-    b->row_stride = s->ndim >= 2 ? s->stride[s->ndim - 2] : s->stride[0];
+    const bool matrix = layout->tensors->list[b->tensor].ndim == 2;
+    b->row_stride = s->ndim < 2 ? s->stride[0] : s->stride[matrix ? s->ndim - 2 : s->ndim - 1];
     return MGR_OK;
 }
 

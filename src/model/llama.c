@@ -57,12 +57,12 @@ static int stored_of(mgr_layout *layout, const mgr_llama *llama, const mgr_tenso
     const uint64_t shape[2] = {vocabulary ? llama->vocab_rows : t->rows, t->cols};
     char name[NAME_BYTES];
     tensor_name(role, t->layer, name);
-    const uint32_t file =
-        layout->declare ? llama->first_file : file_of(layout, llama, *hint, name);
+    const uint32_t file = layout->declare ? llama->first_file : file_of(layout, llama, *hint, name);
     if (file == MGR_NONE)
         return mgr_fail(err, MGR_ERR_FORMAT,
-                        llama->n_files > 1 ? "tensor '%s' is missing in '%s' and the files beside it"
-                                           : "tensor '%s' is missing in '%s'",
+                        llama->n_files > 1
+                            ? "tensor '%s' is missing in '%s' and the files beside it"
+                            : "tensor '%s' is missing in '%s'",
                         name, layout->cat->files[llama->first_file].path);
     *hint = file;
     MGR_TRY(mgr_layout_tensor(layout, file, name, t->ndim, shape, stored, err));
@@ -168,7 +168,8 @@ static int check_type(evidence *ev, mgr_llama *llama, mgr_err *err)
         return mgr_fail(err, MGR_ERR_UNSUPPORTED,
                         "'%s' is of model_type '%s', which is not supported; known are: llama, "
                         "mistral",
-                        path(ev), mgr_printable(type->text, strlen(type->text), shown, sizeof shown));
+                        path(ev),
+                        mgr_printable(type->text, strlen(type->text), shown, sizeof shown));
     if (class && !(class->kind == MGR_ATTR_TEXT && mgr_has_suffix(class->text, "ForCausalLM")))
         return mgr_fail(err, MGR_ERR_UNSUPPORTED, "'%s' is of architecture '%s', no causal LM",
                         path(ev),
@@ -337,18 +338,17 @@ static int embedding_sizes(const evidence *ev, mgr_llama *llama, mgr_model *m, m
         return mgr_fail(err, MGR_ERR_FORMAT, "no matrix '%s' beside '%s'",
                         names[MGR_ROLE_EMBEDDING], path(ev));
     m->dtype = e->dtype;
-    MGR_TRY(whole(ev,
-                  (size_sources){"hidden_size", "model.hidden_size", 0, c->model.hidden_size,
-                                 e->shape[1]},
-                  &m->hidden, err));
+    MGR_TRY(whole(
+        ev,
+        (size_sources){"hidden_size", "model.hidden_size", 0, c->model.hidden_size, e->shape[1]},
+        &m->hidden, err));
     MGR_TRY(whole(ev, (size_sources){"vocab_size", "model.vocab_size", 0, 0, e->shape[0]},
                   &llama->vocab_rows, err));
     m->vocab = c->model.vocab_size ? c->model.vocab_size : llama->vocab_rows;
     if (m->vocab > llama->vocab_rows)
         return mgr_config_fail(c, "model.vocab_size", err,
                                "'model.vocab_size' is %llu, but the checkpoint holds %llu rows",
-                               (unsigned long long)m->vocab,
-                               (unsigned long long)llama->vocab_rows);
+                               (unsigned long long)m->vocab, (unsigned long long)llama->vocab_rows);
     return MGR_OK;
 }
 
@@ -378,9 +378,10 @@ static int attention_sizes(const evidence *ev, mgr_model *m, mgr_err *err)
                                  rows_of(ev, MGR_ROLE_K) / m->head_dim},
                   &m->kv_groups, err));
     if (m->heads % m->kv_groups != 0)
-        return mgr_fail(err, MGR_ERR_FORMAT, "%llu attention heads do not split into %llu groups "
-                        "('%s')", (unsigned long long)m->heads, (unsigned long long)m->kv_groups,
-                        path(ev));
+        return mgr_fail(err, MGR_ERR_FORMAT,
+                        "%llu attention heads do not split into %llu groups "
+                        "('%s')",
+                        (unsigned long long)m->heads, (unsigned long long)m->kv_groups, path(ev));
     return MGR_OK;
 }
 
@@ -450,8 +451,10 @@ static int scalars(const evidence *ev, mgr_model *m, mgr_err *err)
                                  ev->mistral ? 131072 : 2048, 0, 0},
                   &m->max_positions, err));
     if (tied && tied->kind != MGR_ATTR_BOOL)
-        return mgr_fail(err, MGR_ERR_FORMAT, "'tie_word_embeddings' in '%s' is neither true nor "
-                        "false", path(ev));
+        return mgr_fail(err, MGR_ERR_FORMAT,
+                        "'tie_word_embeddings' in '%s' is neither true nor "
+                        "false",
+                        path(ev));
     m->tied = tied && tied->i;
     if (c->model.norm_epsilon > 0)
         m->norm_epsilon = c->model.norm_epsilon;
@@ -476,7 +479,8 @@ static int check_window(const evidence *ev, const mgr_model *m, mgr_err *err)
         return MGR_OK;
     mgr_fail(err, MGR_ERR_UNSUPPORTED,
              "'%s' has sliding-window attention (sliding_window%s: %lld of %llu positions), which "
-             "is not supported", path(ev), a ? "" : ", by default", (long long)window,
+             "is not supported",
+             path(ev), a ? "" : ", by default", (long long)window,
              (unsigned long long)m->max_positions);
     return mgr_hint(err, "set 'model.max_position_embeddings' to no more than the window");
 }
@@ -488,8 +492,10 @@ static int check_parallel(const mgr_config *c, mgr_err *err)
                             : c->model.pipeline_parallel > 1 ? "model.pipeline_parallel"
                                                              : NULL;
     return !key ? MGR_OK
-                : mgr_config_fail(c, key, err, "'%s' is above 1, but a Hugging Face directory is "
-                                  "not split over ranks", key);
+                : mgr_config_fail(c, key, err,
+                                  "'%s' is above 1, but a Hugging Face directory is "
+                                  "not split over ranks",
+                                  key);
 }
 
 int mgr_llama_model(const mgr_catalogue *cat, const mgr_config *config, mgr_llama *llama,

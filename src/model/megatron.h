@@ -46,4 +46,18 @@ int mgr_megatron_check(const mgr_model *model, const mgr_megatron *megatron,
 int mgr_megatron_model(const mgr_catalogue *cat, const mgr_config *config, mgr_megatron *megatron,
                        uint32_t *stage_layers, mgr_model *model, mgr_err *err) MGR_NODISCARD;
 
+/* What the tensors of a checkpoint show of its model, whatever the format. 0 is "unknown". */
+typedef struct mgr_megatron_shapes {
+    uint32_t file; /* whose attributes are read */
+    mgr_dtype dtype;
+    uint64_t layers, hidden, ffn, padded_vocab;
+    uint64_t most_layers; /* that there can be, by the number of tensors */
+    bool output;          /* there is an output layer */
+} mgr_megatron_shapes;
+
+/* The model of these shapes, of the args that `file` has and of the configuration, as above. */
+int mgr_megatron_model_of(const mgr_catalogue *cat, const mgr_config *config,
+                          const mgr_megatron_shapes *shapes, mgr_model *model,
+                          mgr_err *err) MGR_NODISCARD;
+
 #endif

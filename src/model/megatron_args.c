@@ -132,7 +132,7 @@ static int whole(const evidence *ev, const char *name, uint64_t from_config, uin
     char key[96];
     snprintf(key, sizeof key, "model.%s", name);
     uint64_t known = 0;
-    if (a && (a->kind != MGR_ATTR_INT || a->i < 1 || a->i > (INT64_C(1) << 40)))
+    if (a && (a->kind != MGR_ATTR_INT || a->i < 1 || a->i > INT32_MAX))
         return mgr_fail(err, MGR_ERR_FORMAT, "args.%s in '%s' is not a positive whole number", name,
                         path(ev));
     if (a)
@@ -235,7 +235,8 @@ static int known_names(const evidence *ev, mgr_err *err)
     return MGR_OK;
 }
 
-static int embedding_sizes(const evidence *ev, mgr_megatron *mg, mgr_model *m, mgr_err *err)
+static int embedding_shape(const evidence *ev, mgr_megatron *mg, mgr_megatron_shapes *s,
+                           mgr_err *err)
 {
     static const char name[] = "model.embedding.word_embeddings.weight";
     const mgr_stored *const e = find_suffix(ev, ".embedding.word_embeddings.weight");
@@ -243,11 +244,17 @@ static int embedding_sizes(const evidence *ev, mgr_megatron *mg, mgr_model *m, m
         return mgr_fail(err, MGR_ERR_FORMAT, "tensor '%s' is missing in '%s'", name, path(ev));
     if (e->shape[0] == 0 || e->shape[1] == 0)
         return mgr_fail(err, MGR_ERR_FORMAT, "tensor '%s' in '%s' is empty", e->name, path(ev));
-    m->dtype = e->dtype;
-    mg->padded_vocab = e->shape[0] * mg->tensor_parallel;
-    MGR_TRY(whole(ev, "hidden_size", ev->config->model.hidden_size, e->shape[1], &m->hidden, err));
+    s->dtype = e->dtype;
+    s->hidden = e->shape[1];
+    s->padded_vocab = mg->padded_vocab = e->shape[0] * mg->tensor_parallel;
+    return MGR_OK;
+}
+
+static int vocabulary_size(const evidence *ev, const mgr_megatron_shapes *s, mgr_model *m,
+                           mgr_err *err)
+{
     uint64_t padded;
-    MGR_TRY(whole(ev, "padded_vocab_size", 0, mg->padded_vocab, &padded, err));
+    MGR_TRY(whole(ev, "padded_vocab_size", 0, s->padded_vocab, &padded, err));
     m->vocab = ev->config->model.vocab_size ? ev->config->model.vocab_size : padded;
     if (m->vocab > padded)
         return mgr_config_fail(ev->config, "model.vocab_size", err,
@@ -283,36 +290,41 @@ static int attention_sizes(const evidence *ev, mgr_model *m, mgr_err *err)
     return MGR_OK;
 }
 
-static int layer_sizes(const evidence *ev, uint32_t *stage_layers, mgr_model *m, mgr_err *err)
+static int ffn_shape(const evidence *ev, mgr_megatron_shapes *s, mgr_err *err)
 {
-    const mgr_config *const c = ev->config;
-    MGR_TRY(whole(ev, "num_layers", c->model.num_layers, count_layers(ev, stage_layers), &m->layers,
-                  err));
-    MGR_TRY(needed(ev, "num_layers", m->layers, err));
     const mgr_stored *fc2 = find_suffix(ev, ".mlp.linear_fc2.weight");
     if (!fc2)
         fc2 = find_suffix(ev, ".mlp.dense_4h_to_h.weight");
     if (!fc2)
         return mgr_fail(err, MGR_ERR_FORMAT, "no tensor '*.mlp.linear_fc2.weight' in '%s'",
                         path(ev));
-    return whole(ev, "ffn_hidden_size", c->model.ffn_hidden_size,
-                 fc2->shape[1] * ev->mg->tensor_parallel, &m->ffn, err);
+    s->ffn = fc2->shape[1] * ev->mg->tensor_parallel;
+    return MGR_OK;
 }
 
-/* Tied or not: args know; without them, a single stage shows it by having an output layer or not,
- * and with several stages the stored output layer is taken as a tensor of its own. */
-static void embeddings_tied(const evidence *ev, mgr_model *m)
+static bool has_output_layer(const evidence *ev)
 {
     const uint32_t last = ev->mg->files[(ev->mg->pipeline_parallel - 1) * ev->mg->tensor_parallel];
-    const mgr_attr *const a = arg(ev, "untie_embeddings_and_output_weights");
-    bool stored = false;
-    for (size_t i = 0; i < ev->cat->n_stored && !stored; i++)
-        stored = ev->cat->stored[i].file == last &&
-                 mgr_has_suffix(ev->cat->stored[i].name, ".output_layer.weight");
-    m->tied = a ? !is_true(a) : !stored;
+    for (size_t i = 0; i < ev->cat->n_stored; i++)
+        if (ev->cat->stored[i].file == last &&
+            mgr_has_suffix(ev->cat->stored[i].name, ".output_layer.weight"))
+            return true;
+    return false;
 }
 
-static void scalars(const evidence *ev, mgr_model *m)
+static int layer_sizes(const evidence *ev, const mgr_megatron_shapes *s, mgr_model *m, mgr_err *err)
+{
+    const mgr_config *const c = ev->config;
+    MGR_TRY(whole(ev, "num_layers", c->model.num_layers, s->layers, &m->layers, err));
+    MGR_TRY(needed(ev, "num_layers", m->layers, err));
+    if (m->layers > s->most_layers) /* a name alone must not make us list a million layers */
+        return mgr_fail(err, MGR_ERR_FORMAT, "%llu layers in %zu tensors (%s)",
+                        (unsigned long long)m->layers, ev->cat->n_stored, path(ev));
+    return whole(ev, "ffn_hidden_size", c->model.ffn_hidden_size, s->ffn, &m->ffn, err);
+}
+
+/* Comparisons are written so that a NaN fails them. */
+static int scalars(const evidence *ev, mgr_model *m, mgr_err *err)
 {
     const mgr_config *const c = ev->config;
     const double eps = real_arg(ev, "norm_epsilon", real_arg(ev, "layernorm_epsilon", 1e-5));
@@ -321,11 +333,19 @@ static void scalars(const evidence *ev, mgr_model *m)
         c->model.rotary_base > 0 ? c->model.rotary_base : real_arg(ev, "rotary_base", 10000.0);
     const double positions =
         real_arg(ev, "max_position_embeddings", real_arg(ev, "seq_length", 2048.0));
-    m->max_positions =
-        c->model.max_position_embeddings ? c->model.max_position_embeddings : (uint64_t)positions;
     m->bos_token_id = c->model.bos_token_id;
     m->eos_token_id = c->model.eos_token_id;
     m->init_std = real_arg(ev, "init_method_std", 0.02);
+    if (!(m->norm_epsilon >= 0 && m->norm_epsilon <= 1) ||
+        !(m->rotary_base > 0 && m->rotary_base <= 1e15) || !(positions >= 1 && positions <= 1e15) ||
+        !(m->init_std >= 0 && m->init_std <= 1e15))
+        return mgr_fail(err, MGR_ERR_FORMAT,
+                        "args of '%s': norm_epsilon %g, rotary_base %g, max_position_embeddings %g "
+                        "or init_method_std %g is out of range",
+                        path(ev), m->norm_epsilon, m->rotary_base, positions, m->init_std);
+    m->max_positions =
+        c->model.max_position_embeddings ? c->model.max_position_embeddings : (uint64_t)positions;
+    return MGR_OK;
 }
 
 /* Shards of two different saves must not be mixed. */
@@ -349,20 +369,45 @@ static int same_everywhere(const evidence *ev, mgr_err *err)
     return MGR_OK;
 }
 
+/* Tied or not: args know; without them, a single stage shows it by having an output layer or not,
+ * and with several stages the stored output layer is taken as a tensor of its own. */
+static int model_of(const evidence *ev, const mgr_megatron_shapes *s, mgr_model *model,
+                    mgr_err *err)
+{
+    const mgr_attr *const untied = arg(ev, "untie_embeddings_and_output_weights");
+    mgr_model m = {.dtype = s->dtype};
+    MGR_TRY(whole(ev, "hidden_size", ev->config->model.hidden_size, s->hidden, &m.hidden, err));
+    MGR_TRY(vocabulary_size(ev, s, &m, err));
+    MGR_TRY(attention_sizes(ev, &m, err));
+    MGR_TRY(layer_sizes(ev, s, &m, err));
+    m.tied = untied ? !is_true(untied) : !s->output;
+    MGR_TRY(scalars(ev, &m, err));
+    *model = m;
+    return MGR_OK;
+}
+
+int mgr_megatron_model_of(const mgr_catalogue *cat, const mgr_config *config,
+                          const mgr_megatron_shapes *shapes, mgr_model *model, mgr_err *err)
+{
+    const evidence ev = {.cat = cat, .config = config, .file = shapes->file};
+    MGR_TRY(known_names(&ev, err));
+    MGR_TRY(check_supported(&ev, err));
+    return model_of(&ev, shapes, model, err);
+}
+
 int mgr_megatron_model(const mgr_catalogue *cat, const mgr_config *config, mgr_megatron *mg,
                        uint32_t *stage_layers, mgr_model *model, mgr_err *err)
 {
     const evidence ev = {cat, config, mg, mg->files[0]};
-    mgr_model m = {0};
+    mgr_megatron_shapes shapes = {.file = ev.file, .most_layers = cat->n_stored};
     MGR_TRY(known_names(&ev, err));
     MGR_TRY(check_supported(&ev, err));
     MGR_TRY(same_everywhere(&ev, err));
-    MGR_TRY(embedding_sizes(&ev, mg, &m, err));
-    MGR_TRY(attention_sizes(&ev, &m, err));
-    MGR_TRY(layer_sizes(&ev, stage_layers, &m, err));
-    embeddings_tied(&ev, &m);
-    scalars(&ev, &m);
+    MGR_TRY(embedding_shape(&ev, mg, &shapes, err));
+    MGR_TRY(ffn_shape(&ev, &shapes, err));
+    shapes.layers = count_layers(&ev, stage_layers);
+    shapes.output = has_output_layer(&ev);
+    MGR_TRY(model_of(&ev, &shapes, model, err));
     mg->stage_layers = stage_layers;
-    *model = m;
     return mgr_megatron_check(model, mg, err);
 }

@@ -19,8 +19,8 @@
  *             z = a * a
  *             s = a + (a * z) * S(z),  c = 1 + z * C(z)      sin a, cos a
  *             c is negated if bit 0 of x1 is set, then c and s swap if bit 1 is set: this turns
- *             the quarter of the circle into each of the four quarters. (Bits 0 and 1 are below
- *             what a float keeps of x1, but for |a| < 2^-7, where they hardly move a.)
+ *             the quarter of the circle into each of the four quarters. (A float keeps these two
+ *             bits of x1 only where |a| < 2^-8; they hardly move a there.)
  *   results   element 0 = r * c,  element 1 = r * s
  *
  * Layout: a vector of SIMD_LANES 32-bit lanes is also one of SIMD_LANES / 2 64-bit lanes. Philox
@@ -37,29 +37,29 @@
 #define BODY_GROUP (2 * SIMD_LANES)
 
 /* -2 ln 2 */
-#define LOG_EXPONENT -0x1.62e430p+0f
+#define LOG_EXPONENT (-0x1.62e430p+0f)
 /* Least value of m, sqrt(1/2), as bits. */
 #define LOG_BASE 0x3f3504f3u
 /* -2 ln(1 + t) / t on [sqrt(1/2) - 1, sqrt(2) - 1]; relative error 1.8e-7. How these were found:
  * tools/gen/minimax.py. */
-#define LOG_0 -0x1.000000p+1f
+#define LOG_0 (-0x1.000000p+1f)
 #define LOG_1 0x1.00006cp+0f
-#define LOG_2 -0x1.5558f4p-1f
+#define LOG_2 (-0x1.5558f4p-1f)
 #define LOG_3 0x1.ff6978p-2f
-#define LOG_4 -0x1.97b1a4p-2f
+#define LOG_4 (-0x1.97b1a4p-2f)
 #define LOG_5 0x1.61212ep-2f
-#define LOG_6 -0x1.4b5dcep-2f
+#define LOG_6 (-0x1.4b5dcep-2f)
 #define LOG_7 0x1.9d03b0p-3f
 /* pi/4 * 2^-31 */
 #define ANGLE_UNIT 0x1.921fb6p-32f
 /* (sin(a) / a - 1) / a^2 in a^2 on [0, pi/4]; relative error of sin 3.7e-9. */
-#define SIN_0 -0x1.555546p-3f
+#define SIN_0 (-0x1.555546p-3f)
 #define SIN_1 0x1.11077ep-7f
-#define SIN_2 -0x1.9956b6p-13f
+#define SIN_2 (-0x1.9956b6p-13f)
 /* (cos(a) - 1) / a^2 in a^2 on [0, pi/4]; error of cos 3.3e-8. */
-#define COS_0 -0x1.ffffbap-2f
+#define COS_0 (-0x1.ffffbap-2f)
 #define COS_1 0x1.553faap-5f
-#define COS_2 -0x1.647822p-10f
+#define COS_2 (-0x1.647822p-10f)
 
 /* x * y + constant, each rounded. */
 BODY_INLINE vec_float times_plus(vec_float x, vec_float y, float constant)
@@ -124,16 +124,6 @@ BODY_INLINE vec_float body_radius(vec_int word)
     const vec_int mantissa = int_add(int_and(above, int_set(0x007fffffu)), int_set(LOG_BASE));
     const vec_float t = float_sub(float_from_bits(mantissa), float_set(1.0f));
 
-#if defined(EVENODD)
-    const vec_float t2 = float_mul(t, t);
-    vec_float qe = times_plus(float_set(LOG_6), t2, LOG_4);
-    vec_float qo = times_plus(float_set(LOG_7), t2, LOG_5);
-    qe = times_plus(qe, t2, LOG_2);
-    qo = times_plus(qo, t2, LOG_3);
-    qe = times_plus(qe, t2, LOG_0);
-    qo = times_plus(qo, t2, LOG_1);
-    vec_float q = float_add(qe, float_mul(qo, t));
-#else
     vec_float q = times_plus(float_set(LOG_7), t, LOG_6);
     q = times_plus(q, t, LOG_5);
     q = times_plus(q, t, LOG_4);
@@ -141,7 +131,6 @@ BODY_INLINE vec_float body_radius(vec_int word)
     q = times_plus(q, t, LOG_2);
     q = times_plus(q, t, LOG_1);
     q = times_plus(q, t, LOG_0);
-#endif
     return float_sqrt(float_add(float_mul(exponent, float_set(LOG_EXPONENT)), float_mul(t, q)));
 }
 
@@ -229,14 +218,13 @@ BODY_INLINE void body_fill(const mgr_normal_job *shared, uint32_t block, size_t 
                            unsigned char *to, size_t element_bytes, body_store *store)
 {
     const mgr_normal_job job = *shared; /* a copy that the output cannot alias */
-    for (size_t i = 0; i < n_groups; i += 2) {
+    for (size_t i = 0; i < n_groups; i += 2, block += 2 * BODY_BLOCKS) {
+        unsigned char *at = to + i * BODY_GROUP * element_bytes;
         body_pairs words[2];
         body_words(&job, block, words);
-        store(&job, &words[0], to);
+        store(&job, &words[0], at);
         if (i + 1 < n_groups)
-            store(&job, &words[1], to + BODY_GROUP * element_bytes);
-        block += 2 * BODY_BLOCKS;
-        to += 2 * BODY_GROUP * element_bytes;
+            store(&job, &words[1], at + BODY_GROUP * element_bytes);
     }
 }
 
@@ -260,4 +248,7 @@ static void fill_scaled_bf16(const mgr_normal_job *job, uint32_t block, size_t n
     body_fill(job, block, n_groups, out, sizeof(uint16_t), store_scaled_bf16);
 }
 
-#define BODY_PATH {BODY_GROUP, fill_words, fill_normals, fill_scaled_f32, fill_scaled_bf16}
+#define BODY_PATH                                                                                  \
+    {                                                                                              \
+        BODY_GROUP, fill_words, fill_normals, fill_scaled_f32, fill_scaled_bf16                    \
+    }

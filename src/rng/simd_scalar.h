@@ -162,8 +162,8 @@ static inline void store_pairs(unsigned char *to, vec_int x, vec_int y)
 /* The upper halves of x and y in turn, 16 bits each. */
 static inline void store_halves(unsigned char *to, vec_int x, vec_int y)
 {
-    const uint16_t lanes[4] = {(uint16_t)(x.a >> 16), (uint16_t)(y.a >> 16),
-                               (uint16_t)(x.b >> 16), (uint16_t)(y.b >> 16)};
+    const uint16_t lanes[4] = {(uint16_t)(x.a >> 16), (uint16_t)(y.a >> 16), (uint16_t)(x.b >> 16),
+                               (uint16_t)(y.b >> 16)};
     memcpy(to, lanes, sizeof lanes);
 }
 

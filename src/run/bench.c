@@ -138,7 +138,8 @@ static int floor_seconds(const bench *b, double *seconds, mgr_err *err)
 
 static int run_seconds(const bench *b, double *seconds, mgr_tally *tally, mgr_err *err)
 {
-    const mgr_run_options options = {.config_path = b->config, .verbosity = -1};
+    const mgr_run_options options = {
+        .config_path = b->config, .verbosity = -1, .write = {.journal = MGR_JOURNAL_SECONDS}};
     mgr_barrier(b->comm);
     const double start = mgr_now();
     int rc = mgr_run_upcycle(b->comm, &options, tally, err);

@@ -5,6 +5,7 @@
 
 #include "core/mem.h"
 #include "kern/kern.h"
+#include "run/journal.h"
 #include "run/progress.h"
 
 static volatile sig_atomic_t stop_requested;
@@ -189,6 +190,11 @@ static bool mine(const mgr_engine *e, const mgr_unit *unit)
     return unit->rank == e->job->rank;
 }
 
+static bool pending(const mgr_engine *e, uint32_t unit)
+{
+    return e->journal->state[unit] == MGR_UNIT_PENDING;
+}
+
 /* Read this rank's units of a group and add up their sums; keep as many as the cache has room for,
  * the others will be read a second time. */
 static int sum_group(mgr_engine *e, const mgr_group *group, mgr_err *err)
@@ -207,7 +213,8 @@ static int sum_group(mgr_engine *e, const mgr_group *group, mgr_err *err)
             if (e->cache_used > e->job->plan.cache_bytes)
                 e->cache_used = e->job->plan.cache_bytes;
         }
-        MGR_TRY(mgr_engine_read(e, unit, into, true, err));
+        e->unit_idx = group->unit + u;
+        MGR_TRY(mgr_engine_read(e, unit, into, pending(e, e->unit_idx), err));
         MGR_TRY(mgr_engine_sums(e, group, unit, into, err));
     }
     return MGR_OK;
@@ -218,14 +225,17 @@ static int make_group(mgr_engine *e, const mgr_group *group, mgr_err *err)
     const bool summed = group->n_layers > 0;
     for (uint32_t u = 0; u < group->n_units; u++) {
         const mgr_unit *const unit = &e->job->plan.units[group->unit + u];
-        if (!mine(e, unit))
+        if (!mine(e, unit) || !pending(e, group->unit + u))
             continue;
+        e->unit_idx = group->unit + u;
         const unsigned char *data = e->unit;
         if (summed && e->kept[u] != UINT64_MAX)
             data = e->cache + e->kept[u];
         else if (unit->in_bytes)
             MGR_TRY(mgr_engine_read(e, unit, e->unit, !summed, err));
         MGR_TRY(mgr_engine_make(e, group, unit, data, err));
+        MGR_TRY(mgr_journal_unit(e->journal, e->unit_idx, &e->write_files, &e->read_extents,
+                                 &e->write_extents, err));
     }
     return MGR_OK;
 }
@@ -295,32 +305,75 @@ static void engine_clear(mgr_engine *e)
     mgr_free(e->items);
 }
 
-int mgr_engine_run(mgr_job *job, const char *directory, mgr_progress *progress,
-                   mgr_extents *read_extents, mgr_extents *write_extents, mgr_err *err)
+/* How many units of each group some rank has still to do. */
+static int count_pending(const mgr_engine *e, int64_t *left, mgr_err *err)
+{
+    const mgr_plan *const plan = &e->job->plan;
+    for (size_t g = 0; g < plan->n_groups; g++)
+        for (uint32_t u = plan->groups[g].unit; u < plan->groups[g].unit + plan->groups[g].n_units;
+             u++)
+            left[g] += mine(e, &plan->units[u]) && pending(e, u);
+    return mgr_sum_i64(e->job->comm, left, plan->n_groups, err);
+}
+
+static int run_groups(mgr_engine *e, int *local, mgr_err *err)
+{
+    const mgr_plan *const plan = &e->job->plan;
+    int64_t *left = NULL;
+    int rc = mgr_agree(e->job->comm, mgr_alloc(&left, plan->n_groups, sizeof *left, err), err);
+    if (rc == MGR_OK)
+        rc = count_pending(e, left, err);
+    for (size_t g = 0; rc == MGR_OK && g < plan->n_groups; g++) {
+        const mgr_group *const group = &plan->groups[g];
+        if (left[g] == 0)
+            continue;
+        if (group->n_layers) {
+            rc = mgr_agree(e->job->comm, *local, err);
+            if (rc == MGR_OK)
+                rc = share_sums(e, group, err);
+        }
+        if (rc == MGR_OK && *local == MGR_OK)
+            *local = make_group(e, group, err);
+    }
+    mgr_free(left);
+    return rc;
+}
+
+/* Close everything; what was written becomes durable, and, where the run is only interrupted, part
+ * of the journal. */
+static int close_files(mgr_engine *e, int failure, mgr_err *err)
+{
+    mgr_err ignored = MGR_ERR_INIT;
+    int rc = MGR_OK;
+    if (failure == MGR_ERR_INTERRUPTED && e->journal->fd >= 0)
+        rc = mgr_journal_flush(e->journal, &e->write_files, &e->read_extents, &e->write_extents,
+                               &ignored);
+    if (e->write_files.fd)
+        rc = mgr_open_files_close(&e->write_files, failure != MGR_OK, err);
+    if (e->read_files.fd && mgr_open_files_close(&e->read_files, true, &ignored) != MGR_OK)
+        rc = rc != MGR_OK ? rc : MGR_ERR_IO;
+    return failure != MGR_OK ? failure : rc;
+}
+
+int mgr_engine_run(mgr_job *job, const char *directory, double journal_seconds,
+                   mgr_progress *progress, mgr_extents *read_extents, mgr_extents *write_extents,
+                   mgr_err *err)
 {
     mgr_engine e;
-    int rc = mgr_agree(job->comm, engine_init(&e, job, directory, progress, err), err);
+    mgr_journal journal = {.fd = -1};
+    int local = engine_init(&e, job, directory, progress, err);
+    e.journal = &journal;
+    if (local == MGR_OK)
+        local = mgr_journal_open(&journal, job, directory, journal_seconds, &e.read_extents,
+                                 &e.write_extents, err);
+    int rc = mgr_agree(job->comm, local, err);
     const double start = mgr_now();
-    int local = MGR_OK; /* what has gone wrong here since the last agreement */
-    for (size_t g = 0; rc == MGR_OK && g < job->plan.n_groups; g++) {
-        const mgr_group *const group = &job->plan.groups[g];
-        if (group->n_layers) {
-            rc = mgr_agree(job->comm, local, err);
-            if (rc == MGR_OK)
-                rc = share_sums(&e, group, err);
-        }
-        if (rc == MGR_OK && local == MGR_OK)
-            local = make_group(&e, group, err);
-    }
+    local = rc; /* from here on: what has gone wrong on this rank */
+    if (rc == MGR_OK)
+        rc = run_groups(&e, &local, err);
     job->tally.seconds_write = mgr_now() - start - job->tally.seconds_sums;
     const double sync_start = mgr_now();
-    mgr_err ignored = MGR_ERR_INIT;
-    if (e.write_files.fd) {
-        const int sync = mgr_open_files_close(&e.write_files, local != MGR_OK, err);
-        local = local != MGR_OK ? local : sync;
-        if (mgr_open_files_close(&e.read_files, true, &ignored) != MGR_OK)
-            local = local != MGR_OK ? local : MGR_ERR_IO;
-    }
+    local = close_files(&e, rc != MGR_OK ? rc : local, err);
     job->tally.seconds_sync = mgr_now() - sync_start;
     if (rc == MGR_OK) {
         mgr_progress_finish(progress);
@@ -328,6 +381,7 @@ int mgr_engine_run(mgr_job *job, const char *directory, mgr_progress *progress,
     }
     *read_extents = e.read_extents;
     *write_extents = e.write_extents;
+    mgr_journal_close(&journal);
     engine_clear(&e);
     return rc;
 }

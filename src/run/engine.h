@@ -12,6 +12,7 @@ typedef struct mgr_extent {
     uint32_t what; /* stored tensor, or record */
     uint32_t crc32;
     uint64_t offset, bytes; /* within it */
+    uint32_t unit, pad;     /* of the plan */
 } mgr_extent;
 
 typedef struct mgr_extents {
@@ -44,11 +45,14 @@ typedef struct mgr_engine {
     size_t n_items, cap_items;
     mgr_extents read_extents, write_extents;
     mgr_progress *progress;
+    struct mgr_journal *journal;
+    uint32_t unit_idx; /* the unit at hand */
 } mgr_engine;
 
-/* Do all work of this rank, writing below `directory`, and make it durable. Collective. */
-int mgr_engine_run(mgr_job *job, const char *directory, mgr_progress *progress,
-                   mgr_extents *read_extents, mgr_extents *write_extents,
+/* Do all work of this rank that the journal in `directory` does not name, writing below `directory`,
+ * and make it durable; finished units are journaled every `journal_seconds`. Collective. */
+int mgr_engine_run(mgr_job *job, const char *directory, double journal_seconds,
+                   mgr_progress *progress, mgr_extents *read_extents, mgr_extents *write_extents,
                    mgr_err *err) MGR_NODISCARD;
 
 /* Bytes that a selection of one layer's experts takes: for the plan. Pure. */
@@ -57,6 +61,8 @@ uint64_t mgr_selection_bytes(const mgr_job *job);
 /* --- between the files of the engine --- */
 
 int mgr_open_files_get(mgr_open_files *files, uint32_t file, int *fd, mgr_err *err) MGR_NODISCARD;
+/* Make what was written so far durable, and leave the files open. Local. */
+int mgr_open_files_sync(const mgr_open_files *files, mgr_err *err) MGR_NODISCARD;
 /* Close all; those for writing are synced, unless `failed`. */
 int mgr_open_files_close(mgr_open_files *files, bool failed, mgr_err *err) MGR_NODISCARD;
 
@@ -97,8 +103,7 @@ int mgr_selection_set(mgr_selection *selection, const mgr_job *job, uint32_t lay
 mgr_expert mgr_selection_expert(const mgr_selection *selection, const mgr_job *job, uint32_t expert,
                                 mgr_matrix matrix);
 
-int mgr_extents_add(mgr_extents *extents, uint32_t what, uint64_t offset, uint64_t bytes,
-                    uint32_t crc32, mgr_err *err) MGR_NODISCARD;
+int mgr_extents_add(mgr_extents *extents, const mgr_extent *extent, mgr_err *err) MGR_NODISCARD;
 
 /* Nonzero once a signal has asked the run to stop; set by cli. */
 void mgr_request_stop(void);

@@ -53,12 +53,19 @@ int mgr_open_files_close(mgr_open_files *files, bool failed, mgr_err *err)
     return rc;
 }
 
-int mgr_extents_add(mgr_extents *extents, uint32_t what, uint64_t offset, uint64_t bytes,
-                    uint32_t crc32, mgr_err *err)
+int mgr_open_files_sync(const mgr_open_files *files, mgr_err *err)
+{
+    for (size_t i = 0; i < files->cat->n_files; i++)
+        if (files->fd[i] >= 0)
+            MGR_TRY(mgr_sync(files->fd[i], files->cat->files[i].path, err));
+    return MGR_OK;
+}
+
+int mgr_extents_add(mgr_extents *extents, const mgr_extent *extent, mgr_err *err)
 {
     MGR_TRY(
         mgr_grow(&extents->list, &extents->capacity, extents->n + 1, sizeof *extents->list, err));
-    extents->list[extents->n++] = (mgr_extent){what, crc32, offset, bytes};
+    extents->list[extents->n++] = *extent;
     return MGR_OK;
 }
 
@@ -191,9 +198,11 @@ static int read_run(mgr_engine *e, size_t first, size_t n, uint64_t bytes, bool 
                            lead->offset, err));
     e->job->tally.bytes_read += bytes;
     mgr_progress_add(e->progress, bytes, 0);
-    if (count && lead->record != MGR_NONE)
-        MGR_TRY(mgr_extents_add(&e->read_extents, lead->record, lead->offset - lead->record_offset,
-                                bytes, libdeflate_crc32(0, e->bounce, bytes), err));
+    if (count && lead->record != MGR_NONE) {
+        const mgr_extent extent = {lead->record, libdeflate_crc32(0, e->bounce, bytes),
+                                   lead->offset - lead->record_offset, bytes, e->unit_idx, 0};
+        MGR_TRY(mgr_extents_add(&e->read_extents, &extent, err));
+    }
     const unsigned char *at = e->bounce;
     for (size_t i = first; i < first + n; i++) {
         MGR_TRY(place_item(e, &e->items[i], at, err));
@@ -230,8 +239,9 @@ static int write_stretch(mgr_engine *e, const mgr_box *box, uint64_t row, const 
         mgr_begin_writeback(fd, offset, len);
     e->job->tally.bytes_written += len;
     mgr_progress_add(e->progress, 0, len);
-    return mgr_extents_add(&e->write_extents, box->stored, offset - s->offset, len,
-                           libdeflate_crc32(0, bytes, len), err);
+    const mgr_extent extent = {box->stored, libdeflate_crc32(0, bytes, len), offset - s->offset,
+                               len, e->unit_idx, 0};
+    return mgr_extents_add(&e->write_extents, &extent, err);
 }
 
 /* The part of rows [row, row+n) that lies in `box`; packed column parts go through the read buffer,

@@ -13,13 +13,23 @@
 #include "par/comm.h"
 #include "run/job.h"
 
+/* How the output comes to be. */
+typedef struct mgr_write_options {
+    bool dry_run; /* stop when the plan has been checked against the file system */
+    bool force;   /* replace an existing target, remove a leftover of a stopped run */
+    bool resume;  /* continue such a leftover */
+    double progress; /* seconds between progress lines, 0 for none */
+    double journal;  /* seconds between journal blocks, 0: one after each unit, -1: no journal */
+} mgr_write_options;
+
+#define MGR_JOURNAL_SECONDS 20.0
+
 typedef struct mgr_run_options {
     const char *config_path;
     const char *const *sets; /* "key=value" */
     size_t n_sets;
-    bool dry_run, force;
-    int verbosity;   /* -1 quiet, 0, 1 verbose */
-    double progress; /* seconds between lines, 0 for none */
+    int verbosity; /* -1 quiet, 0, 1 verbose */
+    mgr_write_options write;
 } mgr_run_options;
 
 /* mgr-upcycle: read the configuration, find and describe the source, plan, write, publish; rank 0
@@ -51,8 +61,8 @@ int mgr_run_plan(mgr_job *job, uint64_t baseline, mgr_err *err) MGR_NODISCARD;
 
 /* Everything that writes: staging, engine, checksums, sidecars, publishing. A dry run ends when the
  * plan has been checked against the file system. Collective. */
-int mgr_run_write(mgr_job *job, const char *out, const char *id, bool force, bool dry_run,
-                  double progress, mgr_err *err) MGR_NODISCARD;
+int mgr_run_write(mgr_job *job, const char *out, const char *id, const mgr_write_options *options,
+                  mgr_err *err) MGR_NODISCARD;
 
 /* Peak memory and counters of all ranks into job->tally (rank 0). Collective. */
 int mgr_run_tally(mgr_job *job, mgr_err *err) MGR_NODISCARD;

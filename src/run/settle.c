@@ -110,8 +110,9 @@ static int add_fills(const mgr_job *job, mgr_extents *written, mgr_err *err)
         const mgr_fill *const f = &layout->fills[i];
         const mgr_stored *const s = &layout->cat->stored[f->stored];
         const uint64_t row = s->stride[0] * mgr_dtype_size(s->dtype);
-        MGR_TRY(mgr_extents_add(written, f->stored, f->row * row, f->rows * row,
-                                crc_of_zeros(f->rows * row), err));
+        const mgr_extent extent = {f->stored, crc_of_zeros(f->rows * row), f->row * row,
+                                   f->rows * row, 0, 0};
+        MGR_TRY(mgr_extents_add(written, &extent, err));
     }
     return MGR_OK;
 }
@@ -147,8 +148,9 @@ static int put_blob(void *context, const mgr_blob *blob, mgr_err *err)
 {
     const blob_writer *const w = context;
     MGR_TRY(mgr_pwrite_full(w->fd, w->name, blob->bytes, blob->len, blob->offset, err));
-    return mgr_extents_add(w->extents, w->file, blob->offset, blob->len,
-                           libdeflate_crc32(0, blob->bytes, blob->len), err);
+    const mgr_extent extent = {w->file, libdeflate_crc32(0, blob->bytes, blob->len), blob->offset,
+                               blob->len, 0, 0};
+    return mgr_extents_add(w->extents, &extent, err);
 }
 
 static int finish_file(const mgr_job *job, mgr_open_files *files, uint32_t file,
@@ -167,9 +169,9 @@ static int join_files(mgr_job *job, mgr_extents *extents, mgr_err *err)
     size_t at = 0;
     for (uint32_t i = 0; i < cat->n_stored; i++) {
         const mgr_stored *const s = &cat->stored[i];
-        MGR_TRY(mgr_extents_add(extents, s->file, s->offset,
-                                s->shape[0] * s->stride[0] * mgr_dtype_size(s->dtype),
-                                job->stored_crc[i], err));
+        const uint64_t bytes = s->shape[0] * s->stride[0] * mgr_dtype_size(s->dtype);
+        const mgr_extent extent = {s->file, job->stored_crc[i], s->offset, bytes, 0, 0};
+        MGR_TRY(mgr_extents_add(extents, &extent, err));
     }
     sort(extents);
     MGR_TRY(mgr_alloc(&job->file_crc, cat->n_files, sizeof *job->file_crc, err));

@@ -82,11 +82,12 @@ static int64_t id_of(const json_t *object, const char *key)
 }
 
 /* generation_config.json and config.json of the dense model name the special tokens. They are
- * helpful, not needed: one that cannot be read is passed over. */
-static void look_up_ids(const char *directory, mgr_sidecar_tokenizer *found)
+ * helpful, not needed: one that makes no sense is passed over. */
+static int look_up_ids(const char *directory, mgr_sidecar_tokenizer *found, mgr_err *err)
 {
     static const char *const names[] = {"generation_config.json", "config.json"};
-    for (size_t i = 0; i < 2; i++) {
+    int rc = MGR_OK;
+    for (size_t i = 0; i < 2 && rc == MGR_OK; i++) {
         mgr_err ignored = MGR_ERR_INIT;
         mgr_buf path = {0}, text = {0};
         json_t *object = NULL;
@@ -98,10 +99,15 @@ static void look_up_ids(const char *directory, mgr_sidecar_tokenizer *found)
             if (found->eos_token_id < 0)
                 found->eos_token_id = id_of(object, "eos_token_id");
         }
+        if (ignored.code == MGR_ERR_IO || ignored.code == MGR_ERR_NOMEM) {
+            *err = ignored;
+            rc = ignored.code;
+        }
         json_decref(object);
         mgr_buf_clear(&path);
         mgr_buf_clear(&text);
     }
+    return rc;
 }
 
 int mgr_sidecar_copy_tokenizer(const mgr_job *job, const char *directory,
@@ -120,8 +126,7 @@ int mgr_sidecar_copy_tokenizer(const mgr_job *job, const char *directory,
             MGR_TRY(copy_file(places[p], directory, tokenizer_files[i], err));
             found->n_files++;
         }
-        look_up_ids(places[p], found);
-        break;
+        return look_up_ids(places[p], found, err);
     }
     return MGR_OK;
 }

@@ -2,10 +2,14 @@
 
 #include <string.h>
 
+extern const mgr_source_format mgr_source_megatron_dist;
 extern const mgr_source_format mgr_source_megatron_torch;
+extern const mgr_source_format mgr_source_huggingface;
 
 static const mgr_source_format *const table[] = {
+    &mgr_source_megatron_dist, /* before megatron-torch, as in Megatron's own detection */
     &mgr_source_megatron_torch,
+    &mgr_source_huggingface,
 };
 
 const mgr_source_format *mgr_source_at(size_t idx)

@@ -11,101 +11,34 @@
 #include "fmt/torch_file.h"
 #include "io/file.h"
 #include "model/megatron.h"
+#include "run/megatron_root.h"
 #include "run/source.h"
 
-#define TRACKER "latest_checkpointed_iteration.txt"
 #define RANK_FILE "model_optim_rng.pt"
 #define MAX_PARALLEL 65536
 
 extern const mgr_source_format mgr_source_megatron_torch;
 
-static bool is_rank_folder(const char *name)
-{
-    return mgr_has_prefix(name, "mp_rank_") && isdigit((unsigned char)name[8]);
-}
-
-/* Does `directory` hold rank folders? */
-static bool is_iteration(const char *directory)
-{
-    mgr_arena arena = {0};
-    mgr_err ignored = MGR_ERR_INIT;
-    const char **names;
-    size_t n = 0;
-    bool found = false;
-    if (mgr_is_dir(directory) && mgr_list_dir(directory, &arena, &names, &n, &ignored) == MGR_OK)
-        for (size_t i = 0; i < n && !found; i++)
-            found = is_rank_folder(names[i]);
-    mgr_arena_clear(&arena);
-    return found;
-}
-
 static bool probe(const char *path)
 {
-    char tracker[MGR_CONFIG_TEXT + 64];
-    snprintf(tracker, sizeof tracker, "%s/%s", path, TRACKER);
-    return mgr_path_exists(tracker) || is_iteration(path);
-}
-
-/* The tracker's word: a number or "release". */
-static int read_tracker(const char *root, char *out, size_t size, mgr_err *err)
-{
-    char path[MGR_CONFIG_TEXT + 64];
-    mgr_buf text = {0};
-    snprintf(path, sizeof path, "%s/%s", root, TRACKER);
-    int rc = mgr_read_file(path, 4096, &text, err);
-    if (rc != MGR_OK) {
-        mgr_buf_clear(&text);
-        mgr_wrap(err, "no Megatron checkpoint at '%s'", root);
-        return mgr_hint(err, "source.path is the folder that holds " TRACKER
-                             ", or one iteration's folder");
-    }
-    const char *word = text.data ? text.data : "";
-    word += strspn(word, " \t\r\n");
-    const size_t len = strcspn(word, " \t\r\n");
-    if (len == 0 || len >= size || word[len + strspn(word + len, " \t\r\n")] != '\0' ||
-        (strncmp(word, "release", len) != 0 && strspn(word, "0123456789") < len))
-        rc = mgr_fail(err, MGR_ERR_FORMAT, "'%s' holds neither a number nor 'release'", path);
-    else
-        snprintf(out, size, "%.*s", (int)len, word);
-    mgr_buf_clear(&text);
-    return rc;
-}
-
-static int find_directory(const mgr_config *config, mgr_arena *arena, const char **out,
-                          mgr_err *err)
-{
-    const char *const root = config->source.path;
-    char word[32];
-    if (is_iteration(root) && strcmp(config->source.iteration, "latest") == 0)
-        return mgr_arena_strndup(arena, out, root, strlen(root), err);
-    if (strcmp(config->source.iteration, "latest") == 0)
-        MGR_TRY(read_tracker(root, word, sizeof word, err));
-    else
-        snprintf(word, sizeof word, "%s", config->source.iteration);
-    if (strcmp(word, "release") == 0)
-        MGR_TRY(mgr_arena_fmt(arena, out, err, "%s/release", root));
-    else
-        MGR_TRY(mgr_arena_fmt(arena, out, err, "%s/iter_%07llu", root, strtoull(word, NULL, 10)));
-    if (mgr_is_dir(*out))
-        return MGR_OK;
-    return mgr_fail(err, MGR_ERR_NOT_FOUND, "no directory '%s'", *out);
+    return mgr_megatron_has_tracker(path) || mgr_megatron_kind_of(path) == MGR_MEGATRON_TORCH;
 }
 
 static int find(const mgr_config *config, mgr_arena *arena, mgr_source_files *files, mgr_err *err)
 {
-    const char **names, *manifest;
+    const char **names;
     size_t n;
-    MGR_TRY(find_directory(config, arena, &files->directory, err));
-    MGR_TRY(mgr_arena_fmt(arena, &manifest, err, "%s/metadata.json", files->directory));
-    if (mgr_path_exists(manifest)) /* Megatron's own detection looks at it first */
-        return mgr_fail(err, MGR_ERR_UNSUPPORTED,
-                        "'%s' is a torch_dist checkpoint, which is not supported",
-                        files->directory);
+    MGR_TRY(mgr_megatron_find_iteration(config->source.path, config->source.iteration, arena,
+                                        &files->directory, err));
+    if (mgr_megatron_kind_of(files->directory) == MGR_MEGATRON_DIST) {
+        mgr_fail(err, MGR_ERR_UNSUPPORTED, "'%s' is of the format torch_dist", files->directory);
+        return mgr_hint(err, "set 'source.format: megatron-dist'");
+    }
     MGR_TRY(mgr_list_dir(files->directory, arena, &names, &n, err));
     MGR_TRY(mgr_arena_alloc(arena, &files->paths, (n + 1) * sizeof *files->paths, err));
     files->n = 0;
     for (size_t i = 0; i < n; i++)
-        if (is_rank_folder(names[i]))
+        if (mgr_megatron_is_rank_folder(names[i]))
             MGR_TRY(mgr_arena_fmt(arena, &files->paths[files->n++], err, "%s/%s/" RANK_FILE,
                                   files->directory, names[i]));
     if (files->n == 0)

@@ -4,6 +4,7 @@
 
 #include "core/mem.h"
 #include "io/file.h"
+#include "run/journal.h"
 
 /* Small files beside the tensors: headers are counted with the files, this is for the rest. */
 #define SLACK ((uint64_t)64 << 20)
@@ -18,13 +19,13 @@ static int check_target(const mgr_stage *s, mgr_err *err)
 
 static int check_leftover(const mgr_stage *s, mgr_err *err)
 {
-    if (!mgr_path_exists(s->directory))
+    if (!mgr_path_exists(s->directory) || s->resume)
         return MGR_OK;
     if (s->replace)
-        return mgr_remove_tree(s->directory, err);
-    mgr_fail(err, MGR_ERR_EXISTS, "'%s' exists: a run is writing it, or one was killed",
+        return s->dry_run ? MGR_OK : mgr_remove_tree(s->directory, err);
+    mgr_fail(err, MGR_ERR_EXISTS, "'%s' exists: a run is writing it, or one was stopped",
              s->directory);
-    return mgr_hint(err, "if no such run is alive, remove it or use --force");
+    return mgr_hint(err, "if no such run is alive, continue it with --resume, or use --force");
 }
 
 static int check_space(const mgr_stage *s, uint64_t bytes, mgr_err *err)
@@ -40,13 +41,11 @@ static int check_space(const mgr_stage *s, uint64_t bytes, mgr_err *err)
     return mgr_hint(err, "free space or choose another target.path");
 }
 
-int mgr_stage_check(mgr_stage *s, const char *target, const char *id, bool replace, uint64_t bytes,
-                    mgr_err *err)
+int mgr_stage_check(mgr_stage *s, const char *target, const char *id, uint64_t bytes, mgr_err *err)
 {
     size_t len = strlen(target);
     while (len > 1 && target[len - 1] == '/')
         len--;
-    *s = (mgr_stage){.replace = replace};
     MGR_TRY(mgr_arena_strndup(&s->arena, &s->target, target, len, err));
     MGR_TRY(mgr_dirname(s->target, &s->arena, &s->parent, err));
     MGR_TRY(mgr_arena_fmt(&s->arena, &s->directory, err, "%s.partial-%s", s->target, id));
@@ -57,20 +56,65 @@ int mgr_stage_check(mgr_stage *s, const char *target, const char *id, bool repla
         return mgr_hint(err, "make the directory first");
     }
     MGR_TRY(check_leftover(s, err));
+    if (mgr_path_exists(s->directory)) /* resumed: its files have their room already */
+        return MGR_OK;
     return check_space(s, bytes, err);
+}
+
+/* A file at its full size; one that a stopped run left is taken over as it is. */
+static int make_file(mgr_stage *s, const mgr_file *file, mgr_err *err)
+{
+    const char *path, *folder;
+    uint64_t bytes;
+    MGR_TRY(mgr_arena_fmt(&s->arena, &path, err, "%s/%s", s->directory, file->path));
+    MGR_TRY(mgr_dirname(path, &s->arena, &folder, err));
+    MGR_TRY(mgr_make_dirs(folder, err));
+    if (!mgr_path_exists(path))
+        return mgr_create_sized(path, file->bytes, err);
+    MGR_TRY(mgr_file_bytes(path, &bytes, err));
+    if (bytes == file->bytes)
+        return MGR_OK;
+    MGR_TRY(mgr_remove_tree(path, err)); /* killed between creation and sizing */
+    return mgr_create_sized(path, file->bytes, err);
+}
+
+static bool is_ours(const mgr_catalogue *files, const char *name)
+{
+    const size_t len = strlen(name);
+    for (size_t i = 0; i < files->n_files; i++)
+        if (strncmp(files->files[i].path, name, len) == 0 &&
+            (files->files[i].path[len] == '/' || files->files[i].path[len] == '\0'))
+            return true;
+    return strcmp(name, MGR_JOURNAL_FOLDER) == 0;
+}
+
+/* Small files that a run wrote before it was killed while publishing are written again. */
+static int drop_sidecars(mgr_stage *s, const mgr_catalogue *files, mgr_err *err)
+{
+    const char **names, *path;
+    size_t n;
+    MGR_TRY(mgr_list_dir(s->directory, &s->arena, &names, &n, err));
+    for (size_t i = 0; i < n; i++) {
+        MGR_TRY(mgr_arena_fmt(&s->arena, &path, err, "%s/%s", s->directory, names[i]));
+        if (!is_ours(files, names[i]))
+            MGR_TRY(mgr_remove_tree(path, err));
+    }
+    return MGR_OK;
 }
 
 int mgr_stage_make(mgr_stage *s, const mgr_catalogue *files, mgr_err *err)
 {
-    MGR_TRY(mgr_make_dir(s->directory, err));
-    s->made = true;
-    for (size_t i = 0; i < files->n_files; i++) {
-        const char *path, *folder;
-        MGR_TRY(mgr_arena_fmt(&s->arena, &path, err, "%s/%s", s->directory, files->files[i].path));
-        MGR_TRY(mgr_dirname(path, &s->arena, &folder, err));
-        MGR_TRY(mgr_make_dirs(folder, err));
-        MGR_TRY(mgr_create_sized(path, files->files[i].bytes, err));
-    }
+    const char *journal;
+    const bool leftover = s->resume && mgr_path_exists(s->directory);
+    if (leftover)
+        MGR_TRY(drop_sidecars(s, files, err));
+    else
+        MGR_TRY(mgr_make_dir(s->directory, err));
+    s->made = !leftover; /* a failure before the engine runs leaves a leftover as it was */
+    MGR_TRY(mgr_arena_fmt(&s->arena, &journal, err, "%s/" MGR_JOURNAL_FOLDER, s->directory));
+    MGR_TRY(mgr_make_dirs(journal, err));
+    for (size_t i = 0; i < files->n_files; i++)
+        MGR_TRY(make_file(s, &files->files[i], err));
     return MGR_OK;
 }
 
@@ -89,6 +133,9 @@ static int sync_tree(mgr_stage *s, const char *directory, int depth, mgr_err *er
 
 int mgr_stage_publish(mgr_stage *s, mgr_err *err)
 {
+    const char *journal;
+    MGR_TRY(mgr_arena_fmt(&s->arena, &journal, err, "%s/" MGR_JOURNAL_FOLDER, s->directory));
+    MGR_TRY(mgr_remove_tree(journal, err));
     MGR_TRY(sync_tree(s, s->directory, 0, err));
     MGR_TRY(mgr_publish(s->directory, s->target, s->replace, err));
     s->made = false;
@@ -98,7 +145,7 @@ int mgr_stage_publish(mgr_stage *s, mgr_err *err)
 void mgr_stage_clear(mgr_stage *s)
 {
     mgr_err ignored = MGR_ERR_INIT;
-    if (s->made && mgr_remove_tree(s->directory, &ignored) != MGR_OK)
+    if (s->made && !s->keep && mgr_remove_tree(s->directory, &ignored) != MGR_OK)
         s->made = false;
     mgr_arena_clear(&s->arena);
     *s = (mgr_stage){0};

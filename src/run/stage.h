@@ -18,22 +18,27 @@ typedef struct mgr_stage {
     const char *parent;
     const char *directory; /* "<target>.partial-<id>" */
     bool made;             /* by this run */
-    bool replace;          /* --force */
+    bool replace;          /* --force: an existing target, or a leftover, may go */
+    bool dry_run;          /* nothing is removed */
+    bool resume;           /* --resume: go on in a leftover staging directory, if there is one */
+    bool keep;             /* do not remove the staging directory: the run can be resumed */
 } mgr_stage;
 
 /* May `target` be written: does it not exist (or is it to be replaced), can its parent be written,
- * has the file system room for `bytes`? `id` becomes part of the staging name. Rank 0 only. Errors:
- * MGR_ERR_EXISTS, MGR_ERR_CREATE, MGR_ERR_SPACE. */
-int mgr_stage_check(mgr_stage *stage, const char *target, const char *id, bool replace,
-                    uint64_t bytes, mgr_err *err) MGR_NODISCARD;
+ * has the file system room for `bytes`? `id` becomes part of the staging name. `replace`,
+ * `resume` and `dry_run` are set by the caller. Rank 0 only. Errors: MGR_ERR_EXISTS, MGR_ERR_CREATE, MGR_ERR_SPACE. */
+int mgr_stage_check(mgr_stage *stage, const char *target, const char *id, uint64_t bytes,
+                    mgr_err *err) MGR_NODISCARD;
 
-/* Make the staging directory and every file of the catalogue at its full size. Rank 0 only. */
+/* Make the staging directory with every file of the catalogue at its full size and the journal's
+ * folder, or complete the one that is resumed. Rank 0 only. */
 int mgr_stage_make(mgr_stage *stage, const mgr_catalogue *files, mgr_err *err) MGR_NODISCARD;
 
-/* Make every name below the staging directory durable and rename it to the target. Rank 0 only. */
+/* Drop the journal, make every name below the staging directory durable and rename it to the target. Rank 0 only. */
 int mgr_stage_publish(mgr_stage *stage, mgr_err *err) MGR_NODISCARD;
 
-/* Remove what mgr_stage_make made, if it was not published; then free. Rank 0 only. */
+/* Remove what mgr_stage_make made, unless it was published or is to be kept; then free. Rank 0
+ * only. */
 void mgr_stage_clear(mgr_stage *stage);
 
 #endif

@@ -36,6 +36,7 @@ int mgr_run_synth(mgr_comm *comm, const mgr_synth_options *o, mgr_err *err)
 {
     mgr_job *job = NULL;
     char bytes[32];
+    const mgr_write_options write = {.force = o->force, .journal = -1};
     int rc = mgr_agree(comm, mgr_alloc(&job, 1, sizeof *job, err), err);
     if (rc != MGR_OK) {
         mgr_free(job);
@@ -46,7 +47,7 @@ int mgr_run_synth(mgr_comm *comm, const mgr_synth_options *o, mgr_err *err)
     job->ranks = (uint32_t)mgr_comm_size(comm);
     rc = mgr_agree(comm, set_up(job, o, err), err);
     if (rc == MGR_OK)
-        rc = mgr_run_write(job, o->out, "synth", o->force, false, 0, err);
+        rc = mgr_run_write(job, o->out, "synth", &write, err);
     if (rc == MGR_OK && job->rank == 0 && o->verbosity >= 0)
         printf("wrote %s: %zu files, %s\n", o->out, job->target.cat.n_files,
                mgr_format_bytes(job->plan.total_out, bytes, sizeof bytes));

@@ -11,6 +11,7 @@
 #include "run/sidecar.h"
 
 #define MAX_CONFIG ((uint64_t)1 << 20)
+#define BASELINE_UNIT ((uint64_t)8 << 20)
 
 /* Rank 0 parses; all get the same struct. */
 static int read_config(mgr_job *job, const mgr_run_options *o, mgr_err *err)
@@ -267,7 +268,8 @@ static int describe_target(mgr_job *job, mgr_err *err)
     return mgr_layout_finish(&t->layout, err);
 }
 
-/* The most memory that any rank has in use before the buffers. */
+/* The most memory that any rank has in use before the buffers, rounded up, so that the plan is the
+ * same when the run is resumed. */
 static int baseline(mgr_job *job, uint64_t *out, mgr_err *err)
 {
     const uint64_t rss = mgr_current_rss();
@@ -281,6 +283,7 @@ static int baseline(mgr_job *job, uint64_t *out, mgr_err *err)
         memcpy(&other, all.data + at, sizeof other);
         *out = other > *out ? other : *out;
     }
+    *out = (*out + BASELINE_UNIT - 1) / BASELINE_UNIT * BASELINE_UNIT;
     mgr_buf_clear(&mine);
     mgr_buf_clear(&all);
     return rc;
@@ -364,11 +367,11 @@ int mgr_run_upcycle(mgr_comm *comm, const mgr_run_options *o, mgr_tally *tally, 
     }
     if (rc == MGR_OK)
         rc =
-            mgr_run_write(job, job->config.target.path, id, o->force, o->dry_run, o->progress, err);
+            mgr_run_write(job, job->config.target.path, id, &o->write, err);
     if (rc == MGR_OK)
         rc = mgr_run_tally(job, err);
     if (rc == MGR_OK && job->rank == 0 && o->verbosity >= 0) {
-        if (o->dry_run)
+        if (o->write.dry_run)
             printf("\ndry run: nothing was written\n");
         else
             mgr_print_summary(job);

@@ -102,7 +102,8 @@ static int finish(mgr_job *job, mgr_stage *stage, mgr_extents *read, mgr_extents
     return mgr_stage_publish(stage, err);
 }
 
-static int write_all(mgr_job *job, mgr_stage *stage, mgr_progress *progress, mgr_err *err)
+static int write_all(mgr_job *job, mgr_stage *stage, double journal_seconds,
+                     mgr_progress *progress, mgr_err *err)
 {
     mgr_extents read = {0}, written = {0};
     mgr_buf directory = {0};
@@ -113,7 +114,7 @@ static int write_all(mgr_job *job, mgr_stage *stage, mgr_progress *progress, mgr
     if (rc == MGR_OK)
         rc = mgr_bcast_bytes(job->comm, &directory, err);
     if (rc == MGR_OK)
-        rc = mgr_engine_run(job, directory.data, progress, &read, &written, err);
+        rc = mgr_engine_run(job, directory.data, journal_seconds, progress, &read, &written, err);
     const double start = mgr_now();
     if (rc == MGR_OK)
         rc = mgr_settle_gather(job->comm, &read, err);
@@ -131,16 +132,42 @@ static int write_all(mgr_job *job, mgr_stage *stage, mgr_progress *progress, mgr
     return rc;
 }
 
-int mgr_run_write(mgr_job *job, const char *out, const char *id, bool force, bool dry_run,
-                  double seconds, mgr_err *err)
+/* What a signal stopped can be continued; so can what was being continued when it failed. Anything
+ * else that fails leaves nothing behind. */
+static int keep_or_remove(mgr_stage *stage, bool journaled, int rc, mgr_err *err)
 {
-    mgr_stage stage = {0};
+    stage->keep = rc == MGR_ERR_INTERRUPTED && journaled;
+    if (stage->keep)
+        mgr_hint(err, "continue with --resume");
+    return rc;
+}
+
+/* What is read must not be replaced. */
+static int check_apart(const mgr_job *job, const char *out, mgr_err *err)
+{
+    const mgr_source_files *const s = &job->source_files;
+    bool inside = job->source_format && (mgr_is_inside(job->config.source.path, out) ||
+                                         mgr_is_inside(s->directory, out));
+    for (size_t i = 0; job->source_format && i < s->n && !inside; i++)
+        inside = mgr_is_inside(s->paths[i], out);
+    if (!inside)
+        return MGR_OK;
+    mgr_fail(err, MGR_ERR_EXISTS, "target.path '%s' holds the source", out);
+    return mgr_hint(err, "choose another target.path");
+}
+
+int mgr_run_write(mgr_job *job, const char *out, const char *id, const mgr_write_options *o,
+                  mgr_err *err)
+{
+    mgr_stage stage = {.replace = o->force, .resume = o->resume, .dry_run = o->dry_run};
     mgr_progress *progress = NULL;
     int rc = MGR_OK;
     if (job->rank == 0)
-        rc = mgr_stage_check(&stage, out, id, force, output_bytes(job), err);
+        rc = check_apart(job, out, err);
+    if (job->rank == 0 && rc == MGR_OK)
+        rc = mgr_stage_check(&stage, out, id, output_bytes(job), err);
     rc = mgr_agree_root(job, rc, err);
-    if (rc != MGR_OK || dry_run)
+    if (rc != MGR_OK || o->dry_run)
         goto out;
     if (job->rank == 0)
         rc = mgr_stage_make(&stage, &job->target.cat, err);
@@ -148,12 +175,13 @@ int mgr_run_write(mgr_job *job, const char *out, const char *id, bool force, boo
     if (rc != MGR_OK)
         goto out;
     rc = mgr_agree(job->comm,
-                   mgr_progress_start(&progress, job->comm, seconds, job->plan.total_in,
+                   mgr_progress_start(&progress, job->comm, o->progress, job->plan.total_in,
                                       job->plan.total_out, err),
                    err);
     if (rc == MGR_OK)
-        rc = write_all(job, &stage, progress, err);
+        rc = write_all(job, &stage, o->journal, progress, err);
     mgr_progress_stop(progress);
+    rc = keep_or_remove(&stage, o->journal >= 0, rc, err);
 out:
     mgr_stage_clear(&stage);
     return rc;

@@ -8,7 +8,7 @@
 #include "core/mem.h"
 #include "kern/kern.h"
 #include "mgr/upcycle.h"
-#include "support/golden.h"
+#include "unit/golden.h"
 
 #define BUFFER 4096
 
@@ -87,11 +87,19 @@ static void test_cast_floats(void)
 
     for (uint32_t half = 0; half < 65536 + 8192; half++) {
         const uint32_t f16 = mgr_f32_bits(mgr_f16_to_f32((uint16_t)half));
-        const uint32_t around[] = {f16 - 1,          f16,          f16 + 1,
-                                   f16 + 0xfff,      f16 + 0x1000, f16 + 0x1001,
-                                   (half << 16) - 1, half << 16,   (half << 16) + 1,
-                                   (half << 16) + 0x7fff, (half << 16) + 0x8000,
-                                   (half << 16) + 0x8001, (uint32_t)mix()};
+        const uint32_t around[] = {f16 - 1,
+                                   f16,
+                                   f16 + 1,
+                                   f16 + 0xfff,
+                                   f16 + 0x1000,
+                                   f16 + 0x1001,
+                                   (half << 16) - 1,
+                                   half << 16,
+                                   (half << 16) + 1,
+                                   (half << 16) + 0x7fff,
+                                   (half << 16) + 0x8000,
+                                   (half << 16) + 0x8001,
+                                   (uint32_t)mix()};
         for (size_t i = 0; i < sizeof around / sizeof around[0]; i++) {
             bits[n++] = half < 65536 ? around[i] : (uint32_t)mix();
             if (n == BUFFER) {
@@ -324,9 +332,9 @@ static void test_partitions(void)
             const size_t blocks = (r + MGR_CANONICAL_ROWS - 1) / MGR_CANONICAL_ROWS;
             const size_t first = (blocks - 1 - mix() % blocks) * MGR_CANONICAL_ROWS;
             memset(part, 0, sizeof part);
-            CHECK_INT(mgr_sums_add_cols(part, data + first * row_bytes, type, r - first, cols,
-                                        scratch),
-                      0);
+            CHECK_INT(
+                mgr_sums_add_cols(part, data + first * row_bytes, type, r - first, cols, scratch),
+                0);
             for (size_t c = 0; c < cols; c++) {
                 pieces[c].sum_hi += part[c].sum_hi;
                 pieces[c].sum_lo += part[c].sum_lo;

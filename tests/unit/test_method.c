@@ -9,7 +9,7 @@
 #include "core/mem.h"
 #include "kern/kern.h"
 #include "mgr/upcycle.h"
-#include "support/golden.h"
+#include "unit/golden.h"
 
 static uint64_t mix_state = 7;
 
@@ -62,8 +62,8 @@ static void build_matrix(const golden_case *c, mgr_matrix matrix, unsigned char 
     const int down = matrix == MGR_MATRIX_DOWN;
     const mgr_stream synth = {c->seed, MGR_PURPOSE_SYNTH, c->layer, (uint32_t)matrix};
     const mgr_stream shuffle = {c->seed, MGR_PURPOSE_SHUFFLE, c->layer, c->expert};
-    const uint32_t purpose = c->independent ? MGR_PURPOSE_SAMPLE_GATE + (uint32_t)matrix
-                                            : (uint32_t)MGR_PURPOSE_SAMPLE;
+    const uint32_t purpose =
+        c->independent ? MGR_PURPOSE_SAMPLE_GATE + (uint32_t)matrix : (uint32_t)MGR_PURPOSE_SAMPLE;
     const mgr_stream sample = {c->seed, purpose, c->layer, c->expert};
     const uint32_t n_selected = mgr_selected_count(c->ratio, c->neurons);
     uint16_t dense[MAX_ENTRIES];
@@ -172,8 +172,8 @@ static void define_element(const mgr_method *method, const mgr_expert *x, uint32
                            unsigned char *out, mgr_dtype to)
 {
     const uint32_t origin = x->dense_of ? x->dense_of[neuron] : neuron;
-    const size_t at = (size_t)(x->matrix == MGR_MATRIX_DOWN ? h * x->n_neurons + origin
-                                                            : origin * x->hidden + h);
+    const size_t at =
+        (size_t)(x->matrix == MGR_MATRIX_DOWN ? h * x->n_neurons + origin : origin * x->hidden + h);
     mgr_stream s = {x->seed, MGR_PURPOSE_GATE + (uint32_t)x->matrix, x->layer, x->expert};
     uint32_t k = 0;
 
@@ -202,8 +202,8 @@ static void define_matrix(const mgr_method *method, const mgr_expert *x, const u
     const size_t bytes = mgr_dtype_size(to);
     for (uint32_t i = 0; i < x->n_neurons; i++) {
         for (uint64_t h = 0; h < x->hidden; h++) {
-            const size_t at = (size_t)(x->matrix == MGR_MATRIX_DOWN ? h * x->n_neurons + i
-                                                                    : i * x->hidden + h);
+            const size_t at =
+                (size_t)(x->matrix == MGR_MATRIX_DOWN ? h * x->n_neurons + i : i * x->hidden + h);
             define_element(method, x, i, h, dense, from, out + at * bytes, to);
         }
     }

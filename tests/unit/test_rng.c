@@ -10,7 +10,7 @@
 
 #include "core/mem.h"
 #include "mgr/rng.h"
-#include "support/golden.h"
+#include "unit/golden.h"
 
 #define BUFFER 4096
 
@@ -91,8 +91,7 @@ static void test_words(void)
         mgr_words(&s, first, n, words);
         CHECK_INT(words[n], 0xABADCAFE);
         for (size_t j = 0; j < n; j++) {
-            const uint32_t counter[4] = {(uint32_t)((first + j) / 4), s.purpose, s.layer,
-                                         s.expert};
+            const uint32_t counter[4] = {(uint32_t)((first + j) / 4), s.purpose, s.layer, s.expert};
             uint32_t block[4];
             mgr_philox(counter, key, block);
             CHECK_INT(words[j], block[(first + j) % 4]);
@@ -174,8 +173,7 @@ static void test_accuracy(void)
         for (size_t i = 0; i < BUFFER; i += 2) {
             /* The words as float32 are what the contract starts from. */
             const double u = (double)(float)((words[i] & 0x7fffffff) | 1) * 0x1p-31;
-            const double angle =
-                (double)(float)(int32_t)words[i + 1] * 0x1p-31 * quarter_pi;
+            const double angle = (double)(float)(int32_t)words[i + 1] * 0x1p-31 * quarter_pi;
             const double radius = sqrt(-2 * log(u));
             const double c = cos(angle) * (words[i + 1] & 1 ? -1 : 1), sine = sin(angle);
             const int swap = (words[i + 1] & 2) != 0;

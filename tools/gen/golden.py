@@ -250,7 +250,7 @@ def write_sums(out):
     for kind, rows, cols, mean, dtype in (
             ("rows", 5, 200, 0.001, "bfloat16"), ("columns", 150, 6, 0.001, "bfloat16"),
             ("rows", 3, 7, -0.03, "bfloat16"), ("columns", 64, 3, -0.03, "bfloat16"),
-            ("rows", 4, 250, -0.01, "float32"), ("columns", 200, 5, 0.25, "float32")):
+            ("rows", 12, 80, -0.01, "float32"), ("columns", 200, 5, 0.25, "float32")):
         m = dense_weight(77, 3, rows, rows, cols, mean, dtype)
         sums = [row_sums(r) for r in m] if kind == "rows" else column_sums(m)
         out.write(f"{kind} 77 3 {rows} {rows} {cols} {mean} {dtype} : "
