@@ -46,7 +46,9 @@ int mgr_cli_end(const mgr_program *program, mgr_comm *comm, int rc, const mgr_er
 /* Errors found before MPI runs are found by every rank of mpiexec alike: one of them prints. */
 int mgr_cli_usage_end(const mgr_program *program, const mgr_err *err);
 
-/* SIGINT, SIGTERM, SIGHUP and SIGUSR1 (what Slurm's --signal sends) ask the run to stop in order. */
+/* SIGINT, SIGTERM, SIGHUP and SIGUSR1 (what Slurm's --signal sends) ask the run to stop in order.
+ * To be called once MPI runs: MPICH takes SIGUSR1 for itself when it starts, as news of a rank that
+ * failed, and without a launcher it would then wait forever. */
 void mgr_cli_catch_signals(void);
 
 #endif

@@ -144,7 +144,8 @@ static int parse(arguments *a, int argc, char **argv, mgr_err *err)
     a->run.write.journal = MGR_JOURNAL_SECONDS;
     MGR_TRY(mgr_cli_parse(&program, argc, argv, take, a, &first, err));
     if (a->run.write.force && a->run.write.resume)
-        return mgr_fail(err, MGR_ERR_USAGE, "--force begins anew and --resume continues: choose one");
+        return mgr_fail(err, MGR_ERR_USAGE,
+                        "--force begins anew and --resume continues: choose one");
     if (argc - first != 1) {
         mgr_fail(err, MGR_ERR_USAGE,
                  argc == first ? "no CONFIG is given" : "more than one CONFIG is given");
@@ -167,8 +168,8 @@ int main(int argc, char **argv)
         mgr_free(a.sets);
         return mgr_cli_usage_end(&program, &err);
     }
-    mgr_cli_catch_signals();
     rc = mgr_comm_start(&comm, &err);
+    mgr_cli_catch_signals();
     if (rc == MGR_OK) {
         mgr_fault_set_rank(mgr_comm_rank(comm));
         rc = mgr_run_upcycle(comm, &a.run, NULL, &err);

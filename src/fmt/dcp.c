@@ -539,6 +539,7 @@ static int read_root(metadata *m, mgr_dcp_sort *sort)
     const mgr_node *const places = field(root, "storage_data");
     if (!mgr_node_is_dict(tensors) || !mgr_node_is_dict(places))
         return damaged(m, root, "no Metadata with state_dict_metadata and storage_data");
+    MGR_TRY(mgr_grow(&m->dcp->chunks, &m->dcp->cap_chunks, 1, sizeof *m->dcp->chunks, m->err));
     for (size_t i = 0; i < mgr_node_n_pairs(tensors); i++)
         MGR_TRY(read_entry(m, mgr_node_key(tensors, i), mgr_node_value(tensors, i), sort));
     MGR_TRY(sort_entries(m));

@@ -144,8 +144,8 @@ bool mgr_is_inside(const char *path, const char *directory)
     const size_t len = outer ? strlen(outer) : 0;
     const bool inside = inner && outer && strncmp(inner, outer, len) == 0 &&
                         (inner[len] == '/' || inner[len] == '\0' || len == 1);
-    free(inner);
-    free(outer);
+    mgr_free(inner);
+    mgr_free(outer);
     return inside;
 }
 
@@ -212,5 +212,6 @@ int mgr_publish(const char *from, const char *to, bool replace, mgr_err *err)
     }
     if (swap) /* what `from` holds now is the old output */
         rc = mgr_remove_tree(from, err);
-    return rc == MGR_OK ? MGR_OK : mgr_wrap(err, "'%s' is complete, but what it replaced remains", to);
+    return rc == MGR_OK ? MGR_OK
+                        : mgr_wrap(err, "'%s' is complete, but what it replaced remains", to);
 }

@@ -25,8 +25,8 @@ static int errno_of(const char *name)
     static const struct {
         const char *name;
         int value;
-    } names[] = {{"EIO", EIO}, {"ENOSPC", ENOSPC}, {"EACCES", EACCES}, {"EINTR", EINTR},
-                 {"EINVAL", EINVAL}};
+    } names[] = {
+        {"EIO", EIO}, {"ENOSPC", ENOSPC}, {"EACCES", EACCES}, {"EINTR", EINTR}, {"EINVAL", EINVAL}};
     for (size_t i = 0; i < sizeof names / sizeof names[0]; i++)
         if (strcmp(names[i].name, name) == 0)
             return names[i].value;

@@ -1,9 +1,9 @@
 /*
  * The table of methods, and the questions that all of them ask.
  */
-#include <string.h>
-
 #include "kern/method.h"
+
+#include <string.h>
 
 static const mgr_method *const methods[] = {
     &mgr_method_drop,

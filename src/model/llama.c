@@ -280,10 +280,12 @@ static int whole(const evidence *ev, size_sources s, uint64_t *out, mgr_err *err
         return mgr_fail(err, MGR_ERR_FORMAT, "'%s' in '%s' is not a positive whole number",
                         s.theirs, path(ev));
     uint64_t known = a ? (uint64_t)a->i : s.otherwise;
-    if (known && s.from_config && known != s.from_config)
-        return mgr_config_fail(ev->config, s.ours, err, "'%s' is %llu, but '%s' says %llu (%s)",
-                               s.ours, (unsigned long long)s.from_config, path(ev),
-                               (unsigned long long)known, s.theirs);
+    if (known && s.from_config && known != s.from_config) {
+        mgr_config_fail(ev->config, s.ours, err, "'%s' is %llu, but '%s' says %llu (%s)", s.ours,
+                        (unsigned long long)s.from_config, path(ev), (unsigned long long)known,
+                        s.theirs);
+        return MGR_ERR_CONFIG;
+    }
     known = known ? known : s.from_config;
     if (known && s.from_tensors && known != s.from_tensors)
         return mgr_fail(err, MGR_ERR_FORMAT,
@@ -294,7 +296,8 @@ static int whole(const evidence *ev, size_sources s, uint64_t *out, mgr_err *err
     if (*out)
         return MGR_OK;
     mgr_fail(err, MGR_ERR_FORMAT, "'%s' has no %s", path(ev), s.theirs);
-    return mgr_hint(err, "set '%s' in the configuration", s.ours);
+    mgr_hint(err, "set '%s' in the configuration", s.ours);
+    return MGR_ERR_FORMAT;
 }
 
 /* The matrix `role` of layer 0, or the embedding; NULL if there is none. */

@@ -49,8 +49,9 @@ typedef struct mgr_engine {
     uint32_t unit_idx; /* the unit at hand */
 } mgr_engine;
 
-/* Do all work of this rank that the journal in `directory` does not name, writing below `directory`,
- * and make it durable; finished units are journaled every `journal_seconds`. Collective. */
+/* Do all work of this rank that the journal in `directory` does not name, writing below
+ * `directory`, and make it durable; finished units are journaled every `journal_seconds`.
+ * Collective. */
 int mgr_engine_run(mgr_job *job, const char *directory, double journal_seconds,
                    mgr_progress *progress, mgr_extents *read_extents, mgr_extents *write_extents,
                    mgr_err *err) MGR_NODISCARD;

@@ -199,8 +199,12 @@ static int read_run(mgr_engine *e, size_t first, size_t n, uint64_t bytes, bool 
     e->job->tally.bytes_read += bytes;
     mgr_progress_add(e->progress, bytes, 0);
     if (count && lead->record != MGR_NONE) {
-        const mgr_extent extent = {lead->record, libdeflate_crc32(0, e->bounce, bytes),
-                                   lead->offset - lead->record_offset, bytes, e->unit_idx, 0};
+        const mgr_extent extent = {lead->record,
+                                   libdeflate_crc32(0, e->bounce, bytes),
+                                   lead->offset - lead->record_offset,
+                                   bytes,
+                                   e->unit_idx,
+                                   0};
         MGR_TRY(mgr_extents_add(&e->read_extents, &extent, err));
     }
     const unsigned char *at = e->bounce;
@@ -239,8 +243,8 @@ static int write_stretch(mgr_engine *e, const mgr_box *box, uint64_t row, const 
         mgr_begin_writeback(fd, offset, len);
     e->job->tally.bytes_written += len;
     mgr_progress_add(e->progress, 0, len);
-    const mgr_extent extent = {box->stored, libdeflate_crc32(0, bytes, len), offset - s->offset,
-                               len, e->unit_idx, 0};
+    const mgr_extent extent = {
+        box->stored, libdeflate_crc32(0, bytes, len), offset - s->offset, len, e->unit_idx, 0};
     return mgr_extents_add(&e->write_extents, &extent, err);
 }
 

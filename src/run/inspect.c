@@ -15,7 +15,8 @@ typedef struct view {
     mgr_catalogue cat;
     mgr_arena arena;
     const char *format;
-    mgr_buf layout; /* one line on the split, empty if unknown */
+    mgr_buf layout;  /* one line on the split, empty if unknown */
+    mgr_buf refusal; /* why it cannot be a source, empty if it can or that was not asked */
     mgr_model model;
     bool has_model;
 } view;
@@ -35,13 +36,17 @@ static int read_file(view *v, const char *path, file_reader read_header, mgr_err
     return rc;
 }
 
-/* A single file: safetensors by its name, everything else is left to torch's reader, which knows
- * what it refuses. */
+/* A single file: safetensors and the flat pytorch_model*.bin by their names; everything else is
+ * left to the reader of Megatron's files, which knows what it refuses. */
 static int open_file(view *v, const char *path, mgr_err *err)
 {
     const bool safetensors = mgr_has_suffix(path, ".safetensors");
     v->format = safetensors ? "safetensors" : "torch";
-    return read_file(v, path, safetensors ? mgr_safetensors_read : mgr_torch_file_read, err);
+    return read_file(v, path,
+                     safetensors                    ? mgr_safetensors_read
+                     : mgr_has_suffix(path, ".bin") ? mgr_torch_file_read_flat
+                                                    : mgr_torch_file_read,
+                     err);
 }
 
 static int open_source(view *v, const mgr_source_format *format, const char *path, mgr_err *err)
@@ -59,8 +64,8 @@ static int open_source(view *v, const mgr_source_format *format, const char *pat
     /* a checkpoint that cannot be a source can still be looked at */
     mgr_err why = MGR_ERR_INIT;
     v->has_model = format->describe(&v->cat, &config, &state, &v->model, &why) == MGR_OK;
-    int rc = v->has_model ? format->summary(state, &v->layout, err)
-                          : mgr_buf_fmt(&v->layout, err, "cannot be upcycled: %s", why.msg);
+    const int rc = v->has_model ? format->summary(state, &v->layout, err)
+                                : mgr_buf_text(&v->refusal, why.msg, err);
     if (v->has_model)
         format->release(state);
     return rc;
@@ -145,6 +150,8 @@ static void print_text(const view *v, const mgr_inspect_options *o)
     }
     printf("path      %s\nformat    %s, %zu files%s%s\n", o->path, v->format, v->cat.n_files,
            v->layout.len ? ": " : "", v->layout.len ? v->layout.data : "");
+    if (v->refusal.len)
+        printf("source    not one for mgr-upcycle: %s\n", v->refusal.data);
     if (v->has_model)
         printf("model     %llu layers, hidden %llu, ffn %llu, %llu heads in %llu groups of %llu, "
                "vocabulary %llu%s, %s\n",
@@ -206,6 +213,7 @@ int mgr_inspect(const mgr_inspect_options *o, mgr_err *err)
     else if (rc == MGR_OK)
         print_text(&v, o);
     mgr_buf_clear(&v.layout);
+    mgr_buf_clear(&v.refusal);
     mgr_catalogue_clear(&v.cat);
     mgr_arena_clear(&v.arena);
     return rc;

@@ -88,8 +88,10 @@ static int replay(mgr_journal *j, const mgr_job *job, mgr_extents *read, mgr_ext
         if (hash != XXH3_64bits(block, hashed))
             break;
         if (h.fingerprint != j->fingerprint) {
-            rc = mgr_fail(err, MGR_ERR_EXISTS, "cannot resume: '%s' is of another number of ranks, "
-                          "memory_per_rank or source", j->path.data);
+            rc = mgr_fail(err, MGR_ERR_EXISTS,
+                          "cannot resume: '%s' is of another number of ranks, "
+                          "memory_per_rank or source",
+                          j->path.data);
             mgr_hint(err, "run as it was begun, or begin anew with --force");
             break;
         }
@@ -107,8 +109,8 @@ int mgr_journal_open(mgr_journal *j, const mgr_job *job, const char *directory, 
     j->fingerprint = fingerprint_of(job);
     j->n_units = job->plan.n_units;
     MGR_TRY(mgr_alloc(&j->state, job->plan.n_units, 1, err));
-    MGR_TRY(mgr_buf_fmt(&j->path, err, "%s/" MGR_JOURNAL_FOLDER "/rank-%05u", directory,
-                        job->rank));
+    MGR_TRY(
+        mgr_buf_fmt(&j->path, err, "%s/" MGR_JOURNAL_FOLDER "/rank-%05u", directory, job->rank));
     if (mgr_path_exists(j->path.data))
         MGR_TRY(replay(j, job, read, written, err));
     else

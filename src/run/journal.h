@@ -5,8 +5,9 @@
  * A file is a sequence of blocks, each appended after an fsync of everything it speaks of:
  *   block := "MGRJRNL1" fingerprint:u64 n_units:u64 n_read:u64 n_written:u64
  *            unit:u32{n_units} extent{n_read} extent{n_written} hash:u64
- * The hash is XXH3 over the block before it; a torn block at the end is passed over. The fingerprint
- * is of the plan and the source: work of another plan or of a changed source is not continued.
+ * The hash is XXH3 over the block before it; a torn block at the end is passed over. The
+ * fingerprint is of the plan and the source: work of another plan or of a changed source is not
+ * continued.
  */
 #ifndef MGR_RUN_JOURNAL_H
 #define MGR_RUN_JOURNAL_H
@@ -26,8 +27,8 @@ typedef struct mgr_journal {
     mgr_buf path;
     uint64_t fingerprint, end; /* end of the last good block */
     size_t n_units;
-    uint8_t *state;            /* mgr_unit_state of every unit of the plan */
-    double seconds, last;      /* between blocks; when the last one was written */
+    uint8_t *state;       /* mgr_unit_state of every unit of the plan */
+    double seconds, last; /* between blocks; when the last one was written */
 } mgr_journal;
 
 /* Begin the journal of this rank in `directory`, or go on with the one that is there: then the

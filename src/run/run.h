@@ -15,9 +15,9 @@
 
 /* How the output comes to be. */
 typedef struct mgr_write_options {
-    bool dry_run; /* stop when the plan has been checked against the file system */
-    bool force;   /* replace an existing target, remove a leftover of a stopped run */
-    bool resume;  /* continue such a leftover */
+    bool dry_run;    /* stop when the plan has been checked against the file system */
+    bool force;      /* replace an existing target, remove a leftover of a stopped run */
+    bool resume;     /* continue such a leftover */
     double progress; /* seconds between progress lines, 0 for none */
     double journal;  /* seconds between journal blocks, 0: one after each unit, -1: no journal */
 } mgr_write_options;

@@ -27,10 +27,20 @@ int mgr_sidecar_json(const char *directory, const char *name, const json_t *valu
 
 /* What the tokenizers of transformers read, beside config.json and generation_config.json. */
 static const char *const tokenizer_files[] = {
-    "tokenizer.json",    "tokenizer.model",     "tokenizer_config.json",
-    "vocab.json",        "merges.txt",          "special_tokens_map.json",
-    "added_tokens.json", "chat_template.jinja", "chat_template.json",
-    "vocab.txt",         "spiece.model",        "sentencepiece.bpe.model",
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "vocab.json",
+    "merges.txt",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+    "chat_template.json",
+    "vocab.txt",
+    "tekken.json",
+    "tokenizer.model.v3",
+    "spiece.model",
+    "sentencepiece.bpe.model",
 };
 #define N_TOKENIZER_FILES (sizeof tokenizer_files / sizeof tokenizer_files[0])
 

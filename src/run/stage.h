@@ -26,7 +26,8 @@ typedef struct mgr_stage {
 
 /* May `target` be written: does it not exist (or is it to be replaced), can its parent be written,
  * has the file system room for `bytes`? `id` becomes part of the staging name. `replace`,
- * `resume` and `dry_run` are set by the caller. Rank 0 only. Errors: MGR_ERR_EXISTS, MGR_ERR_CREATE, MGR_ERR_SPACE. */
+ * `resume` and `dry_run` are set by the caller. Rank 0 only. Errors: MGR_ERR_EXISTS,
+ * MGR_ERR_CREATE, MGR_ERR_SPACE. */
 int mgr_stage_check(mgr_stage *stage, const char *target, const char *id, uint64_t bytes,
                     mgr_err *err) MGR_NODISCARD;
 
@@ -34,7 +35,8 @@ int mgr_stage_check(mgr_stage *stage, const char *target, const char *id, uint64
  * folder, or complete the one that is resumed. Rank 0 only. */
 int mgr_stage_make(mgr_stage *stage, const mgr_catalogue *files, mgr_err *err) MGR_NODISCARD;
 
-/* Drop the journal, make every name below the staging directory durable and rename it to the target. Rank 0 only. */
+/* Drop the journal, make every name below the staging directory durable and rename it to the
+ * target. Rank 0 only. */
 int mgr_stage_publish(mgr_stage *stage, mgr_err *err) MGR_NODISCARD;
 
 /* Remove what mgr_stage_make made, unless it was published or is to be kept; then free. Rank 0

@@ -116,8 +116,8 @@ static int detect_source(mgr_job *job, mgr_err *err)
         automatic ? mgr_source_probe(c->source.path) : mgr_source_find(c->source.format);
     if (!job->source_format) {
         mgr_fail(err, MGR_ERR_NOT_FOUND, "no checkpoint of a known format at '%s'", c->source.path);
-        return mgr_hint(err, "source.path is the folder that holds "
-                             "latest_checkpointed_iteration.txt, or one iteration's folder");
+        return mgr_hint(err, "source.path is a folder with latest_checkpointed_iteration.txt, one "
+                             "iteration's folder, or a Hugging Face folder with config.json");
     }
     return job->source_format->find(c, &job->arena, &job->source_files, err);
 }
@@ -366,8 +366,7 @@ int mgr_run_upcycle(mgr_comm *comm, const mgr_run_options *o, mgr_tally *tally, 
             mgr_print_config(job);
     }
     if (rc == MGR_OK)
-        rc =
-            mgr_run_write(job, job->config.target.path, id, &o->write, err);
+        rc = mgr_run_write(job, job->config.target.path, id, &o->write, err);
     if (rc == MGR_OK)
         rc = mgr_run_tally(job, err);
     if (rc == MGR_OK && job->rank == 0 && o->verbosity >= 0) {

@@ -102,8 +102,8 @@ static int finish(mgr_job *job, mgr_stage *stage, mgr_extents *read, mgr_extents
     return mgr_stage_publish(stage, err);
 }
 
-static int write_all(mgr_job *job, mgr_stage *stage, double journal_seconds,
-                     mgr_progress *progress, mgr_err *err)
+static int write_all(mgr_job *job, mgr_stage *stage, double journal_seconds, mgr_progress *progress,
+                     mgr_err *err)
 {
     mgr_extents read = {0}, written = {0};
     mgr_buf directory = {0};
@@ -146,8 +146,8 @@ static int keep_or_remove(mgr_stage *stage, bool journaled, int rc, mgr_err *err
 static int check_apart(const mgr_job *job, const char *out, mgr_err *err)
 {
     const mgr_source_files *const s = &job->source_files;
-    bool inside = job->source_format && (mgr_is_inside(job->config.source.path, out) ||
-                                         mgr_is_inside(s->directory, out));
+    bool inside = job->source_format &&
+                  (mgr_is_inside(job->config.source.path, out) || mgr_is_inside(s->directory, out));
     for (size_t i = 0; job->source_format && i < s->n && !inside; i++)
         inside = mgr_is_inside(s->paths[i], out);
     if (!inside)

@@ -76,7 +76,7 @@ def once(content, old, new):
 
 
 def set_int_arg(archive, name, value):
-    """Give the whole number `name` of args another value of the same encoded size."""
+    """Give the whole number `name` of args another value."""
     key = text_op(name)
     at = archive.pickle.index(key) + len(key)
     memo = {b"q": 2, b"r": 5, b"\x94": 1}.get(archive.pickle[at : at + 1], 0)
@@ -84,7 +84,7 @@ def set_int_arg(archive, name, value):
     op = archive.pickle[at : at + 1]
     form = {b"K": "<B", b"M": "<H", b"J": "<i"}[op]
     end = at + 1 + struct.calcsize(form)
-    archive.pickle = archive.pickle[: at + 1] + struct.pack(form, value) + archive.pickle[end:]
+    archive.pickle = archive.pickle[:at] + b"J" + struct.pack("<i", value) + archive.pickle[end:]
 
 
 def value_span(archive, name):

@@ -5,6 +5,7 @@ import os
 import pathlib
 import re
 import shutil
+import struct
 import tempfile
 import unittest
 
@@ -37,6 +38,9 @@ class BadInput(unittest.TestCase):
     def file(self, t=0, p=0):
         (found,) = self.source.glob("iter_*/mp_rank_%02d_%03d/model_optim_rng.pt" % (t, p))
         return found
+
+    def file_path(self, t, p):
+        return self.source / "iter_0000001" / ("mp_rank_%02d_%03d" % (t, p)) / "model_optim_rng.pt"
 
     def restore(self, t, p):
         path = self.file(t, p)
@@ -112,6 +116,43 @@ class Checkpoint(BadInput):
 
     def test_missing_iteration(self):
         self.refused(runner.NO_INPUT, "4711", config=self.config(source__iteration=4711))
+
+    # ---- not a file, or not to be taken for one
+
+    def test_fifo(self):
+        """Nobody writes into it: opening it must not wait."""
+        for path in (self.file(1, 0), self.source / "latest_checkpointed_iteration.txt"):
+            with self.subTest(file=path.name):
+                content = path.read_bytes()
+                path.unlink()
+                os.mkfifo(path)
+                try:
+                    self.refused(runner.DATA, path, "not a regular file")
+                finally:
+                    path.unlink()
+                    path.write_bytes(content)
+        os.mkfifo(self.source / "tokenizer.json")
+        self.refused(runner.DATA, "tokenizer.json", "not a regular file")
+
+    def test_directory_in_place_of_a_file(self):
+        path = self.file(1, 0)
+        path.unlink()
+        path.mkdir()
+        self.refused(runner.DATA, "mp_rank_01_000", "not a regular file")
+
+    def test_links_are_followed(self):
+        path = self.file(1, 0)
+        path.rename(self.place / "shard.pt")
+        path.symlink_to(self.place / "shard.pt")
+        self.accepted()
+        (self.place / "shard.pt").unlink()
+        self.refused(runner.NO_INPUT, "mp_rank_01_000", left=["Mixtral"], options=["--force"])
+
+    def test_tracker_that_is_no_word(self):
+        for text in ("rel", "", "released", "-1", "1 2", "0x1"):
+            with self.subTest(tracker=text):
+                (self.source / "latest_checkpointed_iteration.txt").write_text(text)
+                self.refused(runner.DATA, "latest_checkpointed_iteration.txt")
 
     # ---- the zip container
 
@@ -200,6 +241,43 @@ class Checkpoint(BadInput):
                         damage.set_int_arg(archive, name, value)
                         archive.write()
                 self.refused(runner.DATA)
+
+    def test_absurd_args(self):
+        for name in ("num_layers", "hidden_size", "num_attention_heads", "kv_channels"):
+            for value in (0, -1, 1000000000, 2**31 - 1, -(2**31)):
+                with self.subTest(arg=name, value=value):
+                    for t in range(TP):
+                        for p in range(PP):
+                            self.restore(t, p)
+                            archive = self.archive(t, p)
+                            damage.set_int_arg(archive, name, value)
+                            archive.write()
+                    self.refused(runner.DATA)
+
+    def test_args_that_are_no_numbers(self):
+        for value in (float("nan"), float("inf"), -1.0, 1e300):
+            with self.subTest(norm_epsilon=value):
+                for t in range(TP):
+                    for p in range(PP):
+                        self.restore(t, p)
+                        archive = self.archive(t, p)
+                        at = archive.pickle.index(b"G", archive.pickle.index(b"norm_epsilon")) + 1
+                        real = struct.pack(">d", value)
+                        archive.pickle = archive.pickle[:at] + real + archive.pickle[at + 8 :]
+                        archive.write()
+                self.refused(runner.DATA, "norm_epsilon")
+
+    def test_a_name_alone_makes_no_million_layers(self):
+        for t in range(TP):
+            for p in range(PP):
+                archive = self.archive(t, p)
+                damage.rename_tensor(
+                    archive,
+                    "decoder.layers.0.mlp.linear_fc2.weight",
+                    "decoder.layers.999999.mlp.linear_fc2.weight",
+                )
+                archive.write()
+        self.refused(runner.DATA, "layers")
 
     def test_sizes_in_the_config_that_contradict_args(self):
         self.refused(runner.CONFIG, "hidden_size", config=self.config(model__hidden_size=128))
@@ -374,6 +452,39 @@ class Target(BadInput):
     def test_dry_run_writes_nothing(self):
         result = self.accepted(options=["--dry-run"])
         self.assertTrue(result.out.strip(), str(result))
+
+    def test_holds_the_source(self):
+        """Not even --force removes what is being read."""
+        outside = self.source.rename(self.place / "elsewhere")
+        self.target.mkdir()
+        self.source = self.target / "dense"
+        outside.rename(self.source)
+        for target in (self.source, self.source / "iter_0000001", self.target, self.file(1, 1).parent):
+            for options in ([], ["--force"], ["--force", "--dry-run"]):
+                with self.subTest(target=target, options=options):
+                    self.refused(
+                        runner.CANNOT_CREATE,
+                        "holds the source",
+                        config=self.config(target__path=target),
+                        options=options,
+                        left=["Mixtral"],
+                    )
+
+    def test_holds_a_shard_behind_a_link(self):
+        self.target.mkdir()
+        self.file(0, 1).rename(self.target / "shard.pt")
+        self.file_path(0, 1).symlink_to(self.target / "shard.pt")
+        self.refused(runner.CANNOT_CREATE, "holds the source", options=["--force"], left=["Mixtral"])
+
+    def test_force_replaces_a_link_and_not_what_it_points_to(self):
+        kept = self.place / "kept"
+        kept.mkdir()
+        (kept / "file").write_text("me")
+        self.target.symlink_to(kept)
+        self.refused(runner.CANNOT_CREATE, "exists", left=["Mixtral"])
+        self.accepted(options=["--force"])
+        self.assertFalse(self.target.is_symlink())
+        self.assertEqual((kept / "file").read_text(), "me")
 
     def test_inside_the_source(self):
         """The source is opened for reading only; a target in it is the user's choice or refused,

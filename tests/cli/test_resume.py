@@ -1,0 +1,116 @@
+"""--resume: a run that was killed or stopped goes on, does not do again what the journal names, and
+ends with the bytes of an undisturbed run."""
+
+import re
+import shutil
+import unittest
+
+import runner
+from test_faults import STAGING, Faulty
+
+RANKS = 3
+
+
+class Resumed(Faulty):
+    def start(self, fault, *options):
+        """A run in which rank 1 dies; every unit is journaled as soon as it is written."""
+        return runner.upcycle(
+            self.config,
+            np=RANKS,
+            options=["--journal", "0", *options],
+            env={"MGR_FAULT": f"rank:1,{fault}"},
+            timeout=30,
+        )
+
+    def resume(self, np=RANKS, *options):
+        return runner.upcycle(self.config, np=np, options=["--resume", *options])
+
+    def staging(self):
+        return [path for path in self.outputs.iterdir() if STAGING in path.name]
+
+    def written(self, result):
+        return re.search(r"^written +([\d.]+ \w+)", result.out, re.M).group(1)
+
+    def test_killed_anywhere(self):
+        amounts = []
+        for call in ("pwrite:1", "pwrite:6", "pwrite:12", "pwrite:20", "fsync:1", "fsync:9"):
+            with self.subTest(killed_at=call):
+                self.clean()
+                self.assertNotEqual(self.start(call + ":kill").status, 0)
+                self.assertEqual(len(self.staging()), 1)
+                result = self.resume()
+                self.assertEqual(result.status, 0, str(result))
+                self.assert_complete(str(result))
+                amounts.append(self.written(result))
+        self.assertGreater(len(set(amounts)), 2, amounts)  # the later the kill, the less is left
+
+    def test_killed_twice(self):
+        self.clean()
+        self.assertNotEqual(self.start("pwrite:9:kill").status, 0)
+        self.assertNotEqual(self.start("pwrite:5:kill", "--resume").status, 0)
+        result = self.resume()
+        self.assertEqual(result.status, 0, str(result))
+        self.assert_complete(str(result))
+
+    def test_killed_while_publishing(self):
+        self.clean()
+        killed = runner.upcycle(
+            self.config, np=RANKS, options=["--journal", "0"], env={"MGR_FAULT": "rank:0,rename:1:kill"}
+        )
+        self.assertNotEqual(killed.status, 0)
+        result = self.resume()
+        self.assertEqual(result.status, 0, str(result))
+        self.assert_complete(str(result))
+
+    def test_nothing_to_resume_begins(self):
+        self.clean()
+        result = self.resume()
+        self.assertEqual(result.status, 0, str(result))
+        self.assert_complete(str(result))
+
+    def test_a_torn_journal(self):
+        """What a crash left of the last block is passed over."""
+        self.clean()
+        self.start("pwrite:20:kill")
+        for journal in self.staging()[0].glob(".mgr-journal/rank-*"):
+            content = journal.read_bytes()
+            journal.write_bytes(content[: max(0, len(content) - 11)] + b"\0" * 5)
+        result = self.resume()
+        self.assertEqual(result.status, 0, str(result))
+        self.assert_complete(str(result))
+
+    def test_another_number_of_ranks_is_refused(self):
+        self.clean()
+        self.start("pwrite:20:kill")
+        result = self.resume(2)
+        self.assertEqual(result.status, runner.CANNOT_CREATE, str(result))
+        self.assertEqual(len(result.errors()), 1, str(result))
+        self.assertIn("cannot resume", result.errors()[0])
+        self.assertEqual(len(self.staging()), 1)  # and can still be resumed as it was begun
+        self.assertEqual(self.resume().status, 0)
+
+    def test_a_changed_source_is_refused(self):
+        self.clean()
+        other = self.folder / "other"
+        shutil.rmtree(other, ignore_errors=True)
+        shutil.copytree(self.source, other)
+        config, self.config = self.config, runner.write_config(
+            self.folder / "other.yaml", other, self.target
+        )
+        try:
+            self.start("pwrite:20:kill")
+            shutil.rmtree(other)
+            runner.synth(other, tp=2, pp=2, seed=8)
+            result = self.resume()
+            self.assertEqual(result.status, runner.CANNOT_CREATE, str(result))
+            self.assertIn("cannot resume", result.errors()[0])
+        finally:
+            self.config = config
+
+    def test_force_and_resume_together(self):
+        result = self.resume(1, "--force")
+        self.assertEqual(result.status, 64, str(result))
+
+
+if __name__ == "__main__":
+    unittest.main()
