@@ -1,8 +1,12 @@
 /* mgr-inspect: look at a checkpoint. */
 #include "cli/cli.h"
+#include "run/compare.h"
 #include "run/inspect.h"
 
 enum { JSON, SUMMARY };
+
+#define MOST 20          /* differences that are listed */
+#define EXIT_DIFFERENT 1 /* as diff and cmp have it */
 
 static const mgr_option options[] = {
     [JSON] = {"json", 'j', NULL, "print JSON"},
@@ -11,7 +15,7 @@ static const mgr_option options[] = {
 
 static const mgr_program program = {
     .name = "mgr-inspect",
-    .synopsis = "[OPTION]... PATH",
+    .synopsis = "[OPTION]... PATH [PATH2]",
     .about =
         "Show the tensors, shapes, types, layout and sizes of a checkpoint: a Megatron root or\n"
         "iteration, a folder of safetensors, or one .pt or .safetensors file. Only headers are\n"
@@ -38,12 +42,16 @@ int main(int argc, char **argv)
     mgr_inspect_options o = {0};
     int first;
     int rc = mgr_cli_parse(&program, argc, argv, take, &o, &first, &err);
-    if (rc == MGR_OK && argc - first != 1) {
-        mgr_fail(&err, MGR_ERR_USAGE, "one PATH is needed");
+    const int n = argc - first;
+    if (rc == MGR_OK && n != 1 && n != 2) {
+        mgr_fail(&err, MGR_ERR_USAGE, "one PATH is needed, or two");
         rc = mgr_hint(&err, "see mgr-inspect --help");
     }
     if (rc != MGR_OK)
         return mgr_cli_usage_end(&program, &err);
+    bool same = true;
     o.path = argv[first];
-    return mgr_cli_end(&program, NULL, mgr_inspect(&o, &err), &err);
+    rc = n == 1 ? mgr_inspect(&o, &err) : mgr_compare(o.path, argv[first + 1], MOST, &same, &err);
+    const int status = mgr_cli_end(&program, NULL, rc, &err);
+    return status == 0 && !same ? EXIT_DIFFERENT : status;
 }

@@ -282,7 +282,7 @@ static bool overlap(const mgr_dcp_chunk *a, const mgr_dcp_chunk *b, uint32_t ndi
 static int check_overlaps(metadata *m, const mgr_dcp_entry *e)
 {
     const mgr_dcp_chunk *const c = m->dcp->chunks + e->first_chunk;
-    size_t *active;
+    size_t *active = NULL;
     size_t n = 0;
     uint64_t steps = 0;
     int rc = mgr_alloc(&active, e->n_chunks, sizeof *active, m->err);

@@ -863,8 +863,8 @@ static int read_root(torch_file *t, read_mode mode, const char *name)
     return read_top(t, root, mode == READ_MODEL);
 }
 
-static int read_archive(mgr_catalogue *cat, uint32_t file, const mgr_reader *reader,
-                        read_mode mode, const char *name, mgr_err *err)
+static int read_archive(mgr_catalogue *cat, uint32_t file, const mgr_reader *reader, read_mode mode,
+                        const char *name, mgr_err *err)
 {
     torch_file t = {.cat = cat, .file = file, .reader = reader, .first = cat->n_stored, .err = err};
     int rc = open_archive(&t);

@@ -14,6 +14,9 @@
  * types are copied bit for bit. No overlap. */
 void mgr_cast(void *dst, mgr_dtype to, const void *src, mgr_dtype from, size_t n);
 
+/* Nonzero if any of `n` values is finite, and would be an infinity in float16: 65520 or more. */
+int mgr_any_beyond_f16(const void *values, mgr_dtype dtype, size_t n);
+
 /* A 2-D copy of bytes between two strides. No overlap. */
 void mgr_copy_2d(void *dst, size_t dst_stride, const void *src, size_t src_stride, size_t row_bytes,
                  size_t rows);

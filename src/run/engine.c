@@ -160,6 +160,22 @@ static int make_synth(mgr_engine *e, uint32_t target, const mgr_piece *piece, mg
     return MGR_OK;
 }
 
+/* float16 has a smaller range than the types that weights are kept in: what it cannot hold is
+ * refused, not turned into infinities. */
+static int check_range(const mgr_engine *e, const mgr_piece *piece, const unsigned char *data,
+                       mgr_err *err)
+{
+    const mgr_tensor *const t = source_tensor(e, piece->source);
+    const mgr_dtype from = e->job->source.layout.dtype;
+    char label[96];
+    if (e->job->target.layout.dtype != MGR_DTYPE_F16 || from == MGR_DTYPE_F16 ||
+        !mgr_any_beyond_f16(data, from, piece->rows * t->cols))
+        return MGR_OK;
+    mgr_fail(err, MGR_ERR_FORMAT, "%s holds a value that float16 cannot",
+             mgr_tensor_label(t, label, sizeof label));
+    return mgr_hint(err, "set target.dtype to bfloat16 or float32");
+}
+
 int mgr_engine_make(mgr_engine *e, const mgr_group *group, const mgr_unit *unit,
                     const unsigned char *data, mgr_err *err)
 {
@@ -172,6 +188,7 @@ int mgr_engine_make(mgr_engine *e, const mgr_group *group, const mgr_unit *unit,
                         : make_synth(e, piece->target, piece, err));
             continue;
         }
+        MGR_TRY(check_range(e, piece, data, err));
         for (uint32_t k = plan->first_target[piece->source];
              k < plan->first_target[piece->source + 1]; k++) {
             const uint32_t target = plan->targets[k];

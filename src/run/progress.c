@@ -120,6 +120,13 @@ void mgr_progress_stop(mgr_progress *p)
     if (!p)
         return;
     mgr_progress_drain(p->comm);
+    mgr_progress_drop(p);
+}
+
+void mgr_progress_drop(mgr_progress *p)
+{
+    if (!p)
+        return;
     mgr_free(p->seen);
     mgr_free(p);
 }

@@ -27,4 +27,7 @@ void mgr_progress_finish(mgr_progress *progress);
 /* Take late messages and free. NULL-safe. Collective if progress was started. */
 void mgr_progress_stop(mgr_progress *progress);
 
+/* Free where nothing was posted. NULL-safe. Local. */
+void mgr_progress_drop(mgr_progress *progress);
+
 #endif

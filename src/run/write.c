@@ -178,8 +178,11 @@ int mgr_run_write(mgr_job *job, const char *out, const char *id, const mgr_write
                    mgr_progress_start(&progress, job->comm, o->progress, job->plan.total_in,
                                       job->plan.total_out, err),
                    err);
-    if (rc == MGR_OK)
-        rc = write_all(job, &stage, o->journal, progress, err);
+    if (rc != MGR_OK) {
+        mgr_progress_drop(progress); /* some ranks have none, so nothing collective */
+        goto out;
+    }
+    rc = write_all(job, &stage, o->journal, progress, err);
     mgr_progress_stop(progress);
     rc = keep_or_remove(&stage, o->journal >= 0, rc, err);
 out:

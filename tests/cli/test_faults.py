@@ -84,7 +84,9 @@ class Faulty(unittest.TestCase):
         self.assertEqual(runner.hashes(self.target), self.expected, told)
 
     def attempt(self, fault, status, np, old=False, reached=True):
-        """One run with a fault. If it need not be reached the run may also succeed."""
+        """One run with a fault. If it need not be reached the run may also succeed; so it may if what
+        fails is only a look at what kind of source this is."""
+        reached = reached and "pread:2" not in fault
         with self.subTest(fault=fault, ranks=np, old=old):
             self.clean(old)
             result = self.run_with(fault, np, force=old)

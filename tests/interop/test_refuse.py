@@ -245,3 +245,13 @@ def test_bfloat16_by_default(scratch):
     tensors = harness.read_output(out)
     assert {t.dtype for t in tensors.values()} == {torch.bfloat16}
     harness.check_naive(tensors, model, SHAPE, 4)
+
+
+def test_a_value_that_float16_cannot_hold(scratch):
+    def edit(content, t, p):
+        if p == 0:
+            content["model"]["embedding.word_embeddings.weight"][3, 5] = 1e6
+
+    refused(
+        scratch, edit, "embedding", "float16", changes={**NAIVE, "target__dtype": "float16"}
+    )
