@@ -55,8 +55,9 @@ static const mgr_key schema[] = {
           "most memory that a rank may have resident, everything counted"),
 
     REQUIRED("source.path", source.path,
-             "the checkpoint to read: a Megatron root, or the folder of one iteration"),
-    TEXT("source.format", source.format, "auto", "auto or megatron-torch"),
+             "the checkpoint to read: a Megatron root or one iteration, or a Hugging Face folder"),
+    TEXT("source.format", source.format, "auto",
+         "auto, megatron-torch, megatron-dist (torch_dist) or huggingface"),
     /* a choice "N" is any whole number */
     CHOICE("source.iteration", source.iteration, "latest", "latest|release|N",
            "which iteration of a Megatron root"),
@@ -104,7 +105,7 @@ static const mgr_key schema[] = {
 
     REQUIRED("target.path", target.path, "the folder to create; it must not exist yet"),
     TEXT("target.format", target.format, "moe-recipes",
-         "moe-recipes (Hugging Face Mixtral), or megatron-torch (dense models, to reshard)"),
+         "moe-recipes (Mixtral); to reshard dense models: megatron-torch or huggingface (Llama)"),
     UINT("target.expert_parallel", target.expert_parallel, "1", 1, MOST_PARTS,
          "expert parallel size of the target, where its format has one"),
     UINT("target.tensor_parallel", target.tensor_parallel, "1", 1, MOST_PARTS,

@@ -18,6 +18,7 @@ enum {
     SEED,
     DTYPE,
     NAMES,
+    FORMAT,
     DIVISOR,
     TIED,
     FORCE,
@@ -36,6 +37,7 @@ static const mgr_option options[] = {
     [SEED] = {"seed", 0, "S", "seed of the values (default 1234)"},
     [DTYPE] = {"dtype", 0, "TYPE", "bf16, fp16 or fp32 (default bf16)"},
     [NAMES] = {"names", 0, "SPEC", "te or local: how norms are named (default te)"},
+    [FORMAT] = {"format", 0, "NAME", "megatron-torch or huggingface (default megatron-torch)"},
     [DIVISOR] = {"make-vocab-size-divisible-by", 0, "N",
                  "pad the vocabulary with zeros to a multiple of N x T (default 1)"},
     [TIED] = {"tied", 0, NULL, "tie the embedding and the output layer"},
@@ -59,6 +61,15 @@ static int take_names(mgr_synth_options *o, const char *value, mgr_err *err)
     if (o->local_names || strcmp(value, "te") == 0)
         return MGR_OK;
     return mgr_fail(err, MGR_ERR_USAGE, "--names '%s' is neither te nor local", value);
+}
+
+static int take_format(mgr_synth_options *o, const char *value, mgr_err *err)
+{
+    o->format = value;
+    if (strcmp(value, "megatron-torch") == 0 || strcmp(value, "huggingface") == 0)
+        return MGR_OK;
+    return mgr_fail(err, MGR_ERR_USAGE, "--format '%s' is neither megatron-torch nor huggingface",
+                    value);
 }
 
 static int take_dtype(mgr_synth_options *o, const char *value, mgr_err *err)
@@ -89,6 +100,8 @@ static int take(void *context, size_t idx, const char *value, mgr_err *err)
         return take_dtype(o, value, err);
     case NAMES:
         return take_names(o, value, err);
+    case FORMAT:
+        return take_format(o, value, err);
     case TIED:
         o->model.tied = true;
         return MGR_OK;
@@ -136,6 +149,7 @@ static int parse(mgr_synth_options *o, int argc, char **argv, mgr_err *err)
                              .tensor_parallel = 1,
                              .pipeline_parallel = 1,
                              .vocab_divisor = 1,
+                             .format = "megatron-torch",
                              .seed = 1234};
     MGR_TRY(mgr_cli_parse(&program, argc, argv, take, o, &first, err));
     if (argc - first != 1) {

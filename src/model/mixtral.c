@@ -21,12 +21,21 @@ static const char *const names[MGR_ROLE_COUNT] = {
     [MGR_ROLE_LM_HEAD] = "lm_head.weight",
 };
 
+/* The FFN of a dense model; all else is named as above. */
+static const char *const dense_names[MGR_ROLE_COUNT] = {
+    [MGR_ROLE_GATE] = "model.layers.%u.mlp.gate_proj.weight",
+    [MGR_ROLE_UP] = "model.layers.%u.mlp.up_proj.weight",
+    [MGR_ROLE_DOWN] = "model.layers.%u.mlp.down_proj.weight",
+};
+
 static void tensor_name(const mgr_tensor *t, char *out, size_t size)
 {
+    const bool dense = t->expert == MGR_NONE && dense_names[t->role];
+    const char *const name = dense ? dense_names[t->role] : names[t->role];
     /* the table is ours; the format strings in it take layer, then expert */
 #pragma GCC diagnostic push
 #pragma GCC diagnostic ignored "-Wformat-nonliteral"
-    snprintf(out, size, names[t->role], t->layer, t->expert);
+    snprintf(out, size, name, t->layer, t->expert);
 #pragma GCC diagnostic pop
 }
 
@@ -87,7 +96,10 @@ int mgr_mixtral_layout(mgr_layout *layout, const mgr_mixtral *mx, mgr_err *err)
     const uint32_t shards = rc == MGR_OK ? assign_shards(layout, mx, shard, layout->file_owner) : 0;
     for (uint32_t s = 0; rc == MGR_OK && s < shards; s++) {
         char path[64];
-        snprintf(path, sizeof path, "model-%05u-of-%05u.safetensors", s + 1, shards);
+        if (shards == 1)
+            snprintf(path, sizeof path, "model.safetensors");
+        else
+            snprintf(path, sizeof path, "model-%05u-of-%05u.safetensors", s + 1, shards);
         rc = mgr_catalogue_add_file(layout->cat, path, 0, &file, err);
     }
     if (rc == MGR_OK)

@@ -155,6 +155,7 @@ static int make_source(const bench *b, mgr_err *err)
     const uint64_t hidden = 1024, ffn = 3584, per_layer = UINT64_C(8) * 3 * hidden * ffn * 2;
     const uint64_t layers = b->options->output_bytes / per_layer / 2 * 2;
     const mgr_synth_options o = {.out = b->dense,
+                                 .format = "megatron-torch",
                                  .model = {.layers = layers ? layers : 2,
                                            .hidden = hidden,
                                            .ffn = ffn,

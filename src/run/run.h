@@ -38,13 +38,14 @@ typedef struct mgr_run_options {
 int mgr_run_upcycle(mgr_comm *comm, const mgr_run_options *options, mgr_tally *tally,
                     mgr_err *err) MGR_NODISCARD;
 
-/* mgr-synth: a dense Megatron checkpoint of `model` at `out`, values by seed and logical
- * coordinate. Collective. */
+/* mgr-synth: a dense checkpoint of `model` at `out`, values by seed and logical coordinate.
+ * Collective. */
 typedef struct mgr_synth_options {
     const char *out;
     mgr_model model;
     mgr_dtype dtype;
     uint64_t tensor_parallel, pipeline_parallel, vocab_divisor, seed;
+    const char *format; /* a registered target format that holds dense models */
     bool local_names, force;
     int verbosity;
 } mgr_synth_options;

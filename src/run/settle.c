@@ -110,8 +110,8 @@ static int add_fills(const mgr_job *job, mgr_extents *written, mgr_err *err)
         const mgr_fill *const f = &layout->fills[i];
         const mgr_stored *const s = &layout->cat->stored[f->stored];
         const uint64_t row = s->stride[0] * mgr_dtype_size(s->dtype);
-        const mgr_extent extent = {f->stored, crc_of_zeros(f->rows * row), f->row * row,
-                                   f->rows * row, 0, 0};
+        const mgr_extent extent = {
+            f->stored, crc_of_zeros(f->rows * row), f->row * row, f->rows * row, 0, 0};
         MGR_TRY(mgr_extents_add(written, &extent, err));
     }
     return MGR_OK;
@@ -148,8 +148,8 @@ static int put_blob(void *context, const mgr_blob *blob, mgr_err *err)
 {
     const blob_writer *const w = context;
     MGR_TRY(mgr_pwrite_full(w->fd, w->name, blob->bytes, blob->len, blob->offset, err));
-    const mgr_extent extent = {w->file, libdeflate_crc32(0, blob->bytes, blob->len), blob->offset,
-                               blob->len, 0, 0};
+    const mgr_extent extent = {
+        w->file, libdeflate_crc32(0, blob->bytes, blob->len), blob->offset, blob->len, 0, 0};
     return mgr_extents_add(w->extents, &extent, err);
 }
 

@@ -128,7 +128,7 @@ int mgr_sidecar_copy_tokenizer(const mgr_job *job, const char *directory,
     const size_t first = places[0][0] ? 0 : 1, end = places[0][0] ? 1 : 3;
     *found = (mgr_sidecar_tokenizer){-1, -1, 0};
     for (size_t p = first; p < end; p++) {
-        if (count_files(places[p]) == 0)
+        if (!places[p] || count_files(places[p]) == 0)
             continue;
         for (size_t i = 0; i < N_TOKENIZER_FILES; i++) {
             if (!has_file(places[p], tokenizer_files[i]))

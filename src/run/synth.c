@@ -17,7 +17,11 @@ static int set_up(mgr_job *job, const mgr_synth_options *o, mgr_err *err)
     c->target.iteration = 1;
     c->memory_per_rank = (uint64_t)1 << 30;
     job->synth_seed = c->upcycle.seed = o->seed;
-    job->target_format = mgr_target_find("megatron-torch");
+    c->target.max_shard_size = UINT64_C(5000000000);
+    job->target_format = mgr_target_find(o->format);
+    if (!job->target_format)
+        return mgr_fail(err, MGR_ERR_USAGE, "no format '%s'", o->format);
+    MGR_TRY(job->target_format->check(c, &o->model, err));
     if (o->model.layers % o->pipeline_parallel != 0)
         return mgr_fail(err, MGR_ERR_USAGE, "%llu layers do not divide among %llu pipeline stages",
                         (unsigned long long)o->model.layers,

@@ -4,10 +4,12 @@
 
 extern const mgr_target_format mgr_target_moe_recipes;
 extern const mgr_target_format mgr_target_megatron_torch;
+extern const mgr_target_format mgr_target_huggingface;
 
 static const mgr_target_format *const table[] = {
     &mgr_target_moe_recipes,
     &mgr_target_megatron_torch,
+    &mgr_target_huggingface,
 };
 
 const mgr_target_format *mgr_target_at(size_t idx)

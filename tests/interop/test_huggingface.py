@@ -325,7 +325,7 @@ def test_inspect(scratch):
     assert "model.layers.3.mlp.down_proj.weight" in result.out
     edit_json(source / "config.json", model_type="qwen2")
     result = runner.run([runner.program("mgr-inspect"), source, "--summary"])
-    assert result.status == 0 and "cannot be upcycled" in result.out and "qwen2" in result.out, str(result)
+    assert result.status == 0 and "not one for mgr-upcycle" in result.out and "qwen2" in result.out, str(result)
 
 
 # ---- refused

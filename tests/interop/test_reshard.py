@@ -38,3 +38,58 @@ def test_a_dense_model_at_another_split(scratch, source, target, tied):
     assert (read.tied, read.norm_epsilon, read.rotary_base) == (tied, shape.norm_epsilon, shape.rotary_base)
     rank = torch.load(next((scratch / "out").rglob("model_optim_rng.pt")), weights_only=False)
     assert rank["args"].padded_vocab_size == shape.padded_vocab(target[0])
+
+
+def reshard(scratch, source, name, **changes):
+    config = runner.write_config(
+        scratch / (name + ".yaml"), source, scratch / name, mode="reshard", upcycle=None,
+        target__dtype="source", **changes
+    )
+    result = runner.upcycle(config, np=2)
+    assert result.status == 0, str(result)
+    return scratch / name
+
+
+@pytest.mark.parametrize("shards", ["5GB", "1MiB"])
+@pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
+def test_megatron_to_a_hugging_face_llama(scratch, tied, shards):
+    from transformers import LlamaForCausalLM
+
+    shape = ml.Shape(kv_heads=2, heads=4, head_dim=32, hidden=128, ffn=512, vocab=500, tied=tied)
+    model = ml.dense_model(shape)
+    root = ml.save(model, shape, scratch / "dense", 2, 2)
+    out = reshard(
+        scratch, root, "hf", model__vocab_size=shape.vocab, target__format="huggingface",
+        target__max_shard_size=shards,
+    )
+    assert (out / "model.safetensors").exists() == (shards == "5GB")
+    loaded, info = LlamaForCausalLM.from_pretrained(
+        out, dtype=torch.float32, attn_implementation="eager", output_loading_info=True
+    )
+    assert not info["missing_keys"] and not info["unexpected_keys"], info
+    ids = harness.token_ids(shape)
+    with torch.no_grad():
+        got = loaded.eval()(ids).logits
+    want = harness.llama_logits(model, shape, ids)
+    assert harness.relative_difference(got, want) < 1e-6
+
+
+def test_there_and_back_is_the_identity(scratch):
+    shape = ml.Shape(kv_heads=4, heads=8, head_dim=6, hidden=48)
+    root = ml.save(ml.dense_model(shape), shape, scratch / "dense", 2, 2)
+    first = reshard(
+        scratch, root, "hf1", model__vocab_size=shape.vocab, target__format="huggingface"
+    )
+    megatron = reshard(
+        scratch, first, "megatron", target__format="megatron-torch", target__tensor_parallel=4,
+        target__pipeline_parallel=2,
+    )
+    second = reshard(
+        scratch, megatron, "hf2", model__vocab_size=shape.vocab, target__format="huggingface"
+    )
+    assert runner.hashes(first) == runner.hashes(second)
+    again = reshard(
+        scratch, second, "megatron2", target__format="megatron-torch", target__tensor_parallel=4,
+        target__pipeline_parallel=2,
+    )
+    assert runner.hashes(megatron) == runner.hashes(again)

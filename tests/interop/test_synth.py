@@ -55,3 +55,19 @@ def test_safe_loading_needs_the_namespace_only(scratch):
     assert set(torch.serialization.get_unsafe_globals_in_checkpoint(file)) <= {"argparse.Namespace"}
     with torch.serialization.safe_globals([argparse.Namespace]):
         assert "args" in torch.load(file, weights_only=True)
+
+
+def test_every_format_is_one_model(scratch):
+    """The same seed gives the same values, and they the same upcycled bytes."""
+    outputs = []
+    for name, words in (
+        ("torch", ["--tp", "2", "--pp", "2"]),
+        ("hf", ["--format", "huggingface"]),
+    ):
+        result = runner.run(
+            [runner.program("mgr-synth"), scratch / name, "--layers", 2, "--hidden", 64, "--ffn", 96,
+             "--heads", 8, "--kv-heads", 4, "--vocab", 128, "--seed", 11, *words]
+        )
+        assert result.status == 0, str(result)
+        outputs.append(runner.hashes(harness.convert(scratch, scratch / name, name="Mixtral-" + name)))
+    assert outputs[0] == outputs[1]

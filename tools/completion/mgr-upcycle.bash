@@ -18,7 +18,7 @@ _mgr() {
         mgr-inspect) options="--json --summary" ;;
         mgr-synth)
             options="--layers --hidden --ffn --heads --kv-heads --vocab --tp --pp --seed --dtype
-                --names --make-vocab-size-divisible-by --tied --force --quiet"
+                --names --format --make-vocab-size-divisible-by --tied --force --quiet"
             ;;
         mgr-bench) options="--size --scratch --rounds" ;;
     esac
