@@ -1,5 +1,6 @@
 #!/bin/sh
-# Make .venv in the checkout, with the packages of tools/requirements-interop.txt.
+# Make .venv in the checkout, with the packages of tools/requirements-interop.txt, and in it
+# megatron-core-VERSION for each line of tools/requirements-megatron.txt.
 #
 #   tools/venv.sh            quick and silent when .venv is up to date
 #   tools/venv.sh --check    only say whether it is (exit 0 or 3)
@@ -10,6 +11,7 @@ set -eu
 
 root=$(CDPATH='' cd -- "$(dirname -- "$0")/.." && pwd)
 wanted="$root/tools/requirements-interop.txt"
+releases="$root/tools/requirements-megatron.txt"
 venv="$root/.venv"
 stamp="$venv/requirements.sha256"
 
@@ -30,7 +32,7 @@ case "${1-}" in
     *) echo "usage: tools/venv.sh [--check]" >&2; exit 64 ;;
 esac
 
-hash=$(sha256sum < "$wanted" | cut -d' ' -f1)
+hash=$(cat "$wanted" "$releases" | sha256sum | cut -d' ' -f1)
 is_ready && exit 0
 [ "$check_only" = no ] || give_up "'$venv' is absent or outdated; run tools/venv.sh"
 
@@ -67,4 +69,18 @@ if ! "$venv/bin/python" -m pip install --quiet --disable-pip-version-check \
     [ "$fresh" = no ] || rm -rf "$venv"
     give_up "pip install failed: $(grep -i '^error' "$log" | tail -n 1)"
 fi
+
+# A folder under its final name is complete.
+while read -r version wheel_python; do
+    case "$version" in '' | '#'*) continue ;; esac
+    folder="$venv/megatron-core-$version"
+    [ ! -d "$folder" ] || continue
+    rm -rf "$folder.partial"
+    if ! "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --no-deps \
+            --only-binary :all: --python-version "$wheel_python" --ignore-requires-python \
+            --target "$folder.partial" "megatron-core==$version" >"$log" 2>&1 </dev/null; then
+        give_up "pip install megatron-core==$version failed: $(grep -i '^error' "$log" | tail -n 1)"
+    fi
+    mv "$folder.partial" "$folder"
+done < "$releases"
 echo "$hash" > "$stamp"

@@ -67,7 +67,7 @@ typedef struct mgr_config {
     int32_t line[64], column[64];
 } mgr_config;
 
-/* One key of the schema: the parser, the dump, --help and the man page are driven by this table. */
+/* One key of the schema: the parser, the dump and --help are driven by this table. */
 typedef enum mgr_key_kind {
     MGR_KEY_TEXT,
     MGR_KEY_CHOICE, /* text, one of `choices` ("a|b|c") */

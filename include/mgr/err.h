@@ -4,7 +4,7 @@
  * A function that can fail returns an mgr_code (0 is success) and, if it fails, fills the mgr_err
  * it was given. The first failure is kept; callers add what they were doing with mgr_wrap while
  * the stack unwinds, so the text reads from the outermost action to the innermost cause.
- * Wording: lower case, no full stop, names quoted, the cause after a colon (src/README.md).
+ * Wording: lower case, no full stop, names quoted, the cause after a colon (CONTRIBUTING.md).
  */
 #ifndef MGR_ERR_H
 #define MGR_ERR_H

@@ -7,7 +7,6 @@
 #include <string.h>
 
 #include "core/str.h"
-#include "io/fault.h"
 #include "mgr/version.h"
 #include "run/engine.h"
 

@@ -209,7 +209,8 @@ static bool mine(const mgr_engine *e, const mgr_unit *unit)
 
 static bool pending(const mgr_engine *e, uint32_t unit)
 {
-    return e->journal->state[unit] == MGR_UNIT_PENDING;
+    const uint8_t *const state = e->journal->state;
+    return state && state[unit] == MGR_UNIT_PENDING;
 }
 
 /* Read this rank's units of a group and add up their sums; keep as many as the cache has room for,

@@ -106,8 +106,9 @@ mgr_expert mgr_selection_expert(const mgr_selection *selection, const mgr_job *j
 
 int mgr_extents_add(mgr_extents *extents, const mgr_extent *extent, mgr_err *err) MGR_NODISCARD;
 
-/* Nonzero once a signal has asked the run to stop; set by cli. */
+/* Ask the run to stop; cli calls it from a signal's handler. */
 void mgr_request_stop(void);
+/* MGR_ERR_INTERRUPTED once it has been asked to. Local. */
 int mgr_check_stop(mgr_err *err) MGR_NODISCARD;
 
 #endif

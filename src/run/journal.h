@@ -6,8 +6,8 @@
  *   block := "MGRJRNL1" fingerprint:u64 n_units:u64 n_read:u64 n_written:u64
  *            unit:u32{n_units} extent{n_read} extent{n_written} hash:u64
  * The hash is XXH3 over the block before it; a torn block at the end is passed over. The
- * fingerprint is of the plan and the source: work of another plan or of a changed source is not
- * continued.
+ * fingerprint is of the plan, the sizes of the source's files and the CRC-32s they carry: work of
+ * another plan, or of a source that differs in these, is not continued.
  */
 #ifndef MGR_RUN_JOURNAL_H
 #define MGR_RUN_JOURNAL_H

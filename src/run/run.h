@@ -33,8 +33,9 @@ typedef struct mgr_run_options {
 } mgr_run_options;
 
 /* mgr-upcycle: read the configuration, find and describe the source, plan, write, publish; rank 0
- * prints the plan before and a summary behind. On failure nothing is left behind, and all ranks
- * return the same error. *tally is the sum over the ranks (rank 0). Collective. */
+ * prints the plan before and a summary behind. After a failure the target is as it was, the staging
+ * directory is there only if --resume can continue it, and all ranks return the same error. *tally
+ * is the sum over the ranks (rank 0). Collective. */
 int mgr_run_upcycle(mgr_comm *comm, const mgr_run_options *options, mgr_tally *tally,
                     mgr_err *err) MGR_NODISCARD;
 

@@ -41,7 +41,7 @@ typedef struct mgr_source_format {
     /* Put the boxes of all files into `layout`. Local. */
     int (*layout)(const void *state, mgr_layout *layout, mgr_err *err);
 
-    /* One line on the layout for people: "TP 2 x PP 2, Transformer Engine names". Local. */
+    /* One line on the layout for people: "tensor parallel 2 x pipeline parallel 2, ...". Local. */
     int (*summary)(const void *state, mgr_buf *out, mgr_err *err);
 
     void (*release)(void *state); /* NULL-safe */

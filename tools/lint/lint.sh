@@ -69,7 +69,7 @@ lint_tidy() {
                 src/core/err.c) printf '%s\n%s\n' "$file" --quiet ;;
                 *) printf '%s\n%s\n' "$file" "$model" ;;
             esac
-        done | xargs -r -d '\n' -P "$(nproc)" -n 2 clang-tidy --quiet -p "$build" 2>/dev/null
+        done | xargs -r -d '\n' -P "$(nproc)" -n 2 clang-tidy --quiet --extra-arg=-Wno-unknown-warning-option -p "$build" 2>/dev/null
 }
 
 lint_cppcheck() {
