@@ -64,6 +64,7 @@ typedef struct mgr_attr {
 typedef struct mgr_file {
     const char *path; /* as it is opened */
     uint64_t bytes;
+    uint64_t modified; /* nanoseconds, of a source that was read from a file; else 0 */
 } mgr_file;
 
 /* Entries that are skipped by design and counted: optimizer, rng, extra state, ... */

@@ -103,7 +103,8 @@ static const mgr_key schema[] = {
     REAL("upcycle.noise_std", upcycle.noise_std, "0.02", 0, 100,
          "standard deviation of the noise, for methods that add some"),
 
-    REQUIRED("target.path", target.path, "the folder to create; it must not exist yet"),
+    REQUIRED("target.path", target.path,
+             "the folder to create; an existing one is replaced with --force only"),
     TEXT("target.format", target.format, "moe-recipes",
          "moe-recipes (Mixtral); to reshard dense models: megatron-torch or huggingface (Llama)"),
     UINT("target.expert_parallel", target.expert_parallel, "1", 1, MOST_PARTS,

@@ -18,8 +18,10 @@ static const mgr_program program = {
     .synopsis = "[OPTION]... PATH [PATH2]",
     .about =
         "Show the tensors, shapes, types, layout and sizes of a checkpoint: a Megatron root or\n"
-        "iteration, a folder of safetensors, or one .pt or .safetensors file. Only headers are\n"
-        "read, and nothing in them is executed.",
+        "iteration, a Hugging Face folder, or one .pt, .bin or .safetensors file. Nothing in it "
+        "is\n"
+        "executed. With PATH2: compare the two logically, value by value, whatever their formats\n"
+        "and splits; exit status 1 if they differ.",
     .options = options,
     .n_options = sizeof options / sizeof options[0],
 };
@@ -47,6 +49,8 @@ int main(int argc, char **argv)
         mgr_fail(&err, MGR_ERR_USAGE, "one PATH is needed, or two");
         rc = mgr_hint(&err, "see mgr-inspect --help");
     }
+    if (rc == MGR_OK && n == 2 && (o.json || o.summary))
+        rc = mgr_fail(&err, MGR_ERR_USAGE, "--json and --summary are for one PATH");
     if (rc != MGR_OK)
         return mgr_cli_usage_end(&program, &err);
     bool same = true;

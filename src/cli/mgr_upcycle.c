@@ -83,7 +83,8 @@ static const mgr_program program = {
     .name = "mgr-upcycle",
     .synopsis = "[OPTION]... CONFIG",
     .about =
-        "Rewrite a Megatron checkpoint in parallel: upcycle a dense model to a mixture of\n"
+        "Rewrite a checkpoint in parallel (Megatron, Hugging Face): upcycle a dense model to a "
+        "mixture of\n"
         "experts, or lay it out anew. Run it under mpiexec or srun; any number of ranks gives\n"
         "the same bytes.",
     .options = options,

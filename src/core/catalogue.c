@@ -15,7 +15,7 @@ static int copy_text(mgr_catalogue *cat, const char **text, mgr_err *err)
 int mgr_catalogue_add_file(mgr_catalogue *cat, const char *path, uint64_t bytes, uint32_t *out,
                            mgr_err *err)
 {
-    mgr_file file = {path, bytes};
+    mgr_file file = {path, bytes, 0};
     MGR_TRY(mgr_grow(&cat->files, &cat->cap_files, cat->n_files + 1, sizeof file, err));
     MGR_TRY(copy_text(cat, &file.path, err));
     cat->files[cat->n_files] = file;
@@ -157,6 +157,7 @@ static int take_files(mgr_catalogue *cat, cursor *c, uint64_t n, mgr_buf *scratc
         MGR_TRY(take(c, &file, sizeof file, err));
         MGR_TRY(take_text(c, scratch, &file.path, err));
         MGR_TRY(mgr_catalogue_add_file(cat, file.path, file.bytes, &idx, err));
+        cat->files[idx].modified = file.modified;
     }
     return MGR_OK;
 }

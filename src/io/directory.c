@@ -5,6 +5,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/file.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -136,6 +137,26 @@ int mgr_remove_tree(const char *path, mgr_err *err)
     if (remove_below(AT_FDCWD, path, 0) != 0 && mgr_path_exists(path))
         return mgr_fail_errno(err, MGR_ERR_IO, errno, "cannot remove '%s'", path);
     return MGR_OK;
+}
+
+int mgr_hold_dir(const char *path, int *fd, bool *taken, mgr_err *err)
+{
+    const int f = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    if (f < 0)
+        return mgr_fail_errno(err, MGR_ERR_IO, errno, "cannot open directory '%s'", path);
+    *taken = flock(f, LOCK_EX | LOCK_NB) != 0 && errno == EWOULDBLOCK;
+    if (*taken)
+        close(f);
+    else
+        *fd = f;
+    return MGR_OK;
+}
+
+bool mgr_is_held(const char *path, int fd)
+{
+    struct stat there, held;
+    return stat(path, &there) == 0 && fstat(fd, &held) == 0 && there.st_dev == held.st_dev &&
+           there.st_ino == held.st_ino;
 }
 
 bool mgr_is_inside(const char *path, const char *directory)

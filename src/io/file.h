@@ -53,6 +53,14 @@ int mgr_remove_tree(const char *path, mgr_err *err) MGR_NODISCARD;
 int mgr_sync_dir(const char *path, mgr_err *err) MGR_NODISCARD;
 int mgr_rename(const char *from, const char *to, mgr_err *err) MGR_NODISCARD;
 
+/* Hold the directory `path` for this process: *fd is the hold, closed with mgr_close, and ends with
+ * the process however it ends. *taken tells that another process holds it; then there is no *fd.
+ * Where the file system has no locks, everyone gets one. Local. */
+int mgr_hold_dir(const char *path, int *fd, bool *taken, mgr_err *err) MGR_NODISCARD;
+
+/* Is `path` still the directory that `fd` holds? */
+bool mgr_is_held(const char *path, int fd);
+
 /* Give the directory `from` the name `to`. With `replace` an existing `to` is swapped out in one
  * step where the file system can (renameat2), and then removed; without, an existing one is an
  * error, even an empty one. Durable on return. Local. */

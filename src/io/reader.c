@@ -22,6 +22,7 @@ int mgr_reader_open(mgr_reader *reader, const char *path, mgr_err *err)
     }
     r.fd = fd;
     r.size = (uint64_t)st.st_size;
+    r.modified = (uint64_t)st.st_mtim.tv_sec * 1000000000u + (uint64_t)st.st_mtim.tv_nsec;
     *reader = r;
     return MGR_OK;
 }

@@ -237,6 +237,8 @@ int mgr_bench_end_to_end(mgr_comm *comm, const mgr_bench_options *options, mgr_e
 {
     bench b = {.comm = comm, .options = options};
     const int root = mgr_comm_rank(comm) == 0;
+    if (strlen(options->scratch) + 64 > sizeof b.dense || strchr(options->scratch, '\''))
+        return mgr_fail(err, MGR_ERR_USAGE, "--scratch is too long, or has a quote in it");
     if (options->rounds < 1 || options->rounds > MAX_ROUNDS)
         return mgr_fail(err, MGR_ERR_USAGE, "rounds must be 1 to %d", MAX_ROUNDS);
     snprintf(b.dense, sizeof b.dense, "%s/mgr-bench-dense", options->scratch);

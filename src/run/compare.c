@@ -167,11 +167,25 @@ static matrix logical(const side *s, uint32_t idx, const char *name)
     return (matrix){name, idx, NULL, s->view.layout.dtype, t->rows, t->cols};
 }
 
-/* A stored tensor as rows of its last axis. A type without a size is compared as bytes of none. */
+/* By name only what lies row by row in its file, in a type of known size, can be compared. */
+static int check_plain(const side *s, const mgr_stored *stored, mgr_err *err)
+{
+    uint64_t stride = 1;
+    bool plain = mgr_dtype_size(stored->dtype) > 0;
+    for (uint32_t d = stored->ndim; d-- > 0; stride *= stored->shape[d])
+        plain = plain && (stored->shape[d] <= 1 || stored->stride[d] == stride);
+    if (plain)
+        return MGR_OK;
+    return mgr_fail(err, MGR_ERR_UNSUPPORTED,
+                    "cannot compare tensor '%s' in '%s': it is transposed, or of an unusual type",
+                    stored->name, s->view.cat.files[stored->file].path);
+}
+
+/* A stored tensor as rows of its last axis. */
 static matrix stored_matrix(const mgr_stored *s)
 {
     const uint64_t cols = s->ndim >= 2 ? s->shape[s->ndim - 1] : 1;
-    const uint64_t all = mgr_dtype_size(s->dtype) ? mgr_view_elements(s) : 0;
+    const uint64_t all = mgr_view_elements(s);
     return (matrix){s->name, MGR_NONE, s, s->dtype, cols ? all / cols : 0, cols ? cols : 1};
 }
 
@@ -201,7 +215,8 @@ static int compare_logical(comparison *c, mgr_err *err)
 static int by_name(const void *x, const void *y)
 {
     const mgr_stored *const *a = x, *const *b = y;
-    return strcmp((*a)->name, (*b)->name);
+    const int order = strcmp((*a)->name, (*b)->name);
+    return order ? order : (*a)->file < (*b)->file ? -1 : (*a)->file > (*b)->file;
 }
 
 static int sorted(const mgr_catalogue *cat, const mgr_stored ***out, mgr_err *err)
@@ -223,6 +238,8 @@ static int merge(comparison *c, const mgr_stored **a, const mgr_stored **b, mgr_
         } else if (order > 0) {
             report(c, "only in 2", b[j++]->name);
         } else {
+            MGR_TRY(check_plain(&c->a, a[i], err));
+            MGR_TRY(check_plain(&c->b, b[j], err));
             const matrix x = stored_matrix(a[i++]), y = stored_matrix(b[j++]);
             MGR_TRY(compare_matrices(c, &x, &y, err));
         }

@@ -7,6 +7,7 @@
 
 #include "core/mem.h"
 #include "io/file.h"
+#include "mgr/version.h"
 
 #define MAX_JOURNAL ((uint64_t)1 << 30)
 
@@ -24,8 +25,13 @@ static uint64_t fingerprint_of(const mgr_job *job)
     const mgr_catalogue *const cat = &job->source.cat;
     XXH64_hash_t h = XXH3_64bits(plan->units, plan->n_units * sizeof *plan->units);
     h = XXH3_64bits_withSeed(plan->pieces, plan->n_pieces * sizeof *plan->pieces, h);
-    for (size_t i = 0; i < cat->n_files; i++)
-        h = XXH3_64bits_withSeed(&cat->files[i].bytes, sizeof cat->files[i].bytes, h);
+    h = XXH3_64bits_withSeed(MGR_VERSION, sizeof MGR_VERSION, h + MGR_CONTRACT_VERSION);
+    for (size_t i = 0; i < cat->n_files; i++) {
+        const mgr_file *const f = &cat->files[i];
+        const uint64_t facts[2] = {f->bytes, f->modified};
+        h = XXH3_64bits_withSeed(f->path, strlen(f->path), h);
+        h = XXH3_64bits_withSeed(facts, sizeof facts, h);
+    }
     for (size_t i = 0; i < cat->n_records; i++) {
         const uint64_t facts[3] = {cat->records[i].offset, cat->records[i].size,
                                    cat->records[i].crc32};

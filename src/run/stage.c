@@ -17,15 +17,34 @@ static int check_target(const mgr_stage *s, mgr_err *err)
     return mgr_hint(err, "choose another target.path, or replace it with --force");
 }
 
-static int check_leftover(const mgr_stage *s, mgr_err *err)
+/* Keep others out of the staging directory as long as this run lives. */
+static int hold(mgr_stage *s, mgr_err *err)
 {
-    if (!mgr_path_exists(s->directory) || s->resume)
+    bool taken = false;
+    if (s->hold >= 0)
         return MGR_OK;
-    if (s->replace)
-        return s->dry_run ? MGR_OK : mgr_remove_tree(s->directory, err);
-    mgr_fail(err, MGR_ERR_EXISTS, "'%s' exists: a run is writing it, or one was stopped",
-             s->directory);
-    return mgr_hint(err, "if no such run is alive, continue it with --resume, or use --force");
+    MGR_TRY(mgr_hold_dir(s->directory, &s->hold, &taken, err));
+    if (!taken)
+        return MGR_OK;
+    mgr_fail(err, MGR_ERR_EXISTS, "another run is writing '%s'", s->directory);
+    return mgr_hint(err, "wait for it, or stop it");
+}
+
+static int check_leftover(mgr_stage *s, mgr_err *err)
+{
+    if (!mgr_path_exists(s->directory))
+        return MGR_OK;
+    MGR_TRY(hold(s, err));
+    if (s->resume || (s->replace && s->dry_run))
+        return MGR_OK;
+    if (s->replace) {
+        const int rc = mgr_remove_tree(s->directory, err);
+        mgr_close(s->hold);
+        s->hold = -1;
+        return rc;
+    }
+    mgr_fail(err, MGR_ERR_EXISTS, "'%s' exists: a run was stopped or killed", s->directory);
+    return mgr_hint(err, "continue it with --resume, or begin anew with --force");
 }
 
 static int check_space(const mgr_stage *s, uint64_t bytes, mgr_err *err)
@@ -110,6 +129,7 @@ int mgr_stage_make(mgr_stage *s, const mgr_catalogue *files, mgr_err *err)
         MGR_TRY(drop_sidecars(s, files, err));
     else
         MGR_TRY(mgr_make_dir(s->directory, err));
+    MGR_TRY(hold(s, err));
     s->made = !leftover; /* a failure before the engine runs leaves a leftover as it was */
     MGR_TRY(mgr_arena_fmt(&s->arena, &journal, err, "%s/" MGR_JOURNAL_FOLDER, s->directory));
     MGR_TRY(mgr_make_dirs(journal, err));
@@ -134,6 +154,8 @@ static int sync_tree(mgr_stage *s, const char *directory, int depth, mgr_err *er
 int mgr_stage_publish(mgr_stage *s, mgr_err *err)
 {
     const char *journal;
+    if (!mgr_is_held(s->directory, s->hold))
+        return mgr_fail(err, MGR_ERR_IO, "'%s' was replaced while this run wrote it", s->directory);
     MGR_TRY(mgr_arena_fmt(&s->arena, &journal, err, "%s/" MGR_JOURNAL_FOLDER, s->directory));
     MGR_TRY(mgr_remove_tree(journal, err));
     MGR_TRY(sync_tree(s, s->directory, 0, err));
@@ -147,6 +169,8 @@ void mgr_stage_clear(mgr_stage *s)
     mgr_err ignored = MGR_ERR_INIT;
     if (s->made && !s->keep && mgr_remove_tree(s->directory, &ignored) != MGR_OK)
         s->made = false;
+    if (s->hold >= 0)
+        mgr_close(s->hold);
     mgr_arena_clear(&s->arena);
-    *s = (mgr_stage){0};
+    *s = (mgr_stage){.hold = -1};
 }

@@ -22,6 +22,7 @@ typedef struct mgr_stage {
     bool dry_run;          /* nothing is removed */
     bool resume;           /* --resume: go on in a leftover staging directory, if there is one */
     bool keep;             /* do not remove the staging directory: the run can be resumed */
+    int hold;              /* on the staging directory, against a second run; -1 before */
 } mgr_stage;
 
 /* May `target` be written: does it not exist (or is it to be replaced), can its parent be written,

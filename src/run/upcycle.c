@@ -37,12 +37,11 @@ static int read_config(mgr_job *job, const mgr_run_options *o, mgr_err *err)
 }
 
 /* "known: a, b, c" for the names of a registry. */
-static int known(char *out, size_t size, const char *(*name_at)(size_t), const char *first)
+static void known(char *out, size_t size, const char *(*name_at)(size_t), const char *first)
 {
     size_t used = (size_t)snprintf(out, size, "%s", first ? first : "");
     for (size_t i = 0; name_at(i) && used < size; i++)
         used += (size_t)snprintf(out + used, size - used, "%s%s", used ? ", " : "", name_at(i));
-    return 0;
 }
 
 static const char *method_name(size_t i)
@@ -174,6 +173,8 @@ static int read_header(mgr_job *job, mgr_catalogue *cat, const char *path, mgr_e
     uint32_t file;
     MGR_TRY(mgr_reader_open(&reader, path, err));
     int rc = mgr_catalogue_add_file(cat, path, reader.size, &file, err);
+    if (rc == MGR_OK)
+        cat->files[file].modified = reader.modified;
     if (rc == MGR_OK)
         rc = job->source_format->read(cat, file, &reader, err);
     mgr_reader_close(&reader);

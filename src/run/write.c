@@ -159,7 +159,7 @@ static int check_apart(const mgr_job *job, const char *out, mgr_err *err)
 int mgr_run_write(mgr_job *job, const char *out, const char *id, const mgr_write_options *o,
                   mgr_err *err)
 {
-    mgr_stage stage = {.replace = o->force, .resume = o->resume, .dry_run = o->dry_run};
+    mgr_stage stage = {.replace = o->force, .resume = o->resume, .dry_run = o->dry_run, .hold = -1};
     mgr_progress *progress = NULL;
     int rc = MGR_OK;
     if (job->rank == 0)

@@ -1,6 +1,8 @@
 """--resume: a run that was killed or stopped goes on, does not do again what the journal names, and
 ends with the bytes of an undisturbed run."""
 
+import fcntl
+import os
 import re
 import shutil
 import unittest
@@ -106,6 +108,22 @@ class Resumed(Faulty):
             self.assertIn("cannot resume", result.errors()[0])
         finally:
             self.config = config
+
+    def test_a_run_that_is_alive_is_left_alone(self):
+        """As long as a process holds the staging directory nobody else may touch it."""
+        self.clean()
+        self.start("pwrite:9:kill")
+        before = runner.hashes(self.staging()[0])
+        holder = os.open(self.staging()[0], os.O_RDONLY)
+        fcntl.flock(holder, fcntl.LOCK_EX)
+        for option in ("--resume", "--force"):
+            result = runner.upcycle(self.config, np=RANKS, options=[option])
+            self.assertEqual(result.status, runner.CANNOT_CREATE, str(result))
+            self.assertIn("another run is writing", result.errors()[0])
+            self.assertEqual(runner.hashes(self.staging()[0]), before)
+        os.close(holder)
+        self.assertEqual(self.resume().status, 0)
+        self.assert_complete("")
 
     def test_force_and_resume_together(self):
         result = self.resume(1, "--force")
