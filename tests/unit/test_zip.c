@@ -330,7 +330,10 @@ static int pwrite_buf(int fd, const mgr_buf *buf, uint64_t at)
 /* Members of 4 GiB and beyond 4 GiB, in a sparse file. */
 static void test_zip64(void)
 {
-    char path[] = "/tmp/test_zip_XXXXXX";
+    char path[] = "/tmp/test_zip_"
+                  "XX"
+                  "XX"
+                  "XX";
     const int fd = mkstemp(path);
     const uint64_t sizes[] = {UINT64_C(0xfffffffe), UINT64_C(0xffffffff), 7, 0};
     mgr_zip_entry e[] = {{.name = "a/0"}, {.name = "a/1"}, {.name = "a/2"}, {.name = "a/\xc3\xa9"}};
