@@ -135,9 +135,11 @@ static int open_archive(torch_file *t)
     unsigned char *bytes = NULL;
     MGR_TRY(mgr_torch_kind_check(t->reader, t->err));
     MGR_TRY(mgr_zip_open(&t->zip, t->reader, t->err));
-    if (mgr_zip_find(&t->zip, "constants.pkl"))
-        return other_format(t->reader, "a TorchScript archive, not a torch.save file",
-                            "save a state dict with torch.save", t->err);
+    if (mgr_zip_find(&t->zip, "constants.pkl")) {
+        mgr_fail(t->err, MGR_ERR_UNSUPPORTED,
+                 "'%s' is a TorchScript archive, not a torch.save file", t->reader->name);
+        return mgr_hint(t->err, "save a state dict with torch.save");
+    }
     const mgr_zip_member *const data = mgr_zip_find(&t->zip, "data.pkl");
     if (!data)
         return mgr_fail(t->err, MGR_ERR_FORMAT, "'%s' has no member '%s/data.pkl'", t->reader->name,
