@@ -66,10 +66,11 @@ lint_tidy() {
     files 'src/*.c' | xargs -r ls -S |
         while read -r file; do
             case $file in
-                src/core/err.c) printf '%s\n%s\n' "$file" --quiet ;;
+                src/core/err.c) printf '%s\n%s\n' "$file" --extra-arg=-Wall ;;
                 *) printf '%s\n%s\n' "$file" "$model" ;;
             esac
-        done | xargs -r -d '\n' -P "$(nproc)" -n 2 clang-tidy --quiet --extra-arg=-Wno-unknown-warning-option -p "$build" 2>/dev/null
+        done | xargs -r -d '\n' -P "$(nproc)" -n 2 \
+        clang-tidy --quiet --extra-arg=-Wno-unknown-warning-option -p "$build" 2>/dev/null
 }
 
 lint_cppcheck() {
