@@ -49,15 +49,21 @@ typedef struct mgr_config {
         bool shuffle;
         char router[32];
         double router_std, noise_std;
+        char moe_layer_freq[MGR_CONFIG_TEXT]; /* as Megatron's: a number, or a list expression */
     } upcycle;
 
     struct {
         char path[MGR_CONFIG_TEXT];
         char format[32];
         uint64_t expert_parallel, tensor_parallel, pipeline_parallel;
+        uint64_t expert_tensor_parallel;                /* 0: as tensor_parallel */
+        uint64_t virtual_pipeline;                      /* chunks of a stage */
+        uint64_t first_stage_layers, last_stage_layers; /* 0: as the others */
         uint64_t make_vocab_size_divisible_by, iteration;
-        char names[16]; /* te | local */
-        char dtype[16]; /* source | bfloat16 | float16 | float32 */
+        char names[16];        /* auto | te | local | per-expert | fused */
+        char expert_names[16]; /* sequential | grouped | grouped-old */
+        char dist_keys[16];    /* auto | stacked | per-layer */
+        char dtype[16];        /* source | bfloat16 | float16 | float32 */
         uint64_t max_shard_size;
     } target;
 

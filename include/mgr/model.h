@@ -16,8 +16,12 @@
 extern "C" {
 #endif
 
-/* What a logical tensor is. Shapes as in the table of model.c; H hidden, F ffn, V vocabulary,
- * Nq query heads, G key/value groups, D head dimension, E experts. */
+/* More layers than any model has; a bound for what a hostile file may claim. */
+#define MGR_MAX_LAYERS 4096
+
+/* What a logical tensor is. Shapes and presence as in the table of model.c; H hidden, F ffn, V
+ * vocabulary, Nq query heads, G key/value groups, D head dimension, E experts, P positions. FFN
+ * tensors belong to an expert where the tensor has one. */
 typedef enum mgr_role {
     MGR_ROLE_EMBEDDING,  /* [V, H] */
     MGR_ROLE_ATTN_NORM,  /* [H] */
@@ -27,29 +31,92 @@ typedef enum mgr_role {
     MGR_ROLE_O,          /* [H, Nq*D] */
     MGR_ROLE_MLP_NORM,   /* [H] */
     MGR_ROLE_ROUTER,     /* [E, H] */
-    MGR_ROLE_GATE,       /* [F, H], of an expert where the tensor has one */
+    MGR_ROLE_GATE,       /* [F, H]; gated activations only */
     MGR_ROLE_UP,         /* [F, H] */
     MGR_ROLE_DOWN,       /* [H, F] */
     MGR_ROLE_FINAL_NORM, /* [H] */
     MGR_ROLE_LM_HEAD,    /* [V, H]; absent where the embeddings are tied */
+    MGR_ROLE_POSITIONS,  /* [P, H]; learned positions only */
+    MGR_ROLE_ATTN_NORM_BIAS,
+    MGR_ROLE_Q_BIAS, /* [Nq*D] */
+    MGR_ROLE_K_BIAS, /* [G*D] */
+    MGR_ROLE_V_BIAS, /* [G*D] */
+    MGR_ROLE_Q_NORM, /* [D] */
+    MGR_ROLE_K_NORM, /* [D] */
+    MGR_ROLE_Q_NORM_BIAS,
+    MGR_ROLE_K_NORM_BIAS,
+    MGR_ROLE_O_BIAS, /* [H] */
+    MGR_ROLE_MLP_NORM_BIAS,
+    MGR_ROLE_ROUTER_BIAS, /* [E] */
+    MGR_ROLE_GATE_BIAS,   /* [F] */
+    MGR_ROLE_UP_BIAS,     /* [F] */
+    MGR_ROLE_DOWN_BIAS,   /* [H] */
+    MGR_ROLE_FINAL_NORM_BIAS,
     MGR_ROLE_COUNT
 } mgr_role;
 
 const char *mgr_role_name(mgr_role role);
 
-/* The sizes and the few scalars that consumers need. Plain data. */
+typedef enum mgr_norm { MGR_NORM_RMS, MGR_NORM_LAYER } mgr_norm;
+
+typedef enum mgr_activation {
+    MGR_ACTIVATION_SWIGLU,
+    MGR_ACTIVATION_GEGLU,
+    MGR_ACTIVATION_GELU,        /* no gate */
+    MGR_ACTIVATION_SQUARED_RELU /* no gate */
+} mgr_activation;
+
+typedef enum mgr_positions { MGR_POSITIONS_ROPE, MGR_POSITIONS_LEARNED } mgr_positions;
+
+/* How RoPE is stretched: LINEAR divides positions by the factor (position interpolation), LLAMA3
+ * scales frequencies by wavelength (Llama 3.1). */
+typedef enum mgr_rope_kind { MGR_ROPE_PLAIN, MGR_ROPE_LINEAR, MGR_ROPE_LLAMA3 } mgr_rope_kind;
+
+typedef struct mgr_rope {
+    mgr_rope_kind kind;
+    double factor;               /* LINEAR, LLAMA3 */
+    double low_freq, high_freq;  /* LLAMA3 */
+    uint64_t original_positions; /* LLAMA3 */
+} mgr_rope;
+
+/* The sizes and the few scalars that consumers need. Plain data. All zero but the sizes is a
+ * Llama-like model: RMSNorm, SwiGLU, RoPE, no biases. */
 typedef struct mgr_model {
-    uint64_t layers, hidden, ffn, heads, kv_groups, head_dim;
-    uint64_t vocab;   /* true size, without padding */
-    uint64_t experts; /* 0 for a dense model */
+    uint64_t layers, hidden, heads, kv_groups, head_dim;
+    uint64_t ffn;        /* of a dense FFN */
+    uint64_t vocab;      /* true size, without padding */
+    uint64_t experts;    /* 0 for a dense model */
+    uint64_t expert_ffn; /* of an expert; 0: as `ffn` */
     uint64_t top_k;
     bool tied;       /* embedding and LM head are one tensor */
     mgr_dtype dtype; /* of the weights as stored */
+    mgr_norm norm;
+    mgr_activation activation;
+    mgr_positions positions;
+    mgr_rope rope;
+    bool bias_qkv, bias_o, bias_mlp, bias_router;
+    bool qk_norm;            /* norms of q and k, per head */
+    bool router_pre_softmax; /* softmax before top-k, and no renormalisation behind it */
     double norm_epsilon, rotary_base;
     uint64_t max_positions;
     int64_t bos_token_id, eos_token_id; /* -1: unknown */
     double init_std;
+    uint8_t dense_layers[MGR_MAX_LAYERS / 8]; /* bit of a layer: its FFN is dense all the same */
 } mgr_model;
+
+/* Does `layer` have experts? */
+bool mgr_model_is_moe(const mgr_model *model, uint64_t layer);
+/* Give `layer` of a mixture of experts a dense FFN. */
+void mgr_model_set_dense(mgr_model *model, uint64_t layer);
+/* Layers that have experts. */
+uint64_t mgr_model_moe_layers(const mgr_model *model);
+bool mgr_model_is_gated(const mgr_model *model);
+/* Intermediate size of an expert, or of the dense FFN without experts. */
+uint64_t mgr_model_expert_ffn(const mgr_model *model);
+
+/* What of `model` is not in a Llama-like one ("LayerNorm", "biases of the MLP", ...), or NULL;
+ * `idx` counts from 0 through what there is. For refusals. */
+const char *mgr_model_feature(const mgr_model *model, size_t idx);
 
 typedef struct mgr_tensor {
     mgr_role role;
@@ -63,12 +130,21 @@ typedef struct mgr_tensor {
     uint64_t step;
 } mgr_tensor;
 
-/* All logical tensors of a model: embedding, layer after layer, final norm, head. */
+/* Places of the roles in a layer of one kind; MGR_NONE where it has none. */
+typedef struct mgr_layer_index {
+    uint32_t at[MGR_ROLE_COUNT]; /* from the layer's first tensor; of FFN roles: from the FFN's */
+    uint32_t ffn;                /* first tensor of the FFN, or of expert 0 */
+    uint32_t per_ffn;            /* tensors of one FFN */
+} mgr_layer_index;
+
+/* All logical tensors of a model: embeddings, layer after layer, final norm, head. */
 typedef struct mgr_tensors {
     mgr_tensor *list;
     uint32_t n;
-    uint32_t per_layer; /* tensors of one layer */
     mgr_model model;
+    uint32_t *first_of_layer;     /* [layers] */
+    uint32_t top[MGR_ROLE_COUNT]; /* places of the roles outside of layers */
+    mgr_layer_index kinds[2];     /* dense layers, layers with experts */
 } mgr_tensors;
 
 /* Enumerate the tensors of `model`. Free with mgr_tensors_clear. Local. */

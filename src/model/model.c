@@ -1,125 +1,315 @@
 #include "mgr/model.h"
 
 #include <stdio.h>
+#include <string.h>
 
 #include "core/mem.h"
 #include "mgr/upcycle.h"
 
+/* Where a role lies. */
+typedef enum place { BEFORE, LAYER, FFN, BEHIND } place;
+
+/* Sizes of axes; a vector has no columns. */
+typedef enum extent { NONE, VOCAB, HIDDEN, HEADS, GROUPS, HEAD, INNER, EXPERTS, POSITIONS } extent;
+
+/* What a model must have for the role to exist. */
+enum {
+    UNTIED = 1,
+    LEARNED = 2,
+    LAYER_NORM = 4,
+    BIAS_QKV = 8,
+    BIAS_O = 16,
+    BIAS_MLP = 32,
+    BIAS_ROUTER = 64,
+    QK_NORM = 128,
+    GATED = 256,
+    MOE = 512 /* of the layer */
+};
+
+typedef struct role_info {
+    mgr_role role;
+    const char *name;
+    place place;
+    extent rows, cols;
+    unsigned needs;
+} role_info;
+
+/* In the order in which a model's tensors are listed; Q, K and V stand together for their bundle.
+ */
+static const role_info roles[] = {
+    {MGR_ROLE_EMBEDDING, "embedding", BEFORE, VOCAB, HIDDEN, 0},
+    {MGR_ROLE_POSITIONS, "position embedding", BEFORE, POSITIONS, HIDDEN, LEARNED},
+    {MGR_ROLE_ATTN_NORM, "attention norm", LAYER, HIDDEN, NONE, 0},
+    {MGR_ROLE_ATTN_NORM_BIAS, "attention norm bias", LAYER, HIDDEN, NONE, LAYER_NORM},
+    {MGR_ROLE_Q, "q", LAYER, HEADS, HIDDEN, 0},
+    {MGR_ROLE_K, "k", LAYER, GROUPS, HIDDEN, 0},
+    {MGR_ROLE_V, "v", LAYER, GROUPS, HIDDEN, 0},
+    {MGR_ROLE_Q_BIAS, "q bias", LAYER, HEADS, NONE, BIAS_QKV},
+    {MGR_ROLE_K_BIAS, "k bias", LAYER, GROUPS, NONE, BIAS_QKV},
+    {MGR_ROLE_V_BIAS, "v bias", LAYER, GROUPS, NONE, BIAS_QKV},
+    {MGR_ROLE_Q_NORM, "q norm", LAYER, HEAD, NONE, QK_NORM},
+    {MGR_ROLE_Q_NORM_BIAS, "q norm bias", LAYER, HEAD, NONE, QK_NORM | LAYER_NORM},
+    {MGR_ROLE_K_NORM, "k norm", LAYER, HEAD, NONE, QK_NORM},
+    {MGR_ROLE_K_NORM_BIAS, "k norm bias", LAYER, HEAD, NONE, QK_NORM | LAYER_NORM},
+    {MGR_ROLE_O, "o", LAYER, HIDDEN, HEADS, 0},
+    {MGR_ROLE_O_BIAS, "o bias", LAYER, HIDDEN, NONE, BIAS_O},
+    {MGR_ROLE_MLP_NORM, "mlp norm", LAYER, HIDDEN, NONE, 0},
+    {MGR_ROLE_MLP_NORM_BIAS, "mlp norm bias", LAYER, HIDDEN, NONE, LAYER_NORM},
+    {MGR_ROLE_ROUTER, "router", LAYER, EXPERTS, HIDDEN, MOE},
+    {MGR_ROLE_ROUTER_BIAS, "router bias", LAYER, EXPERTS, NONE, MOE | BIAS_ROUTER},
+    {MGR_ROLE_GATE, "gate", FFN, INNER, HIDDEN, GATED},
+    {MGR_ROLE_UP, "up", FFN, INNER, HIDDEN, 0},
+    {MGR_ROLE_DOWN, "down", FFN, HIDDEN, INNER, 0},
+    {MGR_ROLE_GATE_BIAS, "gate bias", FFN, INNER, NONE, GATED | BIAS_MLP},
+    {MGR_ROLE_UP_BIAS, "up bias", FFN, INNER, NONE, BIAS_MLP},
+    {MGR_ROLE_DOWN_BIAS, "down bias", FFN, HIDDEN, NONE, BIAS_MLP},
+    {MGR_ROLE_FINAL_NORM, "final norm", BEHIND, HIDDEN, NONE, 0},
+    {MGR_ROLE_FINAL_NORM_BIAS, "final norm bias", BEHIND, HIDDEN, NONE, LAYER_NORM},
+    {MGR_ROLE_LM_HEAD, "lm head", BEHIND, VOCAB, HIDDEN, UNTIED},
+};
+
+#define N_ROLES (sizeof roles / sizeof roles[0])
+
+_Static_assert(N_ROLES == MGR_ROLE_COUNT, "the table has every role");
+
 const char *mgr_role_name(mgr_role role)
 {
-    static const char *const names[MGR_ROLE_COUNT] = {
-        "embedding", "attention norm", "q",  "k",    "v",          "o",      "mlp norm",
-        "router",    "gate",           "up", "down", "final norm", "lm head"};
-    return (unsigned)role < MGR_ROLE_COUNT ? names[role] : "?";
+    for (size_t i = 0; i < N_ROLES; i++)
+        if (roles[i].role == role)
+            return roles[i].name;
+    return "?";
 }
 
-/* Shape and bundling of a role; `step` 1 unless units must keep rows together. */
-static mgr_tensor describe(const mgr_model *m, mgr_role role)
+bool mgr_model_is_moe(const mgr_model *m, uint64_t layer)
 {
-    const uint64_t h = m->hidden, q = m->heads * m->head_dim, kv = m->kv_groups * m->head_dim;
-    mgr_tensor t = {.role = role, .layer = MGR_NONE, .expert = MGR_NONE, .ndim = 2, .step = 1};
+    return m->experts > 0 && layer < MGR_MAX_LAYERS &&
+           !(m->dense_layers[layer / 8] >> layer % 8 & 1);
+}
+
+void mgr_model_set_dense(mgr_model *m, uint64_t layer)
+{
+    m->dense_layers[layer / 8] |= (uint8_t)(1u << layer % 8);
+}
+
+uint64_t mgr_model_moe_layers(const mgr_model *m)
+{
+    uint64_t n = 0;
+    for (uint64_t l = 0; l < m->layers; l++)
+        n += mgr_model_is_moe(m, l);
+    return n;
+}
+
+bool mgr_model_is_gated(const mgr_model *m)
+{
+    return m->activation == MGR_ACTIVATION_SWIGLU || m->activation == MGR_ACTIVATION_GEGLU;
+}
+
+uint64_t mgr_model_expert_ffn(const mgr_model *m)
+{
+    return m->experts && m->expert_ffn ? m->expert_ffn : m->ffn;
+}
+
+const char *mgr_model_feature(const mgr_model *m, size_t idx)
+{
+    const struct {
+        bool is;
+        const char *name;
+    } features[] = {
+        {m->norm == MGR_NORM_LAYER, "LayerNorm"},
+        {m->activation == MGR_ACTIVATION_GEGLU, "GEGLU"},
+        {m->activation == MGR_ACTIVATION_GELU, "GELU"},
+        {m->activation == MGR_ACTIVATION_SQUARED_RELU, "squared ReLU"},
+        {m->positions == MGR_POSITIONS_LEARNED, "learned positions"},
+        {m->rope.kind == MGR_ROPE_LINEAR, "linear RoPE scaling"},
+        {m->rope.kind == MGR_ROPE_LLAMA3, "Llama 3 RoPE scaling"},
+        {m->bias_qkv, "biases of q, k and v"},
+        {m->bias_o, "a bias of the attention's output"},
+        {m->bias_mlp, "biases of the FFN"},
+        {m->bias_router, "a bias of the router"},
+        {m->qk_norm, "norms of q and k"},
+        {m->router_pre_softmax, "a router with softmax before top-k"},
+        {mgr_model_moe_layers(m) > 0 && mgr_model_moe_layers(m) < m->layers,
+         "dense layers between those with experts"},
+    };
+    for (size_t i = 0; i < sizeof features / sizeof features[0]; i++)
+        if (features[i].is && idx-- == 0)
+            return features[i].name;
+    return NULL;
+}
+
+static unsigned features_of(const mgr_model *m, bool moe)
+{
+    return (m->tied ? 0u : UNTIED) | (m->positions == MGR_POSITIONS_LEARNED ? LEARNED : 0u) |
+           (m->norm == MGR_NORM_LAYER ? LAYER_NORM : 0u) | (m->bias_qkv ? BIAS_QKV : 0u) |
+           (m->bias_o ? BIAS_O : 0u) | (m->bias_mlp ? BIAS_MLP : 0u) |
+           (m->bias_router ? BIAS_ROUTER : 0u) | (m->qk_norm ? QK_NORM : 0u) |
+           (mgr_model_is_gated(m) ? GATED : 0u) | (moe ? MOE : 0u);
+}
+
+static uint64_t size_of(const mgr_model *m, extent of, uint32_t expert)
+{
+    switch (of) {
+    case NONE:
+        return 1;
+    case VOCAB:
+        return m->vocab;
+    case HIDDEN:
+        return m->hidden;
+    case HEADS:
+        return m->heads * m->head_dim;
+    case GROUPS:
+        return m->kv_groups * m->head_dim;
+    case HEAD:
+        return m->head_dim;
+    case INNER:
+        return expert == MGR_NONE ? m->ffn : mgr_model_expert_ffn(m);
+    case EXPERTS:
+        return m->experts;
+    case POSITIONS:
+        return m->max_positions;
+    }
+    return 0;
+}
+
+/* Rows that units must keep together. */
+static uint64_t step_of(const mgr_model *m, mgr_role role)
+{
     switch (role) {
-    case MGR_ROLE_EMBEDDING:
-    case MGR_ROLE_LM_HEAD:
-        t.rows = m->vocab, t.cols = h;
-        break;
     case MGR_ROLE_Q:
-        t.rows = q, t.cols = h, t.step = q / m->kv_groups;
-        break;
+        return m->heads / m->kv_groups * m->head_dim;
     case MGR_ROLE_K:
     case MGR_ROLE_V:
-        t.rows = kv, t.cols = h, t.step = m->head_dim;
-        break;
-    case MGR_ROLE_O:
-        t.rows = h, t.cols = q;
-        break;
-    case MGR_ROLE_ROUTER:
-        t.rows = m->experts, t.cols = h;
-        break;
-    case MGR_ROLE_GATE:
-    case MGR_ROLE_UP:
-        t.rows = m->ffn, t.cols = h;
-        break;
+        return m->head_dim;
     case MGR_ROLE_DOWN:
-        t.rows = h, t.cols = m->ffn, t.step = MGR_CANONICAL_ROWS;
-        break;
-    default: /* norms */
-        t.rows = h, t.cols = 1, t.ndim = 1;
-        break;
+        return MGR_CANONICAL_ROWS;
+    default:
+        return 1;
     }
-    return t;
 }
 
-static void add(mgr_tensors *ts, mgr_role role, uint32_t layer, uint32_t expert)
+static void add(mgr_tensors *ts, const role_info *info, uint32_t layer, uint32_t expert)
 {
-    mgr_tensor t = describe(&ts->model, role);
-    t.layer = layer;
-    t.expert = expert;
-    t.bundle = ts->n;
-    if (role == MGR_ROLE_K)
-        t.bundle = ts->n - 1;
-    if (role == MGR_ROLE_V)
-        t.bundle = ts->n - 2;
+    const mgr_model *const m = &ts->model;
+    const mgr_tensor t = {
+        .role = info->role,
+        .layer = layer,
+        .expert = expert,
+        .ndim = info->cols == NONE ? 1 : 2,
+        .rows = size_of(m, info->rows, expert),
+        .cols = size_of(m, info->cols, expert),
+        .bundle = ts->n - (info->role == MGR_ROLE_K   ? 1
+                           : info->role == MGR_ROLE_V ? 2
+                                                      : 0),
+        .step = step_of(m, info->role),
+    };
     ts->list[ts->n++] = t;
 }
 
-/* The order within a layer; mgr_tensors_find counts on it. */
+static void add_place(mgr_tensors *ts, place where, uint32_t layer, uint32_t expert)
+{
+    const unsigned have = features_of(&ts->model, mgr_model_is_moe(&ts->model, layer));
+    for (size_t i = 0; i < N_ROLES; i++) {
+        if (roles[i].place != where || (roles[i].needs & ~have))
+            continue;
+        if (layer == MGR_NONE)
+            ts->top[roles[i].role] = ts->n;
+        add(ts, &roles[i], layer, expert);
+    }
+}
+
 static void add_layer(mgr_tensors *ts, uint32_t layer)
 {
-    for (int role = MGR_ROLE_ATTN_NORM; role <= MGR_ROLE_MLP_NORM; role++)
-        add(ts, (mgr_role)role, layer, MGR_NONE);
-    const uint32_t experts = (uint32_t)ts->model.experts;
-    if (experts)
-        add(ts, MGR_ROLE_ROUTER, layer, MGR_NONE);
-    for (uint32_t e = 0; e < (experts ? experts : 1); e++)
-        for (int role = MGR_ROLE_GATE; role <= MGR_ROLE_DOWN; role++)
-            add(ts, (mgr_role)role, layer, experts ? e : MGR_NONE);
+    ts->first_of_layer[layer] = ts->n;
+    add_place(ts, LAYER, layer, MGR_NONE);
+    if (!mgr_model_is_moe(&ts->model, layer))
+        add_place(ts, FFN, layer, MGR_NONE);
+    else
+        for (uint32_t e = 0; e < ts->model.experts; e++)
+            add_place(ts, FFN, layer, e);
+}
+
+static mgr_layer_index index_of(const mgr_model *m, bool moe)
+{
+    const unsigned have = features_of(m, moe);
+    mgr_layer_index index = {.ffn = 0};
+    memset(index.at, 0xff, sizeof index.at);
+    for (size_t i = 0; i < N_ROLES; i++) {
+        if (roles[i].needs & ~have)
+            continue;
+        if (roles[i].place == LAYER)
+            index.at[roles[i].role] = index.ffn++;
+        else if (roles[i].place == FFN)
+            index.at[roles[i].role] = index.per_ffn++;
+    }
+    return index;
+}
+
+static int count(const mgr_tensors *ts, size_t *out, mgr_err *err)
+{
+    const mgr_model *const m = &ts->model;
+    const uint64_t moe = mgr_model_moe_layers(m);
+    uint64_t ffns, total;
+    if (m->layers > MGR_MAX_LAYERS)
+        return mgr_fail(err, MGR_ERR_UNSUPPORTED, "%llu layers are more than %d",
+                        (unsigned long long)m->layers, MGR_MAX_LAYERS);
+    if (mgr_mul_overflow(moe, m->experts, &ffns) || mgr_mul_overflow(ffns, 6, &total) ||
+        total > UINT32_MAX / 2)
+        return mgr_fail(err, MGR_ERR_UNSUPPORTED, "%llu layers of %llu experts are too many",
+                        (unsigned long long)m->layers, (unsigned long long)m->experts);
+    *out = N_ROLES + (size_t)m->layers * N_ROLES + (size_t)total;
+    return MGR_OK;
 }
 
 int mgr_tensors_init(mgr_tensors *tensors, const mgr_model *model, mgr_err *err)
 {
-    mgr_tensors ts = {.model = *model};
-    ts.per_layer = 6 + (model->experts ? 1 + 3 * (uint32_t)model->experts : 3);
-    uint64_t total;
-    if (mgr_mul_overflow(ts.per_layer, model->layers, &total) || total > UINT32_MAX / 2)
-        return mgr_fail(err, MGR_ERR_UNSUPPORTED, "%llu layers of %u tensors are too many",
-                        (unsigned long long)model->layers, ts.per_layer);
-    MGR_TRY(mgr_alloc(&ts.list, (size_t)total + 3, sizeof *ts.list, err));
-    add(&ts, MGR_ROLE_EMBEDDING, MGR_NONE, MGR_NONE);
+    size_t most = 0;
+    *tensors = (mgr_tensors){.model = *model};
+    mgr_tensors *const ts = tensors;
+    MGR_TRY(count(ts, &most, err));
+    memset(ts->top, 0xff, sizeof ts->top);
+    ts->kinds[0] = index_of(model, false);
+    ts->kinds[1] = index_of(model, true);
+    int rc = mgr_alloc(&ts->list, most, sizeof *ts->list, err);
+    if (rc == MGR_OK)
+        rc = mgr_alloc(&ts->first_of_layer, (size_t)model->layers, sizeof(uint32_t), err);
+    if (rc != MGR_OK) {
+        mgr_tensors_clear(ts);
+        return rc;
+    }
+    add_place(ts, BEFORE, MGR_NONE, MGR_NONE);
     for (uint32_t l = 0; l < model->layers; l++)
-        add_layer(&ts, l);
-    add(&ts, MGR_ROLE_FINAL_NORM, MGR_NONE, MGR_NONE);
-    if (!model->tied)
-        add(&ts, MGR_ROLE_LM_HEAD, MGR_NONE, MGR_NONE);
-    *tensors = ts;
+        add_layer(ts, l);
+    add_place(ts, BEHIND, MGR_NONE, MGR_NONE);
     return MGR_OK;
 }
 
 void mgr_tensors_clear(mgr_tensors *tensors)
 {
     mgr_free(tensors->list);
+    mgr_free(tensors->first_of_layer);
     *tensors = (mgr_tensors){0};
+}
+
+static bool is_ffn(mgr_role role)
+{
+    return (role >= MGR_ROLE_GATE && role <= MGR_ROLE_DOWN) ||
+           (role >= MGR_ROLE_GATE_BIAS && role <= MGR_ROLE_DOWN_BIAS);
 }
 
 uint32_t mgr_tensors_find(const mgr_tensors *ts, mgr_role role, uint32_t layer, uint32_t expert)
 {
-    uint32_t idx;
-    if (layer == MGR_NONE) {
-        const uint32_t tail = 1 + (uint32_t)ts->model.layers * ts->per_layer;
-        idx = role == MGR_ROLE_EMBEDDING ? 0 : tail + (role == MGR_ROLE_LM_HEAD);
-    } else if (layer >= ts->model.layers) {
+    if (layer == MGR_NONE)
+        return ts->top[role];
+    if (layer >= ts->model.layers)
         return MGR_NONE;
-    } else {
-        idx = 1 + layer * ts->per_layer;
-        if (role <= MGR_ROLE_ROUTER)
-            idx += (uint32_t)(role - MGR_ROLE_ATTN_NORM);
-        else
-            idx += 6 + (ts->model.experts ? 1 + 3 * (expert == MGR_NONE ? 0 : expert) : 0) +
-                   (uint32_t)(role - MGR_ROLE_GATE);
-    }
-    if (idx >= ts->n)
+    const bool moe = mgr_model_is_moe(&ts->model, layer);
+    const mgr_layer_index *const kind = &ts->kinds[moe];
+    if (kind->at[role] == MGR_NONE || (expert != MGR_NONE && expert >= ts->model.experts))
         return MGR_NONE;
-    const mgr_tensor *t = &ts->list[idx];
+    uint32_t idx = ts->first_of_layer[layer] + kind->at[role];
+    if (is_ffn(role))
+        idx += kind->ffn + kind->per_ffn * (expert == MGR_NONE ? 0 : expert);
+    const mgr_tensor *const t = &ts->list[idx];
     return t->role == role && t->layer == layer && t->expert == expert ? idx : MGR_NONE;
 }
 

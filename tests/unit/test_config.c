@@ -78,7 +78,7 @@ static void test_defaults(void)
     CHECK_INT(c.target.tensor_parallel, 1);
     CHECK_INT(c.target.pipeline_parallel, 1);
     CHECK_INT(c.target.make_vocab_size_divisible_by, 128);
-    CHECK_TEXT(c.target.names, "te");
+    CHECK_TEXT(c.target.names, "auto");
     CHECK_INT(c.target.iteration, 0);
     CHECK_TEXT(c.target.dtype, "bfloat16");
     CHECK_INT(c.target.max_shard_size, 5000000000);
@@ -503,14 +503,21 @@ static const char dumped[] = "mode: reshard\n"
                              "  router: uniform\n"
                              "  router_std: 0.02\n"
                              "  noise_std: 0.02\n"
+                             "  moe_layer_freq: \"1\"\n"
                              "target:\n"
                              "  path: out\n"
                              "  format: moe-recipes\n"
                              "  expert_parallel: 1\n"
                              "  tensor_parallel: 1\n"
                              "  pipeline_parallel: 1\n"
+                             "  expert_tensor_parallel: 0\n"
+                             "  virtual_pipeline: 1\n"
+                             "  first_stage_layers: 0\n"
+                             "  last_stage_layers: 0\n"
                              "  make_vocab_size_divisible_by: 128\n"
-                             "  names: te\n"
+                             "  names: auto\n"
+                             "  expert_names: sequential\n"
+                             "  dist_keys: auto\n"
                              "  iteration: 0\n"
                              "  dtype: source\n"
                              "  max_shard_size: 1500MB\n";
