@@ -98,6 +98,9 @@ int mgr_catalogue_add_record(mgr_catalogue *cat, const mgr_record *record, uint3
                              mgr_err *err) MGR_NODISCARD;
 int mgr_catalogue_add_attr(mgr_catalogue *cat, const mgr_attr *attr, mgr_err *err) MGR_NODISCARD;
 
+/* Make *text a copy of itself that lives as long as the catalogue. Local. */
+int mgr_catalogue_own(mgr_catalogue *cat, const char **text, mgr_err *err) MGR_NODISCARD;
+
 /* The attribute `key` of `file`, or NULL. Local. */
 const mgr_attr *mgr_catalogue_attr(const mgr_catalogue *cat, uint32_t file, const char *key);
 

@@ -39,6 +39,13 @@ typedef struct mgr_fill {
     uint64_t row, rows;
 } mgr_fill;
 
+/* An entry of a declared file that is no tensor: Megatron's `_extra_state`, of which there is never
+ * anything to keep. A container writes it as nothing (None), or leaves it out. */
+typedef struct mgr_object {
+    const char *name; /* owned by the catalogue's arena */
+    uint32_t file;
+} mgr_object;
+
 typedef struct mgr_layout {
     const mgr_tensors *tensors; /* borrowed */
     mgr_catalogue *cat;         /* borrowed */
@@ -48,6 +55,8 @@ typedef struct mgr_layout {
     size_t n_boxes, cap_boxes;
     mgr_fill *fills; /* targets only */
     size_t n_fills, cap_fills;
+    mgr_object *objects; /* targets only */
+    size_t n_objects, cap_objects;
     size_t *first_box; /* [tensors->n + 1], after finish */
     uint8_t *used;     /* per stored tensor of cat: found so far */
     struct mgr_name_index *index;
@@ -74,8 +83,12 @@ int mgr_layout_box(mgr_layout *layout, const mgr_box *box, mgr_err *err) MGR_NOD
 int mgr_layout_fill(mgr_layout *layout, uint32_t stored, uint64_t row, uint64_t rows,
                     mgr_err *err) MGR_NODISCARD;
 
+/* Declare an entry without content; no effect on a source. Local. */
+int mgr_layout_object(mgr_layout *layout, uint32_t file, const char *name,
+                      mgr_err *err) MGR_NODISCARD;
+
 /* Sort, index, and prove: every element of every logical tensor lies in exactly one box of copy 0,
- * every other copy repeats such an area, no stored tensor of the catalogue is left over. Errors:
+ * every other copy lies inside it, no stored tensor of the catalogue is left over. Errors:
  * MGR_ERR_FORMAT naming the tensor (a source), MGR_ERR_INTERNAL (a target). Local. */
 int mgr_layout_finish(mgr_layout *layout, mgr_err *err) MGR_NODISCARD;
 

@@ -3,7 +3,7 @@
 #include "core/mem.h"
 #include "core/str.h"
 
-static int copy_text(mgr_catalogue *cat, const char **text, mgr_err *err)
+int mgr_catalogue_own(mgr_catalogue *cat, const char **text, mgr_err *err)
 {
     if (!*text)
         return MGR_OK;
@@ -17,7 +17,7 @@ int mgr_catalogue_add_file(mgr_catalogue *cat, const char *path, uint64_t bytes,
 {
     mgr_file file = {path, bytes, 0};
     MGR_TRY(mgr_grow(&cat->files, &cat->cap_files, cat->n_files + 1, sizeof file, err));
-    MGR_TRY(copy_text(cat, &file.path, err));
+    MGR_TRY(mgr_catalogue_own(cat, &file.path, err));
     cat->files[cat->n_files] = file;
     *out = (uint32_t)cat->n_files++;
     return MGR_OK;
@@ -27,7 +27,7 @@ int mgr_catalogue_add_stored(mgr_catalogue *cat, const mgr_stored *stored, mgr_e
 {
     mgr_stored copy = *stored;
     MGR_TRY(mgr_grow(&cat->stored, &cat->cap_stored, cat->n_stored + 1, sizeof copy, err));
-    MGR_TRY(copy_text(cat, &copy.name, err));
+    MGR_TRY(mgr_catalogue_own(cat, &copy.name, err));
     cat->stored[cat->n_stored++] = copy;
     return MGR_OK;
 }
@@ -37,7 +37,7 @@ int mgr_catalogue_add_record(mgr_catalogue *cat, const mgr_record *record, uint3
 {
     mgr_record copy = *record;
     MGR_TRY(mgr_grow(&cat->records, &cat->cap_records, cat->n_records + 1, sizeof copy, err));
-    MGR_TRY(copy_text(cat, &copy.name, err));
+    MGR_TRY(mgr_catalogue_own(cat, &copy.name, err));
     cat->records[cat->n_records] = copy;
     *out = (uint32_t)cat->n_records++;
     return MGR_OK;
@@ -47,8 +47,8 @@ int mgr_catalogue_add_attr(mgr_catalogue *cat, const mgr_attr *attr, mgr_err *er
 {
     mgr_attr copy = *attr;
     MGR_TRY(mgr_grow(&cat->attrs, &cat->cap_attrs, cat->n_attrs + 1, sizeof copy, err));
-    MGR_TRY(copy_text(cat, &copy.key, err));
-    MGR_TRY(copy_text(cat, &copy.text, err));
+    MGR_TRY(mgr_catalogue_own(cat, &copy.key, err));
+    MGR_TRY(mgr_catalogue_own(cat, &copy.text, err));
     cat->attrs[cat->n_attrs++] = copy;
     return MGR_OK;
 }

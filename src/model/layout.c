@@ -77,6 +77,7 @@ void mgr_layout_clear(mgr_layout *layout)
     mgr_free(layout->used);
     mgr_free(layout->boxes);
     mgr_free(layout->fills);
+    mgr_free(layout->objects);
     mgr_free(layout->first_box);
     mgr_free(layout->file_owner);
     *layout = (mgr_layout){0};
@@ -180,6 +181,17 @@ int mgr_layout_fill(mgr_layout *layout, uint32_t stored, uint64_t row, uint64_t 
     return MGR_OK;
 }
 
+int mgr_layout_object(mgr_layout *layout, uint32_t file, const char *name, mgr_err *err)
+{
+    if (!layout->declare)
+        return MGR_OK;
+    MGR_TRY(mgr_grow(&layout->objects, &layout->cap_objects, layout->n_objects + 1,
+                     sizeof *layout->objects, err));
+    MGR_TRY(mgr_catalogue_own(layout->cat, &name, err));
+    layout->objects[layout->n_objects++] = (mgr_object){name, file};
+    return MGR_OK;
+}
+
 static int compare_u64(uint64_t a, uint64_t b)
 {
     return a < b ? -1 : a > b;
@@ -196,8 +208,7 @@ static int by_place(const void *x, const void *y)
     return c ? c : compare_u64(a->col, b->col);
 }
 
-/* Do boxes[0..n) of one copy tile the tensor (or, of a replica, stay inside it without overlap)?
- * Sorted by row, then column: bands of equal rows, each tiled from column 0 to the end. */
+/* Do boxes[0..n) of one copy tile the tensor? Sorted by row, then column: bands of equal rows, each tiled from column 0 to the end. */
 static bool tiles(const mgr_box *boxes, size_t n, uint64_t rows, uint64_t cols)
 {
     uint64_t next_row = 0;
@@ -218,19 +229,24 @@ static bool tiles(const mgr_box *boxes, size_t n, uint64_t rows, uint64_t cols)
     return next_row == rows;
 }
 
+static bool inside(const mgr_box *box, const mgr_tensor *t)
+{
+    return box->row <= t->rows && box->rows <= t->rows - box->row && box->col <= t->cols &&
+           box->cols <= t->cols - box->col;
+}
+
+/* Replicas may be of a part alone: not every rank of a checkpoint needs to have saved its own. */
 static int check_tensor(const mgr_layout *layout, uint32_t idx, mgr_err *err)
 {
     const mgr_tensor *const t = &layout->tensors->list[idx];
     const mgr_box *const boxes = &layout->boxes[layout->first_box[idx]];
     const size_t n = layout->first_box[idx + 1] - layout->first_box[idx];
-    bool good = n > 0 && boxes[0].copy == 0;
-    for (size_t i = 0; good && i < n;) {
-        size_t end = i;
-        while (end < n && boxes[end].copy == boxes[i].copy)
-            end++;
-        good = tiles(boxes + i, end - i, t->rows, t->cols);
-        i = end;
-    }
+    size_t first = 0;
+    while (first < n && boxes[first].copy == 0)
+        first++;
+    bool good = tiles(boxes, first, t->rows, t->cols);
+    for (size_t i = first; i < n; i++)
+        good = good && inside(&boxes[i], t);
     char label[96];
     return good ? MGR_OK
                 : mgr_fail(err, layout->declare ? MGR_ERR_INTERNAL : MGR_ERR_FORMAT,

@@ -1,9 +1,11 @@
 /*
- * Megatron's legacy `torch` layout of a dense GPT: names, shapes and TP x PP x VPP partition, with
- * the names of Megatron-Core and those from before it. Rules:
- * megatron/core/models/gpt/gpt_layer_specs.py, transformer/{attention,mlp}.py,
- * tensor_parallel/layers.py, transformer/transformer_block.py of NVIDIA/Megatron-LM; old names:
- * megatron/legacy/model/{language_model,transformer}.py up to core 0.17.
+ * Megatron's legacy `torch` layout of a GPT, dense or a mixture of experts: names, shapes and the
+ * TP x PP x VPP x EP x ETP partition, with the names of Megatron-Core and those from before it.
+ * Rules: megatron/core/models/gpt/{gpt_layer_specs,moe_module_specs}.py,
+ * transformer/{attention,mlp}.py, transformer/moe/{moe_layer,experts,router}.py,
+ * tensor_parallel/layers.py, transformer/transformer_block.py, parallel_state.py of
+ * NVIDIA/Megatron-LM; old names: megatron/legacy/model/{language_model,transformer}.py up to core
+ * 0.17.
  */
 #ifndef MGR_MODEL_MEGATRON_H
 #define MGR_MODEL_MEGATRON_H
@@ -18,24 +20,37 @@
  * modules of their own (local). */
 typedef enum mgr_norm_names { MGR_NAMES_TE, MGR_NAMES_LOCAL } mgr_norm_names;
 
+/* SequentialMLP, TEGroupedMLP. */
+typedef enum mgr_expert_names { MGR_EXPERTS_SEQUENTIAL, MGR_EXPERTS_GROUPED } mgr_expert_names;
+
 /* A virtual pipeline chunk v of stage p holds the layers behind those of every (v', p') with v' <
  * v, or v' = v and p' < p: interleaved, uneven and accounted stages and explicit pipeline layouts
- * all number layers in that order, so counting them is enough. */
+ * all number layers in that order, so counting them is enough. Expert-parallel rank r holds experts
+ * r*E/EP .. of every layer, split over ETP ranks of which tensor-parallel rank t is number t mod
+ * ETP; everything else is in the file of each r again. */
 typedef struct mgr_megatron {
     uint32_t tensor_parallel, pipeline_parallel;
+    uint32_t expert_parallel, expert_tensor_parallel;
     uint32_t virtual_pipeline; /* chunks of a stage, keys model0, model1, ...; 1: key model */
     uint64_t padded_vocab;
     mgr_norm_names names;         /* targets; a source is asked tensor by tensor */
+    mgr_expert_names experts;     /* targets */
     const uint32_t *stage_layers; /* [virtual][pipeline] decoder layers of each chunk; borrowed */
-    const uint32_t *files; /* [pipeline_parallel * tensor_parallel], pp-major: file of the layout */
+    /* [pipeline][expert][tensor]: file of the layout; MGR_NONE for one that a save with ETP below TP
+     * need not have. Borrowed. */
+    const uint32_t *files;
 } mgr_megatron;
 
-/* Put every tensor of every (pp, tp) file into `layout`. Fused QKV, [gate; up] per TP rank, row and
- * column splits and vocabulary padding are all boxes. Errors: MGR_ERR_FORMAT. Local. */
+/* Index into mgr_megatron.files. Pure. */
+size_t mgr_megatron_cell(const mgr_megatron *megatron, uint32_t pp, uint32_t ep, uint32_t tp);
+
+/* Put every tensor of every file into `layout`. Fused QKV, [gate; up] per rank, row and column
+ * splits and vocabulary padding are all boxes; what several files hold is a copy. Errors:
+ * MGR_ERR_FORMAT. Local. */
 int mgr_megatron_layout(mgr_layout *layout, const mgr_megatron *megatron,
                         mgr_err *err) MGR_NODISCARD;
 
-/* The sizes do not split over the tensor-parallel ranks: MGR_ERR_FORMAT naming the size. Pure. */
+/* The sizes do not split over the ranks: MGR_ERR_FORMAT naming the size. Pure. */
 int mgr_megatron_check(const mgr_model *model, const mgr_megatron *megatron,
                        mgr_err *err) MGR_NODISCARD;
 
@@ -46,13 +61,20 @@ int mgr_megatron_check(const mgr_model *model, const mgr_megatron *megatron,
 int mgr_megatron_model(const mgr_catalogue *cat, const mgr_config *config, mgr_megatron *megatron,
                        uint32_t *stage_layers, mgr_model *model, mgr_err *err) MGR_NODISCARD;
 
-/* What the tensors of a checkpoint show of its model, whatever the format. 0 is "unknown". */
+/* What the tensors of a checkpoint show of its model, whatever the format: sizes of whole tensors.
+ * 0 is "unknown" or "there is none". */
 typedef struct mgr_megatron_shapes {
     uint32_t file; /* whose attributes are read */
     mgr_dtype dtype;
-    uint64_t layers, hidden, ffn, padded_vocab;
-    uint64_t most_layers; /* that there can be, by the number of tensors */
-    bool output;          /* there is an output layer */
+    uint64_t layers, hidden, padded_vocab;
+    uint64_t ffn, fc1_rows;               /* of dense FFNs: columns of fc2, rows of fc1 */
+    uint64_t experts;                     /* rows of the router */
+    uint64_t expert_ffn, expert_fc1_rows; /* of experts */
+    uint64_t positions;                   /* rows of learned positions */
+    uint64_t most_layers;                 /* that there can be, by the number of tensors */
+    bool output;                          /* there is an output layer */
+    bool norm_bias, qkv_bias, o_bias, mlp_bias, router_bias, qk_norm; /* there are such tensors */
+    uint8_t moe_layers[MGR_MAX_LAYERS / 8]; /* bit of a layer: it has a router */
 } mgr_megatron_shapes;
 
 /* The model of these shapes, of the args that `file` has and of the configuration, as above. */
