@@ -34,7 +34,7 @@ typedef struct mgr_config {
      * are cross-checked against args and tensors. */
     struct {
         uint64_t num_layers, hidden_size, ffn_hidden_size, num_attention_heads, num_query_groups;
-        uint64_t kv_channels, vocab_size, max_position_embeddings;
+        uint64_t kv_channels, vocab_size, max_position_embeddings, moe_router_topk;
         uint64_t tensor_parallel, pipeline_parallel;
         double norm_epsilon, rotary_base;
         int64_t bos_token_id, eos_token_id; /* -1: not given */

@@ -75,6 +75,8 @@ static const mgr_key schema[] = {
          "true vocabulary size: cuts the padding rows (kept if not given)"),
     UINT("model.max_position_embeddings", model.max_position_embeddings, "0", 0, I31,
          "longest sequence"),
+    UINT("model.moe_router_topk", model.moe_router_topk, "0", 0, MOST_PARTS,
+         "experts that each token of a mixture of experts uses"),
     UINT("model.tensor_parallel", model.tensor_parallel, "0", 0, MOST_PARTS,
          "tensor parallel size of the source"),
     UINT("model.pipeline_parallel", model.pipeline_parallel, "0", 0, MOST_PARTS,

@@ -208,7 +208,8 @@ static int by_place(const void *x, const void *y)
     return c ? c : compare_u64(a->col, b->col);
 }
 
-/* Do boxes[0..n) of one copy tile the tensor? Sorted by row, then column: bands of equal rows, each tiled from column 0 to the end. */
+/* Do boxes[0..n) of one copy tile the tensor? Sorted by row, then column: bands of equal rows, each
+ * tiled from column 0 to the end. */
 static bool tiles(const mgr_box *boxes, size_t n, uint64_t rows, uint64_t cols)
 {
     uint64_t next_row = 0;

@@ -1,22 +1,35 @@
 #include "model/megatron.h"
 
 #include <stdio.h>
+#include <string.h>
 
-#define NAME_MAX_BYTES 160
+#define NAME_MAX_BYTES 192
 
-/* One (tp, pp, chunk) while it is being laid out. */
+/* One (tp, ep, chunk) while it is being laid out. */
 typedef struct place {
     mgr_layout *layout;
     const mgr_megatron *mg;
     const mgr_model *model;
-    uint32_t file, tp, chunk;
-    uint32_t layer;      /* global; MGR_NONE outside of layers */
-    uint32_t layer_here; /* local index in the chunk's names */
+    uint32_t file, pp, tp, ep, chunk;
+    uint32_t layer;       /* global; MGR_NONE outside of layers */
+    uint32_t layer_here;  /* local index in the chunk's names */
+    uint32_t expert;      /* global; MGR_NONE outside of experts */
+    uint32_t expert_here; /* local index in the names */
+    /* which copy this file holds of what all ranks have whole, of what tensor-parallel ranks share,
+     * of what all ranks of an expert have whole, of what its tensor-parallel ranks share */
+    uint32_t copy_of_all, copy_of_part, copy_of_expert, copy_of_expert_part;
 } place;
 
-/* The names that each kind of tensor has had, below "model."; %u is the local layer. A target uses
- * number mgr_megatron.names where there is one, else the first; a source the first that is there.
- */
+/* How one FFN is split: of `parts` ranks this is number `part`, and holds copy `copy`. */
+typedef struct split {
+    uint32_t parts, part, copy;
+    uint64_t ffn;
+} split;
+
+/* The names that each kind of tensor has had, below "model."; %u is the local layer, then the local
+ * expert. A target uses the number that its options say where there is one, else the first; a
+ * source the first that is there. A bias is named as its weight, with "bias" in the place of
+ * "weight". */
 #define MCORE "decoder.layers.%u."
 #define ENCODER "language_model.encoder.layers.%u."
 #define TRANSFORMER "language_model.transformer.layers.%u."
@@ -25,6 +38,8 @@ typedef const char *const spellings[8];
 
 static spellings embedding_names = {"embedding.word_embeddings.weight", NULL,
                                     "language_model.embedding.word_embeddings.weight"};
+static spellings position_names = {"embedding.position_embeddings.weight", NULL,
+                                   "language_model.embedding.position_embeddings.weight"};
 static spellings output_names = {"output_layer.weight", NULL, "language_model.output_layer.weight"};
 static spellings tied_output_names = {"output_layer.weight", NULL,
                                       "word_embeddings_for_head.weight"};
@@ -42,6 +57,8 @@ static spellings qkv_names = {MCORE "self_attention.linear_qkv.weight",
                               ENCODER "attention.query_key_value.weight",
                               TRANSFORMER "self_attention.query_key_value.weight",
                               TRANSFORMER "attention.query_key_value.weight"};
+static spellings q_norm_names = {MCORE "self_attention.q_layernorm.weight"};
+static spellings k_norm_names = {MCORE "self_attention.k_layernorm.weight"};
 static spellings proj_names = {
     MCORE "self_attention.linear_proj.weight", NULL,
     ENCODER "self_attention.dense.weight",     ENCODER "attention.dense.weight",
@@ -56,71 +73,121 @@ static spellings fc1_names = {MCORE "mlp.linear_fc1.weight", NULL,
 static spellings fc2_names = {MCORE "mlp.linear_fc2.weight", NULL,
                               ENCODER "mlp.dense_4h_to_h.weight",
                               TRANSFORMER "mlp.dense_4h_to_h.weight"};
+/* a layer with experts has its norm in front of the router, in either spec */
+static spellings moe_norm_names = {MCORE "pre_mlp_layernorm.weight"};
+static spellings router_names = {MCORE "mlp.router.weight"};
+static spellings expert_fc1_names = {MCORE "mlp.experts.local_experts.%u.linear_fc1.weight",
+                                     MCORE "mlp.experts.linear_fc1.weight%u"};
+static spellings expert_fc2_names = {MCORE "mlp.experts.local_experts.%u.linear_fc2.weight",
+                                     MCORE "mlp.experts.linear_fc2.weight%u"};
 
-static void make_name(const place *p, const char *spelling, char out[NAME_MAX_BYTES])
+size_t mgr_megatron_cell(const mgr_megatron *mg, uint32_t pp, uint32_t ep, uint32_t tp)
+{
+    return ((size_t)pp * mg->expert_parallel + ep) * mg->tensor_parallel + tp;
+}
+
+static void weight_to_bias(char *name)
+{
+    char *at = NULL;
+    for (char *next = strstr(name, "weight"); next; next = strstr(next + 1, "weight"))
+        at = next;
+    if (!at)
+        return;
+    const size_t rest = strlen(at + sizeof "weight" - 1) + 1;
+    memcpy(at, "bias", 4);
+    memmove(at + 4, at + 6, rest);
+}
+
+static void make_name(const place *p, const char *spelling, bool bias, char out[NAME_MAX_BYTES])
 {
     int used = p->mg->virtual_pipeline > 1 ? snprintf(out, NAME_MAX_BYTES, "model%u.", p->chunk)
                                            : snprintf(out, NAME_MAX_BYTES, "model.");
-    /* the tables above are ours; what %u they hold takes the layer */
+    /* the tables above are ours; what %u they hold takes the layer and the expert */
 #pragma GCC diagnostic push
 #pragma GCC diagnostic ignored "-Wformat-nonliteral"
-    snprintf(out + used, NAME_MAX_BYTES - (size_t)used, spelling, p->layer_here);
+    snprintf(out + used, NAME_MAX_BYTES - (size_t)used, spelling, p->layer_here, p->expert_here);
 #pragma GCC diagnostic pop
+    if (bias)
+        weight_to_bias(out);
 }
 
-static void choose_name(const place *p, spellings names, char out[NAME_MAX_BYTES])
+static void choose_name(const place *p, spellings names, bool bias, char out[NAME_MAX_BYTES])
 {
     if (p->layout->declare) {
-        const char *const chosen = names[p->mg->names];
-        make_name(p, chosen ? chosen : names[0], out);
+        const char *const chosen =
+            p->expert == MGR_NONE ? names[p->mg->names] : names[p->mg->experts];
+        make_name(p, chosen ? chosen : names[0], bias, out);
         return;
     }
     for (size_t i = 0; i < sizeof(spellings) / sizeof names[0]; i++) {
         if (!names[i])
             continue;
-        make_name(p, names[i], out);
+        make_name(p, names[i], bias, out);
         if (mgr_layout_has(p->layout, p->file, out))
             return;
     }
-    make_name(p, names[0], out); /* and let it be reported as missing */
+    make_name(p, names[0], bias, out); /* and let it be reported as missing */
 }
 
-static int tensor(const place *p, spellings names, uint64_t rows, uint64_t cols, uint32_t *stored,
-                  mgr_err *err)
+/* A matrix, or with `cols` 0 a vector, which is named as a bias if it is one. */
+static int tensor(const place *p, spellings names, bool bias, uint64_t rows, uint64_t cols,
+                  uint32_t *stored, mgr_err *err)
 {
     char name[NAME_MAX_BYTES];
     const uint64_t shape[2] = {rows, cols};
-    choose_name(p, names, name);
+    choose_name(p, names, bias, name);
     return mgr_layout_tensor(p->layout, p->file, name, cols ? 2 : 1, shape, stored, err);
 }
 
-/* Put a box of logical tensor (role, p->layer); `from` gives rows, cols and the two corners. */
+/* Put a box of logical tensor (role, p->layer, p->expert); `from` gives copy, rows, cols and the
+ * two corners. */
 static int box(const place *p, mgr_role role, uint32_t stored, mgr_box from, mgr_err *err)
 {
-    from.tensor = mgr_tensors_find(p->layout->tensors, role, p->layer, MGR_NONE);
+    from.tensor = mgr_tensors_find(p->layout->tensors, role, p->layer, p->expert);
     from.stored = stored;
     if (from.tensor == MGR_NONE)
         return mgr_fail(err, MGR_ERR_INTERNAL, "no logical tensor '%s'", mgr_role_name(role));
     return mgr_layout_box(p->layout, &from, err);
 }
 
-/* A 1-D tensor that every tensor-parallel rank holds whole. */
-static int replicated(const place *p, mgr_role role, spellings names, mgr_err *err)
+static bool has_role(const place *p, mgr_role role)
 {
-    uint32_t stored;
-    MGR_TRY(tensor(p, names, p->model->hidden, 0, &stored, err));
-    return box(p, role, stored, (mgr_box){.copy = p->tp, .rows = p->model->hidden, .cols = 1}, err);
+    return mgr_tensors_find(p->layout->tensors, role, p->layer, p->expert) != MGR_NONE;
 }
 
-/* Columns tp*cols/T .. of a matrix: the second linear of a pair. */
-static int column_parallel(const place *p, mgr_role role, spellings names, uint64_t all_cols,
-                           mgr_err *err)
+/* A tensor that every rank holds whole; `cols` 0 for a vector. */
+static int replicated(const place *p, mgr_role role, spellings names, bool bias, uint64_t rows,
+                      uint64_t cols, mgr_err *err)
 {
     uint32_t stored;
-    const uint64_t cols = all_cols / p->mg->tensor_parallel;
-    MGR_TRY(tensor(p, names, p->model->hidden, cols, &stored, err));
+    MGR_TRY(tensor(p, names, bias, rows, cols, &stored, err));
     return box(p, role, stored,
-               (mgr_box){.col = p->tp * cols, .rows = p->model->hidden, .cols = cols}, err);
+               (mgr_box){.copy = p->copy_of_all, .rows = rows, .cols = cols ? cols : 1}, err);
+}
+
+/* A norm of `size` elements and, where the model has it, its bias. */
+static int norm(const place *p, mgr_role role, mgr_role bias, spellings names, uint64_t size,
+                mgr_err *err)
+{
+    MGR_TRY(replicated(p, role, names, false, size, 0, err));
+    return has_role(p, bias) ? replicated(p, bias, names, true, size, 0, err) : MGR_OK;
+}
+
+/* Columns part*cols/parts .. of a matrix, the second linear of a pair; its bias is whole. */
+static int column_parallel(const place *p, mgr_role role, mgr_role bias, spellings names,
+                           uint64_t all_cols, const split *s, mgr_err *err)
+{
+    uint32_t stored;
+    const uint64_t cols = all_cols / s->parts, rows = p->model->hidden;
+    MGR_TRY(tensor(p, names, false, rows, cols, &stored, err));
+    MGR_TRY(box(p, role, stored,
+                (mgr_box){.copy = s->copy, .col = s->part * cols, .rows = rows, .cols = cols},
+                err));
+    if (!has_role(p, bias))
+        return MGR_OK;
+    MGR_TRY(tensor(p, names, true, rows, 0, &stored, err));
+    const uint32_t copy = p->expert == MGR_NONE ? p->copy_of_all : p->copy_of_expert;
+    return box(p, bias, stored, (mgr_box){.copy = copy, .rows = rows, .cols = 1}, err);
 }
 
 /* Rows of the padded vocabulary; rows behind the true size are padding. */
@@ -130,15 +197,15 @@ static int vocabulary(const place *p, mgr_role role, spellings names, uint32_t c
     const uint64_t rows = p->mg->padded_vocab / p->mg->tensor_parallel;
     const uint64_t first = p->tp * rows, vocab = p->model->vocab;
     const uint64_t kept = first >= vocab ? 0 : vocab - first < rows ? vocab - first : rows;
-    MGR_TRY(tensor(p, names, rows, p->model->hidden, &stored, err));
+    MGR_TRY(tensor(p, names, false, rows, p->model->hidden, &stored, err));
     MGR_TRY(mgr_layout_fill(p->layout, stored, kept, rows - kept, err));
     return box(p, role, stored,
                (mgr_box){.copy = copy, .row = first, .rows = kept, .cols = p->model->hidden}, err);
 }
 
 /* The part of fused rows [first, first+rows) of `role` that lies in this rank's chunk. */
-static int fused_part(const place *p, mgr_role role, uint32_t stored, uint64_t first, uint64_t rows,
-                      uint64_t logical_row, mgr_err *err)
+static int fused_part(const place *p, mgr_role role, uint32_t stored, uint64_t cols, uint64_t first,
+                      uint64_t rows, uint64_t logical_row, mgr_err *err)
 {
     const mgr_model *const m = p->model;
     const uint64_t chunk = (m->heads + 2 * m->kv_groups) * m->head_dim / p->mg->tensor_parallel;
@@ -148,79 +215,226 @@ static int fused_part(const place *p, mgr_role role, uint32_t stored, uint64_t f
     if (a >= b)
         return MGR_OK;
     return box(p, role, stored,
-               (mgr_box){.row = logical_row + (a - first),
+               (mgr_box){.copy = p->copy_of_part,
+                         .row = logical_row + (a - first),
                          .rows = b - a,
-                         .cols = m->hidden,
+                         .cols = cols,
                          .stored_row = a - from},
                err);
 }
 
 /* Fused QKV rows: per group its Nq/G query heads, then K, then V; tensor-parallel ranks hold plain
- * contiguous chunks of them (transformer/attention.py), which may cut through a group. */
-static int fused_qkv(const place *p, mgr_err *err)
+ * contiguous chunks of them (transformer/attention.py), which may cut through a group. The bias is
+ * a vector in the same order. */
+static int fused_qkv(const place *p, bool bias, mgr_err *err)
 {
+    static const mgr_role roles[2][3] = {{MGR_ROLE_Q, MGR_ROLE_K, MGR_ROLE_V},
+                                         {MGR_ROLE_Q_BIAS, MGR_ROLE_K_BIAS, MGR_ROLE_V_BIAS}};
     const mgr_model *const m = p->model;
     const uint64_t q = m->heads / m->kv_groups * m->head_dim, d = m->head_dim;
-    const uint64_t all = (m->heads + 2 * m->kv_groups) * d;
+    const uint64_t all = (m->heads + 2 * m->kv_groups) * d, cols = bias ? 1 : m->hidden;
+    const mgr_role *const role = roles[bias];
     uint32_t stored;
-    MGR_TRY(tensor(p, qkv_names, all / p->mg->tensor_parallel, m->hidden, &stored, err));
+    MGR_TRY(tensor(p, qkv_names, bias, all / p->mg->tensor_parallel, bias ? 0 : m->hidden, &stored,
+                   err));
     for (uint64_t g = 0; g < m->kv_groups; g++) {
         const uint64_t at = g * (q + 2 * d);
-        MGR_TRY(fused_part(p, MGR_ROLE_Q, stored, at, q, g * q, err));
-        MGR_TRY(fused_part(p, MGR_ROLE_K, stored, at + q, d, g * d, err));
-        MGR_TRY(fused_part(p, MGR_ROLE_V, stored, at + q + d, d, g * d, err));
+        MGR_TRY(fused_part(p, role[0], stored, cols, at, q, g * q, err));
+        MGR_TRY(fused_part(p, role[1], stored, cols, at + q, d, g * d, err));
+        MGR_TRY(fused_part(p, role[2], stored, cols, at + q + d, d, g * d, err));
     }
     return MGR_OK;
 }
 
-/* fc1 of rank t: rows [0, F/T) are gate slice t, rows [F/T, 2F/T) up slice t (transformer/mlp.py).
- */
-static int fused_gate_up(const place *p, mgr_err *err)
+/* fc1 of rank t: rows [0, F/T) are gate slice t, rows [F/T, 2F/T) up slice t (transformer/mlp.py);
+ * up alone where there is no gate. */
+static int fused_gate_up(const place *p, bool bias, spellings names, const split *s, mgr_err *err)
 {
-    const uint64_t rows = p->model->ffn / p->mg->tensor_parallel, h = p->model->hidden;
+    const mgr_role gate = bias ? MGR_ROLE_GATE_BIAS : MGR_ROLE_GATE;
+    const mgr_role up = bias ? MGR_ROLE_UP_BIAS : MGR_ROLE_UP;
+    const bool gated = mgr_model_is_gated(p->model);
+    const uint64_t rows = s->ffn / s->parts, cols = bias ? 0 : p->model->hidden;
+    mgr_box part = {.copy = s->copy, .row = s->part * rows, .rows = rows, .cols = cols ? cols : 1};
     uint32_t stored;
-    MGR_TRY(tensor(p, fc1_names, 2 * rows, h, &stored, err));
-    MGR_TRY(box(p, MGR_ROLE_GATE, stored, (mgr_box){.row = p->tp * rows, .rows = rows, .cols = h},
-                err));
-    return box(p, MGR_ROLE_UP, stored,
-               (mgr_box){.row = p->tp * rows, .rows = rows, .cols = h, .stored_row = rows}, err);
+    MGR_TRY(tensor(p, names, bias, gated ? 2 * rows : rows, cols, &stored, err));
+    if (gated)
+        MGR_TRY(box(p, gate, stored, part, err));
+    part.stored_row = gated ? rows : 0;
+    return box(p, up, stored, part, err);
 }
 
-static int decoder_layer(const place *p, mgr_err *err)
+static int ffn(const place *p, spellings fc1, spellings fc2, const split *s, mgr_err *err)
+{
+    MGR_TRY(fused_gate_up(p, false, fc1, s, err));
+    if (p->model->bias_mlp)
+        MGR_TRY(fused_gate_up(p, true, fc1, s, err));
+    return column_parallel(p, MGR_ROLE_DOWN, MGR_ROLE_DOWN_BIAS, fc2, s->ffn, s, err);
+}
+
+static int experts(place *p, mgr_err *err)
 {
     const mgr_model *const m = p->model;
-    MGR_TRY(replicated(p, MGR_ROLE_ATTN_NORM, attn_norm_names, err));
-    MGR_TRY(fused_qkv(p, err));
-    MGR_TRY(column_parallel(p, MGR_ROLE_O, proj_names, m->heads * m->head_dim, err));
-    MGR_TRY(replicated(p, MGR_ROLE_MLP_NORM, mlp_norm_names, err));
-    MGR_TRY(fused_gate_up(p, err));
-    return column_parallel(p, MGR_ROLE_DOWN, fc2_names, m->ffn, err);
+    const mgr_megatron *const mg = p->mg;
+    const uint32_t here = (uint32_t)m->experts / mg->expert_parallel;
+    const split s = {mg->expert_tensor_parallel, p->tp % mg->expert_tensor_parallel,
+                     p->copy_of_expert_part, mgr_model_expert_ffn(m)};
+    MGR_TRY(replicated(p, MGR_ROLE_ROUTER, router_names, false, m->experts, m->hidden, err));
+    if (m->bias_router)
+        MGR_TRY(replicated(p, MGR_ROLE_ROUTER_BIAS, router_names, true, m->experts, 0, err));
+    for (uint32_t e = 0; e < here; e++) {
+        p->expert = p->ep * here + e;
+        p->expert_here = e;
+        MGR_TRY(ffn(p, expert_fc1_names, expert_fc2_names, &s, err));
+    }
+    p->expert = MGR_NONE;
+    return MGR_OK;
+}
+
+static int attention(const place *p, const split *s, mgr_err *err)
+{
+    const mgr_model *const m = p->model;
+    MGR_TRY(norm(p, MGR_ROLE_ATTN_NORM, MGR_ROLE_ATTN_NORM_BIAS, attn_norm_names, m->hidden, err));
+    MGR_TRY(fused_qkv(p, false, err));
+    if (m->bias_qkv)
+        MGR_TRY(fused_qkv(p, true, err));
+    if (m->qk_norm) {
+        MGR_TRY(norm(p, MGR_ROLE_Q_NORM, MGR_ROLE_Q_NORM_BIAS, q_norm_names, m->head_dim, err));
+        MGR_TRY(norm(p, MGR_ROLE_K_NORM, MGR_ROLE_K_NORM_BIAS, k_norm_names, m->head_dim, err));
+    }
+    return column_parallel(p, MGR_ROLE_O, MGR_ROLE_O_BIAS, proj_names, m->heads * m->head_dim, s,
+                           err);
+}
+
+static int object(place *p, const char *name, mgr_err *err)
+{
+    char out[NAME_MAX_BYTES];
+    make_name(p, name, false, out);
+    return mgr_layout_object(p->layout, p->file, out, err);
+}
+
+static int objects(place *p, const char *const *names, size_t n, mgr_err *err)
+{
+    for (size_t i = 0; i < n; i++)
+        MGR_TRY(object(p, names[i], err));
+    return MGR_OK;
+}
+
+#define COUNT(array) (sizeof(array) / sizeof(array)[0])
+
+static int expert_objects(place *p, mgr_err *err)
+{
+    static const char *const grouped[] = {MCORE "mlp.experts.linear_fc1._extra_state",
+                                          MCORE "mlp.experts.linear_fc2._extra_state"};
+    static const char *const each[] = {MCORE "mlp.experts.local_experts.%u.linear_fc1._extra_state",
+                                       MCORE
+                                       "mlp.experts.local_experts.%u.linear_fc2._extra_state"};
+    const uint32_t here = (uint32_t)p->model->experts / p->mg->expert_parallel;
+    if (p->mg->experts == MGR_EXPERTS_GROUPED)
+        return objects(p, grouped, COUNT(grouped), err);
+    for (uint32_t e = 0; e < here; e++) {
+        p->expert_here = e;
+        MGR_TRY(objects(p, each, COUNT(each), err));
+    }
+    return MGR_OK;
+}
+
+/* Every linear has an _extra_state, and with Transformer Engine attention and norms as well.
+ * Loaders before core 0.13 insist on them; None is what they hold without FP8
+ * (tensor_parallel/layers.py; TransformerEngine's module/base.py). */
+static int layer_objects(place *p, mgr_err *err)
+{
+    static const char *const linears[] = {MCORE "self_attention.linear_qkv._extra_state",
+                                          MCORE "self_attention.linear_proj._extra_state"};
+    static const char *const dense[] = {MCORE "mlp.linear_fc1._extra_state",
+                                        MCORE "mlp.linear_fc2._extra_state"};
+    static const char *const qk_norms[] = {MCORE "self_attention.q_layernorm._extra_state",
+                                           MCORE "self_attention.k_layernorm._extra_state"};
+    const bool te = p->mg->names == MGR_NAMES_TE, moe = mgr_model_is_moe(p->model, p->layer);
+    MGR_TRY(objects(p, linears, COUNT(linears), err));
+    if (te)
+        MGR_TRY(object(p, MCORE "self_attention.core_attention._extra_state", err));
+    if (te && p->model->qk_norm)
+        MGR_TRY(objects(p, qk_norms, COUNT(qk_norms), err));
+    if (te && moe)
+        MGR_TRY(object(p, MCORE "pre_mlp_layernorm._extra_state", err));
+    return moe ? expert_objects(p, err) : objects(p, dense, COUNT(dense), err);
+}
+
+static int decoder_layer(place *p, mgr_err *err)
+{
+    const mgr_model *const m = p->model;
+    const split dense = {p->mg->tensor_parallel, p->tp, p->copy_of_part, m->ffn};
+    const bool moe = mgr_model_is_moe(m, p->layer);
+    MGR_TRY(attention(p, &dense, err));
+    MGR_TRY(norm(p, MGR_ROLE_MLP_NORM, MGR_ROLE_MLP_NORM_BIAS,
+                 moe ? moe_norm_names : mlp_norm_names, m->hidden, err));
+    MGR_TRY(moe ? experts(p, err) : ffn(p, fc1_names, fc2_names, &dense, err));
+    return layer_objects(p, err);
+}
+
+static int first_chunk(const place *p, mgr_err *err)
+{
+    const mgr_model *const m = p->model;
+    MGR_TRY(vocabulary(p, MGR_ROLE_EMBEDDING, embedding_names, p->copy_of_part, err));
+    if (m->positions != MGR_POSITIONS_LEARNED)
+        return MGR_OK;
+    return replicated(p, MGR_ROLE_POSITIONS, position_names, false, m->max_positions, m->hidden,
+                      err);
 }
 
 /* Tied embeddings: with one stage there is no output layer; with more, the last stage holds its own
  * copy of the embedding, which must be equal to it. */
-static int last_chunk(const place *p, mgr_err *err)
+static int last_chunk(place *p, mgr_err *err)
 {
-    MGR_TRY(replicated(p, MGR_ROLE_FINAL_NORM, final_norm_names, err));
+    MGR_TRY(norm(p, MGR_ROLE_FINAL_NORM, MGR_ROLE_FINAL_NORM_BIAS, final_norm_names,
+                 p->model->hidden, err));
+    if (p->mg->names == MGR_NAMES_TE)
+        MGR_TRY(object(p, "decoder.final_layernorm._extra_state", err));
+    if (!p->model->tied || p->mg->pipeline_parallel > 1)
+        MGR_TRY(object(p, "output_layer._extra_state", err));
     if (!p->model->tied)
-        return vocabulary(p, MGR_ROLE_LM_HEAD, output_names, 0, err);
-    if (p->mg->pipeline_parallel > 1)
-        return vocabulary(p, MGR_ROLE_EMBEDDING, tied_output_names, 1, err);
+        return vocabulary(p, MGR_ROLE_LM_HEAD, output_names, p->copy_of_part, err);
+    if (p->mg->pipeline_parallel > 1) /* behind all copies that first stages hold */
+        return vocabulary(p, MGR_ROLE_EMBEDDING, tied_output_names,
+                          p->mg->expert_parallel + p->copy_of_part, err);
     return MGR_OK;
+}
+
+/* Which copies the file of (pp, ep, tp) holds: as many as there are files before it that hold the
+ * same. */
+static void number_copies(place *p)
+{
+    const mgr_megatron *const mg = p->mg;
+    p->copy_of_all = p->copy_of_part = p->copy_of_expert = p->copy_of_expert_part = 0;
+    for (uint32_t ep = 0; ep <= p->ep; ep++)
+        for (uint32_t tp = 0; tp < mg->tensor_parallel && (ep < p->ep || tp < p->tp); tp++) {
+            if (mg->files[mgr_megatron_cell(mg, p->pp, ep, tp)] == MGR_NONE)
+                continue;
+            p->copy_of_all++;
+            p->copy_of_part += tp == p->tp;
+            p->copy_of_expert += ep == p->ep;
+            p->copy_of_expert_part += ep == p->ep && tp % mg->expert_tensor_parallel ==
+                                                         p->tp % mg->expert_tensor_parallel;
+        }
 }
 
 /* Chunk `k` in the order of layers: of stage k mod PP, its chunk number k / PP. */
 static int chunk(place *p, uint32_t k, uint32_t *layer, mgr_err *err)
 {
     const uint32_t stages = p->mg->pipeline_parallel;
-    const uint32_t chunks = p->mg->virtual_pipeline * stages;
-    p->file = p->mg->files[k % stages * p->mg->tensor_parallel + p->tp];
+    const uint32_t chunks = p->mg->virtual_pipeline * stages, first = *layer;
+    *layer += p->mg->stage_layers[k];
+    p->pp = k % stages;
+    p->file = p->mg->files[mgr_megatron_cell(p->mg, p->pp, p->ep, p->tp)];
+    if (p->file == MGR_NONE)
+        return MGR_OK;
+    number_copies(p);
     p->chunk = k / stages;
     p->layer = MGR_NONE;
     if (k == 0)
-        MGR_TRY(vocabulary(p, MGR_ROLE_EMBEDDING, embedding_names, 0, err));
+        MGR_TRY(first_chunk(p, err));
     for (uint32_t i = 0; i < p->mg->stage_layers[k]; i++) {
-        p->layer = (*layer)++;
+        p->layer = first + i;
         p->layer_here = i;
         MGR_TRY(decoder_layer(p, err));
     }
@@ -231,29 +445,48 @@ static int chunk(place *p, uint32_t k, uint32_t *layer, mgr_err *err)
 int mgr_megatron_layout(mgr_layout *layout, const mgr_megatron *mg, mgr_err *err)
 {
     MGR_TRY(mgr_megatron_check(&layout->tensors->model, mg, err));
-    for (uint32_t tp = 0; tp < mg->tensor_parallel; tp++) {
-        place p = {.layout = layout, .mg = mg, .model = &layout->tensors->model, .tp = tp};
-        uint32_t layer = 0;
-        for (uint32_t k = 0; k < mg->virtual_pipeline * mg->pipeline_parallel; k++)
-            MGR_TRY(chunk(&p, k, &layer, err));
-    }
+    for (uint32_t ep = 0; ep < mg->expert_parallel; ep++)
+        for (uint32_t tp = 0; tp < mg->tensor_parallel; tp++) {
+            place p = {.layout = layout,
+                       .mg = mg,
+                       .model = &layout->tensors->model,
+                       .tp = tp,
+                       .ep = ep,
+                       .expert = MGR_NONE};
+            uint32_t layer = 0;
+            for (uint32_t k = 0; k < mg->virtual_pipeline * mg->pipeline_parallel; k++)
+                MGR_TRY(chunk(&p, k, &layer, err));
+        }
     return MGR_OK;
 }
 
 int mgr_megatron_check(const mgr_model *m, const mgr_megatron *mg, mgr_err *err)
 {
+    const uint64_t t = mg->tensor_parallel;
     const struct {
         const char *name;
-        uint64_t size;
-    } splits[] = {{"num_attention_heads", m->heads},
-                  {"ffn_hidden_size", m->ffn},
-                  {"padded_vocab_size", mg->padded_vocab},
-                  {"the fused QKV rows", (m->heads + 2 * m->kv_groups) * m->head_dim}};
-    for (size_t i = 0; i < sizeof splits / sizeof splits[0]; i++)
-        if (splits[i].size % mg->tensor_parallel != 0)
-            return mgr_fail(
-                err, MGR_ERR_FORMAT, "%s (%llu) does not split over %u tensor-parallel ranks",
-                splits[i].name, (unsigned long long)splits[i].size, mg->tensor_parallel);
+        uint64_t size, ranks;
+        const char *kind;
+    } splits[] = {
+        {"num_attention_heads", m->heads, t, "tensor"},
+        {"ffn_hidden_size", m->ffn, t, "tensor"},
+        {"padded_vocab_size", mg->padded_vocab, t, "tensor"},
+        {"the fused QKV rows", (m->heads + 2 * m->kv_groups) * m->head_dim, t, "tensor"},
+        {"moe_ffn_hidden_size", mgr_model_expert_ffn(m), mg->expert_tensor_parallel,
+         "expert-tensor"},
+        {"num_experts", m->experts, mg->expert_parallel, "expert"},
+        {"tensor parallel size", t, mg->expert_tensor_parallel, "expert-tensor"},
+    };
+    const bool dense = m->experts == 0, all_moe = mgr_model_moe_layers(m) == m->layers;
+    for (size_t i = 0; i < COUNT(splits); i++) {
+        if ((i == 1 && !dense && all_moe) || (i >= 4 && dense))
+            continue;
+        if (splits[i].size % splits[i].ranks != 0)
+            return mgr_fail(err, MGR_ERR_FORMAT,
+                            "%s (%llu) does not split over %llu %s-parallel ranks", splits[i].name,
+                            (unsigned long long)splits[i].size, (unsigned long long)splits[i].ranks,
+                            splits[i].kind);
+    }
     if (m->kv_groups == 0 || m->heads % m->kv_groups != 0)
         return mgr_fail(err, MGR_ERR_FORMAT, "%llu attention heads do not split into %llu groups",
                         (unsigned long long)m->heads, (unsigned long long)m->kv_groups);

@@ -36,8 +36,8 @@ typedef struct mgr_megatron {
     mgr_norm_names names;         /* targets; a source is asked tensor by tensor */
     mgr_expert_names experts;     /* targets */
     const uint32_t *stage_layers; /* [virtual][pipeline] decoder layers of each chunk; borrowed */
-    /* [pipeline][expert][tensor]: file of the layout; MGR_NONE for one that a save with ETP below TP
-     * need not have. Borrowed. */
+    /* [pipeline][expert][tensor]: file of the layout; MGR_NONE for one that a save with ETP below
+     * TP need not have. Borrowed. */
     const uint32_t *files;
 } mgr_megatron;
 

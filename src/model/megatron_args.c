@@ -1,4 +1,5 @@
 /* Model and partition of a Megatron checkpoint from its args, its shapes and the configuration. */
+#include <stddef.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -28,6 +29,12 @@ static const char *path(const evidence *ev)
     return ev->cat->files[ev->file].path;
 }
 
+/* The first file of stage `pp`: every stage has one of rank 0 of all kinds. */
+static uint32_t file_of(const evidence *ev, uint32_t pp)
+{
+    return ev->mg->files[mgr_megatron_cell(ev->mg, pp, 0, 0)];
+}
+
 static bool is_true(const mgr_attr *a)
 {
     return a && (a->kind == MGR_ATTR_BOOL || a->kind == MGR_ATTR_INT) && a->i != 0;
@@ -47,22 +54,12 @@ static const struct {
     refuse_when when;
     const char *text, *what;
 } refusals[] = {
-    {"num_experts", IF_SET, NULL, "a mixture of experts as the source"},
     {"multi_latent_attention", IF_TRUE, NULL, "multi-latent attention"},
-    {"swiglu", IF_FALSE, NULL, "an activation other than SwiGLU"},
-    {"squared_relu", IF_TRUE, NULL, "squared ReLU"},
     {"quick_geglu", IF_TRUE, NULL, "quick GEGLU"},
-    {"normalization", IF_TEXT_NOT, "RMSNorm", "a norm other than RMSNorm"},
     {"apply_layernorm_1p", IF_TRUE, NULL, "zero-centred norm weights"},
     {"layernorm_zero_centered_gamma", IF_TRUE, NULL, "zero-centred norm weights"},
-    {"add_bias_linear", IF_TRUE, NULL, "linear layers with a bias"},
-    {"add_qkv_bias", IF_TRUE, NULL, "QKV with a bias"},
-    {"qk_layernorm", IF_TRUE, NULL, "norms of q and k"},
-    {"position_embedding_type", IF_TEXT_NOT, "rope", "position embeddings other than RoPE"},
     {"rotary_percent", IF_NOT_ONE, NULL, "RoPE on a part of the head"},
     {"rotary_interleaved", IF_TRUE, NULL, "interleaved RoPE"},
-    {"use_rope_scaling", IF_TRUE, NULL, "RoPE scaling"},
-    {"rotary_seq_len_interpolation_factor", IF_SET, NULL, "RoPE interpolation"},
     {"window_size", IF_SET, NULL, "sliding-window attention"},
     {"attention_output_gate", IF_TRUE, NULL, "gated attention"},
     {"moe_mlp_glu_interleave_size", IF_SET, NULL, "interleaved GLU rows"},
@@ -72,6 +69,12 @@ static const struct {
     {"hybrid_override_pattern", IF_SET, NULL, "hybrid layers"},
     {"mtp_num_layers", IF_SET, NULL, "multi-token prediction"},
     {"apply_residual_connection_post_layernorm", IF_TRUE, NULL, "post-norm residuals"},
+    {"moe_shared_expert_intermediate_size", IF_SET, NULL, "shared experts"},
+    {"moe_latent_size", IF_SET, NULL, "latent experts"},
+    {"moe_router_score_function", IF_TEXT_NOT, "softmax", "a router without softmax"},
+    {"moe_router_enable_expert_bias", IF_TRUE, NULL, "a router with expert biases"},
+    {"moe_router_topk_scaling_factor", IF_SET, NULL, "a scaled router"},
+    {"moe_router_num_groups", IF_SET, NULL, "a router with groups of experts"},
 };
 
 static bool refused(const mgr_attr *a, refuse_when when, const char *text)
@@ -195,17 +198,67 @@ static uint64_t count_layers(const evidence *ev, uint32_t *stage_layers)
         const mgr_stored *const s = &ev->cat->stored[i];
         unsigned long chunk = 0;
         const long layer = layer_of(s->name, &chunk);
-        if (layer < 0 || layer >= 1000000 || chunk >= chunks)
+        if (layer < 0 || layer >= MGR_MAX_LAYERS || chunk >= chunks)
             continue;
         for (uint32_t pp = 0; pp < stages; pp++) {
             uint32_t *const n = &stage_layers[chunk * stages + pp];
-            if (s->file == ev->mg->files[pp * ev->mg->tensor_parallel] && (uint32_t)layer + 1 > *n)
+            if (s->file == file_of(ev, pp) && (uint32_t)layer + 1 > *n)
                 *n = (uint32_t)layer + 1;
         }
     }
     for (uint32_t k = 0; k < stages * chunks; k++)
         total += stage_layers[k];
     return total;
+}
+
+/* Note that the layer of a router has experts: its global number is its local one and the layers of
+ * all chunks before its own. */
+static void note_router(const evidence *ev, const mgr_stored *s, const uint32_t *stage_layers,
+                        mgr_megatron_shapes *shapes)
+{
+    const uint32_t stages = ev->mg->pipeline_parallel;
+    unsigned long chunk = 0;
+    const long local = layer_of(s->name, &chunk);
+    uint64_t layer = local < 0 ? 0 : (uint64_t)local;
+    uint32_t pp = 0;
+    while (pp < stages && s->file != file_of(ev, pp))
+        pp++;
+    if (pp == stages || local < 0 || chunk >= ev->mg->virtual_pipeline)
+        return;
+    for (size_t k = 0; k < chunk * stages + pp; k++)
+        layer += stage_layers[k];
+    if (layer < MGR_MAX_LAYERS)
+        shapes->moe_layers[layer / 8] |= (uint8_t)(1u << layer % 8);
+    shapes->experts = s->shape[0];
+}
+
+/* What the tensors of the first files of each stage show. */
+static void note_tensor(const evidence *ev, const mgr_stored *s, const uint32_t *stage_layers,
+                        mgr_megatron_shapes *shapes)
+{
+    static const struct {
+        const char *suffix;
+        size_t offset;
+    } flags[] = {
+        {".layer_norm_bias", offsetof(mgr_megatron_shapes, norm_bias)},
+        {"norm.bias", offsetof(mgr_megatron_shapes, norm_bias)},
+        {".linear_qkv.bias", offsetof(mgr_megatron_shapes, qkv_bias)},
+        {".query_key_value.bias", offsetof(mgr_megatron_shapes, qkv_bias)},
+        {".linear_proj.bias", offsetof(mgr_megatron_shapes, o_bias)},
+        {"attention.dense.bias", offsetof(mgr_megatron_shapes, o_bias)},
+        {".linear_fc2.bias", offsetof(mgr_megatron_shapes, mlp_bias)},
+        {".linear_fc2.bias0", offsetof(mgr_megatron_shapes, mlp_bias)},
+        {".dense_4h_to_h.bias", offsetof(mgr_megatron_shapes, mlp_bias)},
+        {".router.bias", offsetof(mgr_megatron_shapes, router_bias)},
+        {".q_layernorm.weight", offsetof(mgr_megatron_shapes, qk_norm)},
+    };
+    for (size_t i = 0; i < sizeof flags / sizeof flags[0]; i++)
+        if (mgr_has_suffix(s->name, flags[i].suffix))
+            memcpy((char *)shapes + flags[i].offset, &(bool){true}, sizeof(bool));
+    if (mgr_has_suffix(s->name, ".mlp.router.weight") && s->ndim == 2)
+        note_router(ev, s, stage_layers, shapes);
+    if (mgr_has_suffix(s->name, ".position_embeddings.weight") && s->ndim == 2)
+        shapes->positions = s->shape[0];
 }
 
 /* The first tensor of any layer whose name ends like this. */
@@ -225,8 +278,10 @@ static int known_names(const evidence *ev, mgr_err *err)
             strstr(name, ".layernorm_qkv.") || strstr(name, ".layernorm_mlp.")
                 ? "Transformer Engine's own layer names"
             : strstr(name, ".self_attention.linear_q_") ? "multi-latent attention"
-            : strstr(name, ".mlp.experts.")             ? "a mixture of experts as the source"
             : strstr(name, ".mixer.")                   ? "Mamba layers"
+            : strstr(name, ".mlp.shared_experts.")      ? "shared experts"
+            : strstr(name, ".mlp.router.expert_bias")   ? "a router with expert biases"
+            : strstr(name, ".mlp.experts.weight1")      ? "GroupedMLP's transposed experts"
                                                         : NULL;
         if (what)
             return mgr_fail(err, MGR_ERR_UNSUPPORTED, "'%s' has %s ('%s'), which is not supported",
@@ -290,27 +345,189 @@ static int attention_sizes(const evidence *ev, mgr_model *m, mgr_err *err)
     return MGR_OK;
 }
 
+/* The first matrix that has one of these names. */
+static const mgr_stored *find_any(const evidence *ev, const char *const *suffixes, size_t n)
+{
+    const mgr_stored *found = NULL;
+    for (size_t i = 0; i < n && !found; i++)
+        found = find_suffix(ev, suffixes[i]);
+    return found;
+}
+
 static int ffn_shape(const evidence *ev, mgr_megatron_shapes *s, mgr_err *err)
 {
-    const mgr_stored *fc2 = find_suffix(ev, ".mlp.linear_fc2.weight");
-    if (!fc2)
-        fc2 = find_suffix(ev, ".mlp.dense_4h_to_h.weight");
-    if (!fc2)
+    static const char *const fc1[] = {".mlp.linear_fc1.weight", ".mlp.dense_h_to_4h.weight"};
+    static const char *const fc2[] = {".mlp.linear_fc2.weight", ".mlp.dense_4h_to_h.weight"};
+    static const char *const expert_fc1[] = {".local_experts.0.linear_fc1.weight",
+                                             ".experts.linear_fc1.weight0"};
+    static const char *const expert_fc2[] = {".local_experts.0.linear_fc2.weight",
+                                             ".experts.linear_fc2.weight0"};
+    const mgr_stored *const in = find_any(ev, fc1, 2), *const out = find_any(ev, fc2, 2);
+    const mgr_stored *const expert_in = find_any(ev, expert_fc1, 2);
+    const mgr_stored *const expert_out = find_any(ev, expert_fc2, 2);
+    const uint64_t tp = ev->mg->tensor_parallel, etp = ev->mg->expert_tensor_parallel;
+    if (!out && !expert_out)
         return mgr_fail(err, MGR_ERR_FORMAT, "no tensor '*.mlp.linear_fc2.weight' in '%s'",
                         path(ev));
-    s->ffn = fc2->shape[1] * ev->mg->tensor_parallel;
+    s->ffn = out ? out->shape[1] * tp : 0;
+    s->fc1_rows = in ? in->shape[0] * tp : 0;
+    s->expert_ffn = expert_out ? expert_out->shape[1] * etp : 0;
+    s->expert_fc1_rows = expert_in ? expert_in->shape[0] * etp : 0;
     return MGR_OK;
 }
 
 static bool has_output_layer(const evidence *ev)
 {
-    const uint32_t last = ev->mg->files[(ev->mg->pipeline_parallel - 1) * ev->mg->tensor_parallel];
+    const uint32_t last = file_of(ev, ev->mg->pipeline_parallel - 1);
     for (size_t i = 0; i < ev->cat->n_stored; i++)
         if (ev->cat->stored[i].file == last &&
             mgr_has_suffix(ev->cat->stored[i].name, ".output_layer.weight"))
             return true;
     return false;
 }
+
+/* ---- what kind of model it is ---- */
+
+/* A part that is there or not: tensors show it, and args, where they say something, must agree. */
+static int agree(const evidence *ev, const char *name, bool shown, const char *what, mgr_err *err)
+{
+    const mgr_attr *const a = arg(ev, name);
+    if (!a || a->kind != MGR_ATTR_BOOL || is_true(a) == shown)
+        return MGR_OK;
+    return mgr_fail(err, MGR_ERR_FORMAT, "args.%s of '%s' is %s, but there are %s%s", name,
+                    path(ev), is_true(a) ? "true" : "false", shown ? "" : "no ", what);
+}
+
+static int biases(const evidence *ev, const mgr_megatron_shapes *s, mgr_model *m, mgr_err *err)
+{
+    const mgr_attr *const linear = arg(ev, "add_bias_linear");
+    m->bias_qkv = s->qkv_bias;
+    m->bias_o = s->o_bias;
+    m->bias_mlp = s->mlp_bias;
+    m->bias_router = s->router_bias;
+    m->qk_norm = s->qk_norm;
+    MGR_TRY(agree(ev, "add_bias_linear", s->mlp_bias, "biases of the FFN", err));
+    MGR_TRY(agree(ev, "add_bias_linear", s->o_bias, "biases of the attention's output", err));
+    if (!is_true(linear)) /* which implies it */
+        MGR_TRY(agree(ev, "add_qkv_bias", s->qkv_bias, "biases of QKV", err));
+    return agree(ev, "qk_layernorm", s->qk_norm, "norms of q and k", err);
+}
+
+static int norm_kind(const evidence *ev, const mgr_megatron_shapes *s, mgr_model *m, mgr_err *err)
+{
+    const mgr_attr *const a = arg(ev, "normalization");
+    const char *const name = a && a->kind == MGR_ATTR_TEXT ? a->text
+                             : s->norm_bias                ? "LayerNorm"
+                                                           : "RMSNorm";
+    m->norm = strcmp(name, "LayerNorm") == 0 ? MGR_NORM_LAYER : MGR_NORM_RMS;
+    if (m->norm == MGR_NORM_RMS && strcmp(name, "RMSNorm") != 0)
+        return mgr_fail(err, MGR_ERR_UNSUPPORTED,
+                        "'%s' has the norm '%s' (args.normalization), which is not supported",
+                        path(ev), name);
+    if ((m->norm == MGR_NORM_LAYER) != s->norm_bias)
+        return mgr_fail(err, MGR_ERR_FORMAT,
+                        "args.normalization of '%s' is %s, but there are %s"
+                        "biases of norms",
+                        path(ev), name, s->norm_bias ? "" : "no ");
+    return MGR_OK;
+}
+
+/* The rows of fc1 show whether there is a gate; args.swiglu and squared_relu, which function. */
+static int activation(const evidence *ev, const mgr_megatron_shapes *s, mgr_model *m, mgr_err *err)
+{
+    const mgr_attr *const swiglu = arg(ev, "swiglu");
+    const uint64_t rows = s->fc1_rows ? s->fc1_rows : s->expert_fc1_rows;
+    const uint64_t inner = s->fc1_rows ? s->ffn : s->expert_ffn;
+    const bool gated = rows == 2 * inner, relu = is_true(arg(ev, "squared_relu"));
+    m->activation = gated
+                        ? !swiglu || is_true(swiglu) ? MGR_ACTIVATION_SWIGLU : MGR_ACTIVATION_GEGLU
+                    : relu ? MGR_ACTIVATION_SQUARED_RELU
+                           : MGR_ACTIVATION_GELU;
+    if ((!gated && rows != inner) || (gated && relu) || (!gated && is_true(swiglu)))
+        return mgr_fail(err, MGR_ERR_FORMAT,
+                        "'%s': fc1 has %llu rows for %llu columns of fc2, which does not fit its "
+                        "activation (args.swiglu, args.squared_relu)",
+                        path(ev), (unsigned long long)rows, (unsigned long long)inner);
+    return MGR_OK;
+}
+
+static int rope_scaling(const evidence *ev, mgr_model *m, mgr_err *err)
+{
+    const mgr_attr *const stretch = arg(ev, "rotary_seq_len_interpolation_factor");
+    const bool scaled = is_true(arg(ev, "use_rope_scaling"));
+    const double linear = real_arg(ev, "rotary_seq_len_interpolation_factor", 1.0);
+    const double factor = real_arg(ev, "rope_scaling_factor", 8.0);
+    if (stretch && (scaled || !(linear > 0 && linear <= 1e6)))
+        return mgr_fail(err, MGR_ERR_UNSUPPORTED,
+                        "'%s' has RoPE interpolation by %g%s (args."
+                        "rotary_seq_len_interpolation_factor), which is not supported",
+                        path(ev), linear, scaled ? " and RoPE scaling" : "");
+    if (scaled && !(factor > 0 && factor <= 1e6))
+        return mgr_fail(err, MGR_ERR_FORMAT, "args.rope_scaling_factor of '%s' is %g", path(ev),
+                        factor);
+    if (stretch && (linear < 1.0 || linear > 1.0))
+        m->rope = (mgr_rope){.kind = MGR_ROPE_LINEAR, .factor = linear};
+    if (scaled) /* what rotary_pos_embedding.py fills in */
+        m->rope = (mgr_rope){MGR_ROPE_LLAMA3, factor, 1.0, 4.0, 8192};
+    return MGR_OK;
+}
+
+static int position_kind(const evidence *ev, const mgr_megatron_shapes *s, mgr_model *m,
+                         mgr_err *err)
+{
+    const mgr_attr *const a = arg(ev, "position_embedding_type");
+    const char *const name = a && a->kind == MGR_ATTR_TEXT ? a->text
+                             : s->positions                ? "learned_absolute"
+                                                           : "rope";
+    m->positions = s->positions ? MGR_POSITIONS_LEARNED : MGR_POSITIONS_ROPE;
+    if (strcmp(name, "rope") != 0 && strcmp(name, "learned_absolute") != 0)
+        return mgr_fail(err, MGR_ERR_UNSUPPORTED,
+                        "'%s' has position embeddings of the kind '%s' "
+                        "(args.position_embedding_type), which is not supported",
+                        path(ev), name);
+    if ((strcmp(name, "rope") != 0) != (s->positions > 0))
+        return mgr_fail(err, MGR_ERR_FORMAT,
+                        "args.position_embedding_type of '%s' is %s, but there are %sposition "
+                        "embeddings",
+                        path(ev), name, s->positions ? "" : "no ");
+    return rope_scaling(ev, m, err);
+}
+
+static int expert_sizes(const evidence *ev, const mgr_megatron_shapes *s, mgr_model *m,
+                        mgr_err *err)
+{
+    const mgr_config *const c = ev->config;
+    MGR_TRY(whole(ev, "num_experts", 0, s->experts, &m->experts, err));
+    if (m->experts == 0)
+        return MGR_OK;
+    if (s->experts == 0)
+        return mgr_fail(err, MGR_ERR_FORMAT,
+                        "args.num_experts of '%s' is %llu, but there is no router", path(ev),
+                        (unsigned long long)m->experts);
+    MGR_TRY(whole(ev, "moe_ffn_hidden_size", 0, s->expert_ffn, &m->expert_ffn, err));
+    MGR_TRY(whole(ev, "moe_router_topk", c->model.moe_router_topk, 0, &m->top_k, err));
+    MGR_TRY(needed(ev, "moe_router_topk", m->top_k, err));
+    m->router_pre_softmax = is_true(arg(ev, "moe_router_pre_softmax"));
+    for (uint64_t l = 0; l < m->layers; l++)
+        if (!(s->moe_layers[l / 8] >> l % 8 & 1))
+            mgr_model_set_dense(m, l);
+    return m->top_k <= m->experts
+               ? MGR_OK
+               : mgr_fail(err, MGR_ERR_FORMAT, "'%s': each token uses %llu of %llu experts",
+                          path(ev), (unsigned long long)m->top_k, (unsigned long long)m->experts);
+}
+
+static int kind_of_model(const evidence *ev, const mgr_megatron_shapes *s, mgr_model *m,
+                         mgr_err *err)
+{
+    MGR_TRY(norm_kind(ev, s, m, err));
+    MGR_TRY(activation(ev, s, m, err));
+    MGR_TRY(biases(ev, s, m, err));
+    MGR_TRY(position_kind(ev, s, m, err));
+    return expert_sizes(ev, s, m, err);
+}
+
+/* ---- sizes ---- */
 
 static int layer_sizes(const evidence *ev, const mgr_megatron_shapes *s, mgr_model *m, mgr_err *err)
 {
@@ -320,11 +537,14 @@ static int layer_sizes(const evidence *ev, const mgr_megatron_shapes *s, mgr_mod
     if (m->layers > s->most_layers) /* a name alone must not make us list a million layers */
         return mgr_fail(err, MGR_ERR_FORMAT, "%llu layers in %zu tensors (%s)",
                         (unsigned long long)m->layers, ev->cat->n_stored, path(ev));
-    return whole(ev, "ffn_hidden_size", c->model.ffn_hidden_size, s->ffn, &m->ffn, err);
+    MGR_TRY(whole(ev, "ffn_hidden_size", c->model.ffn_hidden_size, s->ffn, &m->ffn, err));
+    if (!m->ffn) /* no dense layer, and args that leave it open */
+        m->ffn = s->expert_ffn;
+    return MGR_OK;
 }
 
 /* Comparisons are written so that a NaN fails them. */
-static int scalars(const evidence *ev, mgr_model *m, mgr_err *err)
+static int scalars(const evidence *ev, const mgr_megatron_shapes *s, mgr_model *m, mgr_err *err)
 {
     const mgr_config *const c = ev->config;
     const double eps = real_arg(ev, "norm_epsilon", real_arg(ev, "layernorm_epsilon", 1e-5));
@@ -345,19 +565,28 @@ static int scalars(const evidence *ev, mgr_model *m, mgr_err *err)
                         path(ev), m->norm_epsilon, m->rotary_base, positions, m->init_std);
     m->max_positions =
         c->model.max_position_embeddings ? c->model.max_position_embeddings : (uint64_t)positions;
+    if (s->positions) /* rows of a tensor: no longer a matter of opinion */
+        return whole(ev, "max_position_embeddings", c->model.max_position_embeddings, s->positions,
+                     &m->max_positions, err);
     return MGR_OK;
 }
 
 /* Shards of two different saves must not be mixed. */
 static int same_everywhere(const evidence *ev, mgr_err *err)
 {
-    static const char *const keys[] = {"iteration", "args.num_layers", "args.hidden_size",
+    static const char *const keys[] = {"iteration",
+                                       "args.num_layers",
+                                       "args.hidden_size",
                                        "args.tensor_model_parallel_size",
-                                       "args.pipeline_model_parallel_size"};
-    const uint32_t n = ev->mg->tensor_parallel * ev->mg->pipeline_parallel;
+                                       "args.pipeline_model_parallel_size",
+                                       "args.expert_model_parallel_size"};
+    const uint32_t n =
+        ev->mg->tensor_parallel * ev->mg->expert_parallel * ev->mg->pipeline_parallel;
     for (size_t k = 0; k < sizeof keys / sizeof keys[0]; k++) {
         const mgr_attr *const a = mgr_catalogue_attr(ev->cat, ev->file, keys[k]);
         for (uint32_t i = 0; a && i < n; i++) {
+            if (ev->mg->files[i] == MGR_NONE)
+                continue;
             const mgr_attr *const b = mgr_catalogue_attr(ev->cat, ev->mg->files[i], keys[k]);
             if (!b || b->kind != a->kind || b->i != a->i)
                 return mgr_fail(err, MGR_ERR_FORMAT,
@@ -381,7 +610,8 @@ static int model_of(const evidence *ev, const mgr_megatron_shapes *s, mgr_model 
     MGR_TRY(attention_sizes(ev, &m, err));
     MGR_TRY(layer_sizes(ev, s, &m, err));
     m.tied = untied ? !is_true(untied) : !s->output;
-    MGR_TRY(scalars(ev, &m, err));
+    MGR_TRY(scalars(ev, s, &m, err));
+    MGR_TRY(kind_of_model(ev, s, &m, err));
     *model = m;
     return MGR_OK;
 }
@@ -407,6 +637,8 @@ int mgr_megatron_model(const mgr_catalogue *cat, const mgr_config *config, mgr_m
     MGR_TRY(ffn_shape(&ev, &shapes, err));
     shapes.layers = count_layers(&ev, stage_layers);
     shapes.output = has_output_layer(&ev);
+    for (size_t i = 0; i < cat->n_stored; i++)
+        note_tensor(&ev, &cat->stored[i], stage_layers, &shapes);
     MGR_TRY(model_of(&ev, &shapes, model, err));
     mg->stage_layers = stage_layers;
     return mgr_megatron_check(model, mg, err);

@@ -219,12 +219,16 @@ int mgr_megatron_dist_model(const mgr_catalogue *cat, const mgr_config *config,
                                         .layers = e.layers,
                                         .hidden = e.cols[KIND_EMBEDDING],
                                         .ffn = e.cols[KIND_FC2],
+                                        .fc1_rows = 2 * e.cols[KIND_FC2],
                                         .padded_vocab = e.rows[KIND_EMBEDDING],
                                         .most_layers = e.most_layers,
                                         .output = e.rows[KIND_OUTPUT] > 0};
     dist->padded_vocab = shapes.padded_vocab;
     MGR_TRY(mgr_megatron_model_of(cat, config, &shapes, model, err));
-    const mgr_megatron whole = {.tensor_parallel = 1, .padded_vocab = dist->padded_vocab};
+    const mgr_megatron whole = {.tensor_parallel = 1,
+                                .expert_parallel = 1,
+                                .expert_tensor_parallel = 1,
+                                .padded_vocab = dist->padded_vocab};
     return mgr_megatron_check(model, &whole, err);
 }
 

@@ -43,6 +43,7 @@ typedef struct mgr_torch_context {
     int (*args)(const void *data, mgr_buf *out, mgr_err *err);
     const void *data;
     uint64_t iteration;
+    uint32_t chunks; /* of the virtual pipeline */
 } mgr_torch_context;
 
 #endif

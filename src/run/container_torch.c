@@ -1,10 +1,12 @@
 /*
- * A torch.save archive {"args": Namespace, "checkpoint_version": 3.0, "iteration": n,
- * "model": {name: tensor}}: members data.pkl, byteorder, data/0 .. data/n-1, version.
- * Keys are numbered in the order of the file's tensors; every tensor is all of its storage.
+ * A torch.save archive {"args": Namespace, "checkpoint_version": 3.0, "iteration": n, "model":
+ * {name: tensor}}, with "model0", "model1", ... for the chunks of a virtual pipeline. Members:
+ * data.pkl, byteorder, data/0 .. data/n-1, version. Keys are numbered in the order of the file's
+ * tensors; every tensor is all of its storage.
  */
 #include <libdeflate.h>
 #include <stdio.h>
+#include <string.h>
 
 #include "core/mem.h"
 #include "fmt/pickle_write.h"
@@ -30,21 +32,56 @@ static uint64_t stored_bytes(const mgr_stored *s)
     return s->shape[0] * s->stride[0] * mgr_dtype_size(s->dtype);
 }
 
-/* Our stored names carry "model." in front, as the catalogue of a source does. */
-static int emit_model(const mgr_layout *layout, uint32_t file, mgr_buf *out, mgr_err *err)
+/* Our stored names carry "model." or "model<chunk>." in front, as the catalogue of a source does.
+ */
+static const char *key_of(const char *name)
+{
+    return strchr(name, '.') + 1;
+}
+
+static bool is_of(const char *name, const char *model)
+{
+    const size_t n = strlen(model);
+    return strncmp(name, model, n) == 0 && name[n] == '.';
+}
+
+/* The state dict `model` of a file; *n counts the file's tensors so far. */
+static int emit_model(const mgr_layout *layout, uint32_t file, const char *model, unsigned *n,
+                      mgr_buf *out, mgr_err *err)
 {
     char key[24];
-    unsigned n = 0;
+    MGR_TRY(mgr_pickle_text(out, model, err));
     MGR_TRY(mgr_pickle_dict_open(out, err));
     for (size_t i = 0; i < layout->cat->n_stored; i++) {
         const mgr_stored *const s = &layout->cat->stored[i];
-        if (s->file != file)
+        if (s->file != file || !is_of(s->name, model))
             continue;
-        snprintf(key, sizeof key, "%u", n++);
-        MGR_TRY(mgr_pickle_text(out, s->name + sizeof "model." - 1, err));
+        snprintf(key, sizeof key, "%u", (*n)++);
+        MGR_TRY(mgr_pickle_text(out, key_of(s->name), err));
         MGR_TRY(mgr_pickle_tensor(out, key, s->dtype, s->ndim, s->shape, err));
     }
+    for (size_t i = 0; i < layout->n_objects; i++) {
+        const mgr_object *const o = &layout->objects[i];
+        if (o->file != file || !is_of(o->name, model))
+            continue;
+        MGR_TRY(mgr_pickle_text(out, key_of(o->name), err));
+        MGR_TRY(mgr_pickle_none(out, err));
+    }
     return mgr_pickle_dict_close(out, err);
+}
+
+static int emit_models(const mgr_layout *layout, uint32_t file, uint32_t chunks, mgr_buf *out,
+                       mgr_err *err)
+{
+    unsigned n = 0;
+    char model[24];
+    if (chunks < 2)
+        return emit_model(layout, file, "model", &n, out, err);
+    for (uint32_t k = 0; k < chunks; k++) {
+        snprintf(model, sizeof model, "model%u", k);
+        MGR_TRY(emit_model(layout, file, model, &n, out, err));
+    }
+    return MGR_OK;
 }
 
 static int emit(const mgr_layout *layout, uint32_t file, const mgr_torch_context *context,
@@ -60,8 +97,7 @@ static int emit(const mgr_layout *layout, uint32_t file, const mgr_torch_context
     MGR_TRY(mgr_pickle_real(out, 3.0, err));
     MGR_TRY(mgr_pickle_text(out, "iteration", err));
     MGR_TRY(mgr_pickle_int(out, (int64_t)context->iteration, err));
-    MGR_TRY(mgr_pickle_text(out, "model", err));
-    MGR_TRY(emit_model(layout, file, out, err));
+    MGR_TRY(emit_models(layout, file, context->chunks, out, err));
     MGR_TRY(mgr_pickle_dict_close(out, err));
     return mgr_pickle_end(out, err);
 }

@@ -16,12 +16,13 @@ typedef struct mgr_megatron_args {
     const mgr_model *model;
     const mgr_megatron *megatron; /* the sizes in it; for torch_dist 1, 1, ... */
     mgr_dtype dtype;
-    uint64_t divisor; /* make_vocab_size_divisible_by */
+    uint64_t divisor;        /* make_vocab_size_divisible_by */
     const char *ckpt_format; /* "torch", "torch_dist" */
 } mgr_megatron_args;
 
 /* Emit the keys and values of the Namespace (between open and close). */
-int mgr_megatron_write_args(const mgr_megatron_args *args, mgr_buf *out, mgr_err *err) MGR_NODISCARD;
+int mgr_megatron_write_args(const mgr_megatron_args *args, mgr_buf *out,
+                            mgr_err *err) MGR_NODISCARD;
 
 /* Refuse, before any output, what Megatron's args cannot say of `model`: MGR_ERR_UNSUPPORTED naming
  * the feature. Local. */

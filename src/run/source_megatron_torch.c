@@ -1,6 +1,7 @@
 /*
  * Source `megatron-torch`: latest_checkpointed_iteration.txt, iter_%07d or release,
- * mp_rank_TT[_PPP]/model_optim_rng.pt (megatron/training/checkpointing.py, get_checkpoint_name).
+ * mp_rank_TT[_PPP][_EEE]/model_optim_rng.pt (megatron/training/checkpointing.py,
+ * get_checkpoint_name).
  */
 #include <ctype.h>
 #include <stdio.h>
@@ -62,33 +63,57 @@ static void release(void *opaque)
     mgr_free(s);
 }
 
-/* Ranks in ".../mp_rank_TT[_PPP]/model_optim_rng.pt"; a third number is an expert-parallel rank. */
-static int parse_ranks(const char *path, unsigned ranks[3], int *n, mgr_err *err)
+/* The numbers in ".../mp_rank_TT[_PPP][_EEE]/model_optim_rng.pt", as they stand there. */
+static int parse_numbers(const char *path, uint32_t numbers[3], int *n, mgr_err *err)
 {
     const char *folder = path + strlen(path) - strlen("/" RANK_FILE);
     while (folder > path && folder[-1] != '/')
         folder--;
     const char *at = folder + strlen("mp_rank");
+    bool small = true;
     for (*n = 0; *n < 3 && at[0] == '_' && isdigit((unsigned char)at[1]); ++*n) {
         char *end;
         const unsigned long rank = strtoul(at + 1, &end, 10);
-        ranks[*n] = rank < MAX_PARALLEL ? (unsigned)rank : MAX_PARALLEL;
+        small = small && rank < MAX_PARALLEL;
+        numbers[*n] = (uint32_t)rank;
         at = end;
     }
-    if (*n < 1 || at[0] != '/' || ranks[0] == MAX_PARALLEL || (*n > 1 && ranks[1] == MAX_PARALLEL))
+    if (*n < 1 || at[0] != '/' || !small)
         return mgr_fail(err, MGR_ERR_FORMAT, "'%s' is not named as Megatron names its ranks", path);
-    if (*n == 3)
-        return mgr_fail(err, MGR_ERR_UNSUPPORTED,
-                        "'%s' is of an expert-parallel save; a dense source is needed", path);
     return MGR_OK;
+}
+
+/* Of two numbers the second is a pipeline rank or, where there is one stage alone, an expert rank:
+ * names do not tell, args do (checkpointing.py, find_checkpoint_rank_0). */
+typedef struct ranks {
+    uint32_t tp, pp, ep;
+} ranks;
+
+static int parse_ranks(const char *path, int names, bool second_is_expert, ranks *out, mgr_err *err)
+{
+    uint32_t numbers[3] = {0, 0, 0};
+    int n;
+    MGR_TRY(parse_numbers(path, numbers, &n, err));
+    if (n != names)
+        return mgr_fail(err, MGR_ERR_FORMAT, "'%s' does not fit the names of the other ranks",
+                        path);
+    *out = (ranks){numbers[0], numbers[1], numbers[2]};
+    if (n == 2 && second_is_expert)
+        *out = (ranks){numbers[0], 0, numbers[1]};
+    return MGR_OK;
+}
+
+static uint64_t size_arg(const mgr_catalogue *cat, const char *name)
+{
+    const mgr_attr *const a = mgr_catalogue_attr(cat, 0, name);
+    return a && a->kind == MGR_ATTR_INT && a->i > 0 ? (uint64_t)a->i : 0;
 }
 
 /* How many ranks there are: what the names show, checked against args and the configuration. */
 static int parallel_size(const mgr_catalogue *cat, const char *name, uint64_t given, uint32_t seen,
                          uint32_t *out, mgr_err *err)
 {
-    const mgr_attr *const a = mgr_catalogue_attr(cat, 0, name);
-    uint64_t size = a && a->kind == MGR_ATTR_INT && a->i > 0 ? (uint64_t)a->i : 0;
+    uint64_t size = size_arg(cat, name);
     if (size == 0)
         size = given ? given : seen;
     if (size > MAX_PARALLEL)
@@ -100,59 +125,126 @@ static int parallel_size(const mgr_catalogue *cat, const char *name, uint64_t gi
     return MGR_OK;
 }
 
-/* Every (pp, tp) must have its file. */
-static int fill_grid(const mgr_catalogue *cat, state *s, mgr_err *err)
+static const char *folder_name(const mgr_megatron *mg, ranks r, char *out, size_t size)
+{
+    char stage[16] = "", expert[16] = "";
+    if (mg->pipeline_parallel > 1)
+        snprintf(stage, sizeof stage, "_%03u", r.pp);
+    if (mg->expert_parallel > 1)
+        snprintf(expert, sizeof expert, "_%03u", r.ep);
+    snprintf(out, size, "mp_rank_%02u%s%s", r.tp, stage, expert);
+    return out;
+}
+
+static int missing(const mgr_megatron *mg, ranks r, const char *what, mgr_err *err)
+{
+    char name[64], experts[64] = "";
+    if (mg->expert_parallel > 1)
+        snprintf(experts, sizeof experts, " x expert parallel %u (expert tensor parallel %u)",
+                 mg->expert_parallel, mg->expert_tensor_parallel);
+    return mgr_fail(err, MGR_ERR_NOT_FOUND,
+                    "missing shard '%s/" RANK_FILE "'%s: the checkpoint is tensor parallel %u x "
+                    "pipeline parallel %u%s",
+                    folder_name(mg, r, name, sizeof name), what, mg->tensor_parallel,
+                    mg->pipeline_parallel, experts);
+}
+
+static uint32_t cell(const mgr_megatron *mg, ranks r)
+{
+    return mg->files[mgr_megatron_cell(mg, r.pp, r.ep, r.tp)];
+}
+
+/* Does any file hold the experts of (pp, ep) that tensor-parallel rank r.tp has? */
+static bool experts_there(const mgr_megatron *mg, ranks r)
+{
+    for (uint32_t tp = r.tp % mg->expert_tensor_parallel; tp < mg->tensor_parallel;
+         tp += mg->expert_tensor_parallel)
+        if (cell(mg, (ranks){tp, r.pp, r.ep}) != MGR_NONE)
+            return true;
+    return false;
+}
+
+/* With as many expert-tensor-parallel as tensor-parallel ranks every file is there. With fewer, a
+ * save has only some (parallel_state.py), yet all tensor-parallel ranks of all stages and all parts
+ * of all experts; saves by cores before 0.17 may lack some (NVIDIA/Megatron-LM#4200). */
+static int check_grid(const mgr_megatron *mg, mgr_err *err)
+{
+    const bool every = mg->expert_tensor_parallel == mg->tensor_parallel;
+    for (uint32_t pp = 0; pp < mg->pipeline_parallel; pp++)
+        for (uint32_t tp = 0; tp < mg->tensor_parallel; tp++) {
+            bool some = false;
+            for (uint32_t ep = 0; ep < mg->expert_parallel; ep++) {
+                const ranks r = {tp, pp, ep};
+                some = some || cell(mg, r) != MGR_NONE;
+                if (cell(mg, r) == MGR_NONE && (every || !experts_there(mg, r)))
+                    return missing(mg, r, "", err);
+            }
+            if (!some)
+                return missing(mg, (ranks){tp, pp, 0}, " or that of another expert rank", err);
+        }
+    return MGR_OK;
+}
+
+static int fill_grid(const mgr_catalogue *cat, state *s, int names, bool second_is_expert,
+                     mgr_err *err)
 {
     mgr_megatron *const mg = &s->megatron;
-    const size_t cells = (size_t)mg->tensor_parallel * mg->pipeline_parallel;
+    const size_t cells = (size_t)mg->tensor_parallel * mg->pipeline_parallel * mg->expert_parallel;
     if (cells > MAX_PARALLEL * (size_t)16)
         return mgr_fail(err, MGR_ERR_FORMAT,
-                        "tensor parallel %u x pipeline parallel %u is too much",
-                        mg->tensor_parallel, mg->pipeline_parallel);
+                        "tensor parallel %u x pipeline parallel %u x expert parallel %u is too "
+                        "much",
+                        mg->tensor_parallel, mg->pipeline_parallel, mg->expert_parallel);
     MGR_TRY(mgr_alloc(&s->files, cells, sizeof *s->files, err));
     memset(s->files, 0xff, cells * sizeof *s->files);
-    for (uint32_t f = 0; f < cat->n_files; f++) {
-        unsigned ranks[3] = {0, 0, 0};
-        int n;
-        MGR_TRY(parse_ranks(cat->files[f].path, ranks, &n, err));
-        if ((n > 1) != (mg->pipeline_parallel > 1))
-            return mgr_fail(err, MGR_ERR_FORMAT, "'%s' does not fit pipeline_parallel %u",
-                            cat->files[f].path, mg->pipeline_parallel);
-        s->files[ranks[1] * mg->tensor_parallel + ranks[0]] = f;
-    }
-    for (size_t i = 0; i < cells; i++) {
-        if (s->files[i] != MGR_NONE)
-            continue;
-        char name[64];
-        const unsigned tp = (unsigned)(i % mg->tensor_parallel);
-        const unsigned pp = (unsigned)(i / mg->tensor_parallel);
-        snprintf(name, sizeof name,
-                 mg->pipeline_parallel > 1 ? "mp_rank_%02u_%03u" : "mp_rank_%02u", tp, pp);
-        return mgr_fail(err, MGR_ERR_NOT_FOUND,
-                        "missing shard '%s/" RANK_FILE "': the checkpoint is tensor parallel %u x "
-                        "pipeline parallel %u",
-                        name, mg->tensor_parallel, mg->pipeline_parallel);
-    }
     mg->files = s->files;
+    for (uint32_t f = 0; f < cat->n_files; f++) {
+        ranks r;
+        MGR_TRY(parse_ranks(cat->files[f].path, names, second_is_expert, &r, err));
+        s->files[mgr_megatron_cell(mg, r.pp, r.ep, r.tp)] = f;
+    }
+    return check_grid(mg, err);
+}
+
+static int expert_split(const mgr_catalogue *cat, mgr_megatron *mg, mgr_err *err)
+{
+    const uint64_t etp = size_arg(cat, "args.expert_tensor_parallel_size");
+    const bool moe = size_arg(cat, "args.num_experts") > 0;
+    mg->expert_tensor_parallel =
+        moe && etp && etp <= mg->tensor_parallel ? (uint32_t)etp : mg->tensor_parallel;
+    if (moe && (etp > mg->tensor_parallel || mg->tensor_parallel % mg->expert_tensor_parallel != 0))
+        return mgr_fail(err, MGR_ERR_UNSUPPORTED,
+                        "expert tensor parallel %llu does not divide tensor parallel %u: such "
+                        "saves overwrite their own files",
+                        (unsigned long long)etp, mg->tensor_parallel);
     return MGR_OK;
 }
 
 static int grid_size(const mgr_catalogue *cat, const mgr_config *config, mgr_megatron *mg,
-                     mgr_err *err)
+                     int *names, bool *second_is_expert, mgr_err *err)
 {
-    uint32_t seen[2] = {0, 0};
+    uint32_t first[3];
+    ranks seen = {0, 0, 0};
+    MGR_TRY(parse_numbers(cat->files[0].path, first, names, err));
+    const uint64_t stages = size_arg(cat, "args.pipeline_model_parallel_size");
+    *second_is_expert = *names == 2 && (stages ? stages : config->model.pipeline_parallel) <= 1 &&
+                        size_arg(cat, "args.expert_model_parallel_size") > 1;
     for (uint32_t f = 0; f < cat->n_files; f++) {
-        unsigned ranks[3] = {0, 0, 0};
-        int n;
-        MGR_TRY(parse_ranks(cat->files[f].path, ranks, &n, err));
-        for (int k = 0; k < 2; k++)
-            if (ranks[k] + 1 > seen[k])
-                seen[k] = ranks[k] + 1;
+        ranks r;
+        MGR_TRY(parse_ranks(cat->files[f].path, *names, *second_is_expert, &r, err));
+        seen.tp = r.tp + 1 > seen.tp ? r.tp + 1 : seen.tp;
+        seen.pp = r.pp + 1 > seen.pp ? r.pp + 1 : seen.pp;
+        seen.ep = r.ep + 1 > seen.ep ? r.ep + 1 : seen.ep;
     }
     MGR_TRY(parallel_size(cat, "args.tensor_model_parallel_size", config->model.tensor_parallel,
-                          seen[0], &mg->tensor_parallel, err));
-    return parallel_size(cat, "args.pipeline_model_parallel_size", config->model.pipeline_parallel,
-                         seen[1], &mg->pipeline_parallel, err);
+                          seen.tp, &mg->tensor_parallel, err));
+    MGR_TRY(parallel_size(cat, "args.pipeline_model_parallel_size", config->model.pipeline_parallel,
+                          seen.pp, &mg->pipeline_parallel, err));
+    mg->expert_parallel = seen.ep;
+    if (size_arg(cat, "args.num_experts") > 0 || seen.ep > 1)
+        MGR_TRY(parallel_size(cat, "args.expert_model_parallel_size", 0, seen.ep,
+                              &mg->expert_parallel, err));
+    return expert_split(cat, mg, err);
 }
 
 /* How many chunks model0, model1, ... a stage has; 1 where the key is "model". */
@@ -184,7 +276,7 @@ static const char *kind_of_names(const mgr_catalogue *cat)
     for (size_t i = 0; i < cat->n_stored; i++) {
         if (strstr(cat->stored[i].name, ".language_model."))
             return "old (before Megatron-Core)";
-        if (mgr_has_suffix(cat->stored[i].name, ".pre_mlp_layernorm.weight"))
+        if (mgr_has_suffix(cat->stored[i].name, ".input_layernorm.weight"))
             return "local";
     }
     return "Transformer Engine";
@@ -194,10 +286,12 @@ static int describe(const mgr_catalogue *cat, const mgr_config *config, void **o
                     mgr_model *model, mgr_err *err)
 {
     state *s;
+    int names = 0;
+    bool second_is_expert = false;
     MGR_TRY(mgr_alloc(&s, 1, sizeof *s, err));
-    int rc = grid_size(cat, config, &s->megatron, err);
+    int rc = grid_size(cat, config, &s->megatron, &names, &second_is_expert, err);
     if (rc == MGR_OK)
-        rc = fill_grid(cat, s, err);
+        rc = fill_grid(cat, s, names, second_is_expert, err);
     if (rc == MGR_OK)
         rc = virtual_size(cat, &s->megatron.virtual_pipeline, err);
     if (rc == MGR_OK)
@@ -224,11 +318,14 @@ static int summary(const void *opaque, mgr_buf *out, mgr_err *err)
 {
     const state *const s = opaque;
     const mgr_megatron *const mg = &s->megatron;
-    char chunks[32] = "";
+    char chunks[32] = "", experts[96] = "";
     if (mg->virtual_pipeline > 1)
         snprintf(chunks, sizeof chunks, " x virtual %u", mg->virtual_pipeline);
-    return mgr_buf_fmt(out, err, "tensor parallel %u x pipeline parallel %u%s, %s names",
-                       mg->tensor_parallel, mg->pipeline_parallel, chunks, s->names);
+    if (mg->expert_parallel > 1 || mg->expert_tensor_parallel != mg->tensor_parallel)
+        snprintf(experts, sizeof experts, " x expert parallel %u (expert tensor parallel %u)",
+                 mg->expert_parallel, mg->expert_tensor_parallel);
+    return mgr_buf_fmt(out, err, "tensor parallel %u x pipeline parallel %u%s%s, %s names",
+                       mg->tensor_parallel, mg->pipeline_parallel, chunks, experts, s->names);
 }
 
 const mgr_source_format mgr_source_megatron_torch = {

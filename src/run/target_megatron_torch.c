@@ -1,7 +1,7 @@
 /*
- * Target `megatron-torch`: mp_rank_TT[_PPP][_EEE]/model_optim_rng.pt of a dense model or a mixture of
- * experts. With expert tensor parallelism below tensor parallelism every (tensor, expert) pair is
- * written, although a given run of that size reads only some of them: which ones depends on its
+ * Target `megatron-torch`: mp_rank_TT[_PPP][_EEE]/model_optim_rng.pt of a dense model or a mixture
+ * of experts. With expert tensor parallelism below tensor parallelism every (tensor, expert) pair
+ * is written, although a given run of that size reads only some of them: which ones depends on its
  * rank order (parallel_state.py), and all of them fit any.
  */
 #include <stdio.h>
@@ -57,7 +57,7 @@ static bool middle_layers(const mgr_config *config, uint64_t layers, uint64_t *o
     const uint64_t pp = config->target.pipeline_parallel, vp = config->target.virtual_pipeline;
     const uint64_t first = config->target.first_stage_layers;
     const uint64_t last = config->target.last_stage_layers;
-    const uint64_t fixed = (first > 0) + (last > 0);
+    const uint64_t fixed = (uint64_t)(first > 0) + (uint64_t)(last > 0);
     *out = 0;
     if (fixed > pp || first + last > layers || first % vp != 0 || last % vp != 0)
         return false;
@@ -86,6 +86,10 @@ static int check_stages(const mgr_config *config, const mgr_model *model, mgr_er
 static int check_names(const mgr_config *config, mgr_err *err)
 {
     const char *const names = config->target.names;
+    if (strcmp(names, "local") == 0 && strcmp(config->target.expert_names, "grouped") == 0)
+        return mgr_config_fail(config, "target.expert_names", err,
+                               "'target.expert_names' is 'grouped', which the local spec of "
+                               "'target.names' does not have");
     if (strcmp(names, "per-expert") != 0 && strcmp(names, "fused") != 0)
         return MGR_OK;
     return mgr_config_fail(config, "target.names", err,
@@ -142,7 +146,7 @@ static void share_layers(const mgr_config *config, const state *s)
     uint64_t middle;
     (void)middle_layers(config, s->model.layers, &middle); /* checked */
     for (uint32_t k = 0; k < pp * vp; k++) {
-        const uint64_t here = k % pp == 0 && first        ? first
+        const uint64_t here = k % pp == 0 && first       ? first
                               : k % pp == pp - 1 && last ? last
                                                          : middle;
         s->stage_layers[k] = (uint32_t)(here / vp);
@@ -152,7 +156,8 @@ static void share_layers(const mgr_config *config, const state *s)
 static int fill_state(const mgr_config *config, mgr_layout *into, state *s, mgr_err *err)
 {
     mgr_megatron *const mg = &s->megatron;
-    s->context = (mgr_torch_context){emit_args, s, config->target.iteration};
+    s->context = (mgr_torch_context){emit_args, s, config->target.iteration,
+                                     (uint32_t)config->target.virtual_pipeline};
     s->model = into->tensors->model;
     s->dtype = into->dtype;
     s->divisor = config->target.make_vocab_size_divisible_by;
@@ -169,9 +174,9 @@ static int fill_state(const mgr_config *config, mgr_layout *into, state *s, mgr_
     };
     const size_t chunks = (size_t)mg->pipeline_parallel * mg->virtual_pipeline;
     MGR_TRY(mgr_alloc(&s->stage_layers, chunks, sizeof *s->stage_layers, err));
-    MGR_TRY(mgr_alloc(
-        &s->files, (size_t)mg->pipeline_parallel * mg->expert_parallel * mg->tensor_parallel,
-        sizeof *s->files, err));
+    MGR_TRY(mgr_alloc(&s->files,
+                      (size_t)mg->pipeline_parallel * mg->expert_parallel * mg->tensor_parallel,
+                      sizeof *s->files, err));
     share_layers(config, s);
     mg->stage_layers = s->stage_layers;
     mg->files = s->files;

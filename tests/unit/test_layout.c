@@ -34,6 +34,24 @@ static mgr_model random_model(uint32_t turn, uint32_t tp)
     return m;
 }
 
+/* Features that a Llama-like model does not have, and experts in some layers. */
+static void add_features(mgr_model *m, uint32_t turn, uint32_t tp)
+{
+    m->norm = draw(turn, 20, 2) ? MGR_NORM_LAYER : MGR_NORM_RMS;
+    m->activation = (mgr_activation)draw(turn, 21, 4);
+    m->positions = draw(turn, 22, 2) ? MGR_POSITIONS_LEARNED : MGR_POSITIONS_ROPE;
+    m->max_positions = 5;
+    m->bias_qkv = draw(turn, 23, 2);
+    m->bias_mlp = m->bias_o = draw(turn, 24, 2);
+    m->qk_norm = draw(turn, 25, 2);
+    m->experts = draw(turn, 26, 2) ? 4 : 0;
+    m->expert_ffn = tp * (1 + draw(turn, 27, 3));
+    m->bias_router = m->experts && draw(turn, 28, 2);
+    for (uint32_t l = 0; m->experts && l < 4; l++)
+        if (draw(turn, 30 + l, 3) == 0)
+            mgr_model_set_dense(m, l);
+}
+
 /* The stored element that holds logical element (row, col), by the first copy's boxes. */
 static uint64_t where(const mgr_layout *l, uint32_t tensor, uint64_t row, uint64_t col,
                       uint32_t *stored)
@@ -92,30 +110,45 @@ static void check_ffn(const mgr_layout *l, uint32_t tp, uint32_t layer)
     }
 }
 
-static void check_megatron(uint32_t turn)
+static void check_megatron(uint32_t turn, bool features)
 {
     mgr_err err = MGR_ERR_INIT;
     const uint32_t tp = 1u << draw(turn, 8, 3), pp = 1u << draw(turn, 9, 3);
-    const mgr_model model = random_model(turn, tp);
-    uint32_t stages[4] = {4 / pp, 4 / pp, 4 / pp, 4 / pp}, files[64];
+    mgr_model model = random_model(turn, tp);
+    if (features)
+        add_features(&model, turn, tp);
+    const uint32_t ep = model.experts ? 1u << draw(turn, 11, 3) : 1;
+    const uint32_t etp = model.experts && draw(turn, 12, 2) ? 1 : tp;
+    const uint32_t vp = pp == 2 && draw(turn, 13, 2) ? 2 : 1;
+    uint32_t stages[4] = {4 / pp / vp, 4 / pp / vp, 4 / pp / vp, 4 / pp / vp}, files[64];
     mgr_tensors tensors;
     mgr_catalogue cat = {0};
     mgr_layout target, source;
     CHECK_INT(mgr_tensors_init(&tensors, &model, &err), MGR_OK);
-    for (uint32_t i = 0; i < tp * pp; i++)
+    for (uint32_t i = 0; i < tp * pp * ep; i++)
         CHECK_INT(mgr_catalogue_add_file(&cat, "f", 0, &files[i], &err), MGR_OK);
-    const mgr_megatron mg = {tp,
-                             pp,
-                             1,
-                             (model.vocab + 8 * tp) / tp * tp,
-                             draw(turn, 10, 2) ? MGR_NAMES_TE : MGR_NAMES_LOCAL,
-                             stages,
-                             files};
+    const mgr_megatron mg = {
+        .tensor_parallel = tp,
+        .pipeline_parallel = pp,
+        .expert_parallel = ep,
+        .expert_tensor_parallel = etp,
+        .virtual_pipeline = vp,
+        .padded_vocab = (model.vocab + 8 * tp) / tp * tp,
+        .names = draw(turn, 10, 2) ? MGR_NAMES_TE : MGR_NAMES_LOCAL,
+        .experts = draw(turn, 14, 2) ? MGR_EXPERTS_SEQUENTIAL : MGR_EXPERTS_GROUPED,
+        .stage_layers = stages,
+        .files = files,
+    };
     CHECK_INT(mgr_layout_init(&target, &tensors, &cat, true, MGR_DTYPE_BF16, &err), MGR_OK);
     CHECK_INT(mgr_megatron_layout(&target, &mg, &err), MGR_OK);
     CHECK_INT(mgr_layout_finish(&target, &err), MGR_OK);
     check_qkv(&target, tp, 3);
-    check_ffn(&target, tp, 2);
+    if (!features)
+        check_ffn(&target, tp, 2);
+    for (uint32_t i = 0; i < tensors.n; i++) /* every tensor is found where it is listed */
+        CHECK_INT(mgr_tensors_find(&tensors, tensors.list[i].role, tensors.list[i].layer,
+                                   tensors.list[i].expert),
+                  i);
     /* what the target declares, the source finds, all of it, in the same boxes */
     CHECK_INT(mgr_layout_init(&source, &tensors, &cat, false, MGR_DTYPE_BF16, &err), MGR_OK);
     CHECK_INT(mgr_megatron_layout(&source, &mg, &err), MGR_OK);
@@ -153,7 +186,14 @@ static void check_refusals(void)
         mgr_layout l;
         CHECK_INT(mgr_tensors_init(&tensors, &m, &err), MGR_OK);
         CHECK_INT(mgr_catalogue_add_file(&cat, "f", 0, &file, &err), MGR_OK);
-        const mgr_megatron mg = {1, 1, 1, 12, MGR_NAMES_TE, &one, &file};
+        const mgr_megatron mg = {.tensor_parallel = 1,
+                                 .pipeline_parallel = 1,
+                                 .expert_parallel = 1,
+                                 .expert_tensor_parallel = 1,
+                                 .virtual_pipeline = 1,
+                                 .padded_vocab = 12,
+                                 .stage_layers = &one,
+                                 .files = &file};
         CHECK_INT(mgr_layout_init(&l, &tensors, &cat, true, MGR_DTYPE_BF16, &err), MGR_OK);
         CHECK_INT(mgr_megatron_layout(&l, &mg, &err), MGR_OK);
         mgr_layout_clear(&l);
@@ -258,7 +298,7 @@ static void check_shards(void)
 int main(void)
 {
     for (uint32_t turn = 0; turn < 40; turn++)
-        check_megatron(turn);
+        check_megatron(turn, turn % 2);
     check_refusals();
     check_coverage();
     check_shards();

@@ -48,7 +48,14 @@ static void make_world(world *w, const mgr_model *model, uint32_t tp, uint32_t p
             CHECK_INT(mgr_catalogue_add_file(&w->from, "f", 0, &w->files[p * tp + t], &err),
                       MGR_OK);
     }
-    const mgr_megatron mg = {tp, pp, 1, model->vocab, MGR_NAMES_TE, w->stages, w->files};
+    const mgr_megatron mg = {.tensor_parallel = tp,
+                             .pipeline_parallel = pp,
+                             .expert_parallel = 1,
+                             .expert_tensor_parallel = 1,
+                             .virtual_pipeline = 1,
+                             .padded_vocab = model->vocab,
+                             .stage_layers = w->stages,
+                             .files = w->files};
     const mgr_mixtral mx = {experts, UINT64_C(5000000000)};
     CHECK_INT(mgr_layout_init(&w->source, &w->dense, &w->from, true, model->dtype, &err), MGR_OK);
     CHECK_INT(mgr_megatron_layout(&w->source, &mg, &err), MGR_OK);
