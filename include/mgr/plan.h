@@ -24,6 +24,7 @@ typedef enum mgr_op {
     MGR_OP_COPY,   /* element by element from `source`, cast once if the types differ */
     MGR_OP_EXPERT, /* by the upcycling method from the dense `source` */
     MGR_OP_ROUTER, /* by the router init */
+    MGR_OP_ZERO,   /* zeros: a bias that training starts anew */
     MGR_OP_SYNTH   /* N(0, std^2) by logical coordinate: mgr-synth */
 } mgr_op;
 

@@ -109,6 +109,12 @@ static bool has_experts(const mgr_plan *plan, const mgr_plan_request *r, uint32_
     return k < plan->first_target[source + 1] && r->defines[plan->targets[k]].op == MGR_OP_EXPERT;
 }
 
+/* What of an FFN a method makes: its matrices and the biases that follow their neurons. */
+static const mgr_role expert_roles[] = {MGR_ROLE_GATE, MGR_ROLE_UP, MGR_ROLE_DOWN,
+                                        MGR_ROLE_GATE_BIAS, MGR_ROLE_UP_BIAS};
+
+#define N_EXPERT_ROLES (sizeof expert_roles / sizeof expert_roles[0])
+
 /* A router is filled as one block: its centred inits need the whole matrix. */
 static int cut_generated(mgr_plan *plan, const mgr_plan_request *r, uint32_t target,
                          uint64_t wanted, mgr_err *err)
@@ -164,8 +170,8 @@ static int cut_experts(mgr_plan *plan, const mgr_plan_request *r, uint64_t wante
     size_t first_unit = plan->n_units;
     uint32_t first_layer = 0;
     for (uint32_t l = 0; l < layers; l++) {
-        for (int role = MGR_ROLE_GATE; role <= MGR_ROLE_DOWN; role++) {
-            const uint32_t i = mgr_tensors_find(ts, (mgr_role)role, l, MGR_NONE);
+        for (size_t k = 0; k < N_EXPERT_ROLES; k++) {
+            const uint32_t i = mgr_tensors_find(ts, expert_roles[k], l, MGR_NONE);
             if (i != MGR_NONE && has_experts(plan, r, i))
                 MGR_TRY(cut_bundle(plan, r, i, wanted, err));
         }

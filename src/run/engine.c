@@ -32,6 +32,8 @@ int mgr_engine_sums(mgr_engine *e, const mgr_group *group, const mgr_unit *unit,
     const mgr_tensor *const t = source_tensor(e, piece->source);
     const uint64_t ffn = e->job->source.tensors.model.ffn;
     const mgr_dtype dtype = e->job->source.layout.dtype;
+    if (t->ndim == 1) /* a bias: moments are of the matrices */
+        return MGR_OK;
     const size_t matrix = (size_t)(t->role - MGR_ROLE_GATE);
     mgr_sums *const sums = e->sums + ((t->layer - group->layer) * (size_t)3 + matrix) * ffn;
     const int bad = t->role == MGR_ROLE_DOWN
@@ -96,8 +98,9 @@ static bool in_piece(const mgr_expert *x, uint32_t neuron, const mgr_piece *piec
 
 /* gate, up: expert rows whose dense rows are in the piece, in runs of neighbours. Without shuffle,
  * or with the whole matrix in the piece, that is one run. */
-static int expert_neuron_rows(mgr_engine *e, const mgr_expert *x, uint32_t target,
-                              const mgr_piece *piece, const unsigned char *data, mgr_err *err)
+static int expert_neuron_rows(mgr_engine *e, const mgr_method *method, const mgr_expert *x,
+                              uint32_t target, const mgr_piece *piece, const unsigned char *data,
+                              mgr_err *err)
 {
     const mgr_tensor *const t = &e->job->target.tensors.list[target];
     const mgr_dtype from = e->job->source.layout.dtype, to = e->job->target.layout.dtype;
@@ -112,11 +115,22 @@ static int expert_neuron_rows(mgr_engine *e, const mgr_expert *x, uint32_t targe
             row++;
             continue;
         }
-        e->job->method->neuron_rows(x, row, n, data, (uint32_t)piece->row, from, e->out, to);
+        method->neuron_rows(x, row, n, data, (uint32_t)piece->row, from, e->out, to);
         MGR_TRY(mgr_engine_write(e, target, row, n, e->out, err));
         row += n;
     }
     return MGR_OK;
+}
+
+/* The biases of gate and up belong to neurons: every method leaves them as they are, but they go
+ * where shuffle sends their neurons. That is the naive method, on rows of one element. */
+static int expert_bias(mgr_engine *e, const mgr_expert *of, uint32_t target, const mgr_piece *piece,
+                       const unsigned char *data, mgr_err *err)
+{
+    mgr_expert x = *of;
+    x.hidden = 1;
+    x.n_selected = 0;
+    return expert_neuron_rows(e, mgr_method_find("naive"), &x, target, piece, data, err);
 }
 
 static int make_expert(mgr_engine *e, const mgr_group *group, uint32_t target,
@@ -127,10 +141,30 @@ static int make_expert(mgr_engine *e, const mgr_group *group, uint32_t target,
     const mgr_sums *const sums =
         e->sums ? e->sums + (t->layer - group->layer) * 3 * job->source.tensors.model.ffn : NULL;
     MGR_TRY(mgr_selection_set(e->selection, job, t->layer, sums, err));
-    const mgr_matrix matrix = (mgr_matrix)(t->role - MGR_ROLE_GATE);
+    const bool bias = t->ndim == 1;
+    const mgr_matrix matrix =
+        bias ? MGR_MATRIX_UP : (mgr_matrix)(t->role - MGR_ROLE_GATE); /* of no matter for a bias */
     const mgr_expert x = mgr_selection_expert(e->selection, job, t->expert, matrix);
-    return matrix == MGR_MATRIX_DOWN ? expert_hidden_rows(e, &x, target, piece, data, err)
-                                     : expert_neuron_rows(e, &x, target, piece, data, err);
+    if (bias)
+        return expert_bias(e, &x, target, piece, data, err);
+    return matrix == MGR_MATRIX_DOWN
+               ? expert_hidden_rows(e, &x, target, piece, data, err)
+               : expert_neuron_rows(e, job->method, &x, target, piece, data, err);
+}
+
+/* A bias of a router: Megatron starts it with zeros (transformer/moe/router.py). All bytes of a
+ * zero are zero in every type. */
+static int make_zeros(mgr_engine *e, uint32_t target, const mgr_piece *piece, mgr_err *err)
+{
+    const mgr_tensor *const t = &e->job->target.tensors.list[target];
+    const uint64_t step = rows_that_fit(e, t);
+    memset(e->out, 0, e->job->plan.chunk_bytes);
+    for (uint64_t r = 0; r < piece->rows; r += step) {
+        const uint64_t left = piece->rows - r;
+        MGR_TRY(
+            mgr_engine_write(e, target, piece->row + r, left < step ? left : step, e->out, err));
+    }
+    return MGR_OK;
 }
 
 static int make_router(mgr_engine *e, uint32_t target, mgr_err *err)
@@ -160,6 +194,18 @@ static int make_synth(mgr_engine *e, uint32_t target, const mgr_piece *piece, mg
     return MGR_OK;
 }
 
+static int make_generated(mgr_engine *e, const mgr_piece *piece, mgr_err *err)
+{
+    switch (e->job->defines[piece->target].op) {
+    case MGR_OP_ROUTER:
+        return make_router(e, piece->target, err);
+    case MGR_OP_ZERO:
+        return make_zeros(e, piece->target, piece, err);
+    default:
+        return make_synth(e, piece->target, piece, err);
+    }
+}
+
 /* float16 has a smaller range than the types that weights are kept in: what it cannot hold is
  * refused, not turned into infinities. */
 static int check_range(const mgr_engine *e, const mgr_piece *piece, const unsigned char *data,
@@ -183,9 +229,7 @@ int mgr_engine_make(mgr_engine *e, const mgr_group *group, const mgr_unit *unit,
     for (uint32_t p = unit->piece; p < unit->piece + unit->n_pieces; p++) {
         const mgr_piece *const piece = &plan->pieces[p];
         if (piece->source == MGR_NONE) {
-            MGR_TRY(e->job->defines[piece->target].op == MGR_OP_ROUTER
-                        ? make_router(e, piece->target, err)
-                        : make_synth(e, piece->target, piece, err));
+            MGR_TRY(make_generated(e, piece, err));
             continue;
         }
         MGR_TRY(check_range(e, piece, data, err));

@@ -6,6 +6,7 @@
 
 #include "core/mem.h"
 #include "io/file.h"
+#include "model/moe_layers.h"
 #include "run/engine.h"
 #include "run/run.h"
 #include "run/sidecar.h"
@@ -235,20 +236,58 @@ static int select_count(mgr_job *job, mgr_err *err)
     return MGR_OK;
 }
 
+/* How the tensor `t` of the target is made. An expert's own tensors come from the dense FFN, all
+ * others from the tensor of the same name. */
+static mgr_define define(const mgr_job *job, const mgr_tensor *t)
+{
+    const mgr_tensors *const from = &job->source.tensors;
+    if (!job->method)
+        return (mgr_define){MGR_OP_COPY, mgr_tensors_find(from, t->role, t->layer, t->expert)};
+    if (t->role == MGR_ROLE_ROUTER)
+        return (mgr_define){MGR_OP_ROUTER, MGR_NONE};
+    if (t->role == MGR_ROLE_ROUTER_BIAS)
+        return (mgr_define){MGR_OP_ZERO, MGR_NONE};
+    const bool of_neurons = t->role != MGR_ROLE_DOWN_BIAS; /* that bias is the same for all */
+    return (mgr_define){t->expert != MGR_NONE && of_neurons ? MGR_OP_EXPERT : MGR_OP_COPY,
+                        mgr_tensors_find(from, t->role, t->layer, MGR_NONE)};
+}
+
 static int define_targets(mgr_job *job, mgr_err *err)
 {
-    const mgr_tensors *const from = &job->source.tensors, *const to = &job->target.tensors;
+    const mgr_tensors *const to = &job->target.tensors;
     MGR_TRY(mgr_alloc(&job->defines, to->n, sizeof *job->defines, err));
     for (uint32_t i = 0; i < to->n; i++) {
-        const mgr_tensor *const t = &to->list[i];
-        const uint32_t source = mgr_tensors_find(from, t->role, t->layer, MGR_NONE);
-        const mgr_op op = t->role == MGR_ROLE_ROUTER ? MGR_OP_ROUTER
-                          : t->expert != MGR_NONE    ? MGR_OP_EXPERT
-                                                     : MGR_OP_COPY;
-        job->defines[i] = (mgr_define){op, source};
-        if (op != MGR_OP_ROUTER && source == MGR_NONE)
-            return mgr_fail(err, MGR_ERR_INTERNAL, "no source for %s", mgr_role_name(t->role));
+        const mgr_op op = (job->defines[i] = define(job, &to->list[i])).op;
+        if (job->defines[i].source == MGR_NONE && op != MGR_OP_ROUTER && op != MGR_OP_ZERO)
+            return mgr_fail(err, MGR_ERR_INTERNAL, "no source for %s",
+                            mgr_role_name(to->list[i].role));
     }
+    return MGR_OK;
+}
+
+/* The model that the configuration makes of the source's. */
+static int target_model(const mgr_job *job, mgr_model *model, mgr_err *err)
+{
+    const mgr_config *const c = &job->config;
+    *model = job->source.tensors.model;
+    if (!job->method)
+        return MGR_OK;
+    if (model->experts) {
+        mgr_fail(err, MGR_ERR_UNSUPPORTED,
+                 "the source is a mixture of %llu experts already, which cannot be upcycled",
+                 (unsigned long long)model->experts);
+        return mgr_hint(err, "set 'mode: reshard' to lay it out anew");
+    }
+    model->experts = c->upcycle.experts;
+    model->expert_ffn = model->ffn;
+    model->top_k = c->upcycle.top_k;
+    /* with linear biases Megatron's router has one (transformer/moe/router.py, core 0.15) */
+    model->bias_router = model->bias_mlp && model->bias_o;
+    if (mgr_moe_layers(c->upcycle.moe_layer_freq, model) != 0)
+        return mgr_config_fail(c, "upcycle.moe_layer_freq", err,
+                               "'upcycle.moe_layer_freq' is '%s', neither a number nor a list of 0 "
+                               "and 1 for each of the %llu layers with at least one 1",
+                               c->upcycle.moe_layer_freq, (unsigned long long)model->layers);
     return MGR_OK;
 }
 
@@ -256,9 +295,8 @@ static int describe_target(mgr_job *job, mgr_err *err)
 {
     const mgr_config *const c = &job->config;
     mgr_side *const t = &job->target;
-    mgr_model model = job->source.tensors.model;
-    model.experts = job->method ? c->upcycle.experts : 0;
-    model.top_k = job->method ? c->upcycle.top_k : 0;
+    mgr_model model;
+    MGR_TRY(target_model(job, &model, err));
     const mgr_dtype dtype =
         strcmp(c->target.dtype, "source") == 0 ? model.dtype : mgr_dtype_from_name(c->target.dtype);
     MGR_TRY(job->target_format->check(c, &model, err));

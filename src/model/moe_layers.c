@@ -1,0 +1,120 @@
+#include "model/moe_layers.h"
+
+#include <ctype.h>
+#include <stdlib.h>
+#include <string.h>
+
+/* A list while it is parsed; `bits` are bytes of 0 and 1. */
+typedef struct list {
+    uint8_t bits[MGR_MAX_LAYERS];
+    size_t n;
+} list;
+
+typedef struct parser {
+    const char *at;
+    int depth;
+    bool bad;
+} parser;
+
+static bool take(parser *p, char c)
+{
+    while (*p->at == ' ')
+        p->at++;
+    if (*p->at != c)
+        return false;
+    p->at++;
+    return true;
+}
+
+static size_t number(parser *p)
+{
+    char *end;
+    while (*p->at == ' ')
+        p->at++;
+    const unsigned long n = isdigit((unsigned char)*p->at) ? strtoul(p->at, &end, 10) : 0;
+    if (!isdigit((unsigned char)*p->at) || n > MGR_MAX_LAYERS) {
+        p->bad = true;
+        return 0;
+    }
+    p->at = end;
+    return n;
+}
+
+static void append(parser *p, list *to, const uint8_t *bits, size_t n)
+{
+    if (n > MGR_MAX_LAYERS - to->n) {
+        p->bad = true;
+        return;
+    }
+    memcpy(to->bits + to->n, bits, n);
+    to->n += n;
+}
+
+/* Everything in the list from `first` on, `times` times. */
+static void repeat(parser *p, list *to, size_t first, size_t times)
+{
+    const size_t n = to->n - first;
+    if (times == 0)
+        to->n = first;
+    for (size_t k = 1; k < times && !p->bad && n > 0; k++)
+        append(p, to, to->bits + first, n);
+}
+
+static void sum(parser *p, list *to);
+
+/* "[0, 1]" or "(sum)", then any number of "* n". */
+static void term(parser *p, list *to)
+{
+    const size_t first = to->n;
+    if (take(p, '[')) {
+        do {
+            const size_t bit = number(p);
+            p->bad = p->bad || bit > 1;
+            append(p, to, &(uint8_t){(uint8_t)bit}, 1);
+        } while (!p->bad && take(p, ','));
+        p->bad = p->bad || !take(p, ']');
+    } else if (take(p, '(') && p->depth++ < 16) {
+        sum(p, to);
+        p->bad = p->bad || !take(p, ')');
+        p->depth--;
+    } else {
+        p->bad = true;
+    }
+    while (!p->bad && take(p, '*'))
+        repeat(p, to, first, number(p));
+}
+
+static void sum(parser *p, list *to)
+{
+    do
+        term(p, to);
+    while (!p->bad && take(p, '+'));
+}
+
+static bool parse(const char *text, uint64_t layers, list *out)
+{
+    parser p = {.at = text};
+    const size_t every = number(&p);
+    if (!p.bad && *p.at == '\0' && every > 0) {
+        for (; out->n < layers && out->n < MGR_MAX_LAYERS; out->n++)
+            out->bits[out->n] = out->n % every == 0;
+        return out->n == layers;
+    }
+    p = (parser){.at = text};
+    sum(&p, out);
+    while (*p.at == ' ')
+        p.at++;
+    return !p.bad && *p.at == '\0' && out->n == layers;
+}
+
+int mgr_moe_layers(const char *text, mgr_model *model)
+{
+    list found = {.n = 0};
+    if (!parse(text, model->layers, &found) || !memchr(found.bits, 1, found.n))
+        return 1;
+    memset(model->dense_layers, 0, sizeof model->dense_layers);
+    for (size_t l = 0; l < found.n; l++)
+        if (!found.bits[l])
+            mgr_model_set_dense(model, l);
+    return 0;
+}
