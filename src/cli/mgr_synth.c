@@ -1,4 +1,4 @@
-/* mgr-synth: a deterministic dense checkpoint of any size and split. */
+/* mgr-synth: a deterministic checkpoint of any size, kind and split. */
 #include <stdio.h>
 #include <string.h>
 
@@ -13,14 +13,27 @@ enum {
     HEADS,
     KV_HEADS,
     VOCAB,
+    MAX_POSITIONS,
+    POSITIONS,
+    NORM,
+    ACTIVATION,
+    QKV_BIAS,
+    BIAS,
+    QK_NORM,
+    TIED,
+    EXPERTS,
+    TOP_K,
+    EXPERT_FFN,
     TP,
     PP,
+    VPP,
+    EP,
+    ETP,
+    DIVISOR,
     SEED,
     DTYPE,
-    NAMES,
     FORMAT,
-    DIVISOR,
-    TIED,
+    NAMES,
     FORCE,
     QUIET
 };
@@ -32,15 +45,33 @@ static const mgr_option options[] = {
     [HEADS] = {"heads", 0, "N", "attention heads (default 8)"},
     [KV_HEADS] = {"kv-heads", 0, "G", "key and value heads (default: as many as heads)"},
     [VOCAB] = {"vocab", 0, "V", "vocabulary size (default 1000)"},
+    [MAX_POSITIONS] = {"max-positions", 0, "P", "longest sequence (default 2048)"},
+    [POSITIONS] = {"positions", 0, "KIND", "rope or learned (default rope)"},
+    [NORM] = {"norm", 0, "KIND", "rmsnorm or layernorm (default rmsnorm)"},
+    [ACTIVATION] = {"activation", 0, "KIND",
+                    "swiglu, geglu, gelu or squared-relu (default swiglu)"},
+    [QKV_BIAS] = {"qkv-bias", 0, NULL, "biases of q, k and v"},
+    [BIAS] = {"bias", 0, NULL, "biases of all linear layers, but the router and the output layer"},
+    [QK_NORM] = {"qk-norm", 0, NULL, "norms of q and k"},
+    [TIED] = {"tied", 0, NULL, "tie the embedding and the output layer"},
+    [EXPERTS] = {"experts", 0, "E",
+                 "a mixture of E experts in each layer (default: a dense model)"},
+    [TOP_K] = {"top-k", 0, "K", "experts that each token uses (default 2, or E if that is less)"},
+    [EXPERT_FFN] = {"expert-ffn", 0, "F",
+                    "intermediate size of an expert (default: that of --ffn)"},
     [TP] = {"tp", 0, "T", "tensor parallel size (default 1)"},
     [PP] = {"pp", 0, "P", "pipeline parallel size (default 1)"},
-    [SEED] = {"seed", 0, "S", "seed of the values (default 1234)"},
-    [DTYPE] = {"dtype", 0, "TYPE", "bf16, fp16 or fp32 (default bf16)"},
-    [NAMES] = {"names", 0, "SPEC", "te or local: how norms are named (default te)"},
-    [FORMAT] = {"format", 0, "NAME", "megatron-torch or huggingface (default megatron-torch)"},
+    [VPP] = {"vpp", 0, "C", "virtual pipeline chunks of a stage (default 1)"},
+    [EP] = {"ep", 0, "E", "expert parallel size (default 1)"},
+    [ETP] = {"etp", 0, "T", "tensor parallel size of the experts (default: that of --tp)"},
     [DIVISOR] = {"make-vocab-size-divisible-by", 0, "N",
                  "pad the vocabulary with zeros to a multiple of N x T (default 1)"},
-    [TIED] = {"tied", 0, NULL, "tie the embedding and the output layer"},
+    [SEED] = {"seed", 0, "S", "seed of the values (default 1234)"},
+    [DTYPE] = {"dtype", 0, "TYPE", "bf16, fp16 or fp32 (default bf16)"},
+    [FORMAT] = {"format", 0, "NAME", "a target.format of mgr-upcycle (default megatron-torch)"},
+    [NAMES] =
+        {"names", 0, "SPEC",
+         "as target.names of mgr-upcycle: auto, te, local, per-expert or fused (default auto)"},
     [FORCE] = {"force", 'f', NULL, "replace an existing OUT"},
     [QUIET] = {"quiet", 'q', NULL, "print errors only"},
 };
@@ -49,59 +80,127 @@ static const mgr_program program = {
     .name = "mgr-synth",
     .synopsis = "[OPTION]... OUT",
     .about =
-        "Write a dense Megatron checkpoint (format torch) at OUT. Values depend on the seed and\n"
-        "on each weight's place in the model alone, not on the split or the number of ranks.",
+        "Write a checkpoint of random weights at OUT, in Megatron's format torch unless --format\n"
+        "says otherwise. Values depend on the seed and on each weight's place in the model\n"
+        "alone, not on the format, the split or the number of ranks.",
     .options = options,
     .n_options = sizeof options / sizeof options[0],
 };
 
-static int take_names(mgr_synth_options *o, const char *value, mgr_err *err)
+/* Words that an option takes, and the numbers they stand for; ends with NULL. */
+typedef struct word {
+    const char *text;
+    int value;
+} word;
+
+static const word position_words[] = {
+    {"rope", MGR_POSITIONS_ROPE}, {"learned", MGR_POSITIONS_LEARNED}, {NULL, 0}};
+static const word norm_words[] = {
+    {"rmsnorm", MGR_NORM_RMS}, {"layernorm", MGR_NORM_LAYER}, {NULL, 0}};
+static const word activation_words[] = {{"swiglu", MGR_ACTIVATION_SWIGLU},
+                                        {"geglu", MGR_ACTIVATION_GEGLU},
+                                        {"gelu", MGR_ACTIVATION_GELU},
+                                        {"squared-relu", MGR_ACTIVATION_SQUARED_RELU},
+                                        {NULL, 0}};
+static const word dtype_words[] = {
+    {"bf16", MGR_DTYPE_BF16}, {"fp16", MGR_DTYPE_F16}, {"fp32", MGR_DTYPE_F32}, {NULL, 0}};
+static const word name_words[] = {{"auto", 0},       {"te", 0},    {"local", 0},
+                                  {"per-expert", 0}, {"fused", 0}, {NULL, 0}};
+
+static int find_word(const char *option, const word *words, const char *value, const word **out,
+                     mgr_err *err)
 {
-    o->local_names = strcmp(value, "local") == 0;
-    if (o->local_names || strcmp(value, "te") == 0)
-        return MGR_OK;
-    return mgr_fail(err, MGR_ERR_USAGE, "--names '%s' is neither te nor local", value);
+    char known[96];
+    size_t used = 0;
+    for (*out = words; (*out)->text; ++*out)
+        if (strcmp((*out)->text, value) == 0)
+            return MGR_OK;
+    for (const word *w = words; w->text && used < sizeof known; w++)
+        used +=
+            (size_t)snprintf(known + used, sizeof known - used, "%s%s", used ? ", " : "", w->text);
+    return mgr_fail(err, MGR_ERR_USAGE, "--%s '%s' is none of %s", option, value, known);
+}
+
+static int take_word(mgr_synth_options *o, size_t idx, const char *value, mgr_err *err)
+{
+    static const word *const tables[] = {[POSITIONS] = position_words,
+                                         [NORM] = norm_words,
+                                         [ACTIVATION] = activation_words,
+                                         [DTYPE] = dtype_words,
+                                         [NAMES] = name_words};
+    const word *found;
+    MGR_TRY(find_word(options[idx].name, tables[idx], value, &found, err));
+    if (idx == POSITIONS)
+        o->model.positions = (mgr_positions)found->value;
+    else if (idx == NORM)
+        o->model.norm = (mgr_norm)found->value;
+    else if (idx == ACTIVATION)
+        o->model.activation = (mgr_activation)found->value;
+    else if (idx == DTYPE)
+        o->dtype = (mgr_dtype)found->value;
+    else
+        o->names = found->text;
+    return MGR_OK;
 }
 
 static int take_format(mgr_synth_options *o, const char *value, mgr_err *err)
 {
+    char known[160];
+    size_t used = 0;
     o->format = value;
-    if (strcmp(value, "megatron-torch") == 0 || strcmp(value, "huggingface") == 0)
+    if (mgr_target_find(value))
         return MGR_OK;
-    return mgr_fail(err, MGR_ERR_USAGE, "--format '%s' is neither megatron-torch nor huggingface",
-                    value);
+    for (size_t i = 0; mgr_target_at(i) && used < sizeof known; i++)
+        used += (size_t)snprintf(known + used, sizeof known - used, "%s%s", i ? ", " : "",
+                                 mgr_target_at(i)->name);
+    return mgr_fail(err, MGR_ERR_USAGE, "--format '%s' is none of %s", value, known);
 }
 
-static int take_dtype(mgr_synth_options *o, const char *value, mgr_err *err)
+static int take_size(mgr_synth_options *o, size_t idx, const char *value, mgr_err *err)
 {
-    o->dtype = mgr_dtype_from_name(value);
-    if (mgr_dtype_is_weight(o->dtype))
-        return MGR_OK;
-    return mgr_fail(err, MGR_ERR_USAGE, "--dtype '%s' is none of bf16, fp16, fp32", value);
-}
-
-static int take(void *context, size_t idx, const char *value, mgr_err *err)
-{
-    mgr_synth_options *const o = context;
     uint64_t *const sizes[] = {[LAYERS] = &o->model.layers,
                                [HIDDEN] = &o->model.hidden,
                                [FFN] = &o->model.ffn,
                                [HEADS] = &o->model.heads,
                                [KV_HEADS] = &o->model.kv_groups,
                                [VOCAB] = &o->model.vocab,
+                               [MAX_POSITIONS] = &o->model.max_positions,
+                               [EXPERTS] = &o->model.experts,
+                               [TOP_K] = &o->model.top_k,
+                               [EXPERT_FFN] = &o->model.expert_ffn,
                                [TP] = &o->tensor_parallel,
                                [PP] = &o->pipeline_parallel,
-                               [SEED] = &o->seed,
-                               [DTYPE] = NULL,
-                               [NAMES] = NULL,
-                               [DIVISOR] = &o->vocab_divisor};
+                               [VPP] = &o->virtual_pipeline,
+                               [EP] = &o->expert_parallel,
+                               [ETP] = &o->expert_tensor_parallel,
+                               [DIVISOR] = &o->vocab_divisor,
+                               [SEED] = &o->seed};
+    const bool seed = idx == SEED;
+    return mgr_cli_uint(options[idx].name, value, !seed, seed ? UINT64_MAX : INT32_MAX, sizes[idx],
+                        err);
+}
+
+static int take(void *context, size_t idx, const char *value, mgr_err *err)
+{
+    mgr_synth_options *const o = context;
     switch (idx) {
+    case POSITIONS:
+    case NORM:
+    case ACTIVATION:
     case DTYPE:
-        return take_dtype(o, value, err);
     case NAMES:
-        return take_names(o, value, err);
+        return take_word(o, idx, value, err);
     case FORMAT:
         return take_format(o, value, err);
+    case QKV_BIAS:
+        o->model.bias_qkv = true;
+        return MGR_OK;
+    case BIAS:
+        o->model.bias_qkv = o->model.bias_o = o->model.bias_mlp = true;
+        return MGR_OK;
+    case QK_NORM:
+        o->model.qk_norm = true;
+        return MGR_OK;
     case TIED:
         o->model.tied = true;
         return MGR_OK;
@@ -111,24 +210,38 @@ static int take(void *context, size_t idx, const char *value, mgr_err *err)
     case QUIET:
         o->verbosity = -1;
         return MGR_OK;
-    case SEED:
-        return mgr_cli_uint("seed", value, 0, UINT64_MAX, &o->seed, err);
     default:
-        return mgr_cli_uint(options[idx].name, value, 1, INT32_MAX, sizes[idx], err);
+        return take_size(o, idx, value, err);
     }
+}
+
+static int check_experts(mgr_model *m, mgr_err *err)
+{
+    if (m->experts == 0 && (m->top_k || m->expert_ffn))
+        return mgr_fail(err, MGR_ERR_USAGE, "--top-k and --expert-ffn need --experts");
+    if (m->experts && m->top_k == 0)
+        m->top_k = m->experts < 2 ? m->experts : 2;
+    if (m->top_k > m->experts)
+        return mgr_fail(err, MGR_ERR_USAGE, "--top-k is above --experts");
+    return MGR_OK;
 }
 
 static int check_sizes(mgr_synth_options *o, mgr_err *err)
 {
     mgr_model *const m = &o->model;
+    const uint64_t parts = o->pipeline_parallel * o->virtual_pipeline;
     if (m->kv_groups == 0)
         m->kv_groups = m->heads;
     if (m->hidden % m->heads != 0 || m->heads % m->kv_groups != 0)
         return mgr_fail(err, MGR_ERR_USAGE,
                         "--heads must divide --hidden, and --kv-heads must divide --heads");
+    if (m->layers % parts != 0)
+        return mgr_fail(err, MGR_ERR_USAGE, "%llu layers do not divide among %llu pipeline %s",
+                        (unsigned long long)m->layers, (unsigned long long)parts,
+                        o->virtual_pipeline > 1 ? "chunks" : "stages");
     m->head_dim = m->hidden / m->heads;
     m->dtype = o->dtype;
-    return MGR_OK;
+    return check_experts(m, err);
 }
 
 static int parse(mgr_synth_options *o, int argc, char **argv, mgr_err *err)
@@ -148,8 +261,11 @@ static int parse(mgr_synth_options *o, int argc, char **argv, mgr_err *err)
                              .dtype = MGR_DTYPE_BF16,
                              .tensor_parallel = 1,
                              .pipeline_parallel = 1,
+                             .virtual_pipeline = 1,
+                             .expert_parallel = 1,
                              .vocab_divisor = 1,
                              .format = "megatron-torch",
+                             .names = "auto",
                              .seed = 1234};
     MGR_TRY(mgr_cli_parse(&program, argc, argv, take, o, &first, err));
     if (argc - first != 1) {

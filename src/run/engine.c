@@ -176,19 +176,28 @@ static int make_router(mgr_engine *e, uint32_t target, mgr_err *err)
     return mgr_engine_write(e, target, 0, t->rows, e->out, err);
 }
 
+static bool is_norm_weight(mgr_role role)
+{
+    return role == MGR_ROLE_ATTN_NORM || role == MGR_ROLE_MLP_NORM || role == MGR_ROLE_FINAL_NORM ||
+           role == MGR_ROLE_Q_NORM || role == MGR_ROLE_K_NORM;
+}
+
 /* mgr-synth: norms are 1 + N(0, 0.02^2), so that a norm that goes astray shows; all else is
- * N(0, 0.02^2). Element (r, c) is number r*cols + c of the stream of (role, layer). */
+ * N(0, 0.02^2). Element (r, c) is number r*cols + c of the stream of (role, layer, expert). */
 static int make_synth(mgr_engine *e, uint32_t target, const mgr_piece *piece, mgr_err *err)
 {
     const mgr_job *const job = e->job;
     const mgr_tensor *const t = &job->target.tensors.list[target];
     const uint32_t layer = t->layer == MGR_NONE ? UINT32_MAX : t->layer;
-    const mgr_stream stream = {job->synth_seed, MGR_PURPOSE_SYNTH, layer, (uint32_t)t->role};
+    const uint32_t expert = t->expert == MGR_NONE ? 0 : t->expert + 1; /* 0: a dense model's */
+    const mgr_stream stream = {job->synth_seed, MGR_PURPOSE_SYNTH, layer,
+                               expert << 8 | (uint32_t)t->role};
+    const float mean = is_norm_weight(t->role) ? 1.0f : 0.0f;
     const uint64_t step = rows_that_fit(e, t);
     for (uint64_t r = piece->row; r < piece->row + piece->rows; r += step) {
         const uint64_t left = piece->row + piece->rows - r, n = left < step ? left : step;
-        mgr_normals_scaled(&stream, r * t->cols, n * t->cols, t->ndim == 1 ? 1.0f : 0.0f, 0.02f,
-                           e->out, job->target.layout.dtype);
+        mgr_normals_scaled(&stream, r * t->cols, n * t->cols, mean, 0.02f, e->out,
+                           job->target.layout.dtype);
         MGR_TRY(mgr_engine_write(e, target, r, n, e->out, err));
     }
     return MGR_OK;

@@ -39,15 +39,17 @@ typedef struct mgr_run_options {
 int mgr_run_upcycle(mgr_comm *comm, const mgr_run_options *options, mgr_tally *tally,
                     mgr_err *err) MGR_NODISCARD;
 
-/* mgr-synth: a dense checkpoint of `model` at `out`, values by seed and logical coordinate.
- * Collective. */
+/* mgr-synth: a checkpoint of `model` at `out`, values by seed and logical coordinate. Collective.
+ */
 typedef struct mgr_synth_options {
     const char *out;
     mgr_model model;
     mgr_dtype dtype;
-    uint64_t tensor_parallel, pipeline_parallel, vocab_divisor, seed;
-    const char *format; /* a registered target format that holds dense models */
-    bool local_names, force;
+    uint64_t tensor_parallel, pipeline_parallel, virtual_pipeline, vocab_divisor, seed;
+    uint64_t expert_parallel, expert_tensor_parallel; /* as in the configuration */
+    const char *format;                               /* a registered target format */
+    const char *names;                                /* as target.names of the configuration */
+    bool force;
     int verbosity;
 } mgr_synth_options;
 

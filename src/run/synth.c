@@ -5,27 +5,35 @@
 #include "core/mem.h"
 #include "run/run.h"
 
-static int set_up(mgr_job *job, const mgr_synth_options *o, mgr_err *err)
+/* The configuration that the options amount to: the schema's defaults, and what a target reads. */
+static int fill_config(mgr_config *c, const mgr_synth_options *o, mgr_err *err)
 {
-    mgr_config *const c = &job->config;
-    mgr_side *const t = &job->target;
+    static const char *const required[] = {"source.path=none", "target.path=none"};
+    MGR_TRY(mgr_config_parse(c, "command line", "{}", 2, required, 2, err));
     snprintf(c->target.path, sizeof c->target.path, "%s", o->out);
-    snprintf(c->target.names, sizeof c->target.names, "%s", o->local_names ? "local" : "te");
+    snprintf(c->target.names, sizeof c->target.names, "%s", o->names);
     c->target.tensor_parallel = o->tensor_parallel;
     c->target.pipeline_parallel = o->pipeline_parallel;
+    c->target.virtual_pipeline = o->virtual_pipeline;
+    c->target.expert_parallel = o->expert_parallel;
+    c->target.expert_tensor_parallel = o->expert_tensor_parallel;
     c->target.make_vocab_size_divisible_by = o->vocab_divisor;
     c->target.iteration = 1;
+    c->upcycle.seed = o->seed;
     c->memory_per_rank = (uint64_t)1 << 30;
-    job->synth_seed = c->upcycle.seed = o->seed;
-    c->target.max_shard_size = UINT64_C(5000000000);
+    return MGR_OK;
+}
+
+static int set_up(mgr_job *job, const mgr_synth_options *o, mgr_err *err)
+{
+    const mgr_config *const c = &job->config;
+    mgr_side *const t = &job->target;
+    MGR_TRY(fill_config(&job->config, o, err));
+    job->synth_seed = o->seed;
     job->target_format = mgr_target_find(o->format);
     if (!job->target_format)
         return mgr_fail(err, MGR_ERR_USAGE, "no format '%s'", o->format);
     MGR_TRY(job->target_format->check(c, &o->model, err));
-    if (o->model.layers % o->pipeline_parallel != 0)
-        return mgr_fail(err, MGR_ERR_USAGE, "%llu layers do not divide among %llu pipeline stages",
-                        (unsigned long long)o->model.layers,
-                        (unsigned long long)o->pipeline_parallel);
     MGR_TRY(mgr_tensors_init(&t->tensors, &o->model, err));
     MGR_TRY(mgr_alloc(&job->defines, t->tensors.n, sizeof *job->defines, err));
     for (uint32_t i = 0; i < t->tensors.n; i++)

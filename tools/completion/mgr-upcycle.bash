@@ -17,8 +17,10 @@ _mgr() {
         mgr-upcycle) options="--dry-run --force --resume --journal --set --quiet --verbose --progress --simd" ;;
         mgr-inspect) options="--json --summary" ;;
         mgr-synth)
-            options="--layers --hidden --ffn --heads --kv-heads --vocab --tp --pp --seed --dtype
-                --names --format --make-vocab-size-divisible-by --tied --force --quiet"
+            options="--layers --hidden --ffn --heads --kv-heads --vocab --max-positions --positions
+                --norm --activation --qkv-bias --bias --qk-norm --tied --experts --top-k --expert-ffn
+                --tp --pp --vpp --ep --etp --make-vocab-size-divisible-by --seed --dtype --format
+                --names --force --quiet"
             ;;
         mgr-bench) options="--size --scratch --rounds" ;;
     esac
@@ -26,7 +28,11 @@ _mgr() {
     case $previous in
         --simd) _mgr_words "scalar avx2 avx512 neon" "$current" ;;
         --dtype) _mgr_words "bf16 fp16 fp32" "$current" ;;
-        --names) _mgr_words "te local" "$current" ;;
+        --names) _mgr_words "auto te local per-expert fused" "$current" ;;
+        --format) _mgr_words "megatron-torch megatron-dist huggingface moe-recipes" "$current" ;;
+        --norm) _mgr_words "rmsnorm layernorm" "$current" ;;
+        --activation) _mgr_words "swiglu geglu gelu squared-relu" "$current" ;;
+        --positions) _mgr_words "rope learned" "$current" ;;
         --scratch) _mgr_paths -d "$current" ;;
         --set)
             compopt -o nospace 2>/dev/null
@@ -43,7 +49,8 @@ _mgr() {
                 target.iteration= target.dtype= target.max_shard_size=" "$current"
             ;;
         --progress | --size | --rounds | --layers | --hidden | --ffn | --heads | --kv-heads | --vocab | \
-            --tp | --pp | --seed | --make-vocab-size-divisible-by) ;;
+            --max-positions | --experts | --top-k | --expert-ffn | --tp | --pp | --vpp | --ep | --etp | \
+            --seed | --make-vocab-size-divisible-by) ;;
         *)
             if [[ $current == -* ]]; then
                 _mgr_words "$options --help --version" "$current"
