@@ -39,6 +39,8 @@ static void print_text(const mgr_view *v, const mgr_inspect_options *o)
     const mgr_model *const m = &v->tensors.model;
     uint64_t count = 0, bytes = 0;
     char text[32];
+    mgr_buf model = {0};
+    mgr_err ignored = MGR_ERR_INIT;
     for (size_t i = 0; i < v->cat.n_stored; i++) {
         count += mgr_view_elements(&v->cat.stored[i]);
         bytes += mgr_view_elements(&v->cat.stored[i]) * mgr_dtype_size(v->cat.stored[i].dtype);
@@ -47,15 +49,11 @@ static void print_text(const mgr_view *v, const mgr_inspect_options *o)
            v->split.len ? ": " : "", v->split.len ? v->split.data : "");
     if (v->refusal.len)
         printf("source    not one for mgr-upcycle: %s\n", v->refusal.data);
-    if (v->has_model)
-        printf("model     %llu layers, hidden %llu, ffn %llu, %llu heads in %llu groups of %llu, "
-               "vocabulary %llu%s, %s\n",
-               (unsigned long long)m->layers, (unsigned long long)m->hidden,
-               (unsigned long long)m->ffn, (unsigned long long)m->heads,
-               (unsigned long long)m->kv_groups, (unsigned long long)m->head_dim,
-               (unsigned long long)m->vocab, m->tied ? ", tied" : "", mgr_dtype_name(m->dtype));
+    if (v->has_model && mgr_view_model(m, &model, &ignored) == MGR_OK)
+        printf("model     %s\n", model.data);
     printf("tensors   %zu stored, %llu elements, %s\n", v->cat.n_stored, (unsigned long long)count,
            mgr_format_bytes(bytes, text, sizeof text));
+    mgr_buf_clear(&model);
     if (!o->summary)
         print_tensors(v);
 }

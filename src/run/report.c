@@ -3,23 +3,20 @@
 
 #include "mgr/version.h"
 #include "run/run.h"
+#include "run/view.h"
 
 static void print_source(const mgr_job *job)
 {
-    const mgr_model *const m = &job->source.tensors.model;
-    mgr_buf layout = {0};
+    mgr_buf layout = {0}, model = {0};
     mgr_err ignored = MGR_ERR_INIT;
     if (job->source_format->summary(job->source_state, &layout, &ignored) != MGR_OK)
         layout.len = 0;
     printf("source    %s, %zu files: %s\n", job->source_format->name, job->source.cat.n_files,
            layout.data ? layout.data : "");
     printf("          %s\n", job->source_files.directory);
-    printf("model     %llu layers, hidden %llu, ffn %llu, %llu heads in %llu groups of %llu, "
-           "vocabulary %llu%s, %s\n",
-           (unsigned long long)m->layers, (unsigned long long)m->hidden, (unsigned long long)m->ffn,
-           (unsigned long long)m->heads, (unsigned long long)m->kv_groups,
-           (unsigned long long)m->head_dim, (unsigned long long)m->vocab, m->tied ? ", tied" : "",
-           mgr_dtype_name(m->dtype));
+    if (mgr_view_model(&job->source.tensors.model, &model, &ignored) == MGR_OK)
+        printf("model     %s\n", model.data);
+    mgr_buf_clear(&model);
     mgr_buf_clear(&layout);
 }
 

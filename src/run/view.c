@@ -105,6 +105,12 @@ int mgr_view_open(mgr_view *v, const char *path, mgr_err *err)
     return mgr_is_dir(path) ? open_directory(v, path, err) : open_file(v, path, err);
 }
 
+int mgr_view_open_as(mgr_view *v, const mgr_source_format *format, const char *path, mgr_err *err)
+{
+    *v = (mgr_view){.path = path};
+    return open_source(v, format, path, err);
+}
+
 void mgr_view_close(mgr_view *v)
 {
     mgr_layout_clear(&v->layout);
@@ -113,6 +119,34 @@ void mgr_view_close(mgr_view *v)
     mgr_buf_clear(&v->refusal);
     mgr_catalogue_clear(&v->cat);
     mgr_arena_clear(&v->arena);
+}
+
+static int experts_text(const mgr_model *m, mgr_buf *out, mgr_err *err)
+{
+    const uint64_t moe = mgr_model_moe_layers(m);
+    if (m->experts == 0)
+        return MGR_OK;
+    MGR_TRY(mgr_buf_fmt(out, err, ", %llu experts", (unsigned long long)m->experts));
+    if (mgr_model_expert_ffn(m) != m->ffn)
+        MGR_TRY(mgr_buf_fmt(out, err, " of %llu", (unsigned long long)mgr_model_expert_ffn(m)));
+    if (moe != m->layers)
+        MGR_TRY(mgr_buf_fmt(out, err, " in %llu layers", (unsigned long long)moe));
+    return mgr_buf_fmt(out, err, ", top %llu", (unsigned long long)m->top_k);
+}
+
+int mgr_view_model(const mgr_model *m, mgr_buf *out, mgr_err *err)
+{
+    MGR_TRY(mgr_buf_fmt(out, err,
+                        "%llu layers, hidden %llu, ffn %llu, %llu heads in %llu groups of %llu",
+                        (unsigned long long)m->layers, (unsigned long long)m->hidden,
+                        (unsigned long long)m->ffn, (unsigned long long)m->heads,
+                        (unsigned long long)m->kv_groups, (unsigned long long)m->head_dim));
+    MGR_TRY(experts_text(m, out, err));
+    MGR_TRY(mgr_buf_fmt(out, err, ", vocabulary %llu%s, %s", (unsigned long long)m->vocab,
+                        m->tied ? ", tied" : "", mgr_dtype_name(m->dtype)));
+    for (size_t i = 0; mgr_model_feature(m, i); i++)
+        MGR_TRY(mgr_buf_fmt(out, err, "%s%s", i ? ", " : "; with ", mgr_model_feature(m, i)));
+    return MGR_OK;
 }
 
 uint64_t mgr_view_elements(const mgr_stored *s)

@@ -26,7 +26,14 @@ typedef struct mgr_view {
  * a kind that cannot be a source is opened, too, without a model. Free with mgr_view_close, also
  * after an error. Errors: as the formats' readers. Local. */
 int mgr_view_open(mgr_view *view, const char *path, mgr_err *err) MGR_NODISCARD;
+/* The same, of the folder of a checkpoint in `format`. */
+struct mgr_source_format;
+int mgr_view_open_as(mgr_view *view, const struct mgr_source_format *format, const char *path,
+                     mgr_err *err) MGR_NODISCARD;
 void mgr_view_close(mgr_view *view);
+
+/* For people: "4 layers, hidden 256, ..., 8 experts of 704, top 2; LayerNorm, ..." */
+int mgr_view_model(const mgr_model *model, mgr_buf *out, mgr_err *err) MGR_NODISCARD;
 
 /* "[2, 3]" into a caller's buffer; returns it. */
 const char *mgr_view_shape(const mgr_stored *stored, char *out, size_t size);

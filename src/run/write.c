@@ -2,6 +2,7 @@
 #include <string.h>
 
 #include "core/mem.h"
+#include "io/fault.h"
 #include "io/file.h"
 #include "run/engine.h"
 #include "run/progress.h"
@@ -9,6 +10,7 @@
 #include "run/settle.h"
 #include "run/sidecar.h"
 #include "run/stage.h"
+#include "run/verify.h"
 
 /* Beside the planned buffers a rank needs room for lists, MPI and the C library. */
 #define RESERVE_MIN ((uint64_t)12 << 20)
@@ -20,8 +22,29 @@ int mgr_agree_root(mgr_job *job, int local, mgr_err *err)
     return mgr_agree(job->comm, job->rank == 0 ? local : MGR_OK, err);
 }
 
+/* For tests of the self-check: the k-th name of the target with another last letter. */
+static int plant_misspelling(mgr_job *job, mgr_err *err)
+{
+    for (size_t i = 0; i < job->target.cat.n_stored; i++) {
+        mgr_stored *const s = &job->target.cat.stored[i];
+        mgr_buf name = {0};
+        if (!mgr_fault("name"))
+            continue;
+        int rc = mgr_buf_add(&name, s->name, strlen(s->name) - 1, err);
+        if (rc == MGR_OK)
+            rc = mgr_buf_text(&name, "_", err);
+        s->name = name.data;
+        if (rc == MGR_OK)
+            rc = mgr_catalogue_own(&job->target.cat, &s->name, err);
+        mgr_buf_clear(&name);
+        MGR_TRY(rc);
+    }
+    return MGR_OK;
+}
+
 static int place_files(mgr_job *job, mgr_err *err)
 {
+    MGR_TRY(plant_misspelling(job, err));
     for (uint32_t f = 0; f < job->target.cat.n_files; f++)
         MGR_TRY(
             job->target_format->container->place(&job->target.layout, f, job->target_state, err));
@@ -98,6 +121,7 @@ static int finish(mgr_job *job, mgr_stage *stage, mgr_extents *read, mgr_extents
     MGR_TRY(mgr_settle_target(job, stage->directory, written, err));
     MGR_TRY(mgr_sidecar_manifest(job, stage->directory, err));
     MGR_TRY(job->target_format->sidecars(job, stage->directory, err));
+    MGR_TRY(mgr_verify_output(job, stage->directory, err));
     MGR_TRY(mgr_check_stop(err));
     return mgr_stage_publish(stage, err);
 }
