@@ -432,23 +432,27 @@ static int norm_kind(const evidence *ev, const mgr_megatron_shapes *s, mgr_model
     return MGR_OK;
 }
 
-/* The rows of fc1 show whether there is a gate; args.swiglu and squared_relu, which function. */
+/* The rows of fc1 show whether there is a gate, args which function. Megatron's options have no
+ * plain GEGLU, so that it must be said: gated_linear_unit, as in TransformerConfig, without swiglu.
+ */
 static int activation(const evidence *ev, const mgr_megatron_shapes *s, mgr_model *m, mgr_err *err)
 {
     const mgr_attr *const swiglu = arg(ev, "swiglu");
     const uint64_t rows = s->fc1_rows ? s->fc1_rows : s->expert_fc1_rows;
     const uint64_t inner = s->fc1_rows ? s->ffn : s->expert_ffn;
-    const bool gated = rows == 2 * inner, relu = is_true(arg(ev, "squared_relu"));
-    m->activation = gated
-                        ? !swiglu || is_true(swiglu) ? MGR_ACTIVATION_SWIGLU : MGR_ACTIVATION_GEGLU
-                    : relu ? MGR_ACTIVATION_SQUARED_RELU
-                           : MGR_ACTIVATION_GELU;
-    if ((!gated && rows != inner) || (gated && relu) || (!gated && is_true(swiglu)))
-        return mgr_fail(err, MGR_ERR_FORMAT,
-                        "'%s': fc1 has %llu rows for %llu columns of fc2, which does not fit its "
-                        "activation (args.swiglu, args.squared_relu)",
-                        path(ev), (unsigned long long)rows, (unsigned long long)inner);
-    return MGR_OK;
+    const bool relu = is_true(arg(ev, "squared_relu"));
+    const bool silu = swiglu ? is_true(swiglu) : rows == 2 * inner && !relu;
+    const bool gated = silu || is_true(arg(ev, "gated_linear_unit"));
+    m->activation = silu    ? MGR_ACTIVATION_SWIGLU
+                    : gated ? MGR_ACTIVATION_GEGLU
+                    : relu  ? MGR_ACTIVATION_SQUARED_RELU
+                            : MGR_ACTIVATION_GELU;
+    if (rows == (gated ? 2 * inner : inner) && !(gated && relu))
+        return MGR_OK;
+    return mgr_fail(err, MGR_ERR_UNSUPPORTED,
+                    "'%s': fc1 has %llu rows for %llu columns of fc2, which does not fit the "
+                    "activation that its args tell (swiglu, squared_relu)",
+                    path(ev), (unsigned long long)rows, (unsigned long long)inner);
 }
 
 static int rope_scaling(const evidence *ev, mgr_model *m, mgr_err *err)
