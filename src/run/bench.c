@@ -98,38 +98,100 @@ int mgr_bench_kernels(mgr_err *err)
 typedef struct bench {
     mgr_comm *comm;
     const mgr_bench_options *options;
-    char dense[512], target[512], config[512], plain[512];
-    uint64_t bytes; /* that a run writes */
+    char source[512], target[512], config[512], plain[512];
+    unsigned char *block; /* BLOCK bytes */
+    uint64_t bytes;       /* that a run writes */
 } bench;
 
-/* This rank's share of the bytes, in plain large writes, durable. */
-static int write_plain(const bench *b, mgr_err *err)
+/* A run, and the least that could be asked of the same ranks and the same file system instead. */
+typedef struct contest {
+    const char *name, *floor_name;
+    const char *config;       /* behind source.path and target.path */
+    uint64_t experts;         /* of the source */
+    uint64_t bytes_per_layer; /* of the target */
+    int (*floor)(const bench *b, uint64_t from, uint64_t bytes, int fd, mgr_err *err);
+} contest;
+
+#define HIDDEN 1024
+#define FFN 3584
+#define EXPERTS 8
+#define EXPERT_BYTES ((uint64_t)EXPERTS * 3 * HIDDEN * FFN * 2)
+
+static int plain_writes(const bench *b, uint64_t from, uint64_t bytes, int fd, mgr_err *err)
 {
-    const uint64_t ranks = (uint64_t)mgr_comm_size(b->comm);
-    const uint64_t share = b->bytes / ranks;
-    unsigned char *block;
-    int fd;
-    MGR_TRY(mgr_alloc_aligned(&block, BLOCK, err));
-    memset(block, 0x5a, BLOCK);
-    int rc = mgr_create_sized(b->plain, 0, err);
-    if (rc == MGR_OK)
-        rc = mgr_open_write(b->plain, &fd, err);
-    if (rc == MGR_OK) {
-        for (uint64_t at = 0; rc == MGR_OK && at < share; at += BLOCK)
-            rc = mgr_pwrite_full(fd, b->plain, block,
-                                 (size_t)(share - at < BLOCK ? share - at : BLOCK), at, err);
-        const int closed = mgr_sync_close(fd, b->plain, err);
-        rc = rc != MGR_OK ? rc : closed;
+    (void)from;
+    memset(b->block, 0x5a, BLOCK);
+    for (uint64_t at = 0; at < bytes; at += BLOCK)
+        MGR_TRY(mgr_pwrite_full(fd, b->plain, b->block,
+                                (size_t)(bytes - at < BLOCK ? bytes - at : BLOCK), at, err));
+    return MGR_OK;
+}
+
+/* The part of one file that lies in the stretch of `bytes` bytes from `from` on, where the file
+ * begins at `begin`. */
+static int copy_part(const bench *b, const char *path, uint64_t begin, uint64_t size, uint64_t from,
+                     uint64_t bytes, int to, mgr_err *err)
+{
+    const uint64_t first = from > begin ? from : begin;
+    const uint64_t end = from + bytes < begin + size ? from + bytes : begin + size;
+    int fd, rc = MGR_OK;
+    if (first >= end)
+        return MGR_OK;
+    MGR_TRY(mgr_open_read(path, &fd, err));
+    for (uint64_t at = first; rc == MGR_OK && at < end; at += BLOCK) {
+        const size_t n = (size_t)(end - at < BLOCK ? end - at : BLOCK);
+        rc = mgr_pread_full(fd, path, b->block, n, at - begin, err);
+        if (rc == MGR_OK)
+            rc = mgr_pwrite_full(to, b->plain, b->block, n, at - from, err);
     }
-    mgr_free_aligned(block);
+    mgr_close(fd);
     return rc;
 }
 
-static int floor_seconds(const bench *b, double *seconds, mgr_err *err)
+/* The source's files one behind the other are one stretch of bytes, of which a rank copies a part.
+ */
+static int plain_copy(const bench *b, uint64_t from, uint64_t bytes, int fd, mgr_err *err)
+{
+    mgr_arena arena = {0};
+    mgr_config config = {0};
+    mgr_source_files files = {0};
+    uint64_t begin = 0;
+    snprintf(config.source.path, sizeof config.source.path, "%s", b->source);
+    snprintf(config.source.iteration, sizeof config.source.iteration, "latest");
+    int rc = mgr_source_find("megatron-torch")->find(&config, &arena, &files, err);
+    for (size_t i = 0; rc == MGR_OK && i < files.n; i++) {
+        mgr_reader reader;
+        rc = mgr_reader_open(&reader, files.paths[i], err);
+        if (rc != MGR_OK)
+            break;
+        const uint64_t size = reader.size;
+        mgr_reader_close(&reader);
+        rc = copy_part(b, files.paths[i], begin, size, from, bytes, fd, err);
+        begin += size;
+    }
+    mgr_arena_clear(&arena);
+    return rc;
+}
+
+/* This rank's share of the bytes, into a file of its own, durable. */
+static int floor_share(const bench *b, const contest *c, mgr_err *err)
+{
+    const uint64_t ranks = (uint64_t)mgr_comm_size(b->comm),
+                   rank = (uint64_t)mgr_comm_rank(b->comm);
+    const uint64_t from = b->bytes * rank / ranks, end = b->bytes * (rank + 1) / ranks;
+    int fd;
+    MGR_TRY(mgr_create_sized(b->plain, 0, err));
+    MGR_TRY(mgr_open_write(b->plain, &fd, err));
+    const int rc = c->floor(b, from, end - from, fd, err);
+    const int closed = mgr_sync_close(fd, b->plain, err);
+    return rc != MGR_OK ? rc : closed;
+}
+
+static int floor_seconds(const bench *b, const contest *c, double *seconds, mgr_err *err)
 {
     mgr_barrier(b->comm);
     const double start = mgr_now();
-    const int rc = mgr_agree(b->comm, write_plain(b, err), err);
+    const int rc = mgr_agree(b->comm, floor_share(b, c, err), err);
     *seconds = mgr_now() - start;
     mgr_err ignored = MGR_ERR_INIT;
     const int removed = mgr_remove_tree(b->plain, &ignored);
@@ -149,16 +211,17 @@ static int run_seconds(const bench *b, double *seconds, mgr_tally *tally, mgr_er
     return mgr_agree(b->comm, rc, err);
 }
 
-/* A model whose eight experts take about the bytes asked for. */
-static int make_source(const bench *b, mgr_err *err)
+/* A model of which the run makes about the bytes asked for. */
+static int make_source(const bench *b, const contest *c, mgr_err *err)
 {
-    const uint64_t hidden = 1024, ffn = 3584, per_layer = UINT64_C(8) * 3 * hidden * ffn * 2;
-    const uint64_t layers = b->options->output_bytes / per_layer / 2 * 2;
-    const mgr_synth_options o = {.out = b->dense,
+    const uint64_t layers = b->options->output_bytes / c->bytes_per_layer / 2 * 2;
+    const mgr_synth_options o = {.out = b->source,
                                  .format = "megatron-torch",
                                  .model = {.layers = layers ? layers : 2,
-                                           .hidden = hidden,
-                                           .ffn = ffn,
+                                           .hidden = HIDDEN,
+                                           .ffn = FFN,
+                                           .experts = c->experts,
+                                           .top_k = c->experts ? 2 : 0,
                                            .heads = 8,
                                            .kv_groups = 8,
                                            .head_dim = 128,
@@ -173,6 +236,8 @@ static int make_source(const bench *b, mgr_err *err)
                                  .dtype = MGR_DTYPE_BF16,
                                  .tensor_parallel = 2,
                                  .pipeline_parallel = 2,
+                                 .expert_parallel = c->experts ? 2 : 1,
+                                 .virtual_pipeline = 1,
                                  .vocab_divisor = 1,
                                  .seed = 1234,
                                  .force = true,
@@ -180,13 +245,11 @@ static int make_source(const bench *b, mgr_err *err)
     return mgr_run_synth(b->comm, &o, err);
 }
 
-static int write_config(const bench *b, mgr_err *err)
+static int write_config(const bench *b, const contest *c, mgr_err *err)
 {
     mgr_buf text = {0};
-    int rc = mgr_buf_fmt(&text, err,
-                         "source:\n  path: '%s'\nupcycle:\n  experts: 8\ntarget:\n  path: '%s'\n"
-                         "  expert_parallel: 8\n",
-                         b->dense, b->target);
+    int rc = mgr_buf_fmt(&text, err, "source:\n  path: '%s'\n%s  path: '%s'\n", b->source,
+                         c->config, b->target);
     mgr_err ignored = MGR_ERR_INIT;
     if (rc == MGR_OK)
         rc = mgr_remove_tree(b->config, &ignored);
@@ -202,23 +265,32 @@ static int by_size(const void *x, const void *y)
     return *a < *b ? -1 : *a > *b;
 }
 
-static int measure(bench *b, mgr_err *err)
+/* One run that is not counted tells how many bytes there are, and warms up. */
+static int warm_up(bench *b, const contest *c, mgr_err *err)
 {
-    double ratios[MAX_ROUNDS];
     mgr_tally tally = {0};
-    double warm_up;
+    double seconds;
     const int root = mgr_comm_rank(b->comm) == 0;
-    MGR_TRY(run_seconds(b, &warm_up, &tally, err)); /* also tells how many bytes there are */
+    MGR_TRY(run_seconds(b, &seconds, &tally, err));
     int64_t bytes = root ? (int64_t)tally.bytes_written : 0;
     MGR_TRY(mgr_sum_i64(b->comm, &bytes, 1, err));
     b->bytes = (uint64_t)bytes;
     if (root)
-        printf("end to end, %d ranks, %.2f GB written with fsync\n  %-8s %16s %16s %8s\n",
-               mgr_comm_size(b->comm), (double)b->bytes / 1e9, "round", "plain writes", "upcycling",
+        printf("%s, %d ranks, %.2f GB written with fsync\n  %-8s %16s %16s %8s\n", c->name,
+               mgr_comm_size(b->comm), (double)b->bytes / 1e9, "round", c->floor_name, c->name,
                "ratio");
+    return MGR_OK;
+}
+
+static int measure(bench *b, const contest *c, mgr_err *err)
+{
+    double ratios[MAX_ROUNDS];
+    mgr_tally tally = {0};
+    const int root = mgr_comm_rank(b->comm) == 0;
+    MGR_TRY(warm_up(b, c, err));
     for (uint64_t i = 0; i < b->options->rounds; i++) {
         double plain, run;
-        MGR_TRY(floor_seconds(b, &plain, err));
+        MGR_TRY(floor_seconds(b, c, &plain, err));
         MGR_TRY(run_seconds(b, &run, &tally, err));
         ratios[i] = run / plain;
         if (root)
@@ -228,32 +300,52 @@ static int measure(bench *b, mgr_err *err)
     }
     qsort(ratios, b->options->rounds, sizeof *ratios, by_size);
     if (root)
-        printf("  median ratio of seconds, upcycling to plain writes: %.2f\n",
+        printf("  median ratio of seconds, %s to %s: %.2f\n", c->name, c->floor_name,
                ratios[b->options->rounds / 2]);
     return MGR_OK;
 }
 
+static int hold_contest(bench *b, const contest *c, mgr_err *err)
+{
+    const int root = mgr_comm_rank(b->comm) == 0;
+    int rc = make_source(b, c, err);
+    if (rc == MGR_OK)
+        rc = mgr_agree(b->comm, root ? write_config(b, c, err) : MGR_OK, err);
+    if (rc == MGR_OK)
+        rc = measure(b, c, err);
+    mgr_err ignored = MGR_ERR_INIT;
+    if (root && (mgr_remove_tree(b->source, &ignored) != MGR_OK ||
+                 mgr_remove_tree(b->config, &ignored) != MGR_OK))
+        fprintf(stderr, "mgr-bench: warning: %s\n", ignored.msg);
+    return rc;
+}
+
+/* With the expert-parallel size of the source, so that what is written is as much as what there is
+ * to copy. */
+static const contest contests[] = {
+    {"upcycling", "plain writes", "upcycle:\n  experts: 8\ntarget:\n  expert_parallel: 8\n", 0,
+     EXPERT_BYTES, plain_writes},
+    {"resharding", "plain copy",
+     "mode: reshard\ntarget:\n  format: megatron-torch\n  tensor_parallel: 4\n  "
+     "expert_parallel: 2\n",
+     EXPERTS, EXPERT_BYTES, plain_copy},
+};
+
 int mgr_bench_end_to_end(mgr_comm *comm, const mgr_bench_options *options, mgr_err *err)
 {
     bench b = {.comm = comm, .options = options};
-    const int root = mgr_comm_rank(comm) == 0;
-    if (strlen(options->scratch) + 64 > sizeof b.dense || strchr(options->scratch, '\''))
+    if (strlen(options->scratch) + 64 > sizeof b.source || strchr(options->scratch, '\''))
         return mgr_fail(err, MGR_ERR_USAGE, "--scratch is too long, or has a quote in it");
     if (options->rounds < 1 || options->rounds > MAX_ROUNDS)
         return mgr_fail(err, MGR_ERR_USAGE, "rounds must be 1 to %d", MAX_ROUNDS);
-    snprintf(b.dense, sizeof b.dense, "%s/mgr-bench-dense", options->scratch);
+    snprintf(b.source, sizeof b.source, "%s/mgr-bench-source", options->scratch);
     snprintf(b.target, sizeof b.target, "%s/mgr-bench-Mixtral", options->scratch);
     snprintf(b.config, sizeof b.config, "%s/mgr-bench.yaml", options->scratch);
     snprintf(b.plain, sizeof b.plain, "%s/mgr-bench-plain-%d", options->scratch,
              mgr_comm_rank(comm));
-    int rc = make_source(&b, err);
-    if (rc == MGR_OK)
-        rc = mgr_agree(comm, root ? write_config(&b, err) : MGR_OK, err);
-    if (rc == MGR_OK)
-        rc = measure(&b, err);
-    mgr_err ignored = MGR_ERR_INIT;
-    if (root && (mgr_remove_tree(b.dense, &ignored) != MGR_OK ||
-                 mgr_remove_tree(b.config, &ignored) != MGR_OK))
-        fprintf(stderr, "mgr-bench: warning: %s\n", ignored.msg);
+    int rc = mgr_agree(comm, mgr_alloc_aligned(&b.block, BLOCK, err), err);
+    for (size_t i = 0; rc == MGR_OK && i < sizeof contests / sizeof contests[0]; i++)
+        rc = hold_contest(&b, &contests[i], err);
+    mgr_free_aligned(b.block);
     return rc;
 }

@@ -20,9 +20,11 @@ typedef struct mgr_bench_options {
  */
 int mgr_bench_kernels(mgr_err *err) MGR_NODISCARD;
 
-/* In turn, `rounds` times: plain 8 MiB pwrites of the same number of bytes by the same ranks, each
- * to a file of its own, with fsync; and a whole upcycling run. Prints both and the ratio of each
- * round and its median. Everything it makes below `scratch` is removed. Collective. */
+/* Of each kind of run, in turn and `rounds` times: the floor, and a whole run; prints the rates of
+ * both, the ratio of each round, and its median. Upcycling is held against plain 8 MiB pwrites of
+ * the same number of bytes by the same ranks, each to a file of its own, with fsync; resharding a
+ * mixture of experts against copying as many bytes in the same way. Everything it makes below
+ * `scratch` is removed. Collective. */
 int mgr_bench_end_to_end(mgr_comm *comm, const mgr_bench_options *options,
                          mgr_err *err) MGR_NODISCARD;
 
