@@ -30,7 +30,11 @@ typedef struct mgr_box {
     uint32_t copy;                   /* 0 for the first place, k for the k-th replica of it */
     uint64_t row, col, rows, cols;   /* in the logical tensor */
     uint64_t stored_row, stored_col; /* the same corner in the stored tensor */
-    uint64_t row_stride;             /* of the stored tensor, in elements; set by finish */
+    /* Elements from one stored row to the next; 0: as the stored tensor has it. Where a tensor's
+     * memory is meant as another matrix, the rows and columns are that one's. */
+    uint64_t row_stride;
+    bool transposed; /* logical rows are stored columns: old GroupedMLP, transformer/moe/experts.py
+                      */
 } mgr_box;
 
 /* Rows of a stored tensor that no logical tensor owns (vocabulary padding); written as zeros. */
@@ -60,6 +64,7 @@ typedef struct mgr_layout {
     size_t *first_box; /* [tensors->n + 1], after finish */
     uint8_t *used;     /* per stored tensor of cat: found so far */
     struct mgr_name_index *index;
+    bool transposed;     /* some box is: work on whole matrices pays */
     int32_t *file_owner; /* per file: expert-parallel rank, -1 for shared weights; may be NULL */
 } mgr_layout;
 

@@ -167,7 +167,9 @@ int mgr_layout_box(mgr_layout *layout, const mgr_box *box, mgr_err *err)
     *b = *box;
     const mgr_stored *const s = &layout->cat->stored[b->stored];
     const bool matrix = layout->tensors->list[b->tensor].ndim == 2;
-    b->row_stride = s->ndim < 2 ? s->stride[0] : s->stride[matrix ? s->ndim - 2 : s->ndim - 1];
+    layout->transposed = layout->transposed || b->transposed;
+    if (b->row_stride == 0)
+        b->row_stride = s->ndim < 2 ? s->stride[0] : s->stride[matrix ? s->ndim - 2 : s->ndim - 1];
     return MGR_OK;
 }
 
@@ -291,7 +293,8 @@ int mgr_layout_finish(mgr_layout *layout, mgr_err *err)
 uint64_t mgr_box_offset(const mgr_layout *layout, const mgr_box *box, uint64_t row, uint64_t col)
 {
     const mgr_stored *const s = &layout->cat->stored[box->stored];
-    const uint64_t element =
-        (box->stored_row + (row - box->row)) * box->row_stride + box->stored_col + (col - box->col);
+    const uint64_t r = box->transposed ? col - box->col : row - box->row;
+    const uint64_t c = box->transposed ? row - box->row : col - box->col;
+    const uint64_t element = (box->stored_row + r) * box->row_stride + box->stored_col + c;
     return s->offset + element * mgr_dtype_size(s->dtype);
 }

@@ -76,6 +76,8 @@ static spellings fc2_names = {MCORE "mlp.linear_fc2.weight", NULL,
 /* a layer with experts has its norm in front of the router, in either spec */
 static spellings moe_norm_names = {MCORE "pre_mlp_layernorm.weight"};
 static spellings router_names = {MCORE "mlp.router.weight"};
+static spellings weight1_names = {MCORE "mlp.experts.weight1"};
+static spellings weight2_names = {MCORE "mlp.experts.weight2"};
 static spellings expert_fc1_names = {MCORE "mlp.experts.local_experts.%u.linear_fc1.weight",
                                      MCORE "mlp.experts.linear_fc1.weight%u"};
 static spellings expert_fc2_names = {MCORE "mlp.experts.local_experts.%u.linear_fc2.weight",
@@ -271,6 +273,64 @@ static int ffn(const place *p, spellings fc1, spellings fc2, const split *s, mgr
     return column_parallel(p, MGR_ROLE_DOWN, MGR_ROLE_DOWN_BIAS, fc2, s->ffn, s, err);
 }
 
+/* GroupedMLP's memory of weight1 [H, E*2F] is that of [E, H, 2F], of weight2 [E*F, H] that of [E,
+ * F, H] (transformer/moe/experts.py of core 0.16, GroupedMLP.forward: the view in front of the
+ * matrix product); E and F are this rank's. */
+static int old_grouped_expert(const place *p, const split *s, uint32_t in, uint32_t out,
+                              mgr_err *err)
+{
+    const uint64_t f = s->ffn / s->parts, h = p->model->hidden;
+    const bool gated = mgr_model_is_gated(p->model);
+    mgr_box b = {.copy = s->copy,
+                 .row = s->part * f,
+                 .rows = f,
+                 .cols = h,
+                 .stored_row = p->expert_here * h,
+                 .row_stride = gated ? 2 * f : f,
+                 .transposed = true};
+    if (gated)
+        MGR_TRY(box(p, MGR_ROLE_GATE, in, b, err));
+    b.stored_col = gated ? f : 0;
+    MGR_TRY(box(p, MGR_ROLE_UP, in, b, err));
+    b = (mgr_box){.copy = s->copy,
+                  .rows = h,
+                  .col = s->part * f,
+                  .cols = f,
+                  .stored_row = p->expert_here * f,
+                  .row_stride = h,
+                  .transposed = true};
+    return box(p, MGR_ROLE_DOWN, out, b, err);
+}
+
+static int old_grouped_experts(place *p, const split *s, uint32_t here, mgr_err *err)
+{
+    const uint64_t f = s->ffn / s->parts, h = p->model->hidden;
+    const uint64_t in_cols = here * (mgr_model_is_gated(p->model) ? 2 * f : f);
+    uint32_t in, out;
+    MGR_TRY(tensor(p, weight1_names, false, h, in_cols, &in, err));
+    MGR_TRY(tensor(p, weight2_names, false, here * f, h, &out, err));
+    if (p->layout->cat->stored[in].stride[0] != in_cols ||
+        p->layout->cat->stored[out].stride[0] != h)
+        return mgr_fail(err, MGR_ERR_UNSUPPORTED, "tensor '%s' in '%s' is a part of a larger one",
+                        p->layout->cat->stored[in].name, p->layout->cat->files[p->file].path);
+    for (uint32_t e = 0; e < here; e++) {
+        p->expert = p->ep * here + e;
+        p->expert_here = e;
+        MGR_TRY(old_grouped_expert(p, s, in, out, err));
+    }
+    p->expert = MGR_NONE;
+    return MGR_OK;
+}
+
+static bool are_old_grouped(const place *p)
+{
+    char name[NAME_MAX_BYTES];
+    if (p->layout->declare)
+        return p->mg->experts == MGR_EXPERTS_GROUPED_OLD;
+    make_name(p, weight1_names[0], false, name);
+    return mgr_layout_has(p->layout, p->file, name);
+}
+
 static int experts(place *p, mgr_err *err)
 {
     const mgr_model *const m = p->model;
@@ -281,6 +341,8 @@ static int experts(place *p, mgr_err *err)
     MGR_TRY(replicated(p, MGR_ROLE_ROUTER, router_names, false, m->experts, m->hidden, err));
     if (m->bias_router)
         MGR_TRY(replicated(p, MGR_ROLE_ROUTER_BIAS, router_names, true, m->experts, 0, err));
+    if (are_old_grouped(p))
+        return old_grouped_experts(p, &s, here, err);
     for (uint32_t e = 0; e < here; e++) {
         p->expert = p->ep * here + e;
         p->expert_here = e;
@@ -329,6 +391,8 @@ static int expert_objects(place *p, mgr_err *err)
                                        MCORE
                                        "mlp.experts.local_experts.%u.linear_fc2._extra_state"};
     const uint32_t here = (uint32_t)p->model->experts / p->mg->expert_parallel;
+    if (p->mg->experts == MGR_EXPERTS_GROUPED_OLD)
+        return MGR_OK;
     if (p->mg->experts == MGR_EXPERTS_GROUPED)
         return objects(p, grouped, COUNT(grouped), err);
     for (uint32_t e = 0; e < here; e++) {

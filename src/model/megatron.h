@@ -20,8 +20,13 @@
  * modules of their own (local). */
 typedef enum mgr_norm_names { MGR_NAMES_TE, MGR_NAMES_LOCAL } mgr_norm_names;
 
-/* SequentialMLP, TEGroupedMLP. */
-typedef enum mgr_expert_names { MGR_EXPERTS_SEQUENTIAL, MGR_EXPERTS_GROUPED } mgr_expert_names;
+/* SequentialMLP, TEGroupedMLP, and GroupedMLP (up to core 0.16), which keeps all experts of a rank,
+ * transposed, in two tensors. */
+typedef enum mgr_expert_names {
+    MGR_EXPERTS_SEQUENTIAL,
+    MGR_EXPERTS_GROUPED,
+    MGR_EXPERTS_GROUPED_OLD
+} mgr_expert_names;
 
 /* A virtual pipeline chunk v of stage p holds the layers behind those of every (v', p') with v' <
  * v, or v' = v and p' < p: interleaved, uneven and accounted stages and explicit pipeline layouts

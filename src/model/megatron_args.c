@@ -281,7 +281,6 @@ static int known_names(const evidence *ev, mgr_err *err)
             : strstr(name, ".mixer.")                   ? "Mamba layers"
             : strstr(name, ".mlp.shared_experts.")      ? "shared experts"
             : strstr(name, ".mlp.router.expert_bias")   ? "a router with expert biases"
-            : strstr(name, ".mlp.experts.weight1")      ? "GroupedMLP's transposed experts"
                                                         : NULL;
         if (what)
             return mgr_fail(err, MGR_ERR_UNSUPPORTED, "'%s' has %s ('%s'), which is not supported",
@@ -366,13 +365,30 @@ static int ffn_shape(const evidence *ev, mgr_megatron_shapes *s, mgr_err *err)
     const mgr_stored *const expert_in = find_any(ev, expert_fc1, 2);
     const mgr_stored *const expert_out = find_any(ev, expert_fc2, 2);
     const uint64_t tp = ev->mg->tensor_parallel, etp = ev->mg->expert_tensor_parallel;
-    if (!out && !expert_out)
+    if (!out && !expert_out && !find_suffix(ev, ".mlp.experts.weight2"))
         return mgr_fail(err, MGR_ERR_FORMAT, "no tensor '*.mlp.linear_fc2.weight' in '%s'",
                         path(ev));
     s->ffn = out ? out->shape[1] * tp : 0;
     s->fc1_rows = in ? in->shape[0] * tp : 0;
     s->expert_ffn = expert_out ? expert_out->shape[1] * etp : 0;
     s->expert_fc1_rows = expert_in ? expert_in->shape[0] * etp : 0;
+    return MGR_OK;
+}
+
+/* GroupedMLP: the experts of a rank side by side in two tensors (megatron.c, old_grouped_expert).
+ */
+static int old_grouped_shape(const evidence *ev, mgr_megatron_shapes *s, mgr_err *err)
+{
+    const mgr_stored *const in = find_suffix(ev, ".mlp.experts.weight1");
+    const mgr_stored *const out = find_suffix(ev, ".mlp.experts.weight2");
+    const uint64_t here = s->experts / ev->mg->expert_parallel;
+    if (!in || !out)
+        return MGR_OK;
+    if (here == 0 || in->shape[1] % here != 0 || out->shape[0] % here != 0)
+        return mgr_fail(err, MGR_ERR_FORMAT, "tensor '%s' in '%s' does not hold %llu experts",
+                        in->name, path(ev), (unsigned long long)here);
+    s->expert_ffn = out->shape[0] / here * ev->mg->expert_tensor_parallel;
+    s->expert_fc1_rows = in->shape[1] / here * ev->mg->expert_tensor_parallel;
     return MGR_OK;
 }
 
@@ -643,6 +659,7 @@ int mgr_megatron_model(const mgr_catalogue *cat, const mgr_config *config, mgr_m
     shapes.output = has_output_layer(&ev);
     for (size_t i = 0; i < cat->n_stored; i++)
         note_tensor(&ev, &cat->stored[i], stage_layers, &shapes);
+    MGR_TRY(old_grouped_shape(&ev, &shapes, err));
     MGR_TRY(model_of(&ev, &shapes, model, err));
     mg->stage_layers = stage_layers;
     return mgr_megatron_check(model, mg, err);

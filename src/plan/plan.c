@@ -232,10 +232,21 @@ static uint64_t clamp(uint64_t value, uint64_t low, uint64_t high)
     return value < low ? low : value > high ? high : value;
 }
 
+/* Bytes of the largest matrix of an FFN where a layout stores it transposed, else 0: pieces of it
+ * would be read and written in as many places as it has columns, so that units hold it whole. */
+static uint64_t transposed_matrix(const mgr_plan_request *r, const mgr_layout *layout)
+{
+    const mgr_layout *const side = r->source ? r->source : r->target;
+    const mgr_model *const m = &layout->tensors->model;
+    const size_t a = mgr_dtype_size(side->dtype), b = mgr_dtype_size(r->target->dtype);
+    return layout->transposed ? mgr_model_expert_ffn(m) * m->hidden * (a > b ? a : b) : 0;
+}
+
 /* The widest row that the output or read buffer must hold. */
 static uint64_t widest_row(const mgr_plan_request *r)
 {
-    uint64_t widest = 1;
+    uint64_t widest = transposed_matrix(r, r->target);
+    widest = widest ? widest : 1;
     for (uint32_t i = 0; r->source && i < r->source->tensors->n; i++) {
         const uint64_t bytes = row_bytes(r->source, &r->source->tensors->list[i]);
         widest = bytes > widest ? bytes : widest;
@@ -256,7 +267,10 @@ static uint64_t wanted_unit(const mgr_plan_request *r)
     const uint64_t all = mgr_tensors_elements(side->tensors) * mgr_dtype_size(side->dtype);
     const uint64_t wanted = clamp(all / r->ranks / UNITS_PER_RANK, UNIT_MIN, UNIT_MAX);
     const uint64_t bound = r->memory / 8 > MIB / 4 ? r->memory / 8 : MIB / 4;
-    return wanted < bound ? wanted : bound;
+    const uint64_t must = transposed_matrix(r, r->target);
+    const uint64_t should = r->source ? transposed_matrix(r, r->source) : 0;
+    const uint64_t whole = must ? must : should <= r->memory / 4 ? should : 0;
+    return whole > wanted ? whole : wanted < bound ? wanted : bound;
 }
 
 /* With shuffle, an expert's rows come from anywhere: a unit that holds the whole matrix writes

@@ -42,6 +42,20 @@ static int read_part(side *s, const mgr_stored *stored, uint64_t offset, size_t 
     return rc;
 }
 
+/* Rows [from, to) of a transposed box: a stretch of each stored row. */
+static int read_transposed(side *s, const mgr_box *box, const matrix *m, uint64_t from, uint64_t to,
+                           unsigned char *into, mgr_err *err)
+{
+    const mgr_stored *const stored = &s->view.cat.stored[box->stored];
+    const size_t element = mgr_dtype_size(m->dtype), n = (size_t)(to - from);
+    for (uint64_t col = box->col; col < box->col + box->cols; col++) {
+        MGR_TRY(read_part(s, stored, mgr_box_offset(&s->view.layout, box, from, col), n * element,
+                          err));
+        mgr_copy_2d(into + col * element, m->cols * element, s->part, element, element, n);
+    }
+    return MGR_OK;
+}
+
 /* The rows that `box` and [row, row+n) share, into s->rows. */
 static int read_box(side *s, const mgr_box *box, const matrix *m, uint64_t row, uint64_t n,
                     mgr_err *err)
@@ -53,6 +67,8 @@ static int read_box(side *s, const mgr_box *box, const matrix *m, uint64_t row, 
     const uint64_t box_end = box->row + box->rows;
     const uint64_t to = box_end < row + n ? box_end : row + n;
     const uint64_t step = box->row_stride == box->cols ? n : 1;
+    if (box->transposed && from < to)
+        return read_transposed(s, box, m, from, to, s->rows + (from - row) * stride, err);
     for (uint64_t r = from; r < to; r += step) {
         const uint64_t count = to - r < step ? to - r : step;
         MGR_TRY(read_part(s, stored, mgr_box_offset(&s->view.layout, box, r, box->col),

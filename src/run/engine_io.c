@@ -69,7 +69,8 @@ int mgr_extents_add(mgr_extents *extents, const mgr_extent *extent, mgr_err *err
     return MGR_OK;
 }
 
-/* Rows that lie one behind the other in a file, and where they go in memory. */
+/* Rows that lie one behind the other in a file, and where they go in memory. Of a transposed box it
+ * is a piece of one column, each of whose elements is a row here. */
 typedef struct mgr_read_item {
     uint32_t file, record, tensor;
     bool compare; /* a replica: its bytes must be there already */
@@ -95,6 +96,31 @@ static int add_item(mgr_engine *e, const mgr_read_item *item, mgr_err *err)
     return MGR_OK;
 }
 
+/* A transposed box: the piece's rows are a stretch of each stored row. */
+static int add_transposed(mgr_engine *e, const mgr_box *box, uint64_t from, uint64_t to,
+                          unsigned char *into, mgr_err *err)
+{
+    const mgr_layout *const layout = &e->job->source.layout;
+    const mgr_stored *const s = &layout->cat->stored[box->stored];
+    const size_t element = mgr_dtype_size(s->dtype);
+    for (uint64_t col = box->col; col < box->col + box->cols; col++) {
+        const mgr_read_item item = {
+            .file = s->file,
+            .record = s->record,
+            .tensor = box->tensor,
+            .compare = box->copy > 0,
+            .offset = mgr_box_offset(layout, box, from, col),
+            .record_offset = s->record == MGR_NONE ? 0 : layout->cat->records[s->record].offset,
+            .row_bytes = element,
+            .rows = (size_t)(to - from),
+            .stride = layout->tensors->list[box->tensor].cols * element,
+            .to = into + col * element,
+        };
+        MGR_TRY(add_item(e, &item, err));
+    }
+    return MGR_OK;
+}
+
 /* Items of the rows that `box` and `piece` share. `into` is the piece's first row in memory. */
 static int add_box(mgr_engine *e, const mgr_box *box, const mgr_piece *piece, unsigned char *into,
                    mgr_err *err)
@@ -108,6 +134,8 @@ static int add_box(mgr_engine *e, const mgr_box *box, const mgr_piece *piece, un
     if (from >= to)
         return MGR_OK;
     const size_t stride = layout->tensors->list[box->tensor].cols * element;
+    if (box->transposed)
+        return add_transposed(e, box, from, to, into + (from - piece->row) * stride, err);
     const size_t row_bytes = box->cols * element;
     const uint64_t fit = e->job->plan.chunk_bytes / row_bytes;
     const bool dense = box->row_stride == box->cols;
@@ -228,13 +256,13 @@ int mgr_engine_read(mgr_engine *e, const mgr_unit *unit, unsigned char *into, bo
     return MGR_OK;
 }
 
-/* One contiguous stretch of a stored tensor. */
-static int write_stretch(mgr_engine *e, const mgr_box *box, uint64_t row, const void *bytes,
-                         size_t len, mgr_err *err)
+/* One contiguous stretch of a stored tensor, from the logical element (row, col) on. */
+static int write_stretch(mgr_engine *e, const mgr_box *box, uint64_t row, uint64_t col,
+                         const void *bytes, size_t len, mgr_err *err)
 {
     const mgr_layout *const layout = &e->job->target.layout;
     const mgr_stored *const s = &layout->cat->stored[box->stored];
-    const uint64_t offset = mgr_box_offset(layout, box, row, box->col);
+    const uint64_t offset = mgr_box_offset(layout, box, row, col);
     int fd;
     MGR_TRY(mgr_check_stop(err));
     MGR_TRY(mgr_open_files_get(&e->write_files, s->file, &fd, err));
@@ -248,6 +276,27 @@ static int write_stretch(mgr_engine *e, const mgr_box *box, uint64_t row, const 
     return mgr_extents_add(&e->write_extents, &extent, err);
 }
 
+/* Rows [from, end) of a transposed box are a stretch of each stored row; where they are all of it,
+ * stored rows follow each other. As many stored rows as the buffer holds are made at a time. */
+static int write_transposed(mgr_engine *e, const mgr_box *box, uint64_t from, uint64_t end,
+                            const unsigned char *rows, mgr_err *err)
+{
+    const mgr_layout *const layout = &e->job->target.layout;
+    const size_t element = mgr_dtype_size(layout->dtype);
+    const size_t stride = layout->tensors->list[box->tensor].cols * element;
+    const size_t n = (size_t)(end - from), len = n * element;
+    const uint64_t fit = e->job->plan.chunk_bytes / len;
+    const uint64_t step = n == box->row_stride ? fit : 1;
+    for (uint64_t col = 0; col < box->cols; col += step) {
+        const uint64_t count = box->cols - col < step ? box->cols - col : step;
+        for (uint64_t k = 0; k < count; k++)
+            mgr_copy_2d(e->bounce + k * len, element, rows + (box->col + col + k) * element, stride,
+                        element, n);
+        MGR_TRY(write_stretch(e, box, from, box->col + col, e->bounce, count * len, err));
+    }
+    return MGR_OK;
+}
+
 /* The part of rows [row, row+n) that lies in `box`; packed column parts go through the read buffer,
  * which is free while rows are written. */
 static int write_box(mgr_engine *e, const mgr_box *box, uint64_t row, uint64_t n,
@@ -259,6 +308,9 @@ static int write_box(mgr_engine *e, const mgr_box *box, uint64_t row, uint64_t n
     const size_t row_bytes = box->cols * element;
     const uint64_t from = box->row > row ? box->row : row;
     const uint64_t end = box->row + box->rows < row + n ? box->row + box->rows : row + n;
+    if (box->transposed)
+        return from < end ? write_transposed(e, box, from, end, rows + (from - row) * stride, err)
+                          : MGR_OK;
     const bool dense = box->row_stride == box->cols;
     const uint64_t fit = e->job->plan.chunk_bytes / row_bytes;
     const uint64_t step = !dense ? 1 : row_bytes == stride ? n : fit;
@@ -269,7 +321,7 @@ static int write_box(mgr_engine *e, const mgr_box *box, uint64_t row, uint64_t n
             mgr_copy_2d(e->bounce, row_bytes, bytes, stride, row_bytes, count);
             bytes = e->bounce;
         }
-        MGR_TRY(write_stretch(e, box, r, bytes, count * row_bytes, err));
+        MGR_TRY(write_stretch(e, box, r, box->col, bytes, count * row_bytes, err));
     }
     return MGR_OK;
 }

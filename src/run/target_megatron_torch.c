@@ -43,10 +43,10 @@ static int check_experts(const mgr_config *config, const mgr_model *model, mgr_e
                                "tensor_parallel %llu, as this format needs",
                                (unsigned long long)etp,
                                (unsigned long long)config->target.tensor_parallel);
-    if (strcmp(config->target.expert_names, "grouped-old") == 0)
+    if (model->bias_mlp && strcmp(config->target.expert_names, "grouped-old") == 0)
         return mgr_config_fail(config, "target.expert_names", err,
-                               "'target.expert_names' is 'grouped-old': GroupedMLP's transposed "
-                               "weight1 and weight2 are not written");
+                               "'target.expert_names' is 'grouped-old', but GroupedMLP has no "
+                               "biases");
     return MGR_OK;
 }
 
@@ -153,6 +153,13 @@ static void share_layers(const mgr_config *config, const state *s)
     }
 }
 
+static mgr_expert_names expert_names(const char *name)
+{
+    return strcmp(name, "grouped") == 0       ? MGR_EXPERTS_GROUPED
+           : strcmp(name, "grouped-old") == 0 ? MGR_EXPERTS_GROUPED_OLD
+                                              : MGR_EXPERTS_SEQUENTIAL;
+}
+
 static int fill_state(const mgr_config *config, mgr_layout *into, state *s, mgr_err *err)
 {
     mgr_megatron *const mg = &s->megatron;
@@ -169,8 +176,7 @@ static int fill_state(const mgr_config *config, mgr_layout *into, state *s, mgr_
         .virtual_pipeline = (uint32_t)config->target.virtual_pipeline,
         .padded_vocab = mgr_megatron_padded_vocab(config, s->model.vocab),
         .names = strcmp(config->target.names, "local") == 0 ? MGR_NAMES_LOCAL : MGR_NAMES_TE,
-        .experts = strcmp(config->target.expert_names, "grouped") == 0 ? MGR_EXPERTS_GROUPED
-                                                                       : MGR_EXPERTS_SEQUENTIAL,
+        .experts = expert_names(config->target.expert_names),
     };
     const size_t chunks = (size_t)mg->pipeline_parallel * mg->virtual_pipeline;
     MGR_TRY(mgr_alloc(&s->stage_layers, chunks, sizeof *s->stage_layers, err));

@@ -135,7 +135,7 @@ static void check_megatron(uint32_t turn, bool features)
         .virtual_pipeline = vp,
         .padded_vocab = (model.vocab + 8 * tp) / tp * tp,
         .names = draw(turn, 10, 2) ? MGR_NAMES_TE : MGR_NAMES_LOCAL,
-        .experts = draw(turn, 14, 2) ? MGR_EXPERTS_SEQUENTIAL : MGR_EXPERTS_GROUPED,
+        .experts = model.bias_mlp ? MGR_EXPERTS_GROUPED : (mgr_expert_names)draw(turn, 14, 3),
         .stage_layers = stages,
         .files = files,
     };
