@@ -1,9 +1,45 @@
-/* config.json: transformers' models/{llama,mixtral}/configuration_*.py. */
+/* config.json: transformers' models/{llama,qwen2,qwen3,mixtral}/configuration_*.py; RoPE:
+ * modeling_rope_utils.py. */
 #include "run/huggingface_sidecars.h"
 
 #include <jansson.h>
+#include <stdio.h>
 
+#include "model/huggingface.h"
 #include "run/sidecar.h"
+
+static const struct {
+    const char *architecture, *type;
+} classes[] = {
+    [MGR_HF_LLAMA] = {"LlamaForCausalLM", "llama"},
+    [MGR_HF_QWEN2] = {"Qwen2ForCausalLM", "qwen2"},
+    [MGR_HF_QWEN3] = {"Qwen3ForCausalLM", "qwen3"},
+    [MGR_HF_MIXTRAL] = {"MixtralForCausalLM", "mixtral"},
+};
+
+/* "LayerNorm, GELU and learned positions" */
+static void list_features(const mgr_model *m, char *out, size_t size)
+{
+    size_t used = 0;
+    out[0] = '\0';
+    for (size_t i = 0; mgr_model_feature(m, i) && used < size; i++)
+        used += (size_t)snprintf(out + used, size - used, "%s%s",
+                                 i == 0                        ? ""
+                                 : mgr_model_feature(m, i + 1) ? ", "
+                                                               : " and ",
+                                 mgr_model_feature(m, i));
+}
+
+int mgr_huggingface_check(const char *format, const mgr_model *model, mgr_err *err)
+{
+    char features[400];
+    if (mgr_huggingface_class(model) != MGR_HF_NO_CLASS)
+        return MGR_OK;
+    list_features(model, features, sizeof features);
+    mgr_fail(err, MGR_ERR_UNSUPPORTED, "target format '%s' cannot express a model with %s", format,
+             features);
+    return mgr_hint(err, "choose target format 'megatron-torch' or 'megatron-dist'");
+}
 
 static json_t *token_id(int64_t id)
 {
@@ -21,26 +57,49 @@ static void add_fields(json_t *object, const field *fields, size_t n)
         json_object_set_new(object, fields[i].key, fields[i].value);
 }
 
+/* transformers 5 wants the base of RoPE beside the scaling, 4 apart from it. */
+static json_t *rope_config(const mgr_rope *rope, const double *base)
+{
+    static const char *const types[] = {
+        [MGR_ROPE_PLAIN] = "default", [MGR_ROPE_LINEAR] = "linear", [MGR_ROPE_LLAMA3] = "llama3"};
+    json_t *const object = json_pack("{s:s}", "rope_type", types[rope->kind]);
+    if (base)
+        json_object_set_new(object, "rope_theta", json_real(*base));
+    if (rope->kind != MGR_ROPE_PLAIN)
+        json_object_set_new(object, "factor", json_real(rope->factor));
+    if (rope->kind != MGR_ROPE_LLAMA3)
+        return object;
+    const field fields[] = {
+        {"low_freq_factor", json_real(rope->low_freq)},
+        {"high_freq_factor", json_real(rope->high_freq)},
+        {"original_max_position_embeddings", json_integer((json_int_t)rope->original_positions)},
+    };
+    add_fields(object, fields, sizeof fields / sizeof fields[0]);
+    return object;
+}
+
 /* Every field is written, since defaults differ between versions; reals have a point, as
- * transformers 5 insists. Both spellings of RoPE: 4 reads rope_theta, 5 rope_parameters. */
+ * transformers 5 insists. Both spellings of RoPE: 4 reads rope_theta and rope_scaling, 5
+ * rope_parameters. */
 static json_t *common_config(const mgr_model *m, mgr_dtype dtype)
 {
+    const mgr_hf_class class = mgr_huggingface_class(m);
+    const bool geglu = m->activation == MGR_ACTIVATION_GEGLU;
     const field fields[] = {
-        {"architectures", json_pack("[s]", m->experts ? "MixtralForCausalLM" : "LlamaForCausalLM")},
-        {"model_type", json_string(m->experts ? "mixtral" : "llama")},
+        {"architectures", json_pack("[s]", classes[class].architecture)},
+        {"model_type", json_string(classes[class].type)},
         {"vocab_size", json_integer((json_int_t)m->vocab)},
         {"hidden_size", json_integer((json_int_t)m->hidden)},
-        {"intermediate_size", json_integer((json_int_t)m->ffn)},
+        {"intermediate_size", json_integer((json_int_t)mgr_model_expert_ffn(m))},
         {"num_hidden_layers", json_integer((json_int_t)m->layers)},
         {"num_attention_heads", json_integer((json_int_t)m->heads)},
         {"num_key_value_heads", json_integer((json_int_t)m->kv_groups)},
         {"head_dim", json_integer((json_int_t)m->head_dim)},
-        {"hidden_act", json_string("silu")},
+        {"hidden_act", json_string(geglu ? "gelu" : "silu")},
         {"max_position_embeddings", json_integer((json_int_t)m->max_positions)},
         {"rms_norm_eps", json_real(m->norm_epsilon)},
         {"rope_theta", json_real(m->rotary_base)},
-        {"rope_parameters",
-         json_pack("{s:s,s:f}", "rope_type", "default", "rope_theta", m->rotary_base)},
+        {"rope_parameters", rope_config(&m->rope, &m->rotary_base)},
         {"attention_dropout", json_real(0.0)},
         {"initializer_range", json_real(m->init_std)},
         {"tie_word_embeddings", json_boolean(m->tied)},
@@ -51,6 +110,8 @@ static json_t *common_config(const mgr_model *m, mgr_dtype dtype)
     };
     json_t *const object = json_object();
     add_fields(object, fields, sizeof fields / sizeof fields[0]);
+    if (m->rope.kind != MGR_ROPE_PLAIN)
+        json_object_set_new(object, "rope_scaling", rope_config(&m->rope, NULL));
     return object;
 }
 
@@ -68,14 +129,47 @@ static void add_mixtral_fields(json_t *object, const mgr_model *m)
     add_fields(object, fields, sizeof fields / sizeof fields[0]);
 }
 
-static void add_llama_fields(json_t *object)
+static void add_llama_fields(json_t *object, const mgr_model *m)
 {
     const field fields[] = {
-        {"attention_bias", json_false()},
-        {"mlp_bias", json_false()},
+        {"attention_bias", json_boolean(m->bias_qkv)},
+        {"mlp_bias", json_boolean(m->bias_mlp)},
         {"pretraining_tp", json_integer(1)},
     };
     add_fields(object, fields, sizeof fields / sizeof fields[0]);
+}
+
+/* Both classes look at the window only where it is switched on. */
+static void add_qwen_fields(json_t *object, const mgr_model *m)
+{
+    const field fields[] = {
+        {"use_sliding_window", json_false()},
+        {"sliding_window", json_null()},
+        {"max_window_layers", json_integer((json_int_t)m->layers)},
+    };
+    add_fields(object, fields, sizeof fields / sizeof fields[0]);
+    if (mgr_huggingface_class(m) == MGR_HF_QWEN3) /* Qwen2 has no such key: its biases are fixed */
+        json_object_set_new(object, "attention_bias", json_boolean(m->bias_qkv));
+}
+
+static json_t *make_config(const mgr_model *m, mgr_dtype dtype)
+{
+    json_t *const config = common_config(m, dtype);
+    switch (mgr_huggingface_class(m)) {
+    case MGR_HF_LLAMA:
+        add_llama_fields(config, m);
+        break;
+    case MGR_HF_QWEN2:
+    case MGR_HF_QWEN3:
+        add_qwen_fields(config, m);
+        break;
+    case MGR_HF_MIXTRAL:
+        add_mixtral_fields(config, m);
+        break;
+    case MGR_HF_NO_CLASS: /* refused before there was a plan */
+        break;
+    }
+    return config;
 }
 
 static int write_index(const mgr_job *job, const char *directory, mgr_err *err)
@@ -111,11 +205,7 @@ int mgr_huggingface_sidecars(const mgr_job *job, const char *directory, mgr_err 
     mgr_sidecar_tokenizer tokenizer;
     MGR_TRY(mgr_sidecar_copy_tokenizer(job, directory, &tokenizer, err));
     known_token_ids(&tokenizer, &m);
-    json_t *const config = common_config(&m, job->target.layout.dtype);
-    if (m.experts)
-        add_mixtral_fields(config, &m);
-    else
-        add_llama_fields(config);
+    json_t *const config = make_config(&m, job->target.layout.dtype);
     json_t *const generation =
         json_pack("{s:b,s:o,s:o}", "_from_model_config", 1, "bos_token_id",
                   token_id(m.bos_token_id), "eos_token_id", token_id(m.eos_token_id));

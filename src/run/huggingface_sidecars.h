@@ -7,7 +7,11 @@
 
 #include "run/job.h"
 
-/* As mgr_target_format.sidecars: for Mixtral where the model has experts, for Llama where not. */
+/* As mgr_target_format.sidecars, for the class that mgr_huggingface_class names. */
 int mgr_huggingface_sidecars(const mgr_job *job, const char *directory, mgr_err *err) MGR_NODISCARD;
+
+/* Refuse a model that no class computes, naming its features and the targets that can hold it:
+ * MGR_ERR_UNSUPPORTED. Local. */
+int mgr_huggingface_check(const char *format, const mgr_model *model, mgr_err *err) MGR_NODISCARD;
 
 #endif

@@ -5,11 +5,13 @@
 extern const mgr_source_format mgr_source_megatron_dist;
 extern const mgr_source_format mgr_source_megatron_torch;
 extern const mgr_source_format mgr_source_huggingface;
+extern const mgr_source_format mgr_source_moe_recipes;
 
 static const mgr_source_format *const table[] = {
     &mgr_source_megatron_dist, /* before megatron-torch, as in Megatron's own detection */
     &mgr_source_megatron_torch,
     &mgr_source_huggingface,
+    &mgr_source_moe_recipes,
 };
 
 const mgr_source_format *mgr_source_at(size_t idx)

@@ -1,6 +1,7 @@
 /*
- * Source `huggingface`: a directory with config.json and the weights of a dense Llama or Mistral,
- * in one file or in shards with an index (transformers' modeling_utils.py).
+ * Source `huggingface`: a directory with config.json and the weights of a Llama, a Mistral, a Qwen2
+ * or 3, or a Mixtral, in one file or in shards with an index (transformers' modeling_utils.py). It
+ * goes by the name of the target `moe-recipes`, too.
  */
 #include <stdlib.h>
 #include <string.h>
@@ -12,7 +13,7 @@
 #include "fmt/safetensors.h"
 #include "fmt/torch_file.h"
 #include "io/file.h"
-#include "model/llama.h"
+#include "model/huggingface.h"
 #include "run/source.h"
 
 #define CONFIG "config.json"
@@ -25,6 +26,7 @@
 #define NAME_SHOWN 200
 
 extern const mgr_source_format mgr_source_huggingface;
+extern const mgr_source_format mgr_source_moe_recipes;
 
 /* In the order in which transformers looks for them; an index names further files. */
 static const char *const weight_files[] = {"model.safetensors", "model.safetensors" INDEX_SUFFIX,
@@ -379,27 +381,28 @@ static int describe(const mgr_catalogue *cat, const mgr_config *config, void **o
                     mgr_model *model, mgr_err *err)
 {
     const bool indexed = mgr_has_suffix(cat->files[1].path, INDEX_SUFFIX);
-    mgr_llama llama = {.config = 0, .first_file = indexed ? 2 : 1};
-    mgr_llama *state;
-    llama.n_files = (uint32_t)cat->n_files - llama.first_file;
+    mgr_huggingface hf = {.config = 0, .first_file = indexed ? 2 : 1};
+    mgr_huggingface *state;
+    hf.n_files = (uint32_t)cat->n_files - hf.first_file;
     MGR_TRY(check_files(cat, indexed, err));
-    MGR_TRY(mgr_llama_model(cat, config, &llama, model, err));
+    MGR_TRY(mgr_huggingface_model(cat, config, &hf, model, err));
     MGR_TRY(mgr_alloc(&state, 1, sizeof *state, err));
-    *state = llama;
+    *state = hf;
     *out = state;
     return MGR_OK;
 }
 
 static int layout(const void *state, mgr_layout *into, mgr_err *err)
 {
-    return mgr_llama_layout(into, state, err);
+    return mgr_huggingface_layout(into, state, err);
 }
 
 static int summary(const void *state, mgr_buf *out, mgr_err *err)
 {
-    const mgr_llama *const llama = state;
-    return mgr_buf_fmt(out, err, "%s, weights in %u file%s", llama->kind, llama->n_files,
-                       llama->n_files == 1 ? "" : "s");
+    const mgr_huggingface *const hf = state;
+    return mgr_buf_fmt(out, err, "%s%s, weights in %u file%s", hf->kind,
+                       hf->ffn == MGR_HF_FUSED ? " with fused experts" : "", hf->n_files,
+                       hf->n_files == 1 ? "" : "s");
 }
 
 static void release(void *state)
@@ -410,6 +413,24 @@ static void release(void *state)
 const mgr_source_format mgr_source_huggingface = {
     .name = "huggingface",
     .probe = probe,
+    .find = find,
+    .read = read_source_file,
+    .describe = describe,
+    .layout = layout,
+    .summary = summary,
+    .release = release,
+};
+
+/* Found by its name alone: what can be probed is `huggingface`. */
+static bool probe_nothing(const char *path)
+{
+    (void)path;
+    return false;
+}
+
+const mgr_source_format mgr_source_moe_recipes = {
+    .name = "moe-recipes",
+    .probe = probe_nothing,
     .find = find,
     .read = read_source_file,
     .describe = describe,

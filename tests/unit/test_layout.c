@@ -8,8 +8,8 @@
 #include "core/mem.h"
 #include "mgr/layout.h"
 #include "mgr/rng.h"
+#include "model/huggingface.h"
 #include "model/megatron.h"
-#include "model/mixtral.h"
 #include "support/check.h"
 
 static uint32_t draw(uint32_t turn, uint32_t what, uint32_t n)
@@ -238,10 +238,11 @@ static void check_coverage(void)
         mgr_tensors tensors;
         mgr_catalogue cat = {0};
         mgr_layout l;
-        const mgr_mixtral mx = {2, 1000};
+        const mgr_huggingface hf = {
+            .ffn = MGR_HF_PER_EXPERT, .expert_parallel = 2, .max_shard_size = 1000};
         CHECK_INT(mgr_tensors_init(&tensors, &m, &err), MGR_OK);
         CHECK_INT(mgr_layout_init(&l, &tensors, &cat, true, MGR_DTYPE_BF16, &err), MGR_OK);
-        CHECK_INT(mgr_mixtral_layout(&l, &mx, &err), MGR_OK);
+        CHECK_INT(mgr_huggingface_layout(&l, &hf, &err), MGR_OK);
         if (lie == 1)
             l.boxes[5].rows--;
         if (lie == 2)
@@ -271,10 +272,11 @@ static void check_shards(void)
     mgr_tensors tensors;
     mgr_catalogue cat = {0};
     mgr_layout l;
-    const mgr_mixtral mx = {3, 2000};
+    const mgr_huggingface hf = {
+        .ffn = MGR_HF_PER_EXPERT, .expert_parallel = 3, .max_shard_size = 2000};
     CHECK_INT(mgr_tensors_init(&tensors, &m, &err), MGR_OK);
     CHECK_INT(mgr_layout_init(&l, &tensors, &cat, true, MGR_DTYPE_BF16, &err), MGR_OK);
-    CHECK_INT(mgr_mixtral_layout(&l, &mx, &err), MGR_OK);
+    CHECK_INT(mgr_huggingface_layout(&l, &hf, &err), MGR_OK);
     CHECK_INT(mgr_layout_finish(&l, &err), MGR_OK);
     uint64_t bytes[64] = {0};
     int32_t owner_before = -1;

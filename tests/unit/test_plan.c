@@ -5,8 +5,8 @@
 #include "core/mem.h"
 #include "mgr/plan.h"
 #include "mgr/upcycle.h"
+#include "model/huggingface.h"
 #include "model/megatron.h"
-#include "model/mixtral.h"
 #include "support/check.h"
 
 typedef struct world {
@@ -56,12 +56,14 @@ static void make_world(world *w, const mgr_model *model, uint32_t tp, uint32_t p
                              .padded_vocab = model->vocab,
                              .stage_layers = w->stages,
                              .files = w->files};
-    const mgr_mixtral mx = {experts, UINT64_C(5000000000)};
+    const mgr_huggingface hf = {.ffn = MGR_HF_PER_EXPERT,
+                                .expert_parallel = experts,
+                                .max_shard_size = UINT64_C(5000000000)};
     CHECK_INT(mgr_layout_init(&w->source, &w->dense, &w->from, true, model->dtype, &err), MGR_OK);
     CHECK_INT(mgr_megatron_layout(&w->source, &mg, &err), MGR_OK);
     CHECK_INT(mgr_layout_finish(&w->source, &err), MGR_OK);
     CHECK_INT(mgr_layout_init(&w->target, &w->moe, &w->to, true, MGR_DTYPE_BF16, &err), MGR_OK);
-    CHECK_INT(mgr_mixtral_layout(&w->target, &mx, &err), MGR_OK);
+    CHECK_INT(mgr_huggingface_layout(&w->target, &hf, &err), MGR_OK);
     CHECK_INT(mgr_layout_finish(&w->target, &err), MGR_OK);
     make_defines(w);
     CHECK_INT(err.code, MGR_OK);

@@ -1,0 +1,289 @@
+#include "model/huggingface.h"
+
+#include <stdio.h>
+#include <string.h>
+
+#include "core/mem.h"
+
+#define IN_LAYER "model.layers.%u."
+
+/* Roles that all models name alike; %u is the layer. */
+static const char *const shared_names[MGR_ROLE_COUNT] = {
+    [MGR_ROLE_EMBEDDING] = "model.embed_tokens.weight",
+    [MGR_ROLE_ATTN_NORM] = IN_LAYER "input_layernorm.weight",
+    [MGR_ROLE_Q] = IN_LAYER "self_attn.q_proj.weight",
+    [MGR_ROLE_K] = IN_LAYER "self_attn.k_proj.weight",
+    [MGR_ROLE_V] = IN_LAYER "self_attn.v_proj.weight",
+    [MGR_ROLE_Q_BIAS] = IN_LAYER "self_attn.q_proj.bias",
+    [MGR_ROLE_K_BIAS] = IN_LAYER "self_attn.k_proj.bias",
+    [MGR_ROLE_V_BIAS] = IN_LAYER "self_attn.v_proj.bias",
+    [MGR_ROLE_Q_NORM] = IN_LAYER "self_attn.q_norm.weight",
+    [MGR_ROLE_K_NORM] = IN_LAYER "self_attn.k_norm.weight",
+    [MGR_ROLE_O] = IN_LAYER "self_attn.o_proj.weight",
+    [MGR_ROLE_O_BIAS] = IN_LAYER "self_attn.o_proj.bias",
+    [MGR_ROLE_MLP_NORM] = IN_LAYER "post_attention_layernorm.weight",
+    [MGR_ROLE_FINAL_NORM] = "model.norm.weight",
+    [MGR_ROLE_LM_HEAD] = "lm_head.weight",
+};
+
+/* Those of the FFN and its router; the second %u is the expert. */
+static const char *const ffn_names[][MGR_ROLE_COUNT] = {
+    [MGR_HF_DENSE] =
+        {
+            [MGR_ROLE_GATE] = IN_LAYER "mlp.gate_proj.weight",
+            [MGR_ROLE_UP] = IN_LAYER "mlp.up_proj.weight",
+            [MGR_ROLE_DOWN] = IN_LAYER "mlp.down_proj.weight",
+            [MGR_ROLE_GATE_BIAS] = IN_LAYER "mlp.gate_proj.bias",
+            [MGR_ROLE_UP_BIAS] = IN_LAYER "mlp.up_proj.bias",
+            [MGR_ROLE_DOWN_BIAS] = IN_LAYER "mlp.down_proj.bias",
+        },
+    [MGR_HF_PER_EXPERT] =
+        {
+            [MGR_ROLE_ROUTER] = IN_LAYER "block_sparse_moe.gate.weight",
+            [MGR_ROLE_GATE] = IN_LAYER "block_sparse_moe.experts.%u.w1.weight",
+            [MGR_ROLE_UP] = IN_LAYER "block_sparse_moe.experts.%u.w3.weight",
+            [MGR_ROLE_DOWN] = IN_LAYER "block_sparse_moe.experts.%u.w2.weight",
+        },
+    [MGR_HF_FUSED] =
+        {
+            [MGR_ROLE_ROUTER] = IN_LAYER "mlp.gate.weight",
+            [MGR_ROLE_GATE] = IN_LAYER "mlp.experts.gate_up_proj",
+            [MGR_ROLE_UP] = IN_LAYER "mlp.experts.gate_up_proj",
+            [MGR_ROLE_DOWN] = IN_LAYER "mlp.experts.down_proj",
+        },
+};
+
+bool mgr_huggingface_name(mgr_hf_ffn ffn, mgr_role role, uint32_t layer, uint32_t expert,
+                          char out[MGR_HF_NAME_BYTES])
+{
+    const char *const shared = shared_names[role];
+    const char *const format = shared ? shared : ffn_names[ffn][role];
+    out[0] = '\0';
+    /* the tables are ours; the format strings in them take layer, then expert */
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wformat-nonliteral"
+    if (format)
+        snprintf(out, MGR_HF_NAME_BYTES, format, layer, expert);
+#pragma GCC diagnostic pop
+    return format;
+}
+
+/* What a pass over the tensors needs. */
+typedef struct walk {
+    mgr_layout *layout;
+    const mgr_huggingface *hf;
+    const uint32_t *shard; /* file of each tensor, of a target */
+    uint32_t hint;         /* file in which the last one was found, of a source */
+    uint32_t fused[2];     /* of the layer: stored tensors of gate and up, of down */
+} walk;
+
+static bool is_fused(const mgr_huggingface *hf, const mgr_tensor *t)
+{
+    return hf->ffn == MGR_HF_FUSED && t->expert != MGR_NONE;
+}
+
+/* The first of those that share a stored tensor; it comes first in the list, too. */
+static bool leads(const mgr_huggingface *hf, const mgr_tensor *t)
+{
+    return !is_fused(hf, t) || (t->expert == 0 && t->role != MGR_ROLE_UP);
+}
+
+/* Shape of the stored tensor that `t` leads; returns the number of axes. */
+static uint32_t stored_shape(const walk *w, const mgr_tensor *t, mgr_role role, uint64_t shape[3])
+{
+    const bool vocabulary = role == MGR_ROLE_EMBEDDING || role == MGR_ROLE_LM_HEAD;
+    const bool fused = is_fused(w->hf, t);
+    uint64_t *const matrix = shape + fused;
+    shape[0] = w->layout->tensors->model.experts;
+    matrix[0] = vocabulary && w->hf->vocab_rows     ? w->hf->vocab_rows
+                : fused && t->role != MGR_ROLE_DOWN ? 2 * t->rows
+                                                    : t->rows;
+    matrix[1] = t->cols;
+    return t->ndim + fused;
+}
+
+/* ---- a target's shards ---- */
+
+static uint64_t stored_bytes(const walk *w, const mgr_tensor *t)
+{
+    uint64_t shape[3], bytes = mgr_dtype_size(w->layout->dtype);
+    const uint32_t ndim = stored_shape(w, t, t->role, shape);
+    for (uint32_t d = 0; d < ndim; d++)
+        bytes *= shape[d];
+    return bytes;
+}
+
+static int32_t owner_of(const walk *w, const mgr_tensor *t)
+{
+    const uint64_t experts = w->layout->tensors->model.experts;
+    return t->expert == MGR_NONE ? -1 : (int32_t)(t->expert / (experts / w->hf->expert_parallel));
+}
+
+/* Number the shards: shard[i] of tensor i, owner[s] of shard s. Returns how many there are. */
+static uint32_t assign_shards(const walk *w, uint32_t *shard, int32_t *owner)
+{
+    const mgr_tensors *const ts = w->layout->tensors;
+    uint32_t n = 0;
+    for (int32_t who = -1; who < (int32_t)w->hf->expert_parallel; who++) {
+        uint64_t filled = 0;
+        for (uint32_t i = 0; i < ts->n; i++) {
+            const mgr_tensor *const t = &ts->list[i];
+            if (!leads(w->hf, t) || owner_of(w, t) != who)
+                continue;
+            const uint64_t bytes = stored_bytes(w, t);
+            if (filled == 0 || filled + bytes > w->hf->max_shard_size) {
+                owner[n++] = who;
+                filled = 0;
+            }
+            shard[i] = n - 1;
+            filled += bytes;
+        }
+    }
+    return n;
+}
+
+static int add_shards(const walk *w, uint32_t *shard, mgr_err *err)
+{
+    mgr_layout *const layout = w->layout;
+    const uint32_t first = (uint32_t)layout->cat->n_files, n = layout->tensors->n;
+    uint32_t file;
+    MGR_TRY(mgr_alloc(&layout->file_owner, n, sizeof *layout->file_owner, err));
+    const uint32_t shards = assign_shards(w, shard, layout->file_owner);
+    for (uint32_t s = 0; s < shards; s++) {
+        char path[64];
+        if (shards == 1)
+            snprintf(path, sizeof path, "model.safetensors");
+        else
+            snprintf(path, sizeof path, "model-%05u-of-%05u.safetensors", s + 1, shards);
+        MGR_TRY(mgr_catalogue_add_file(layout->cat, path, 0, &file, err));
+    }
+    for (uint32_t i = 0; i < n; i++)
+        shard[i] += first;
+    return MGR_OK;
+}
+
+/* ---- both ---- */
+
+/* The file that holds `name`; the search begins where the last one was. */
+static uint32_t file_of(const walk *w, const char *name)
+{
+    const mgr_huggingface *const hf = w->hf;
+    for (uint32_t k = 0; k < hf->n_files; k++) {
+        const uint32_t file = hf->first_file + (w->hint - hf->first_file + k) % hf->n_files;
+        if (mgr_layout_has(w->layout, file, name))
+            return file;
+    }
+    return MGR_NONE;
+}
+
+/* Find or declare what is stored of tensor `idx` under the name of `role`. */
+static int stored_of(walk *w, uint32_t idx, mgr_role role, uint32_t *stored, mgr_err *err)
+{
+    const mgr_tensor *const t = &w->layout->tensors->list[idx];
+    const mgr_hf_ffn ffn =
+        t->role == MGR_ROLE_ROUTER || t->expert != MGR_NONE ? w->hf->ffn : MGR_HF_DENSE;
+    uint64_t shape[3];
+    char name[MGR_HF_NAME_BYTES], label[96];
+    if (!mgr_huggingface_name(ffn, role, t->layer, t->expert, name))
+        return mgr_fail(err, MGR_ERR_UNSUPPORTED, "%s cannot be expressed in a Hugging Face layout",
+                        mgr_tensor_label(t, label, sizeof label));
+    const uint32_t file = w->layout->declare ? w->shard[idx] : file_of(w, name);
+    if (file == MGR_NONE)
+        return mgr_fail(err, MGR_ERR_FORMAT,
+                        w->hf->n_files > 1
+                            ? "tensor '%s' is missing in '%s' and the files beside it"
+                            : "tensor '%s' is missing in '%s'",
+                        name, w->layout->cat->files[w->hf->first_file].path);
+    w->hint = file;
+    const uint32_t ndim = stored_shape(w, t, role, shape);
+    return mgr_layout_tensor(w->layout, file, name, ndim, shape, stored, err);
+}
+
+/* First row of a fused tensor, seen as a matrix, that is the expert's gate, up or down. */
+static uint64_t fused_row(const mgr_tensor *t)
+{
+    const uint64_t e = t->expert;
+    return t->role == MGR_ROLE_DOWN ? e * t->rows : (2 * e + (t->role == MGR_ROLE_UP)) * t->rows;
+}
+
+static int place(walk *w, uint32_t idx, mgr_err *err)
+{
+    const mgr_tensor *const t = &w->layout->tensors->list[idx];
+    const bool fused = is_fused(w->hf, t);
+    uint32_t stored = w->fused[t->role == MGR_ROLE_DOWN];
+    if (leads(w->hf, t))
+        MGR_TRY(stored_of(w, idx, t->role, &stored, err));
+    if (fused)
+        w->fused[t->role == MGR_ROLE_DOWN] = stored;
+    const mgr_box box = {.tensor = idx,
+                         .stored = stored,
+                         .rows = t->rows,
+                         .cols = t->cols,
+                         .stored_row = fused ? fused_row(t) : 0};
+    return mgr_layout_box(w->layout, &box, err);
+}
+
+static bool same_place(const mgr_stored *a, const mgr_stored *b)
+{
+    return a->file == b->file && a->offset == b->offset &&
+           memcmp(a->stride, b->stride, sizeof a->stride) == 0;
+}
+
+/* Some checkpoints of tied models store the head too. A .bin may mean the same bytes by both names,
+ * which are then read once; others must be equal. */
+static int tied_head(walk *w, mgr_err *err)
+{
+    mgr_layout *const layout = w->layout;
+    const uint32_t idx = mgr_tensors_find(layout->tensors, MGR_ROLE_EMBEDDING, MGR_NONE, MGR_NONE);
+    const mgr_tensor *const t = &layout->tensors->list[idx];
+    uint32_t embedding, head;
+    if (layout->declare || file_of(w, shared_names[MGR_ROLE_LM_HEAD]) == MGR_NONE)
+        return MGR_OK;
+    MGR_TRY(stored_of(w, idx, MGR_ROLE_LM_HEAD, &head, err));
+    MGR_TRY(stored_of(w, idx, MGR_ROLE_EMBEDDING, &embedding, err));
+    if (same_place(&layout->cat->stored[head], &layout->cat->stored[embedding]))
+        return MGR_OK;
+    return mgr_layout_box(
+        layout,
+        &(mgr_box){.tensor = idx, .copy = 1, .stored = head, .rows = t->rows, .cols = t->cols},
+        err);
+}
+
+int mgr_huggingface_layout(mgr_layout *layout, const mgr_huggingface *hf, mgr_err *err)
+{
+    const uint32_t n = layout->tensors->n;
+    walk w = {.layout = layout, .hf = hf, .hint = hf->first_file, .fused = {MGR_NONE, MGR_NONE}};
+    uint32_t *shard = NULL;
+    int rc = MGR_OK;
+    if (layout->declare) {
+        rc = mgr_alloc(&shard, n, sizeof *shard, err);
+        if (rc == MGR_OK)
+            rc = add_shards(&w, shard, err);
+        w.shard = shard;
+    }
+    for (uint32_t i = 0; rc == MGR_OK && i < n; i++)
+        rc = place(&w, i, err);
+    if (rc == MGR_OK && layout->tensors->model.tied)
+        rc = tied_head(&w, err);
+    mgr_free(shard);
+    return rc;
+}
+
+/* ---- which class ---- */
+
+mgr_hf_class mgr_huggingface_class(const mgr_model *m)
+{
+    const bool biased = m->bias_qkv || m->bias_o || m->bias_mlp;
+    if (m->norm != MGR_NORM_RMS || !mgr_model_is_gated(m) || m->positions != MGR_POSITIONS_ROPE)
+        return MGR_HF_NO_CLASS;
+    if (m->experts)
+        return biased || m->qk_norm || m->bias_router || m->router_pre_softmax ||
+                       mgr_model_moe_layers(m) < m->layers
+                   ? MGR_HF_NO_CLASS
+                   : MGR_HF_MIXTRAL;
+    if (m->qk_norm)
+        return m->bias_qkv == m->bias_o && !m->bias_mlp ? MGR_HF_QWEN3 : MGR_HF_NO_CLASS;
+    if (m->bias_qkv == m->bias_o)
+        return MGR_HF_LLAMA;
+    return m->bias_qkv && !m->bias_mlp ? MGR_HF_QWEN2 : MGR_HF_NO_CLASS;
+}

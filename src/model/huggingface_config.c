@@ -1,0 +1,581 @@
+/* The model from config.json: transformers' models/{llama,mistral,qwen2,qwen3,mixtral}/
+ * configuration_*.py; RoPE: modeling_rope_utils.py. */
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "core/str.h"
+#include "model/huggingface.h"
+
+#define NAME_SHOWN 200
+#define MAX_SIZE (INT64_C(1) << 31) /* of any size: products of two fit 64 bits */
+
+/* What a kind of model has, or may have. */
+enum {
+    ATTENTION_BIAS = 1, /* attention_bias: of q, k, v and o */
+    MLP_BIAS = 2,       /* mlp_bias */
+    QKV_BIAS = 4,       /* always */
+    QK_NORM = 8,        /* always */
+    WINDOW_SWITCH = 16, /* sliding_window counts with use_sliding_window alone */
+    EXPERTS = 32
+};
+
+#define NO_WINDOW 0
+
+/* A model_type, and transformers' defaults for keys that config.json leaves out. */
+typedef struct kind {
+    const char *type, *name;
+    unsigned has;
+    uint64_t groups;   /* 0: as many as heads */
+    uint64_t head_dim; /* 0: hidden size by heads */
+    uint64_t positions;
+    int64_t window;
+    double epsilon, theta;
+} kind;
+
+static const kind kinds[] = {
+    {"llama", "Llama", ATTENTION_BIAS | MLP_BIAS, 0, 0, 2048, NO_WINDOW, 1e-6, 1e4},
+    {"mistral", "Mistral", 0, 8, 0, 131072, 4096, 1e-6, 1e4},
+    {"qwen2", "Qwen2", QKV_BIAS | WINDOW_SWITCH, 32, 0, 32768, 4096, 1e-6, 1e4},
+    {"qwen3", "Qwen3", ATTENTION_BIAS | QK_NORM | WINDOW_SWITCH, 32, 128, 32768, 4096, 1e-6, 1e4},
+    {"mixtral", "Mixtral", EXPERTS, 8, 0, 131072, NO_WINDOW, 1e-5, 1e6},
+};
+
+#define N_KINDS (sizeof kinds / sizeof kinds[0])
+
+/* What the derivation looks at. */
+typedef struct evidence {
+    const mgr_catalogue *cat;
+    const mgr_config *config;
+    const mgr_huggingface *hf;
+    const kind *kind;
+} evidence;
+
+static const mgr_attr *arg(const evidence *ev, const char *name)
+{
+    char key[96];
+    snprintf(key, sizeof key, "config.%s", name);
+    const mgr_attr *const a = mgr_catalogue_attr(ev->cat, ev->hf->config, key);
+    return a && a->kind != MGR_ATTR_NULL ? a : NULL;
+}
+
+static const char *path(const evidence *ev)
+{
+    return ev->cat->files[ev->hf->config].path;
+}
+
+/* Model types that users will try, and what keeps them out. */
+static const struct {
+    const char *type, *what;
+} refused_types[] = {
+    {"qwen2_moe", "a mixture of experts of another kind than Mixtral"},
+    {"qwen3_moe", "a mixture of experts of another kind than Mixtral"},
+    {"deepseek_v2", "multi-latent attention"},
+    {"deepseek_v3", "multi-latent attention"},
+    {"gemma", "another norm and activation"},
+    {"gemma2", "another norm and activation"},
+    {"gemma3_text", "another norm and activation"},
+    {"gpt2", "learned positions and LayerNorm"},
+    {"gpt_neox", "LayerNorm and biases"},
+    {"phi3", "fused projections"},
+    {"ministral", "sliding-window layers"},
+    {"llama4_text", "a mixture of experts of another kind than Mixtral"},
+};
+
+/* "llama, mistral, ..." */
+static const char *known_types(char *out, size_t size)
+{
+    size_t used = 0;
+    for (size_t i = 0; i < N_KINDS && used < size; i++)
+        used += (size_t)snprintf(out + used, size - used, "%s%s", i ? ", " : "", kinds[i].type);
+    return out;
+}
+
+static int unknown_type(const evidence *ev, const char *type, mgr_err *err)
+{
+    char shown[NAME_SHOWN], known[96];
+    for (size_t i = 0; i < sizeof refused_types / sizeof refused_types[0]; i++)
+        if (strcmp(type, refused_types[i].type) == 0)
+            return mgr_fail(err, MGR_ERR_UNSUPPORTED,
+                            "'%s' is of model_type '%s': %s, which is not supported", path(ev),
+                            type, refused_types[i].what);
+    return mgr_fail(err, MGR_ERR_UNSUPPORTED,
+                    "'%s' is of model_type '%s', which is not supported; known are: %s", path(ev),
+                    mgr_printable(type, strlen(type), shown, sizeof shown),
+                    known_types(known, sizeof known));
+}
+
+static int check_type(evidence *ev, mgr_err *err)
+{
+    const mgr_attr *const type = arg(ev, "model_type"), *const class = arg(ev, "architectures.0");
+    char shown[NAME_SHOWN];
+    if (!type || type->kind != MGR_ATTR_TEXT)
+        return mgr_fail(err, MGR_ERR_FORMAT, "'%s' names no model_type", path(ev));
+    for (size_t i = 0; i < N_KINDS; i++)
+        if (strcmp(type->text, kinds[i].type) == 0)
+            ev->kind = &kinds[i];
+    if (!ev->kind)
+        return unknown_type(ev, type->text, err);
+    if (class && !(class->kind == MGR_ATTR_TEXT && mgr_has_suffix(class->text, "ForCausalLM")))
+        return mgr_fail(err, MGR_ERR_UNSUPPORTED, "'%s' is of architecture '%s', no causal LM",
+                        path(ev),
+                        class->kind == MGR_ATTR_TEXT
+                            ? mgr_printable(class->text, strlen(class->text), shown, sizeof shown)
+                            : "?");
+    return MGR_OK;
+}
+
+typedef enum refuse_when {
+    UNLESS_FALSE, /* present, and neither false nor 0 */
+    IF_SET,       /* present and not null */
+    IF_NOT_ONE    /* a number other than 1 */
+} refuse_when;
+
+static const struct {
+    const char *name;
+    refuse_when when;
+    const char *what;
+    unsigned unless; /* the kind has that */
+} refusals[] = {
+    {"quantization_config", IF_SET, "quantized weights", 0},
+    {"compression_config", IF_SET, "quantized weights", 0},
+    {"attention_bias", UNLESS_FALSE, "attention with biases", ATTENTION_BIAS},
+    {"mlp_bias", UNLESS_FALSE, "an MLP with biases", MLP_BIAS},
+    {"num_local_experts", UNLESS_FALSE, "a mixture of experts", EXPERTS},
+    {"num_experts", UNLESS_FALSE, "a mixture of experts", EXPERTS},
+    {"partial_rotary_factor", IF_NOT_ONE, "RoPE on a part of the head", 0},
+    {"rope_parameters.partial_rotary_factor", IF_NOT_ONE, "RoPE on a part of the head", 0},
+    {"rope_scaling.partial_rotary_factor", IF_NOT_ONE, "RoPE on a part of the head", 0},
+    {"rope_parameters.full_attention", IF_SET, "RoPE that differs between layers", 0},
+    {"rope_parameters.sliding_attention", IF_SET, "RoPE that differs between layers", 0},
+    {"transformers_weights", IF_SET, "weights under a name of their own", 0},
+};
+
+static bool refused(const mgr_attr *a, refuse_when when)
+{
+    switch (when) {
+    case UNLESS_FALSE:
+        return !((a->kind == MGR_ATTR_BOOL || a->kind == MGR_ATTR_INT) && a->i == 0);
+    case IF_NOT_ONE:
+        return !(a->kind == MGR_ATTR_INT && a->i == 1) &&
+               !(a->kind == MGR_ATTR_REAL && a->r >= 1.0 && a->r <= 1.0);
+    case IF_SET:
+        break;
+    }
+    return true;
+}
+
+static bool is_text(const mgr_attr *a, const char *text)
+{
+    return a && a->kind == MGR_ATTR_TEXT && strcmp(a->text, text) == 0;
+}
+
+static int unsupported(const evidence *ev, const char *name, const char *what, mgr_err *err)
+{
+    const mgr_attr *const a = arg(ev, name);
+    const char *const text = a && a->kind == MGR_ATTR_TEXT ? a->text : "";
+    char shown[NAME_SHOWN];
+    return mgr_fail(err, MGR_ERR_UNSUPPORTED, "'%s' has %s (%s%s%s), which is not supported",
+                    path(ev), what, name, *text ? ": " : "",
+                    mgr_printable(text, strlen(text), shown, sizeof shown));
+}
+
+static int check_supported(const evidence *ev, mgr_err *err)
+{
+    for (size_t i = 0; i < sizeof refusals / sizeof refusals[0]; i++) {
+        const mgr_attr *const a = arg(ev, refusals[i].name);
+        if (a && !(ev->kind->has & refusals[i].unless) && refused(a, refusals[i].when))
+            return unsupported(ev, refusals[i].name, refusals[i].what, err);
+    }
+    return MGR_OK;
+}
+
+/* "gelu" is the exact one, as Megatron's; the others that go by a similar name are not. */
+static int activation(const evidence *ev, mgr_activation *out, mgr_err *err)
+{
+    const mgr_attr *const act = arg(ev, "hidden_act");
+    const bool gelu = is_text(act, "gelu");
+    *out = gelu ? MGR_ACTIVATION_GEGLU : MGR_ACTIVATION_SWIGLU;
+    if (!act || gelu || is_text(act, "silu") || is_text(act, "swish"))
+        return MGR_OK;
+    return unsupported(ev, "hidden_act", "an activation other than SwiGLU and GEGLU", err);
+}
+
+/* true or false; false where it is not given. */
+static int flag(const evidence *ev, const char *name, bool *out, mgr_err *err)
+{
+    const mgr_attr *const a = arg(ev, name);
+    *out = a && a->i;
+    return !a || a->kind == MGR_ATTR_BOOL
+               ? MGR_OK
+               : mgr_fail(err, MGR_ERR_FORMAT, "'%s' in '%s' is neither true nor false", name,
+                          path(ev));
+}
+
+/* One whole number: `theirs` in config.json (or transformers' default for it), `ours` in the
+ * configuration, and perhaps the tensors know it. 0 is "unknown", "" no such key. */
+typedef struct size_sources {
+    const char *theirs, *ours;
+    uint64_t otherwise, from_config, from_tensors;
+} size_sources;
+
+static int whole(const evidence *ev, size_sources s, uint64_t *out, mgr_err *err)
+{
+    const mgr_attr *const a = arg(ev, s.theirs);
+    if (a && (a->kind != MGR_ATTR_INT || a->i < 1 || a->i >= MAX_SIZE))
+        return mgr_fail(err, MGR_ERR_FORMAT, "'%s' in '%s' is not a positive whole number",
+                        s.theirs, path(ev));
+    uint64_t known = a ? (uint64_t)a->i : s.otherwise;
+    if (known && s.from_config && known != s.from_config) {
+        mgr_config_fail(ev->config, s.ours, err, "'%s' is %llu, but '%s' says %llu (%s)", s.ours,
+                        (unsigned long long)s.from_config, path(ev), (unsigned long long)known,
+                        s.theirs);
+        return MGR_ERR_CONFIG;
+    }
+    known = known ? known : s.from_config;
+    if (known && s.from_tensors && known != s.from_tensors)
+        return mgr_fail(err, MGR_ERR_FORMAT,
+                        "%s is %llu in '%s'%s, but the tensors' shapes and names say %llu",
+                        s.theirs, (unsigned long long)known, path(ev), a ? "" : " by default",
+                        (unsigned long long)s.from_tensors);
+    *out = known ? known : s.from_tensors;
+    if (*out)
+        return MGR_OK;
+    mgr_fail(err, MGR_ERR_FORMAT, "'%s' has no %s", path(ev), s.theirs);
+    if (*s.ours)
+        mgr_hint(err, "set '%s' in the configuration", s.ours);
+    return MGR_ERR_FORMAT;
+}
+
+/* The tensor `role` of layer 0, or the embedding, if it has `ndim` axes; else NULL. */
+static const mgr_stored *first_of(const evidence *ev, mgr_hf_ffn ffn, mgr_role role, uint32_t ndim)
+{
+    char name[MGR_HF_NAME_BYTES];
+    mgr_huggingface_name(ffn, role, 0, 0, name);
+    for (size_t i = 0; i < ev->cat->n_stored; i++)
+        if (strcmp(ev->cat->stored[i].name, name) == 0 && ev->cat->stored[i].ndim == ndim)
+            return &ev->cat->stored[i];
+    return NULL;
+}
+
+static uint64_t rows_of(const evidence *ev, mgr_role role)
+{
+    const mgr_stored *const s = first_of(ev, ev->hf->ffn, role, 2);
+    return s ? s->shape[0] : 0;
+}
+
+static uint64_t ffn_of(const evidence *ev)
+{
+    const mgr_stored *const fused = first_of(ev, MGR_HF_FUSED, MGR_ROLE_GATE, 3);
+    return ev->hf->ffn == MGR_HF_FUSED ? (fused ? fused->shape[1] / 2 : 0)
+                                       : rows_of(ev, MGR_ROLE_GATE);
+}
+
+/* How the FFNs are stored: experts by the names that layer 0 has. */
+static mgr_hf_ffn find_ffn(const evidence *ev)
+{
+    return !(ev->kind->has & EXPERTS)                     ? MGR_HF_DENSE
+           : first_of(ev, MGR_HF_FUSED, MGR_ROLE_GATE, 3) ? MGR_HF_FUSED
+                                                          : MGR_HF_PER_EXPERT;
+}
+
+/* One more than the highest index in the names. */
+static uint64_t count_layers(const evidence *ev)
+{
+    static const char prefix[] = "model.layers.";
+    uint64_t layers = 0;
+    for (size_t i = 0; i < ev->cat->n_stored; i++) {
+        const char *const name = ev->cat->stored[i].name;
+        if (!mgr_has_prefix(name, prefix))
+            continue;
+        const unsigned long idx = strtoul(name + sizeof prefix - 1, NULL, 10);
+        if (idx < 1000000 && idx + 1 > layers)
+            layers = idx + 1;
+    }
+    return layers;
+}
+
+static int embedding_sizes(const evidence *ev, mgr_huggingface *hf, mgr_model *m, mgr_err *err)
+{
+    const mgr_config *const c = ev->config;
+    const mgr_stored *const e = first_of(ev, MGR_HF_DENSE, MGR_ROLE_EMBEDDING, 2);
+    if (!e)
+        return mgr_fail(err, MGR_ERR_FORMAT, "no matrix 'model.embed_tokens.weight' beside '%s'",
+                        path(ev));
+    m->dtype = e->dtype;
+    MGR_TRY(whole(
+        ev,
+        (size_sources){"hidden_size", "model.hidden_size", 0, c->model.hidden_size, e->shape[1]},
+        &m->hidden, err));
+    MGR_TRY(whole(ev, (size_sources){"vocab_size", "model.vocab_size", 0, 0, e->shape[0]},
+                  &hf->vocab_rows, err));
+    m->vocab = c->model.vocab_size ? c->model.vocab_size : hf->vocab_rows;
+    if (m->vocab > hf->vocab_rows)
+        return mgr_config_fail(c, "model.vocab_size", err,
+                               "'model.vocab_size' is %llu, but the checkpoint holds %llu rows",
+                               (unsigned long long)m->vocab, (unsigned long long)hf->vocab_rows);
+    return MGR_OK;
+}
+
+/* An absent num_key_value_heads is what the configuration class says; null is as many as heads. */
+static uint64_t default_groups(const evidence *ev, uint64_t heads)
+{
+    const bool absent = !mgr_catalogue_attr(ev->cat, ev->hf->config, "config.num_key_value_heads");
+    return absent && ev->kind->groups ? ev->kind->groups : heads;
+}
+
+static int attention_sizes(const evidence *ev, mgr_model *m, mgr_err *err)
+{
+    const mgr_config *const c = ev->config;
+    MGR_TRY(whole(ev,
+                  (size_sources){"num_attention_heads", "model.num_attention_heads", 0,
+                                 c->model.num_attention_heads, 0},
+                  &m->heads, err));
+    MGR_TRY(whole(ev,
+                  (size_sources){"head_dim", "model.kv_channels",
+                                 ev->kind->head_dim ? ev->kind->head_dim : m->hidden / m->heads,
+                                 c->model.kv_channels, rows_of(ev, MGR_ROLE_Q) / m->heads},
+                  &m->head_dim, err));
+    MGR_TRY(whole(ev,
+                  (size_sources){"num_key_value_heads", "model.num_query_groups",
+                                 default_groups(ev, m->heads), c->model.num_query_groups,
+                                 rows_of(ev, MGR_ROLE_K) / m->head_dim},
+                  &m->kv_groups, err));
+    if (m->heads % m->kv_groups != 0)
+        return mgr_fail(err, MGR_ERR_FORMAT,
+                        "%llu attention heads do not split into %llu groups "
+                        "('%s')",
+                        (unsigned long long)m->heads, (unsigned long long)m->kv_groups, path(ev));
+    return MGR_OK;
+}
+
+static int layer_sizes(const evidence *ev, mgr_model *m, mgr_err *err)
+{
+    const mgr_config *const c = ev->config;
+    MGR_TRY(whole(ev,
+                  (size_sources){"num_hidden_layers", "model.num_layers", 0, c->model.num_layers,
+                                 count_layers(ev)},
+                  &m->layers, err));
+    return whole(ev,
+                 (size_sources){"intermediate_size", "model.ffn_hidden_size", 0,
+                                c->model.ffn_hidden_size, ffn_of(ev)},
+                 &m->ffn, err);
+}
+
+static int expert_sizes(const evidence *ev, mgr_model *m, mgr_err *err)
+{
+    const char *const name = arg(ev, "num_local_experts") ? "num_local_experts" : "num_experts";
+    if (!(ev->kind->has & EXPERTS))
+        return MGR_OK;
+    MGR_TRY(
+        whole(ev, (size_sources){name, "", 8, 0, rows_of(ev, MGR_ROLE_ROUTER)}, &m->experts, err));
+    MGR_TRY(whole(ev, (size_sources){"num_experts_per_tok", "", 2, 0, 0}, &m->top_k, err));
+    if (m->top_k > m->experts)
+        return mgr_fail(err, MGR_ERR_FORMAT, "'%s' uses %llu of %llu experts", path(ev),
+                        (unsigned long long)m->top_k, (unsigned long long)m->experts);
+    return MGR_OK;
+}
+
+/* A positive real number, `otherwise` where it is not given. */
+static int real(const evidence *ev, const char *name, double otherwise, double *out, mgr_err *err)
+{
+    const mgr_attr *const a = arg(ev, name);
+    const double value = !a ? otherwise : a->kind == MGR_ATTR_REAL ? a->r : (double)a->i;
+    if (a && ((a->kind != MGR_ATTR_REAL && a->kind != MGR_ATTR_INT) || !(value > 0)))
+        return mgr_fail(err, MGR_ERR_FORMAT, "'%s' in '%s' is not a positive number", name,
+                        path(ev));
+    *out = value;
+    return MGR_OK;
+}
+
+/* transformers 4 writes rope_theta, 5 writes rope_parameters; where both are, they must agree. */
+static int rotary_base(const evidence *ev, double *out, mgr_err *err)
+{
+    static const char *const keys[] = {"rope_theta", "rope_parameters.rope_theta",
+                                       "rope_scaling.rope_theta"};
+    double found = 0;
+    for (size_t i = 0; i < sizeof keys / sizeof keys[0]; i++) {
+        double theta;
+        MGR_TRY(real(ev, keys[i], 0, &theta, err));
+        if (found > 0 && theta > 0 && (theta < found || theta > found))
+            return mgr_fail(err, MGR_ERR_FORMAT, "'%s' gives %g and %g as the base of RoPE",
+                            path(ev), found, theta);
+        found = theta > 0 ? theta : found;
+    }
+    *out = found > 0 ? found : ev->kind->theta;
+    return MGR_OK;
+}
+
+/* A number of RoPE scaling, which has no default. */
+static int rope_number(const evidence *ev, const char *place, const char *name, double *out,
+                       mgr_err *err)
+{
+    char key[96];
+    snprintf(key, sizeof key, "%s.%s", place, name);
+    if (!arg(ev, key))
+        return mgr_fail(err, MGR_ERR_FORMAT, "'%s' has RoPE scaling, but no %s", path(ev), key);
+    return real(ev, key, 0, out, err);
+}
+
+static int llama3_numbers(const evidence *ev, const char *place, mgr_rope *rope, mgr_err *err)
+{
+    char key[96];
+    snprintf(key, sizeof key, "%s.original_max_position_embeddings", place);
+    MGR_TRY(rope_number(ev, place, "low_freq_factor", &rope->low_freq, err));
+    MGR_TRY(rope_number(ev, place, "high_freq_factor", &rope->high_freq, err));
+    MGR_TRY(whole(ev, (size_sources){key, "", 0, 0, 0}, &rope->original_positions, err));
+    if (rope->high_freq > rope->low_freq)
+        return MGR_OK;
+    return mgr_fail(err, MGR_ERR_FORMAT, "high_freq_factor is not above low_freq_factor in '%s'",
+                    path(ev));
+}
+
+/* The scaling that one of the two places says; "type" is the older spelling of "rope_type". */
+static int rope_at(const evidence *ev, const char *place, bool typed, mgr_rope *rope, mgr_err *err)
+{
+    char newer[64], older[64];
+    snprintf(newer, sizeof newer, "%s.rope_type", place);
+    snprintf(older, sizeof older, "%s.type", place);
+    const char *const key = arg(ev, newer) ? newer : older;
+    const mgr_attr *const type = arg(ev, key);
+    *rope = (mgr_rope){.kind = MGR_ROPE_PLAIN};
+    if (!type && typed)
+        return unsupported(ev, place, "RoPE scaling of no kind", err);
+    if (!type || is_text(type, "default"))
+        return MGR_OK;
+    rope->kind = is_text(type, "linear") ? MGR_ROPE_LINEAR : MGR_ROPE_LLAMA3;
+    if (rope->kind == MGR_ROPE_LLAMA3 && !is_text(type, "llama3"))
+        return unsupported(ev, key, "RoPE scaling", err);
+    MGR_TRY(rope_number(ev, place, "factor", &rope->factor, err));
+    return rope->kind == MGR_ROPE_LLAMA3 ? llama3_numbers(ev, place, rope, err) : MGR_OK;
+}
+
+static bool same_number(double a, double b)
+{
+    return a >= b && a <= b;
+}
+
+static bool same_rope(const mgr_rope *a, const mgr_rope *b)
+{
+    return a->kind == b->kind && same_number(a->factor, b->factor) &&
+           same_number(a->low_freq, b->low_freq) && same_number(a->high_freq, b->high_freq) &&
+           a->original_positions == b->original_positions;
+}
+
+/* transformers 4 writes rope_scaling, 5 rope_parameters; where both are, they must agree. */
+static int rope_scaling(const evidence *ev, mgr_rope *out, mgr_err *err)
+{
+    mgr_rope older = {.kind = MGR_ROPE_PLAIN}, newer = {.kind = MGR_ROPE_PLAIN};
+    const bool has_older = arg(ev, "rope_scaling"), has_newer = arg(ev, "rope_parameters");
+    MGR_TRY(rope_at(ev, "rope_scaling", has_older, &older, err));
+    MGR_TRY(rope_at(ev, "rope_parameters", false, &newer, err));
+    if (has_older && has_newer && !same_rope(&older, &newer))
+        return mgr_fail(err, MGR_ERR_FORMAT, "rope_scaling and rope_parameters in '%s' differ",
+                        path(ev));
+    *out = older.kind == MGR_ROPE_PLAIN ? newer : older;
+    return MGR_OK;
+}
+
+/* A token id; of a list, the first. */
+static int64_t token_id(const evidence *ev, const char *name, int64_t given)
+{
+    char first[64];
+    snprintf(first, sizeof first, "%s.0", name);
+    const mgr_attr *a = arg(ev, name);
+    if (a && a->kind == MGR_ATTR_OTHER)
+        a = arg(ev, first);
+    return given >= 0 ? given : a && a->kind == MGR_ATTR_INT ? a->i : -1;
+}
+
+/* What the kind and its flags say of biases and norms. */
+static int features(const evidence *ev, mgr_model *m, mgr_err *err)
+{
+    const unsigned has = ev->kind->has;
+    bool attention = false;
+    m->qk_norm = has & QK_NORM;
+    if (has & ATTENTION_BIAS)
+        MGR_TRY(flag(ev, "attention_bias", &attention, err));
+    if (has & MLP_BIAS)
+        MGR_TRY(flag(ev, "mlp_bias", &m->bias_mlp, err));
+    m->bias_o = attention;
+    m->bias_qkv = attention || has & QKV_BIAS;
+    MGR_TRY(activation(ev, &m->activation, err));
+    MGR_TRY(rope_scaling(ev, &m->rope, err));
+    return flag(ev, "tie_word_embeddings", &m->tied, err);
+}
+
+static int scalars(const evidence *ev, mgr_model *m, mgr_err *err)
+{
+    const mgr_config *const c = ev->config;
+    MGR_TRY(real(ev, "rms_norm_eps", ev->kind->epsilon, &m->norm_epsilon, err));
+    MGR_TRY(rotary_base(ev, &m->rotary_base, err));
+    MGR_TRY(real(ev, "initializer_range", 0.02, &m->init_std, err));
+    MGR_TRY(whole(ev,
+                  (size_sources){"max_position_embeddings", "model.max_position_embeddings",
+                                 ev->kind->positions, 0, 0},
+                  &m->max_positions, err));
+    if (c->model.norm_epsilon > 0)
+        m->norm_epsilon = c->model.norm_epsilon;
+    if (c->model.rotary_base > 0)
+        m->rotary_base = c->model.rotary_base;
+    if (c->model.max_position_embeddings)
+        m->max_positions = c->model.max_position_embeddings;
+    m->bos_token_id = token_id(ev, "bos_token_id", c->model.bos_token_id);
+    m->eos_token_id = token_id(ev, "eos_token_id", c->model.eos_token_id);
+    return MGR_OK;
+}
+
+/* A window that no position leaves is none, and so is one that is switched off. */
+static int check_window(const evidence *ev, const mgr_model *m, mgr_err *err)
+{
+    const bool written = mgr_catalogue_attr(ev->cat, ev->hf->config, "config.sliding_window");
+    const mgr_attr *const a = arg(ev, "sliding_window");
+    bool on = true;
+    if (ev->kind->has & WINDOW_SWITCH)
+        MGR_TRY(flag(ev, "use_sliding_window", &on, err));
+    int64_t window = !written && ev->kind->window != NO_WINDOW ? ev->kind->window : INT64_MAX;
+    if (a)
+        window = a->kind == MGR_ATTR_INT ? a->i : 0;
+    if (!on || (window >= 0 && (uint64_t)window >= m->max_positions))
+        return MGR_OK;
+    mgr_fail(err, MGR_ERR_UNSUPPORTED,
+             "'%s' has sliding-window attention (sliding_window%s: %lld of %llu positions), which "
+             "is not supported",
+             path(ev), a ? "" : ", by default", (long long)window,
+             (unsigned long long)m->max_positions);
+    return mgr_hint(err, "set 'model.max_position_embeddings' to no more than the window");
+}
+
+/* The source has no ranks; who says it has means another checkpoint. */
+static int check_parallel(const mgr_config *c, mgr_err *err)
+{
+    const char *const key = c->model.tensor_parallel > 1     ? "model.tensor_parallel"
+                            : c->model.pipeline_parallel > 1 ? "model.pipeline_parallel"
+                                                             : NULL;
+    return !key ? MGR_OK
+                : mgr_config_fail(c, key, err,
+                                  "'%s' is above 1, but a Hugging Face directory is "
+                                  "not split over ranks",
+                                  key);
+}
+
+int mgr_huggingface_model(const mgr_catalogue *cat, const mgr_config *config, mgr_huggingface *hf,
+                          mgr_model *model, mgr_err *err)
+{
+    evidence ev = {cat, config, hf, NULL};
+    mgr_model m = {0};
+    MGR_TRY(check_type(&ev, err));
+    hf->kind = ev.kind->name;
+    hf->ffn = find_ffn(&ev);
+    MGR_TRY(check_supported(&ev, err));
+    MGR_TRY(check_parallel(config, err));
+    MGR_TRY(features(&ev, &m, err));
+    MGR_TRY(embedding_sizes(&ev, hf, &m, err));
+    MGR_TRY(attention_sizes(&ev, &m, err));
+    MGR_TRY(layer_sizes(&ev, &m, err));
+    MGR_TRY(expert_sizes(&ev, &m, err));
+    MGR_TRY(scalars(&ev, &m, err));
+    MGR_TRY(check_window(&ev, &m, err));
+    *model = m;
+    return MGR_OK;
+}
