@@ -53,7 +53,7 @@ typedef struct evidence {
 
 static const mgr_attr *arg(const evidence *ev, const char *name)
 {
-    char key[96];
+    char key[112];
     snprintf(key, sizeof key, "config.%s", name);
     const mgr_attr *const a = mgr_catalogue_attr(ev->cat, ev->hf->config, key);
     return a && a->kind != MGR_ATTR_NULL ? a : NULL;
