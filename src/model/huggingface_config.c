@@ -369,7 +369,10 @@ static int expert_sizes(const evidence *ev, mgr_model *m, mgr_err *err)
         return MGR_OK;
     MGR_TRY(
         whole(ev, (size_sources){name, "", 8, 0, rows_of(ev, MGR_ROLE_ROUTER)}, &m->experts, err));
-    MGR_TRY(whole(ev, (size_sources){"num_experts_per_tok", "", 2, 0, 0}, &m->top_k, err));
+    MGR_TRY(whole(ev,
+                  (size_sources){"num_experts_per_tok", "model.moe_router_topk", 2,
+                                 ev->config->model.moe_router_topk, 0},
+                  &m->top_k, err));
     if (m->top_k > m->experts)
         return mgr_fail(err, MGR_ERR_FORMAT, "'%s' uses %llu of %llu experts", path(ev),
                         (unsigned long long)m->top_k, (unsigned long long)m->experts);

@@ -1,6 +1,7 @@
-"""Source `huggingface`: dense Llama and Mistral directories. transformers and torch write them, the
-program reads them with every value right, as it reads the same model from Megatron's shards; what
-the target cannot express or the files contradict is refused in one message with no output."""
+"""Source `huggingface`: directories of Llama, Mistral, Qwen2, Qwen3 and Mixtral. transformers and torch
+write them, the program reads them with every value right, as it reads the same model from Megatron's
+shards; what it writes of them, transformers loads and computes the same. What the target cannot
+express or the files contradict is refused in one message with no output."""
 
 import json
 import os
@@ -323,9 +324,9 @@ def test_inspect(scratch):
     for words in ("huggingface", "Mistral, weights in", "4 heads in 2 groups of 10", "vocabulary 50"):
         assert words in result.out, str(result)
     assert "model.layers.3.mlp.down_proj.weight" in result.out
-    edit_json(source / "config.json", model_type="qwen2")
+    edit_json(source / "config.json", model_type="gemma2")
     result = runner.run([runner.program("mgr-inspect"), source, "--summary"])
-    assert result.status == 0 and "not one for mgr-upcycle" in result.out and "qwen2" in result.out, str(result)
+    assert result.status == 0 and "not one for mgr-upcycle" in result.out and "gemma2" in result.out, str(result)
 
 
 # ---- refused
@@ -334,21 +335,28 @@ def test_inspect(scratch):
 @pytest.mark.parametrize(
     "changes,words",
     [
-        ({"model_type": "qwen2"}, ["qwen2", "bias"]),
-        ({"model_type": "qwen3"}, ["qwen3", "norms of q and k"]),
-        ({"model_type": "mixtral"}, ["mixture of experts"]),
+        ({"model_type": "qwen2"}, ["q_proj.bias", "missing"]),
+        ({"model_type": "qwen3"}, ["q_norm.weight", "missing"]),
+        ({"model_type": "mixtral"}, ["block_sparse_moe", "missing"]),
+        ({"model_type": "qwen3_moe"}, ["qwen3_moe", "mixture of experts"]),
         ({"model_type": "gemma2"}, ["gemma2"]),
         ({"model_type": "something"}, ["something", "llama, mistral"]),
         ({"architectures": ["LlamaForSequenceClassification"]}, ["LlamaForSequenceClassification"]),
-        ({"attention_bias": True}, ["attention_bias"]),
-        ({"mlp_bias": True}, ["mlp_bias"]),
-        ({"hidden_act": "gelu"}, ["hidden_act", "gelu"]),
+        ({"attention_bias": True}, ["q_proj.bias", "missing"]),
+        ({"mlp_bias": True}, ["gate_proj.bias", "missing"]),
+        ({"mlp_bias": "yes"}, ["mlp_bias", "neither true nor false"]),
+        ({"hidden_act": "gelu_pytorch_tanh"}, ["hidden_act", "gelu_pytorch_tanh"]),
         ({"quantization_config": {"quant_method": "gptq", "bits": 4}}, ["quantization_config"]),
         ({"num_local_experts": 8}, ["num_local_experts"]),
-        ({"rope_scaling": {"type": "linear", "factor": 2.0}}, ["rope_scaling.type", "linear"]),
+        ({"rope_scaling": {"type": "dynamic", "factor": 2.0}}, ["rope_scaling.type", "dynamic"]),
+        ({"rope_scaling": {"type": "linear", "factor": 2.0}}, ["rope_scaling and rope_parameters", "differ"]),
+        (
+            {"rope_parameters": {"rope_type": "yarn", "rope_theta": 5e5, "factor": 8.0}},
+            ["RoPE scaling", "yarn"],
+        ),
         (
             {"rope_parameters": {"rope_type": "llama3", "rope_theta": 5e5, "factor": 8.0}},
-            ["RoPE scaling", "llama3"],
+            ["RoPE scaling", "no rope_parameters.low_freq_factor"],
         ),
         ({"partial_rotary_factor": 0.5}, ["partial_rotary_factor"]),
         ({"rope_theta": 10000.0}, ["base of RoPE"]),  # beside another in rope_parameters
@@ -376,27 +384,295 @@ def test_mistrals_window_by_default(scratch):
     naive(scratch, source, ml.dense_model(shape), shape, model__max_position_embeddings=4096)
 
 
-def real(name, shape):
-    """Small models of other kinds, as transformers saves them."""
+# ---- real models of every kind
+
+
+LLAMA3 = {
+    "rope_type": "llama3",
+    "rope_theta": 5e5,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 16,
+}
+LINEAR = {"rope_type": "linear", "rope_theta": 1e4, "factor": 4.0}
+
+
+def real(name, shape=SHAPE, **changes):
+    """A small model of transformers. Biases and norms, too, are random: zeros and ones would hide
+    one that is lost."""
     import transformers
 
-    config = getattr(transformers, name + "Config")
-    return getattr(transformers, name + "ForCausalLM")(
-        config(
-            vocab_size=shape.vocab,
-            hidden_size=shape.hidden,
-            intermediate_size=shape.ffn,
-            num_hidden_layers=2,
-            num_attention_heads=shape.heads,
-            num_key_value_heads=shape.kv_heads,
-        )
+    torch.manual_seed(1)
+    settings = dict(
+        vocab_size=shape.vocab,
+        hidden_size=shape.hidden,
+        intermediate_size=shape.ffn,
+        num_hidden_layers=shape.layers,
+        num_attention_heads=shape.heads,
+        num_key_value_heads=shape.kv_heads,
+        max_position_embeddings=64,
+        bos_token_id=1,
+        eos_token_id=2,
+        attn_implementation="eager",
     )
+    if name == "Mistral":
+        settings["sliding_window"] = None
+    config = getattr(transformers, name + "Config")(**{**settings, **changes})
+    lm = getattr(transformers, name + "ForCausalLM")(config).to(torch.float32).eval()
+    with torch.no_grad():
+        for parameter in lm.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.1)
+    return lm
 
 
-@pytest.mark.parametrize("name", ["Qwen2", "Qwen3", "Mixtral", "Gemma"])
-def test_real_models_of_other_kinds(scratch, name):
-    real(name, SHAPE).save_pretrained(scratch / "dense")
-    refused(scratch, scratch / "dense", name.lower())
+def saved(folder, name, **changes):
+    """(the model, the folder where transformers saved it)"""
+    lm = real(name, **changes)
+    lm.save_pretrained(folder)
+    return lm, folder
+
+
+def reshard(scratch, source, name="out", **changes):
+    settings = {"mode": "reshard", "upcycle": None, "target__format": "huggingface", **changes}
+    return harness.convert(scratch, source, name=name, **settings)
+
+
+def load(folder):
+    """Whatever class its config.json names, strictly."""
+    from transformers import AutoModelForCausalLM
+
+    lm, info = AutoModelForCausalLM.from_pretrained(
+        folder, dtype=torch.float32, attn_implementation="eager", output_loading_info=True
+    )
+    for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
+        assert not info.get(kind), (kind, info[kind])
+    return lm.eval()
+
+
+def logits(lm):
+    with torch.no_grad():
+        return lm(harness.token_ids(SHAPE)).logits
+
+
+def check_same(lm, out):
+    """The directory is this model: every weight, and what it computes."""
+    again = load(out)
+    want, got = lm.state_dict(), again.state_dict()
+    assert want.keys() == got.keys()
+    assert all(harness.same_bits(got[name], want[name]) for name in want)
+    assert torch.equal(logits(again), logits(lm))
+    return again
+
+
+KINDS = [
+    ("Llama", {}, "Llama"),
+    ("Llama", {"attention_bias": True}, "Llama"),
+    ("Llama", {"mlp_bias": True}, "Llama"),
+    ("Llama", {"attention_bias": True, "mlp_bias": True, "tie_word_embeddings": True}, "Llama"),
+    ("Llama", {"hidden_act": "gelu"}, "Llama"),
+    ("Llama", {"rope_parameters": LLAMA3}, "Llama"),
+    ("Llama", {"rope_parameters": LINEAR}, "Llama"),
+    ("Mistral", {"head_dim": 6}, "Llama"),
+    ("Qwen2", {}, "Qwen2"),
+    ("Qwen2", {"tie_word_embeddings": True, "rope_parameters": LINEAR}, "Qwen2"),
+    ("Qwen3", {}, "Qwen3"),
+    ("Qwen3", {"attention_bias": True, "head_dim": 12}, "Qwen3"),
+]
+
+
+@pytest.mark.parametrize("name,changes,class_name", KINDS)
+def test_every_kind_is_the_same_model_again(scratch, name, changes, class_name):
+    lm, source = saved(scratch / "dense", name, **changes)
+    out = reshard(scratch, source)
+    assert json.loads((out / "config.json").read_text())["architectures"] == [class_name + "ForCausalLM"]
+    again = check_same(lm, out)
+    for key in ("rope_parameters", "hidden_act", "rms_norm_eps", "max_position_embeddings"):
+        assert getattr(again.config, key) == getattr(lm.config, key), key
+
+
+def test_a_scaled_rope_as_transformers_4_wrote_it(scratch):
+    """rope_scaling beside rope_theta; the output has both spellings, and either is the model."""
+    lm, source = saved(scratch / "dense", "Llama", rope_parameters=LLAMA3)
+    scaling = {key: value for key, value in LLAMA3.items() if key != "rope_theta"}
+    edit_json(source / "config.json", without=["rope_parameters"], rope_theta=5e5, rope_scaling=scaling)
+    out = reshard(scratch, source)
+    check_same(lm, out)
+    config = json.loads((out / "config.json").read_text())
+    assert (config["rope_scaling"], config["rope_theta"]) == (scaling, 5e5)
+    assert config["rope_parameters"] == LLAMA3
+    edit_json(out / "config.json", without=["rope_scaling"])
+    check_same(lm, out)
+
+
+@pytest.mark.parametrize(
+    "changes", [{"hidden_act": "gelu"}, {"rope_parameters": LLAMA3}, {"rope_parameters": LINEAR}]
+)
+def test_what_mixtral_can_express_is_upcycled(scratch, changes):
+    """Equal experts of a naive upcycling compute what the dense model does."""
+    lm, source = saved(scratch / "dense", "Llama", **changes)
+    out = harness.convert(scratch, source, **{**NAIVE, "upcycle__experts": 4})
+    moe = harness.mixtral_logits(out, harness.token_ids(SHAPE))
+    assert harness.relative_difference(moe, logits(lm)) < 2e-5
+
+
+@pytest.mark.parametrize(
+    "name,changes,words",
+    [
+        ("Qwen2", {}, ["biases of q, k and v"]),
+        ("Qwen3", {}, ["norms of q and k"]),
+        ("Llama", {"mlp_bias": True}, ["biases of the FFN"]),
+        ("Llama", {"attention_bias": True}, ["biases of q, k and v", "a bias of the attention's output"]),
+    ],
+)
+def test_what_mixtral_cannot_express(scratch, name, changes, words):
+    _, source = saved(scratch / "dense", name, **changes)
+    refused(scratch, source, "moe-recipes", "megatron-torch", "megatron-dist", *words)
+
+
+def test_a_window_that_is_switched_on(scratch):
+    on = {"use_sliding_window": True, "sliding_window": 32, "max_window_layers": 1}
+    _, source = saved(scratch / "dense", "Qwen2", **on)
+    refused(scratch, source, "sliding_window", "32 of 64")
+
+
+def test_a_real_model_of_another_kind(scratch):
+    _, source = saved(scratch / "dense", "Gemma")
+    refused(scratch, source, "gemma")
+
+
+# ---- Mixtral as the source
+
+
+EXPERTS = {"num_local_experts": 4, "num_experts_per_tok": 3}
+MOE = {"target__format": "moe-recipes"}
+
+
+def mixtral(scratch, **how):
+    lm = real("Mixtral", **EXPERTS)
+    lm.save_pretrained(scratch / "Mixtral", **how)
+    return lm, scratch / "Mixtral"
+
+
+def fused_by_transformers(scratch):
+    """As version 5 has it in memory."""
+    lm, source = mixtral(scratch, save_original_format=False)
+    assert "model.layers.0.mlp.experts.gate_up_proj" in load_file(source / "model.safetensors")
+    return lm, source
+
+
+@pytest.mark.parametrize("expert_parallel", [1, 4])
+def test_a_mixtral_in_other_shards(scratch, expert_parallel):
+    """The very tensors that transformers saved, in shards of their owners."""
+    lm, source = mixtral(scratch)
+    out = reshard(scratch, source, np=3, target__expert_parallel=expert_parallel, **MOE)
+    want, got = load_file(source / "model.safetensors"), harness.read_output(out)
+    assert want.keys() == got.keys()
+    assert all(harness.same_bits(got[name], want[name]) for name in want)
+    assert len(set(harness.read_index(out).values())) == 1 + expert_parallel
+    again = check_same(lm, out)
+    assert (again.config.num_local_experts, again.config.num_experts_per_tok) == (4, 3)
+    back = reshard(scratch, out, "back", source__format="moe-recipes", target__max_shard_size="1MiB", **MOE)
+    check_same(lm, back)
+
+
+def test_fused_experts(scratch):
+    """per-expert to fused to per-expert; transformers loads both, and fuses to the same tensors."""
+    lm, source = mixtral(scratch)
+    expected, _ = fused_by_transformers(scratch / "fused-by-transformers")
+    fused = reshard(scratch, source, "fused", np=3, target__names="fused", **MOE)
+    theirs = load_file(scratch / "fused-by-transformers" / "Mixtral" / "model.safetensors")
+    ours = harness.read_output(fused)
+    assert ours.keys() == theirs.keys()
+    assert all(harness.same_bits(ours[name], theirs[name]) for name in theirs)
+    check_same(lm, fused)
+    once, twice = (reshard(scratch, s, n, **MOE) for s, n in ((source, "once"), (fused, "twice")))
+    assert runner.hashes(once) == runner.hashes(twice)
+
+
+def test_fused_experts_as_transformers_saves_them(scratch):
+    lm, source = fused_by_transformers(scratch)
+    check_same(lm, reshard(scratch, source, target__expert_parallel=2, **MOE))
+
+
+def test_an_upcycled_model_with_fused_experts(scratch):
+    model = ml.dense_model(SHAPE)
+    source = save(scratch / "dense", model)
+    drop = {"target__max_shard_size": "1MiB"}
+    ids = harness.token_ids(SHAPE)
+    one, other = (
+        harness.mixtral_logits(harness.convert(scratch, source, name="Mixtral-" + n, target__names=n, **drop), ids)
+        for n in ("per-expert", "fused")
+    )
+    assert torch.equal(one, other)
+
+
+def test_inspect_a_mixtral(scratch):
+    _, source = fused_by_transformers(scratch)
+    result = runner.run([runner.program("mgr-inspect"), source])
+    assert result.status == 0 and "Mixtral with fused experts" in result.out, str(result)
+    assert "format    huggingface" in result.out
+    out = reshard(scratch, source, **MOE)
+    result = runner.run([runner.program("mgr-inspect"), source, out])
+    assert result.status == 0, str(result)
+
+
+def test_a_mixtral_is_not_upcycled(scratch):
+    _, source = mixtral(scratch)
+    refused(scratch, source, "mixture of 4 experts", "reshard")
+
+
+@pytest.mark.parametrize(
+    "changes,words,status",
+    [
+        ({**MOE, "target__names": "te"}, ["target.names", "'te'", "per-expert"], runner.CONFIG),
+        ({**MOE, "target__names": "local"}, ["target.names", "'local'"], runner.CONFIG),
+        (
+            {**MOE, "target__names": "fused", "target__expert_parallel": 2},
+            ["expert_parallel", "fused"],
+            runner.CONFIG,
+        ),
+        ({**MOE, "target__expert_parallel": 3}, ["4 experts", "3 expert-parallel"], runner.CONFIG),
+        ({"target__format": "huggingface"}, ["holds dense models"], runner.CONFIG),
+        ({**MOE, "model__moe_router_topk": 2}, ["moe_router_topk", "num_experts_per_tok"], runner.CONFIG),
+    ],
+)
+def test_what_a_mixtral_cannot_become(scratch, changes, words, status):
+    _, source = mixtral(scratch)
+    refused(scratch, source, *words, mode="reshard", upcycle=None, **without_naive(changes), status=status)
+
+
+def test_names_of_a_dense_target(scratch):
+    source = save(scratch / "dense", ml.dense_model(SHAPE))
+    changes = without_naive({"target__format": "huggingface", "target__names": "local"})
+    refused(scratch, source, "target.names", "always the same", mode="reshard", status=runner.CONFIG, **changes)
+
+
+def without_naive(changes):
+    """`refused` upcycles unless told otherwise."""
+    return {**dict.fromkeys(NAIVE), **changes}
+
+
+@pytest.mark.parametrize(
+    "option,words",
+    [
+        (["--norm", "layernorm"], ["LayerNorm"]),
+        (["--activation", "gelu"], ["GELU"]),
+        (["--activation", "squared-relu", "--positions", "learned"], ["squared ReLU and learned positions"]),
+        (["--qkv-bias", "--qk-norm"], ["biases of q, k and v and norms of q and k"]),
+    ],
+)
+def test_what_no_class_computes(scratch, option, words):
+    """From Megatron, and by mgr-synth itself."""
+    synth = [runner.program("mgr-synth"), "--layers", 2, "--hidden", 32, "--ffn", 48, "--heads", 4]
+    result = runner.run([*synth, *option, scratch / "x", "--format", "huggingface"])
+    assert result.status == runner.DATA and not (scratch / "x").exists(), str(result)
+    for word in words:
+        assert word in result.err and "huggingface" in result.err, str(result)
+    result = runner.run([*synth, *option, scratch / "dense"])
+    assert result.status == 0, str(result)
+    changes = without_naive({"target__format": "huggingface"})
+    refused(scratch, scratch / "dense", "megatron-torch", *words, mode="reshard", **changes)
 
 
 def test_biases_that_config_does_not_mention(scratch):
