@@ -505,6 +505,49 @@ def test_a_scaled_rope_as_transformers_4_wrote_it(scratch):
     check_same(lm, out)
 
 
+def megatron_layer(scratch, source, layer):
+    """The tensors of a layer as torch loads them from Megatron's shard."""
+    out = reshard_to_megatron(scratch, source)
+    (file,) = out.glob("release/mp_rank_00/model_optim_rng.pt")
+    prefix = f"decoder.layers.{layer}."
+    state = torch.load(file, weights_only=False)["model"]
+    return {name.removeprefix(prefix): t for name, t in state.items() if name.startswith(prefix)}
+
+
+def reshard_to_megatron(scratch, source):
+    config = runner.write_config(
+        scratch / "megatron.yaml",
+        source,
+        scratch / "megatron",
+        mode="reshard",
+        upcycle=None,
+        target__format="megatron-torch",
+        target__dtype="source",
+    )
+    result = runner.upcycle(config, np=2)
+    assert result.status == 0, str(result)
+    return scratch / "megatron"
+
+
+def test_norms_of_q_and_k_under_megatrons_names(scratch):
+    """A name that is wrong on the way in and on the way out would go unseen otherwise."""
+    lm, source = saved(scratch / "dense", "Qwen3")
+    layer, attention = megatron_layer(scratch, source, 1), lm.model.layers[1].self_attn
+    assert torch.equal(layer["self_attention.q_layernorm.weight"], attention.q_norm.weight)
+    assert torch.equal(layer["self_attention.k_layernorm.weight"], attention.k_norm.weight)
+
+
+def test_biases_under_megatrons_names(scratch):
+    lm, source = saved(scratch / "dense", "Llama", attention_bias=True, mlp_bias=True)
+    layer, hf = megatron_layer(scratch, source, 2), lm.model.layers[2]
+    q, k, v = (getattr(hf.self_attn, x + "_proj").bias.reshape(SHAPE.kv_heads, -1) for x in "qkv")
+    assert torch.equal(layer["self_attention.linear_qkv.bias"], torch.cat([q, k, v], dim=1).reshape(-1))
+    assert torch.equal(layer["self_attention.linear_proj.bias"], hf.self_attn.o_proj.bias)
+    fc1 = torch.cat([hf.mlp.gate_proj.bias, hf.mlp.up_proj.bias])
+    assert torch.equal(layer["mlp.linear_fc1.bias"], fc1)
+    assert torch.equal(layer["mlp.linear_fc2.bias"], hf.mlp.down_proj.bias)
+
+
 @pytest.mark.parametrize(
     "changes", [{"hidden_act": "gelu"}, {"rope_parameters": LLAMA3}, {"rope_parameters": LINEAR}]
 )
