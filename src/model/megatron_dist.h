@@ -1,7 +1,8 @@
 /*
- * Megatron's `torch_dist` layout of a dense GPT: global tensors under keys that do not depend on
- * the split, cut into chunks in any way. Rules:
- * megatron/core/transformer/{transformer_block,mlp,utils}.py, dist_checkpointing/mapping.py of
+ * Megatron's `torch_dist` layout of a GPT, dense or a mixture of experts: global tensors under keys
+ * that do not depend on the split, cut into chunks in any way. Rules:
+ * megatron/core/transformer/{transformer_block,transformer_layer,mlp,utils}.py,
+ * transformer/moe/experts.py, models/gpt/gpt_layer_specs.py, dist_checkpointing/mapping.py of
  * NVIDIA/Megatron-LM.
  */
 #ifndef MGR_MODEL_MEGATRON_DIST_H
@@ -14,6 +15,7 @@
 #include "core/str.h"
 #include "mgr/config.h"
 #include "mgr/layout.h"
+#include "model/megatron.h"
 
 /* What the keys tell; the stored tensors are chunks named "<key>@<offset>,<offset>,...". */
 typedef struct mgr_megatron_dist {
@@ -33,10 +35,33 @@ bool mgr_megatron_dist_parse(const mgr_stored *chunk, size_t *key_len, uint64_t 
 int mgr_megatron_dist_model(const mgr_catalogue *cat, const mgr_config *config,
                             mgr_megatron_dist *dist, mgr_model *model, mgr_err *err) MGR_NODISCARD;
 
-/* Put every chunk into `layout`. Chunks are boxes of [layers,] rows and columns of a matrix, or of
- * a vector; fused QKV, [gate; up] and vocabulary padding are boxes of rows in them. Errors:
- * MGR_ERR_FORMAT. Local. */
+/* Put every chunk of a source into `layout`. Chunks are boxes of [layers,] [experts,] rows and
+ * columns of a matrix, or of a vector; fused QKV, [gate; up] and vocabulary padding are boxes of
+ * rows in them. Errors: MGR_ERR_FORMAT. Local. */
 int mgr_megatron_dist_layout(mgr_layout *layout, const mgr_megatron_dist *dist,
                              mgr_err *err) MGR_NODISCARD;
+
+/* How a target is cut. */
+typedef struct mgr_megatron_dist_target {
+    const char *folder; /* of the iteration, below the target; borrowed */
+    uint64_t padded_vocab;
+    uint64_t vocab_rows;      /* of a chunk of the vocabulary, at most */
+    uint64_t max_shard_size;  /* of the tensors of a file, unless one alone is larger */
+    uint32_t expert_parallel; /* above 1: the experts of each such rank have files of their own */
+    bool stacked;
+    mgr_norm_names names;
+} mgr_megatron_dist_target;
+
+/* Declare files and chunks: one per layer, expert and half of a gated fc1, the vocabulary in blocks
+ * of rows. A loader reads a chunk whole for every piece of it that a rank wants, so larger ones
+ * would be read many times over. As objects (mgr_layout_object, all of the first file) come the
+ * `_extra_state` keys that a GPT of Transformer Engine or of the local spec may ask for, of core
+ * 0.13 to 0.19; a loader does not look at more than it asks for. Local. */
+int mgr_megatron_dist_declare(mgr_layout *layout, const mgr_megatron_dist_target *target,
+                              mgr_err *err) MGR_NODISCARD;
+
+/* Is "auto" stacked for this model? Layers of two kinds cannot share an axis, and the loader asks
+ * for a key per layer as soon as moe_layer_freq is a list (transformer_block.py). Pure. */
+bool mgr_megatron_dist_can_stack(const mgr_model *model);
 
 #endif

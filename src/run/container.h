@@ -46,4 +46,13 @@ typedef struct mgr_torch_context {
     uint32_t chunks; /* of the virtual pipeline */
 } mgr_torch_context;
 
+/* The .distcp files of torch.distributed.checkpoint: one archive behind the other, of a tensor
+ * each. All objects of a file share one in front, torch.save([None]). No context. */
+extern const mgr_container mgr_container_dist;
+
+/* Where a placed tensor's archive lies in its file, and that of the file's objects. Local. */
+int mgr_container_dist_item(const mgr_stored *stored, uint64_t *offset, uint64_t *length,
+                            mgr_err *err) MGR_NODISCARD;
+int mgr_container_dist_object(uint64_t *offset, uint64_t *length, mgr_err *err) MGR_NODISCARD;
+
 #endif

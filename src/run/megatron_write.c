@@ -125,10 +125,13 @@ static int emit_architecture(const mgr_model *m, mgr_buf *out, mgr_err *err)
 
 /* A number where all layers have experts; else a list with 1 for those that have (Megatron takes
  * both). */
-static int emit_layer_freq(const mgr_model *m, mgr_buf *out, mgr_err *err)
+static int emit_layer_freq(const mgr_megatron_args *a, mgr_buf *out, mgr_err *err)
 {
+    const mgr_model *const m = a->model;
+    if (m->experts == 0 && !a->layer_list)
+        return MGR_OK;
     MGR_TRY(mgr_pickle_text(out, "moe_layer_freq", err));
-    if (mgr_model_moe_layers(m) == m->layers)
+    if (mgr_model_moe_layers(m) == m->layers && !a->layer_list)
         return mgr_pickle_int(out, 1, err);
     MGR_TRY(mgr_pickle_list_open(out, err));
     for (uint64_t l = 0; l < m->layers; l++)
@@ -153,7 +156,6 @@ static int emit_experts(const mgr_megatron_args *a, mgr_buf *out, mgr_err *err)
     if (m->experts == 0)
         return MGR_OK;
     MGR_TRY(emit_all(args, sizeof args / sizeof args[0], out, err));
-    MGR_TRY(emit_layer_freq(m, out, err));
     if (strcmp(a->ckpt_format, "torch") != 0)
         return MGR_OK; /* torch_dist suits both kinds of experts: the trainer's option decides */
     const arg grouped = {"moe_grouped_gemm", ARG_BOOL, mg->experts != MGR_EXPERTS_SEQUENTIAL, NULL};
@@ -185,6 +187,7 @@ int mgr_megatron_write_args(const mgr_megatron_args *a, mgr_buf *out, mgr_err *e
     MGR_TRY(emit_positions(a->model, out, err));
     MGR_TRY(emit_architecture(a->model, out, err));
     MGR_TRY(emit_experts(a, out, err));
+    MGR_TRY(emit_layer_freq(a, out, err));
     MGR_TRY(emit_chunks(a->megatron, out, err));
     MGR_TRY(emit_all(rest, sizeof rest / sizeof rest[0], out, err));
     MGR_TRY(mgr_pickle_text(out, "params_dtype", err));

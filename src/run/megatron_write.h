@@ -7,6 +7,8 @@
 #ifndef MGR_RUN_MEGATRON_WRITE_H
 #define MGR_RUN_MEGATRON_WRITE_H
 
+#include <stdbool.h>
+
 #include "core/str.h"
 #include "mgr/config.h"
 #include "mgr/model.h"
@@ -18,6 +20,7 @@ typedef struct mgr_megatron_args {
     mgr_dtype dtype;
     uint64_t divisor;        /* make_vocab_size_divisible_by */
     const char *ckpt_format; /* "torch", "torch_dist" */
+    bool layer_list;         /* moe_layer_freq is a list even where all layers are alike */
 } mgr_megatron_args;
 
 /* Emit the keys and values of the Namespace (between open and close). */

@@ -4,11 +4,13 @@
 
 extern const mgr_target_format mgr_target_moe_recipes;
 extern const mgr_target_format mgr_target_megatron_torch;
+extern const mgr_target_format mgr_target_megatron_dist;
 extern const mgr_target_format mgr_target_huggingface;
 
 static const mgr_target_format *const table[] = {
     &mgr_target_moe_recipes,
     &mgr_target_megatron_torch,
+    &mgr_target_megatron_dist,
     &mgr_target_huggingface,
 };
 

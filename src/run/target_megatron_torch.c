@@ -109,7 +109,11 @@ static int check(const mgr_config *config, const mgr_model *model, mgr_err *err)
 static int emit_args(const void *data, mgr_buf *out, mgr_err *err)
 {
     const state *const s = data;
-    const mgr_megatron_args args = {&s->model, &s->megatron, s->dtype, s->divisor, "torch"};
+    const mgr_megatron_args args = {.model = &s->model,
+                                    .megatron = &s->megatron,
+                                    .dtype = s->dtype,
+                                    .divisor = s->divisor,
+                                    .ckpt_format = "torch"};
     return mgr_megatron_write_args(&args, out, err);
 }
 
