@@ -455,13 +455,13 @@ def refused_state(scratch, edit, *words, shape=SHAPE):
     refused(scratch, source, *words)
 
 
-def test_experts(scratch):
+def test_experts_without_a_router(scratch):
     def edit(state):
         state["decoder.layers.mlp.experts.experts.linear_fc1.weight"] = torch.zeros(
             4, 2, 8, 40, dtype=torch.bfloat16
         )
 
-    refused_state(scratch, edit, "mixture of experts")
+    refused_state(scratch, edit, "experts.experts.linear_fc1.weight", "0 experts")
 
 
 def test_fp8_parameters(scratch):
@@ -471,11 +471,22 @@ def test_fp8_parameters(scratch):
     refused_state(scratch, edit, FC1, "FP8")
 
 
-def test_a_part_that_is_not_known(scratch):
+def test_a_norm_of_q_alone(scratch):
     def edit(state):
         state["decoder.layers.self_attention.q_layernorm.weight"] = torch.ones(4, 10, dtype=torch.bfloat16)
 
-    refused_state(scratch, edit, "decoder.layers.self_attention.q_layernorm.weight")
+    refused_state(scratch, edit, "k norm")
+
+
+@pytest.mark.parametrize(
+    "part",
+    ["self_attention.linear_q_down_proj", "mlp.shared_experts.linear_fc1", "mixer.in_proj", "mlp.gate"],
+)
+def test_a_part_that_is_not_known(scratch, part):
+    def edit(state):
+        state[f"decoder.layers.{part}.weight"] = torch.ones(4, 10, 40, dtype=torch.bfloat16)
+
+    refused_state(scratch, edit, part)
 
 
 def test_an_output_layer_of_tied_embeddings(scratch):
