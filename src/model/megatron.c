@@ -454,8 +454,7 @@ static int last_chunk(place *p, mgr_err *err)
                  p->model->hidden, err));
     if (p->mg->names == MGR_NAMES_TE)
         MGR_TRY(object(p, "decoder.final_layernorm._extra_state", err));
-    if (!p->model->tied || p->mg->pipeline_parallel > 1)
-        MGR_TRY(object(p, "output_layer._extra_state", err));
+    MGR_TRY(object(p, "output_layer._extra_state", err)); /* also where it has no weight */
     if (!p->model->tied)
         return vocabulary(p, MGR_ROLE_LM_HEAD, output_names, p->copy_of_part, err);
     if (p->mg->pipeline_parallel > 1) /* behind all copies that first stages hold */
