@@ -30,6 +30,10 @@ static uint64_t expert_tensor_parallel(const mgr_config *config)
     return given ? given : config->target.tensor_parallel;
 }
 
+/* Biases of experts: TransformerConfig of core 0.16 and later refuses them with ETP other than 1,
+ * for each rank would add the whole bias of fc2; cores up to 0.13 refuse them at all. Where the
+ * linears have biases the router has one too, `router.bias` of the element type of the weights, in
+ * core 0.16 and later (transformer/moe/router.py). */
 static int check_experts(const mgr_config *config, const mgr_model *model, mgr_err *err)
 {
     const uint64_t ep = config->target.expert_parallel, etp = expert_tensor_parallel(config);
@@ -43,6 +47,13 @@ static int check_experts(const mgr_config *config, const mgr_model *model, mgr_e
                                "tensor_parallel %llu, as this format needs",
                                (unsigned long long)etp,
                                (unsigned long long)config->target.tensor_parallel);
+    if (model->experts && model->bias_mlp && etp > 1) {
+        mgr_config_fail(config, "target.expert_tensor_parallel", err,
+                        "the experts have biases, which Megatron does not split over %llu "
+                        "expert-tensor-parallel ranks",
+                        (unsigned long long)etp);
+        return mgr_hint(err, "set 'target.expert_tensor_parallel: 1'");
+    }
     if (model->bias_mlp && strcmp(config->target.expert_names, "grouped-old") == 0)
         return mgr_config_fail(config, "target.expert_names", err,
                                "'target.expert_names' is 'grouped-old', but GroupedMLP has no "
@@ -51,7 +62,9 @@ static int check_experts(const mgr_config *config, const mgr_model *model, mgr_e
 }
 
 /* Layers of the stages between the first and the last, of all chunks together; false if what there
- * is does not divide. As get_num_layers_to_build (transformer_block.py) shares them out. */
+ * is does not divide. As get_num_layers_to_build (transformer_block.py) shares them out. Stages
+ * between without a layer are refused by TransformerConfig, and virtual chunks without stages
+ * between make get_transformer_layer_offset divide by zero. */
 static bool middle_layers(const mgr_config *config, uint64_t layers, uint64_t *out)
 {
     const uint64_t pp = config->target.pipeline_parallel, vp = config->target.virtual_pipeline;
@@ -63,9 +76,9 @@ static bool middle_layers(const mgr_config *config, uint64_t layers, uint64_t *o
         return false;
     const uint64_t stages = pp - fixed, left = layers - first - last;
     if (stages == 0)
-        return left == 0;
+        return left == 0 && vp == 1;
     *out = left / stages;
-    return left % (stages * vp) == 0;
+    return left > 0 && left % (stages * vp) == 0;
 }
 
 static int check_stages(const mgr_config *config, const mgr_model *model, mgr_err *err)
