@@ -48,7 +48,10 @@ class NoStream:
     def nothing(self, *args, **kwargs):
         return None
 
-    wait_stream = wait_event = record_event = synchronize = nothing
+    wait_stream = wait_event = synchronize = nothing
+
+    def record_event(self, *args):
+        return self  # an event that has happened
 
 
 class NoTracker:
@@ -79,8 +82,10 @@ def import_megatron():
 
     from megatron.core import dist_checkpointing, parallel_state, tensor_parallel  # noqa: F401
     from megatron.core.models.gpt import gpt_layer_specs, gpt_model  # noqa: F401
-    from megatron.core.transformer.moe import upcycling_utils  # noqa: F401
+    from megatron.core.transformer.moe import moe_utils, upcycling_utils  # noqa: F401
 
+    if not hasattr(moe_utils, "te_general_gemm"):  # 0.16 asks for it where it has not defined it
+        moe_utils.te_general_gemm = None
     tensor_parallel.get_cuda_rng_tracker = NoTracker
     warnings.simplefilter("ignore")
 
