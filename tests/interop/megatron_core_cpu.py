@@ -244,11 +244,10 @@ def rank_main(rank, out, tp, pp):
     torch.distributed.destroy_process_group()
 
 
-def run(out, tp, pp):
-    """All ranks of one split; the first that fails ends the others."""
-    out.mkdir(parents=True)
+def run_ranks(world, target, arguments):
+    """target(rank, *arguments) in a process per rank; the first that fails ends the others."""
     context = multiprocessing.get_context("fork")
-    ranks = [context.Process(target=rank_main, args=(rank, out, tp, pp)) for rank in range(tp * pp)]
+    ranks = [context.Process(target=target, args=(rank, *arguments)) for rank in range(world)]
     for process in ranks:
         process.start()
     waiting = list(ranks)
@@ -259,7 +258,12 @@ def run(out, tp, pp):
         if any(process.exitcode != 0 for process in ended):
             for process in waiting:
                 process.terminate()
-            sys.exit(f"megatron_core_cpu.py: a rank of {tp}x{pp} failed")
+            sys.exit(f"a rank of {target.__module__}{arguments} failed")
+
+
+def run(out, tp, pp):
+    out.mkdir(parents=True)
+    run_ranks(tp * pp, rank_main, (out, tp, pp))
 
 
 def main():

@@ -4,6 +4,7 @@ and how it upcycles judges the output."""
 
 import contextlib
 import os
+import pathlib
 import signal
 import subprocess
 import sys
@@ -34,13 +35,13 @@ SHAPE = ml.Shape(
 )
 
 
-def run_core(packages, out, splits):
-    """Run megatron_core_cpu.py in a session of its own, of which nothing is left behind: a rank that
+def run_core(packages, out, splits, program="megatron_core_cpu.py"):
+    """Run the program in a session of its own, of which nothing is left behind: a rank that
     fails would leave the processes of megatron-core's writer."""
     log = out.with_name(out.name + ".log")
     with open(log, "w") as file:
         process = subprocess.Popen(
-            [sys.executable, core.__file__, out, *splits],
+            [sys.executable, pathlib.Path(core.__file__).with_name(program), out, *splits],
             env={**os.environ, "PYTHONPATH": str(packages), "OMP_NUM_THREADS": "1"},
             stdin=subprocess.DEVNULL,
             stdout=file,
