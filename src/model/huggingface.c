@@ -5,23 +5,21 @@
 
 #include "core/mem.h"
 
-#define IN_LAYER "model.layers.%u."
-
 /* Roles that all models name alike; %u is the layer. */
 static const char *const shared_names[MGR_ROLE_COUNT] = {
     [MGR_ROLE_EMBEDDING] = "model.embed_tokens.weight",
-    [MGR_ROLE_ATTN_NORM] = IN_LAYER "input_layernorm.weight",
-    [MGR_ROLE_Q] = IN_LAYER "self_attn.q_proj.weight",
-    [MGR_ROLE_K] = IN_LAYER "self_attn.k_proj.weight",
-    [MGR_ROLE_V] = IN_LAYER "self_attn.v_proj.weight",
-    [MGR_ROLE_Q_BIAS] = IN_LAYER "self_attn.q_proj.bias",
-    [MGR_ROLE_K_BIAS] = IN_LAYER "self_attn.k_proj.bias",
-    [MGR_ROLE_V_BIAS] = IN_LAYER "self_attn.v_proj.bias",
-    [MGR_ROLE_Q_NORM] = IN_LAYER "self_attn.q_norm.weight",
-    [MGR_ROLE_K_NORM] = IN_LAYER "self_attn.k_norm.weight",
-    [MGR_ROLE_O] = IN_LAYER "self_attn.o_proj.weight",
-    [MGR_ROLE_O_BIAS] = IN_LAYER "self_attn.o_proj.bias",
-    [MGR_ROLE_MLP_NORM] = IN_LAYER "post_attention_layernorm.weight",
+    [MGR_ROLE_ATTN_NORM] = "model.layers.%u.input_layernorm.weight",
+    [MGR_ROLE_Q] = "model.layers.%u.self_attn.q_proj.weight",
+    [MGR_ROLE_K] = "model.layers.%u.self_attn.k_proj.weight",
+    [MGR_ROLE_V] = "model.layers.%u.self_attn.v_proj.weight",
+    [MGR_ROLE_Q_BIAS] = "model.layers.%u.self_attn.q_proj.bias",
+    [MGR_ROLE_K_BIAS] = "model.layers.%u.self_attn.k_proj.bias",
+    [MGR_ROLE_V_BIAS] = "model.layers.%u.self_attn.v_proj.bias",
+    [MGR_ROLE_Q_NORM] = "model.layers.%u.self_attn.q_norm.weight",
+    [MGR_ROLE_K_NORM] = "model.layers.%u.self_attn.k_norm.weight",
+    [MGR_ROLE_O] = "model.layers.%u.self_attn.o_proj.weight",
+    [MGR_ROLE_O_BIAS] = "model.layers.%u.self_attn.o_proj.bias",
+    [MGR_ROLE_MLP_NORM] = "model.layers.%u.post_attention_layernorm.weight",
     [MGR_ROLE_FINAL_NORM] = "model.norm.weight",
     [MGR_ROLE_LM_HEAD] = "lm_head.weight",
 };
@@ -30,26 +28,26 @@ static const char *const shared_names[MGR_ROLE_COUNT] = {
 static const char *const ffn_names[][MGR_ROLE_COUNT] = {
     [MGR_HF_DENSE] =
         {
-            [MGR_ROLE_GATE] = IN_LAYER "mlp.gate_proj.weight",
-            [MGR_ROLE_UP] = IN_LAYER "mlp.up_proj.weight",
-            [MGR_ROLE_DOWN] = IN_LAYER "mlp.down_proj.weight",
-            [MGR_ROLE_GATE_BIAS] = IN_LAYER "mlp.gate_proj.bias",
-            [MGR_ROLE_UP_BIAS] = IN_LAYER "mlp.up_proj.bias",
-            [MGR_ROLE_DOWN_BIAS] = IN_LAYER "mlp.down_proj.bias",
+            [MGR_ROLE_GATE] = "model.layers.%u.mlp.gate_proj.weight",
+            [MGR_ROLE_UP] = "model.layers.%u.mlp.up_proj.weight",
+            [MGR_ROLE_DOWN] = "model.layers.%u.mlp.down_proj.weight",
+            [MGR_ROLE_GATE_BIAS] = "model.layers.%u.mlp.gate_proj.bias",
+            [MGR_ROLE_UP_BIAS] = "model.layers.%u.mlp.up_proj.bias",
+            [MGR_ROLE_DOWN_BIAS] = "model.layers.%u.mlp.down_proj.bias",
         },
     [MGR_HF_PER_EXPERT] =
         {
-            [MGR_ROLE_ROUTER] = IN_LAYER "block_sparse_moe.gate.weight",
-            [MGR_ROLE_GATE] = IN_LAYER "block_sparse_moe.experts.%u.w1.weight",
-            [MGR_ROLE_UP] = IN_LAYER "block_sparse_moe.experts.%u.w3.weight",
-            [MGR_ROLE_DOWN] = IN_LAYER "block_sparse_moe.experts.%u.w2.weight",
+            [MGR_ROLE_ROUTER] = "model.layers.%u.block_sparse_moe.gate.weight",
+            [MGR_ROLE_GATE] = "model.layers.%u.block_sparse_moe.experts.%u.w1.weight",
+            [MGR_ROLE_UP] = "model.layers.%u.block_sparse_moe.experts.%u.w3.weight",
+            [MGR_ROLE_DOWN] = "model.layers.%u.block_sparse_moe.experts.%u.w2.weight",
         },
     [MGR_HF_FUSED] =
         {
-            [MGR_ROLE_ROUTER] = IN_LAYER "mlp.gate.weight",
-            [MGR_ROLE_GATE] = IN_LAYER "mlp.experts.gate_up_proj",
-            [MGR_ROLE_UP] = IN_LAYER "mlp.experts.gate_up_proj",
-            [MGR_ROLE_DOWN] = IN_LAYER "mlp.experts.down_proj",
+            [MGR_ROLE_ROUTER] = "model.layers.%u.mlp.gate.weight",
+            [MGR_ROLE_GATE] = "model.layers.%u.mlp.experts.gate_up_proj",
+            [MGR_ROLE_UP] = "model.layers.%u.mlp.experts.gate_up_proj",
+            [MGR_ROLE_DOWN] = "model.layers.%u.mlp.experts.down_proj",
         },
 };
 
@@ -72,7 +70,7 @@ bool mgr_huggingface_name(mgr_hf_ffn ffn, mgr_role role, uint32_t layer, uint32_
 typedef struct walk {
     mgr_layout *layout;
     const mgr_huggingface *hf;
-    const uint32_t *shard; /* file of each tensor, of a target */
+    const uint32_t *shard; /* file of each tensor, of a target; else NULL */
     uint32_t hint;         /* file in which the last one was found, of a source */
     uint32_t fused[2];     /* of the layer: stored tensors of gate and up, of down */
 } walk;
@@ -88,13 +86,14 @@ static bool leads(const mgr_huggingface *hf, const mgr_tensor *t)
     return !is_fused(hf, t) || (t->expert == 0 && t->role != MGR_ROLE_UP);
 }
 
-/* Shape of the stored tensor that `t` leads; returns the number of axes. */
+/* Shape of the stored tensor that `t` leads, 1 behind the last axis; returns the number of axes. */
 static uint32_t stored_shape(const walk *w, const mgr_tensor *t, mgr_role role, uint64_t shape[3])
 {
     const bool vocabulary = role == MGR_ROLE_EMBEDDING || role == MGR_ROLE_LM_HEAD;
     const bool fused = is_fused(w->hf, t);
     uint64_t *const matrix = shape + fused;
-    shape[0] = w->layout->tensors->model.experts;
+    shape[0] = w->layout->tensors->model.experts; /* of a fused one */
+    shape[1] = shape[2] = 1;
     matrix[0] = vocabulary && w->hf->vocab_rows     ? w->hf->vocab_rows
                 : fused && t->role != MGR_ROLE_DOWN ? 2 * t->rows
                                                     : t->rows;
@@ -106,11 +105,9 @@ static uint32_t stored_shape(const walk *w, const mgr_tensor *t, mgr_role role, 
 
 static uint64_t stored_bytes(const walk *w, const mgr_tensor *t)
 {
-    uint64_t shape[3], bytes = mgr_dtype_size(w->layout->dtype);
-    const uint32_t ndim = stored_shape(w, t, t->role, shape);
-    for (uint32_t d = 0; d < ndim; d++)
-        bytes *= shape[d];
-    return bytes;
+    uint64_t shape[3];
+    stored_shape(w, t, t->role, shape);
+    return shape[0] * shape[1] * shape[2] * mgr_dtype_size(w->layout->dtype);
 }
 
 static int32_t owner_of(const walk *w, const mgr_tensor *t)
@@ -187,7 +184,7 @@ static int stored_of(walk *w, uint32_t idx, mgr_role role, uint32_t *stored, mgr
     if (!mgr_huggingface_name(ffn, role, t->layer, t->expert, name))
         return mgr_fail(err, MGR_ERR_UNSUPPORTED, "%s cannot be expressed in a Hugging Face layout",
                         mgr_tensor_label(t, label, sizeof label));
-    const uint32_t file = w->layout->declare ? w->shard[idx] : file_of(w, name);
+    const uint32_t file = w->shard ? w->shard[idx] : file_of(w, name);
     if (file == MGR_NONE)
         return mgr_fail(err, MGR_ERR_FORMAT,
                         w->hf->n_files > 1
@@ -237,7 +234,7 @@ static int tied_head(walk *w, mgr_err *err)
     const uint32_t idx = mgr_tensors_find(layout->tensors, MGR_ROLE_EMBEDDING, MGR_NONE, MGR_NONE);
     const mgr_tensor *const t = &layout->tensors->list[idx];
     uint32_t embedding, head;
-    if (layout->declare || file_of(w, shared_names[MGR_ROLE_LM_HEAD]) == MGR_NONE)
+    if (w->shard || file_of(w, shared_names[MGR_ROLE_LM_HEAD]) == MGR_NONE)
         return MGR_OK;
     MGR_TRY(stored_of(w, idx, MGR_ROLE_LM_HEAD, &head, err));
     MGR_TRY(stored_of(w, idx, MGR_ROLE_EMBEDDING, &embedding, err));
