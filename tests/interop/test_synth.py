@@ -1,4 +1,5 @@
-"""What mgr-synth writes is a Megatron checkpoint to real torch, and the same model at any split."""
+"""What mgr-synth writes is a Megatron checkpoint to real torch, a model to transformers, and the same model
+at any split and in any format."""
 
 import zipfile
 
@@ -71,3 +72,80 @@ def test_every_format_is_one_model(scratch):
         assert result.status == 0, str(result)
         outputs.append(runner.hashes(harness.convert(scratch, scratch / name, name="Mixtral-" + name)))
     assert outputs[0] == outputs[1]
+
+
+# ---- kinds of models
+
+DENSE = ["huggingface", "megatron-torch", "megatron-dist"]
+MEGATRON = DENSE[1:]
+MOE = ["moe-recipes", *MEGATRON]
+QK_BIAS = ["--qk-norm", "--bias"]
+KINDS = [
+    (DENSE, ["--qkv-bias"], "Qwen2"),
+    (DENSE, ["--qk-norm"], "Qwen3"),
+    (DENSE, ["--bias"], "Llama"),
+    (DENSE, ["--activation", "geglu", "--tied"], "Llama"),
+    (MOE, ["--experts", 4, "--expert-ffn", 48, "--top-k", 3], "Mixtral"),
+    (MEGATRON, ["--norm", "layernorm", "--activation", "gelu", "--positions", "learned", *QK_BIAS], None),
+    (MEGATRON, ["--activation", "squared-relu", "--experts", 4, "--bias"], None),
+]
+SPLIT = ["--tp", 2, "--pp", 2, "--vpp", 2]
+
+
+def write(out, *options, seed=11):
+    sizes = ["--layers", 4, "--hidden", 64, "--ffn", 96, "--heads", 8, "--kv-heads", 4, "--vocab", 128]
+    result = runner.run(
+        [runner.program("mgr-synth"), out, *sizes, "--max-positions", 64, "--seed", seed, *options]
+    )
+    assert result.status == 0, str(result)
+    return out
+
+
+def compare(a, b):
+    return runner.run([runner.program("mgr-inspect"), a, b])
+
+
+@pytest.mark.parametrize("formats,options,class_name", KINDS)
+def test_every_kind_is_one_model_in_every_format(scratch, formats, options, class_name):
+    first, *others = (write(scratch / name, *options, "--format", name) for name in formats)
+    for other in others:
+        result = compare(first, other)
+        assert result.status == 0 and "logical" in result.out, str(result)
+    moe = "--experts" in options
+    split = write(scratch / "split", *options, *SPLIT, *(["--ep", 2, "--etp", 1] if moe else []))
+    assert len(list(split.rglob("*.pt"))) == 2 * 2 * (2 if moe else 1)
+    assert compare(first, split).status == 0
+    assert compare(first, write(scratch / "other-seed", *options, seed=12)).status == 1
+    if class_name:
+        check_loads(first, class_name)
+
+
+def check_loads(folder, class_name):
+    """Strictly by transformers; norms about 1, all else, their biases and experts among it, about 0."""
+    from transformers import AutoModelForCausalLM
+
+    lm, info = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
+    assert type(lm).__name__ == class_name + "ForCausalLM"
+    assert not any(info[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys")), info
+    for name, tensor in lm.state_dict().items():
+        assert abs(tensor.mean() - float("norm" in name)) < 0.02 and 0 < tensor.std() < 0.04, name
+        experts = tensor if tensor.ndim == 3 else []
+        assert all(not torch.equal(a, b) for a, b in zip(experts, experts[1:])), name
+
+
+@pytest.mark.parametrize(
+    "options,words",
+    [
+        (["--norm", "batchnorm"], ["--norm 'batchnorm'", "rmsnorm, layernorm"]),
+        (["--format", "gguf"], ["--format 'gguf'", "moe-recipes", "megatron-dist"]),
+        (["--names", "other"], ["--names 'other'", "per-expert, fused"]),
+        (["--top-k", 2], ["--experts"]),
+        (["--experts", 2, "--top-k", 3], ["--top-k"]),
+        (["--layers", 4, "--vpp", 3], ["4 layers", "3 pipeline chunks"]),
+    ],
+)
+def test_words_that_make_no_sense(scratch, options, words):
+    result = runner.run([runner.program("mgr-synth"), scratch / "x", *options])
+    assert result.status == runner.USAGE and not (scratch / "x").exists(), str(result)
+    for word in words:
+        assert word in result.err, str(result)
