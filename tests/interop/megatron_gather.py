@@ -85,6 +85,20 @@ def join(shards, m, to, kind, how):
         yield f"{to}.{kind}", torch.cat(shards, dim=1 if how == "columns" else 0)
 
 
+def ungrouped(state, m, experts):
+    """The experts of GroupedMLP one by one: weight1 and weight2 are read as [experts, rows, columns] of
+    the transposed matrices, whatever their shape (GroupedMLP.forward)."""
+    for name, tensor in state.items():
+        old = re.fullmatch(r"(.*\.experts\.)weight([12])", name)
+        if not old:
+            yield name, tensor
+            continue
+        rows = m["hidden"] if old[2] == "1" else -1
+        columns = -1 if old[2] == "1" else m["hidden"]
+        for expert, matrix in enumerate(tensor.reshape(experts, rows, columns)):
+            yield f"{old[1]}local_experts.{expert}.linear_fc{old[2]}.weight", matrix.T.contiguous()
+
+
 def gather(ranks, m, s):
     """ranks: [{"place": {tp, pp, ep, etp}, "chunks": [{"state": ..., "layers": global numbers}]}].
     Whatever several ranks hold must be the same, bit for bit; all tensors are used."""
@@ -93,7 +107,7 @@ def gather(ranks, m, s):
     for rank in ranks:
         at = rank["place"]
         for chunk in rank["chunks"]:
-            for name, tensor in chunk["state"].items():
+            for name, tensor in ungrouped(chunk["state"], m, per_rank):
                 if name.endswith("_extra_state"):
                     continue
                 module, kind, expert = split_name(name)
