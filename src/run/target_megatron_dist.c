@@ -43,7 +43,7 @@ static int check_sizes(const mgr_config *config, mgr_err *err)
         uint64_t value, without;
     } sizes[] = {{"target.pipeline_parallel", config->target.pipeline_parallel, 1},
                  {"target.virtual_pipeline", config->target.virtual_pipeline, 1},
-                 {"target.expert_tensor_parallel", config->target.expert_tensor_parallel, 0},
+                 {"target.expert_tensor_parallel", config->target.expert_tensor_parallel, 1},
                  {"target.first_stage_layers", config->target.first_stage_layers, 0},
                  {"target.last_stage_layers", config->target.last_stage_layers, 0}};
     for (size_t i = 0; i < sizeof sizes / sizeof sizes[0]; i++) {

@@ -228,6 +228,73 @@ def work(root, rank, ranks):
     dist.destroy_process_group()
 
 
+# ---- any model, from the file of a single rank -----------------------------------------------------
+
+
+def of_one_rank(root):
+    """The state dict of a checkpoint of the format torch that is not split, without extra states."""
+    path = next(pathlib.Path(root).rglob("model_optim_rng.pt"))
+    state = torch.load(path, weights_only=False)["model"]
+    return {name: value for name, value in state.items() if value is not None}
+
+
+def keys_of_dist(state, stacked=True, local=False, singleton=False):
+    """{key: global tensor} of Megatron-Core for a state dict with the names of Transformer Engine
+    and sequential experts; `local`: the keys that the local spec gives; `singleton`: a key per expert
+    and half of a gated fc1."""
+    experts, out = {}, {}
+    for name, tensor in state.items():
+        if local:
+            name = name.replace("pre_mlp_layernorm.", "mlp.linear_fc1.layer_norm_")
+        layer, _, rest = name.removeprefix("decoder.layers.").partition(".mlp.experts.local_experts.")
+        if rest:
+            expert, _, what = rest.partition(".")
+            experts.setdefault((layer, what), {})[int(expert)] = tensor
+        else:
+            out[name] = tensor
+    for (layer, what), tensors in experts.items():
+        key = f"decoder.layers.{layer}.mlp.experts.experts."
+        if singleton:
+            out.update({f"{key}{e}.{what}": tensor for e, tensor in tensors.items()})
+        else:
+            out[key + what] = torch.stack([tensors[e] for e in range(len(tensors))])
+    if singleton:
+        return dict(part for item in out.items() for part in halves(*item))
+    return stack_layers(out) if stacked else out
+
+
+def halves(key, tensor):
+    if ".linear_fc1." not in key or "layer_norm" in key:
+        return [(key, tensor)]
+    gate, up = tensor.chunk(2)
+    return [(key + "_w", gate.clone()), (key + "_v", up.clone())]
+
+
+def stack_layers(tensors):
+    out, layers = {}, {}
+    for name, tensor in tensors.items():
+        if not name.startswith("decoder.layers."):
+            out[name] = tensor
+            continue
+        layer, _, rest = name.removeprefix("decoder.layers.").partition(".")
+        layers.setdefault(rest, {})[int(layer)] = tensor
+    for rest, of_layers in layers.items():
+        out["decoder.layers." + rest] = torch.stack([of_layers[i] for i in range(len(of_layers))])
+    return out
+
+
+def save_like(state, args_of, root, **writer):
+    """torch.distributed.checkpoint.save of the tensors, with the args of another checkpoint."""
+    folder = new_folder(root)
+    write({key: tensor.clone() for key, tensor in state.items()}, folder, **writer)
+    rank = torch.load(next(pathlib.Path(args_of).rglob("model_optim_rng.pt")), weights_only=False)
+    rank.pop("model")
+    torch.save(rank, folder / "common.pt")
+    (folder / "metadata.json").write_text(json.dumps(MANIFEST))
+    (root / "latest_checkpointed_iteration.txt").write_text("7")
+    return root
+
+
 # ---- .metadata by hand ---------------------------------------------------------------------------
 
 

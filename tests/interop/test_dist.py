@@ -489,6 +489,23 @@ def test_a_part_that_is_not_known(scratch, part):
     refused_state(scratch, edit, part)
 
 
+@pytest.mark.parametrize(
+    "key",
+    [
+        "decoder.layers.mlp.router.expert_bias",
+        "decoder.layers.mlp.fc1_latent_proj.weight",
+        "decoder.layers.mlp.experts.experts.x.linear_fc1.weight",
+        "decoder.layers.mlp.experts.experts.0.linear_fc1.weigh",
+        "mtp.layers.0.transformer_layer.mlp.linear_fc1.weight",
+    ],
+)
+def test_a_key_that_is_not_known(scratch, key):
+    def edit(state):
+        state[key] = torch.ones(4, 10, dtype=torch.bfloat16)
+
+    refused_state(scratch, edit, key)
+
+
 def test_an_output_layer_of_tied_embeddings(scratch):
     def edit(state):
         state["output_layer.weight"] = state["embedding.word_embeddings.weight"].clone()
