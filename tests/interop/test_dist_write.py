@@ -217,6 +217,7 @@ def test_there_and_back_is_the_identity(scratch, model, keys):
     split = {
         "target__format": "megatron-torch", "target__tensor_parallel": 2, "target__pipeline_parallel": 2,
         "target__make_vocab_size_divisible_by": 4, "target__expert_parallel": 2 if "moe" in model else 1,
+        "target__expert_tensor_parallel": 1,
     }
     first = reshard(scratch, synth(scratch / "torch", MODELS[model]), "first", **split)
     dist = to_dist(scratch, first, target__dist_keys=keys, target__expert_parallel=split["target__expert_parallel"])
