@@ -144,7 +144,7 @@ static const mgr_key schema[] = {
     CHOICE("target.dtype", target.dtype, "bfloat16", "source|bfloat16|float16|float32",
            "element type of the target's weights; source: as they are"),
     BYTES("target.max_shard_size", target.max_shard_size, "5GB", MIB, MOST_BYTES,
-          "largest safetensors file to write, unless one tensor alone is larger"),
+          "largest file to write where the format has shards, unless one tensor alone is larger"),
 };
 
 #define N_KEYS (sizeof schema / sizeof schema[0])
