@@ -63,8 +63,8 @@ class Inspect(unittest.TestCase):
         content[-1] ^= 0x40
         file.write_bytes(content)
         out = self.look(self.moe, changed, status=1).out
-        self.assertRegex(out, r"differs +model\.layers\.1.*: 1 of 6144 elements, first at \[\d+, \d+\]: ")
-        self.assertIn("41 stored tensors compared, 1 differ", out)
+        self.assertRegex(out, r"differs +layer 1 expert \d .*: 1 of 6144 elements, first at \[\d+, \d+\]: ")
+        self.assertIn("41 logical tensors compared, 1 differ", out)
         self.look(self.moe, self.moe)
 
     def test_nothing_there(self):

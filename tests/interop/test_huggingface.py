@@ -643,11 +643,11 @@ def test_an_upcycled_model_with_fused_experts(scratch):
     source = save(scratch / "dense", model)
     drop = {"target__max_shard_size": "1MiB"}
     ids = harness.token_ids(SHAPE)
-    one, other = (
-        harness.mixtral_logits(harness.convert(scratch, source, name="Mixtral-" + n, target__names=n, **drop), ids)
-        for n in ("per-expert", "fused")
-    )
-    assert torch.equal(one, other)
+    seen = []
+    for names in ("per-expert", "fused"):
+        out = harness.convert(scratch, source, name="Mixtral-" + names, target__names=names, **drop)
+        seen.append(harness.mixtral_logits(out, ids))
+    assert torch.equal(*seen)
 
 
 def test_inspect_a_mixtral(scratch):
@@ -688,7 +688,8 @@ def test_what_a_mixtral_cannot_become(scratch, changes, words, status):
 def test_names_of_a_dense_target(scratch):
     source = save(scratch / "dense", ml.dense_model(SHAPE))
     changes = without_naive({"target__format": "huggingface", "target__names": "local"})
-    refused(scratch, source, "target.names", "always the same", mode="reshard", status=runner.CONFIG, **changes)
+    words = ["target.names", "always the same"]
+    refused(scratch, source, *words, mode="reshard", status=runner.CONFIG, **changes)
 
 
 def without_naive(changes):
