@@ -1,6 +1,7 @@
 #!/bin/sh
-# Make .venv in the checkout, with the packages of tools/requirements-interop.txt, and in it
-# megatron-core-VERSION for each line of tools/requirements-megatron.txt.
+# Make .venv in the checkout, with the packages of tools/requirements-interop.txt and
+# tools/requirements-report.txt, and in it megatron-core-VERSION for each line of
+# tools/requirements-megatron.txt.
 #
 #   tools/venv.sh            quick and silent when .venv is up to date
 #   tools/venv.sh --check    only say whether it is (exit 0 or 3)
@@ -11,6 +12,7 @@ set -eu
 
 root=$(CDPATH='' cd -- "$(dirname -- "$0")/.." && pwd)
 wanted="$root/tools/requirements-interop.txt"
+report="$root/tools/requirements-report.txt"
 releases="$root/tools/requirements-megatron.txt"
 venv="$root/.venv"
 stamp="$venv/requirements.sha256"
@@ -32,7 +34,7 @@ case "${1-}" in
     *) echo "usage: tools/venv.sh [--check]" >&2; exit 64 ;;
 esac
 
-hash=$(cat "$wanted" "$releases" | sha256sum | cut -d' ' -f1)
+hash=$(cat "$wanted" "$report" "$releases" | sha256sum | cut -d' ' -f1)
 is_ready && exit 0
 [ "$check_only" = no ] || give_up "'$venv' is absent or outdated; run tools/venv.sh"
 
@@ -65,7 +67,7 @@ if [ ! -d "$venv" ]; then
 fi
 echo "tools/venv.sh: installing the packages of the interop tests into .venv (once, a few minutes)"
 if ! "$venv/bin/python" -m pip install --quiet --disable-pip-version-check \
-        -r "$wanted" >"$log" 2>&1; then
+        -r "$wanted" -r "$report" >"$log" 2>&1; then
     [ "$fresh" = no ] || rm -rf "$venv"
     give_up "pip install failed: $(grep -i '^error' "$log" | tail -n 1)"
 fi

@@ -133,6 +133,40 @@ static int expert_bias(mgr_engine *e, const mgr_expert *of, uint32_t target, con
     return expert_neuron_rows(e, mgr_method_find("naive"), &x, target, piece, data, err);
 }
 
+/* A matrix that the model does not have is passed over. */
+static int note_moment(mgr_engine *e, mgr_note note, uint32_t tensor, float mean, float std,
+                       mgr_err *err)
+{
+    if (tensor == MGR_NONE)
+        return MGR_OK;
+    const mgr_extent extent = {mgr_note_what(e->job, note, tensor),
+                               0,
+                               mgr_f32_bits(mean),
+                               mgr_f32_bits(std),
+                               e->unit_idx,
+                               0};
+    return mgr_extents_add(&e->write_extents, &extent, err);
+}
+
+/* What the ledger will say of the layer at hand. */
+static int note_moments(mgr_engine *e, mgr_err *err)
+{
+    const mgr_job *const job = e->job;
+    const mgr_selection *const s = e->selection;
+    for (uint32_t matrix = 0; job->moments && matrix < MGR_MATRIX_COUNT; matrix++) {
+        const mgr_role role = (mgr_role)(MGR_ROLE_GATE + (int)matrix);
+        const mgr_moment *const dense = &s->dense_moment[matrix];
+        MGR_TRY(note_moment(e, MGR_NOTE_SOURCE_MOMENT,
+                            mgr_tensors_find(&job->source.tensors, role, s->layer, MGR_NONE),
+                            dense->mean, dense->std, err));
+        for (uint32_t x = 0; x < job->target.tensors.model.experts; x++)
+            MGR_TRY(note_moment(e, MGR_NOTE_TARGET_MOMENT,
+                                mgr_tensors_find(&job->target.tensors, role, s->layer, x),
+                                s->mean[x * 3 + matrix], s->std[x * 3 + matrix], err));
+    }
+    return MGR_OK;
+}
+
 static int make_expert(mgr_engine *e, const mgr_group *group, uint32_t target,
                        const mgr_piece *piece, const unsigned char *data, mgr_err *err)
 {
@@ -140,7 +174,10 @@ static int make_expert(mgr_engine *e, const mgr_group *group, uint32_t target,
     const mgr_tensor *const t = &job->target.tensors.list[target];
     const mgr_sums *const sums =
         e->sums ? e->sums + (t->layer - group->layer) * 3 * job->source.tensors.model.ffn : NULL;
-    MGR_TRY(mgr_selection_set(e->selection, job, t->layer, sums, err));
+    if (e->selection->layer != t->layer) {
+        MGR_TRY(mgr_selection_set(e->selection, job, t->layer, sums, err));
+        MGR_TRY(note_moments(e, err));
+    }
     const bool bias = t->ndim == 1;
     const mgr_matrix matrix =
         bias ? MGR_MATRIX_UP : (mgr_matrix)(t->role - MGR_ROLE_GATE); /* of no matter for a bias */
@@ -376,6 +413,20 @@ static void engine_clear(mgr_engine *e)
     mgr_free(e->items);
 }
 
+int mgr_note_event(mgr_job *job, mgr_phase phase, uint32_t group, double start, uint64_t read,
+                   uint64_t written, mgr_err *err)
+{
+    const mgr_event event = {phase,
+                             group,
+                             start,
+                             mgr_now(),
+                             job->tally.bytes_read - read,
+                             job->tally.bytes_written - written};
+    MGR_TRY(mgr_grow(&job->events, &job->cap_events, job->n_events + 1, sizeof event, err));
+    job->events[job->n_events++] = event;
+    return MGR_OK;
+}
+
 /* How many units of each group some rank has still to do. */
 static int count_pending(const mgr_engine *e, int64_t *left, mgr_err *err)
 {
@@ -387,6 +438,32 @@ static int count_pending(const mgr_engine *e, int64_t *left, mgr_err *err)
     return mgr_sum_i64(e->job->comm, left, plan->n_groups, err);
 }
 
+/* Add up a group's sums and write what is made of it; each is an event. A failure of this rank goes
+ * to *local, what all ranks know of is returned. */
+static int run_group(mgr_engine *e, uint32_t g, int *local, mgr_err *err)
+{
+    const mgr_group *const group = &e->job->plan.groups[g];
+    const mgr_tally *const t = &e->job->tally;
+    uint64_t read = t->bytes_read, written = t->bytes_written;
+    double start = mgr_now();
+    int rc = MGR_OK;
+    if (group->n_layers) {
+        rc = mgr_agree(e->job->comm, *local, err);
+        if (rc == MGR_OK)
+            rc = share_sums(e, group, err);
+        if (rc == MGR_OK)
+            *local = mgr_note_event(e->job, MGR_PHASE_SUMS, g, start, read, written, err);
+    }
+    read = t->bytes_read;
+    written = t->bytes_written;
+    start = mgr_now();
+    if (rc == MGR_OK && *local == MGR_OK)
+        *local = make_group(e, group, err);
+    if (rc == MGR_OK && *local == MGR_OK)
+        *local = mgr_note_event(e->job, MGR_PHASE_WRITE, g, start, read, written, err);
+    return rc;
+}
+
 static int run_groups(mgr_engine *e, int *local, mgr_err *err)
 {
     const mgr_plan *const plan = &e->job->plan;
@@ -394,18 +471,9 @@ static int run_groups(mgr_engine *e, int *local, mgr_err *err)
     int rc = mgr_agree(e->job->comm, mgr_alloc(&left, plan->n_groups, sizeof *left, err), err);
     if (rc == MGR_OK)
         rc = count_pending(e, left, err);
-    for (size_t g = 0; rc == MGR_OK && g < plan->n_groups; g++) {
-        const mgr_group *const group = &plan->groups[g];
-        if (left[g] == 0)
-            continue;
-        if (group->n_layers) {
-            rc = mgr_agree(e->job->comm, *local, err);
-            if (rc == MGR_OK)
-                rc = share_sums(e, group, err);
-        }
-        if (rc == MGR_OK && *local == MGR_OK)
-            *local = make_group(e, group, err);
-    }
+    for (uint32_t g = 0; rc == MGR_OK && g < plan->n_groups; g++)
+        if (left[g] != 0)
+            rc = run_group(e, g, local, err);
     mgr_free(left);
     return rc;
 }
@@ -446,6 +514,9 @@ int mgr_engine_run(mgr_job *job, const char *directory, double journal_seconds,
     const double sync_start = mgr_now();
     local = close_files(&e, rc != MGR_OK ? rc : local, err);
     job->tally.seconds_sync = mgr_now() - sync_start;
+    if (local == MGR_OK)
+        local = mgr_note_event(job, MGR_PHASE_SYNC, MGR_NONE, sync_start, job->tally.bytes_read,
+                               job->tally.bytes_written, err);
     if (rc == MGR_OK) {
         mgr_progress_finish(progress);
         rc = mgr_agree(job->comm, local, err);

@@ -20,6 +20,18 @@ typedef struct mgr_extents {
     size_t n, capacity;
 } mgr_extents;
 
+/* What an extent is about beyond stored tensors: notes for the ledger, which so take the way of the
+ * extents through journal and gathering. With n stored tensors, t logical target tensors:
+ * n + i: rows of target tensor i, row-major, for a tensor that is not one stored one;
+ * n + t + i: the moments of target tensor i, n + 2 t + i: those of source tensor i, as bits in
+ * `offset` (mean) and `bytes` (std). */
+typedef enum mgr_note { MGR_NOTE_ROWS, MGR_NOTE_TARGET_MOMENT, MGR_NOTE_SOURCE_MOMENT } mgr_note;
+
+uint32_t mgr_note_what(const mgr_job *job, mgr_note note, uint32_t tensor);
+
+/* Is target tensor `tensor` one stored tensor, whole? Then its bytes are that one's. Pure. */
+bool mgr_is_whole(const mgr_layout *target, uint32_t tensor);
+
 /* Files by index of a catalogue, opened on first use. When too many are open all are closed, those
  * for writing after fsync. */
 typedef struct mgr_open_files {
@@ -93,11 +105,14 @@ typedef struct mgr_selection {
     uint32_t *expert_of; /* [experts][F], the inverse */
     uint32_t *dense;     /* [n_selected], to work with */
     float *mean, *std;   /* [experts][3] */
+    uint32_t *every;     /* [F]: all neurons */
+    mgr_moment dense_moment[3];
 } mgr_selection;
 
 int mgr_selection_init(mgr_selection *selection, const mgr_job *job, mgr_err *err) MGR_NODISCARD;
 void mgr_selection_clear(mgr_selection *selection);
-/* Make it hold `layer`; `sums` are that layer's [3][F], NULL where the method needs none. Local. */
+/* Make it hold `layer`; `sums` are that layer's [3][F], NULL where the method needs no moments or
+ * the caller none. Local. */
 int mgr_selection_set(mgr_selection *selection, const mgr_job *job, uint32_t layer,
                       const mgr_sums *sums, mgr_err *err) MGR_NODISCARD;
 /* The view of one expert's matrix. Pure. */
@@ -105,6 +120,10 @@ mgr_expert mgr_selection_expert(const mgr_selection *selection, const mgr_job *j
                                 mgr_matrix matrix);
 
 int mgr_extents_add(mgr_extents *extents, const mgr_extent *extent, mgr_err *err) MGR_NODISCARD;
+
+/* An event ends now; begun with these byte counts of the tally. Local. */
+int mgr_note_event(mgr_job *job, mgr_phase phase, uint32_t group, double start, uint64_t read,
+                   uint64_t written, mgr_err *err) MGR_NODISCARD;
 
 /* Ask the run to stop; cli calls it from a signal's handler. */
 void mgr_request_stop(void);

@@ -326,10 +326,45 @@ static int write_box(mgr_engine *e, const mgr_box *box, uint64_t row, uint64_t n
     return MGR_OK;
 }
 
+uint32_t mgr_note_what(const mgr_job *job, mgr_note note, uint32_t tensor)
+{
+    return (uint32_t)job->target.cat.n_stored + (uint32_t)note * job->target.tensors.n + tensor;
+}
+
+bool mgr_is_whole(const mgr_layout *target, uint32_t tensor)
+{
+    const mgr_tensor *const t = &target->tensors->list[tensor];
+    const mgr_box *const box = &target->boxes[target->first_box[tensor]];
+    const mgr_stored *const s = &target->cat->stored[box->stored];
+    return target->first_box[tensor + 1] > target->first_box[tensor] && box->rows == t->rows &&
+           box->cols == t->cols && !box->transposed &&
+           s->shape[0] * s->stride[0] == t->rows * t->cols;
+}
+
+/* An expert that a layout cuts is checksummed as the model sees it, too: the ledger's number does
+ * not depend on the layout. */
+static int note_rows(mgr_engine *e, uint32_t target, uint64_t row, uint64_t n,
+                     const unsigned char *rows, mgr_err *err)
+{
+    const mgr_layout *const layout = &e->job->target.layout;
+    const uint64_t row_bytes =
+        layout->tensors->list[target].cols * (uint64_t)mgr_dtype_size(layout->dtype);
+    if (e->job->defines[target].op != MGR_OP_EXPERT || mgr_is_whole(layout, target))
+        return MGR_OK;
+    const mgr_extent extent = {mgr_note_what(e->job, MGR_NOTE_ROWS, target),
+                               libdeflate_crc32(0, rows, n * row_bytes),
+                               row * row_bytes,
+                               n * row_bytes,
+                               e->unit_idx,
+                               0};
+    return mgr_extents_add(&e->write_extents, &extent, err);
+}
+
 int mgr_engine_write(mgr_engine *e, uint32_t target, uint64_t row, uint64_t n,
                      const unsigned char *rows, mgr_err *err)
 {
     const mgr_layout *const layout = &e->job->target.layout;
+    MGR_TRY(note_rows(e, target, row, n, rows, err));
     for (size_t b = layout->first_box[target]; b < layout->first_box[target + 1]; b++)
         MGR_TRY(write_box(e, &layout->boxes[b], row, n, rows, err));
     return MGR_OK;

@@ -32,6 +32,29 @@ typedef struct mgr_tally {
     uint64_t peak_rss; /* of the largest rank */
 } mgr_tally;
 
+/* What a rank did, for the ledger's timeline. */
+typedef enum mgr_phase {
+    MGR_PHASE_FIND,
+    MGR_PHASE_PLAN,
+    MGR_PHASE_SUMS,
+    MGR_PHASE_WRITE,
+    MGR_PHASE_SYNC,
+    MGR_PHASE_SETTLE,
+    MGR_PHASE_COUNT
+} mgr_phase;
+
+typedef struct mgr_event {
+    mgr_phase phase;
+    uint32_t group;    /* MGR_NONE outside of groups */
+    double start, end; /* mgr_now's seconds */
+    uint64_t bytes_read, bytes_written;
+} mgr_event;
+
+/* Mean and standard deviation, in float32 as they were used. */
+typedef struct mgr_moment {
+    float mean, std;
+} mgr_moment;
+
 typedef struct mgr_job {
     mgr_config config;
     mgr_comm *comm;
@@ -57,6 +80,15 @@ typedef struct mgr_job {
 
     uint32_t *stored_crc; /* per stored tensor of the target; rank 0, after the engine */
     uint32_t *file_crc;   /* per file of the target; rank 0 */
+
+    /* for the ledger; filled on rank 0 after the engine, but for the events */
+    uint32_t *tensor_crc;      /* per logical tensor of the target, row-major; experts at least */
+    mgr_moment *target_moment; /* per logical tensor of the target: what its draws came from */
+    mgr_moment *source_moment; /* per logical tensor of the source: FFN matrices, all of it */
+    mgr_event *events;         /* of this rank */
+    size_t n_events, cap_events;
+    double start; /* when all ranks began, about the same moment */
+
     mgr_tally tally;
 } mgr_job;
 

@@ -16,7 +16,8 @@ uint64_t mgr_selection_bytes(const mgr_job *job)
     const uint64_t experts = job->target.tensors.model.experts;
     const uint64_t ffn = job->source.tensors.model.ffn;
     const uint64_t shuffled = job->config.upcycle.shuffle ? 2 * experts * ffn : 0;
-    return (experts * sets(job) * job->n_selected + job->n_selected + shuffled + 6 * experts) *
+    return (experts * sets(job) * job->n_selected + job->n_selected + shuffled + 6 * experts +
+            (job->moments ? ffn : 0)) *
            sizeof(uint32_t);
 }
 
@@ -29,6 +30,10 @@ int mgr_selection_init(mgr_selection *s, const mgr_job *job, mgr_err *err)
     MGR_TRY(mgr_alloc(&s->dense, job->n_selected, sizeof *s->dense, err));
     MGR_TRY(mgr_alloc(&s->mean, experts * 3, sizeof *s->mean, err));
     MGR_TRY(mgr_alloc(&s->std, experts * 3, sizeof *s->std, err));
+    if (job->moments)
+        MGR_TRY(mgr_alloc(&s->every, ffn, sizeof *s->every, err));
+    for (uint32_t i = 0; s->every && i < ffn; i++)
+        s->every[i] = i;
     if (!job->config.upcycle.shuffle)
         return MGR_OK;
     MGR_TRY(mgr_alloc(&s->dense_of, experts, ffn * 4, err));
@@ -41,6 +46,7 @@ void mgr_selection_clear(mgr_selection *s)
     mgr_free(s->dense);
     mgr_free(s->mean);
     mgr_free(s->std);
+    mgr_free(s->every);
     mgr_free(s->dense_of);
     mgr_free(s->expert_of);
     *s = (mgr_selection){.layer = MGR_NONE};
@@ -101,6 +107,18 @@ static void moments(mgr_selection *s, const mgr_job *job, uint32_t expert, const
     }
 }
 
+/* Of the whole dense matrices: what the ledger compares the experts with. */
+static void dense_moments(mgr_selection *s, const mgr_job *job, const mgr_sums *sums)
+{
+    const mgr_model *const m = &job->source.tensors.model;
+    for (int matrix = 0; matrix < MGR_MATRIX_COUNT; matrix++) {
+        double mean, std;
+        mgr_moments(sums + (size_t)matrix * m->ffn, s->every, (uint32_t)m->ffn, m->hidden, &mean,
+                    &std);
+        s->dense_moment[matrix] = (mgr_moment){(float)mean, (float)std};
+    }
+}
+
 int mgr_selection_set(mgr_selection *s, const mgr_job *job, uint32_t layer, const mgr_sums *sums,
                       mgr_err *err)
 {
@@ -112,9 +130,11 @@ int mgr_selection_set(mgr_selection *s, const mgr_job *job, uint32_t layer, cons
             MGR_TRY(permute(s, job, e, err));
         if (job->n_selected)
             MGR_TRY(sample(s, job, e, err));
-        if (job->moments)
+        if (job->moments && sums)
             moments(s, job, e, sums);
     }
+    if (job->moments && sums)
+        dense_moments(s, job, sums);
     return MGR_OK;
 }
 

@@ -136,6 +136,39 @@ static int join_tensors(mgr_job *job, mgr_extents *written, mgr_err *err)
     return MGR_OK;
 }
 
+static mgr_moment moment_of(const mgr_extent *note)
+{
+    return (mgr_moment){mgr_bits_f32((uint32_t)note->offset), mgr_bits_f32((uint32_t)note->bytes)};
+}
+
+/* Take the notes out of the sorted extents: checksums of experts that lie in pieces, moments. */
+static int take_notes(mgr_job *job, const mgr_extents *written, mgr_err *err)
+{
+    const mgr_layout *const layout = &job->target.layout;
+    const mgr_tensors *const ts = layout->tensors;
+    const uint32_t n_source = job->source.tensors.n;
+    const size_t element = mgr_dtype_size(layout->dtype);
+    size_t at = 0;
+    MGR_TRY(mgr_alloc(&job->tensor_crc, ts->n, sizeof *job->tensor_crc, err));
+    MGR_TRY(mgr_alloc(&job->target_moment, ts->n, sizeof *job->target_moment, err));
+    MGR_TRY(mgr_alloc(&job->source_moment, n_source, sizeof *job->source_moment, err));
+    for (uint32_t i = 0; i < ts->n; i++) {
+        const uint64_t bytes = ts->list[i].rows * ts->list[i].cols * element;
+        const size_t n = count_of(written, &at, mgr_note_what(job, MGR_NOTE_ROWS, i));
+        if (mgr_is_whole(layout, i))
+            job->tensor_crc[i] = job->stored_crc[layout->boxes[layout->first_box[i]].stored];
+        else if (n && !join(written->list + at, n, bytes, &job->tensor_crc[i]))
+            return mgr_fail(err, MGR_ERR_INTERNAL, "an expert was not made exactly once");
+    }
+    for (uint32_t i = 0; i < ts->n; i++)
+        if (count_of(written, &at, mgr_note_what(job, MGR_NOTE_TARGET_MOMENT, i)))
+            job->target_moment[i] = moment_of(&written->list[at]);
+    for (uint32_t i = 0; i < n_source; i++)
+        if (count_of(written, &at, mgr_note_what(job, MGR_NOTE_SOURCE_MOMENT, i)))
+            job->source_moment[i] = moment_of(&written->list[at]);
+    return MGR_OK;
+}
+
 /* Where a container's blobs go. */
 typedef struct blob_writer {
     int fd;
@@ -194,6 +227,8 @@ int mgr_settle_target(mgr_job *job, const char *directory, mgr_extents *written,
         memset(files.fd, 0xff, cat->n_files * sizeof *files.fd);
         rc = join_tensors(job, written, err);
     }
+    if (rc == MGR_OK)
+        rc = take_notes(job, written, err);
     for (uint32_t f = 0; rc == MGR_OK && f < cat->n_files; f++)
         rc = finish_file(job, &files, f, &extents, err);
     const int closed = mgr_open_files_close(&files, rc != MGR_OK, err);

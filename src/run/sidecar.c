@@ -147,7 +147,7 @@ static json_t *hex(uint64_t value, int digits)
 }
 
 /* Each source file with its size and a hash over the names, sizes and CRC-32s of its records. */
-static json_t *source_list(const mgr_job *job)
+json_t *mgr_sidecar_sources(const mgr_job *job)
 {
     const mgr_catalogue *const cat = &job->source.cat;
     json_t *const list = json_array();
@@ -218,7 +218,8 @@ int mgr_sidecar_manifest(const mgr_job *job, const char *directory, mgr_err *err
         job->source_format ? json_string(config.data) : json_null(), "source", "format",
         job->source_format ? job->source_format->name : "synth", "path",
         job->source_files.directory ? job->source_files.directory : "", "skipped", skipped, "files",
-        source_list(job), "target", "format", job->target_format->name, "files", target_list(job));
+        mgr_sidecar_sources(job), "target", "format", job->target_format->name, "files",
+        target_list(job));
     const int rc = manifest ? mgr_sidecar_json(directory, "mgr-manifest.json", manifest, err)
                             : mgr_fail(err, MGR_ERR_INTERNAL, "cannot make the manifest");
     json_decref(manifest);

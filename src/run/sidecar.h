@@ -28,6 +28,9 @@ int mgr_sidecar_copy_tokenizer(const mgr_job *job, const char *directory,
 /* Is there a tokenizer where source.tokenizer says? MGR_OK where none is given. */
 int mgr_sidecar_check_tokenizer(const mgr_config *config, mgr_err *err) MGR_NODISCARD;
 
+/* The source's files with their fingerprints; the caller's to decref. */
+json_t *mgr_sidecar_sources(const mgr_job *job);
+
 /* mgr-manifest.json: program, contract, configuration, seed, fingerprints of the source, and per
  * file of the output its size, CRC-32, expert-parallel rank and tensors with theirs. */
 int mgr_sidecar_manifest(const mgr_job *job, const char *directory, mgr_err *err) MGR_NODISCARD;

@@ -365,6 +365,13 @@ static int config_id(const mgr_job *job, char out[17], mgr_err *err)
     return rc;
 }
 
+static int note_phases(mgr_job *job, double start, double found, mgr_err *err)
+{
+    MGR_TRY(mgr_note_event(job, MGR_PHASE_FIND, MGR_NONE, start, 0, 0, err));
+    job->events[0].end = found;
+    return mgr_note_event(job, MGR_PHASE_PLAN, MGR_NONE, found, 0, 0, err);
+}
+
 static int prepare(mgr_job *job, const mgr_run_options *o, char id[17], mgr_err *err)
 {
     const double start = mgr_now();
@@ -380,6 +387,8 @@ static int prepare(mgr_job *job, const mgr_run_options *o, char id[17], mgr_err 
         rc = plan(job, err);
     if (rc == MGR_OK)
         rc = mgr_agree(job->comm, config_id(job, id, err), err);
+    if (rc == MGR_OK)
+        rc = mgr_agree(job->comm, note_phases(job, start, found, err), err);
     job->tally.seconds_find = found - start;
     job->tally.seconds_plan = mgr_now() - found;
     return rc;
@@ -397,6 +406,7 @@ int mgr_run_upcycle(mgr_comm *comm, const mgr_run_options *o, mgr_tally *tally, 
     job->comm = comm;
     job->rank = (uint32_t)mgr_comm_rank(comm);
     job->ranks = (uint32_t)mgr_comm_size(comm);
+    job->start = mgr_now();
     rc = prepare(job, o, id, err);
     if (rc == MGR_OK && job->rank == 0 && o->verbosity >= 0) {
         warn_of_path(job);

@@ -5,6 +5,7 @@
 #include "io/fault.h"
 #include "io/file.h"
 #include "run/engine.h"
+#include "run/ledger.h"
 #include "run/progress.h"
 #include "run/run.h"
 #include "run/settle.h"
@@ -112,13 +113,18 @@ int mgr_run_tally(mgr_job *job, mgr_err *err)
     return rc;
 }
 
-/* Rank 0, after the engine: checksums, headers, small files, the final name. */
-static int finish(mgr_job *job, mgr_stage *stage, mgr_extents *read, mgr_extents *written,
+/* Rank 0, after the engine: checksums and headers. */
+static int settle(mgr_job *job, const mgr_stage *stage, mgr_extents *read, mgr_extents *written,
                   mgr_err *err)
 {
     if (job->source_format)
         MGR_TRY(mgr_settle_source(job, read, err));
-    MGR_TRY(mgr_settle_target(job, stage->directory, written, err));
+    return mgr_settle_target(job, stage->directory, written, err);
+}
+
+/* Rank 0, at the end: small files, the final name. */
+static int publish(mgr_job *job, mgr_stage *stage, mgr_err *err)
+{
     MGR_TRY(mgr_sidecar_manifest(job, stage->directory, err));
     MGR_TRY(job->target_format->sidecars(job, stage->directory, err));
     MGR_TRY(mgr_verify_output(job, stage->directory, err));
@@ -146,7 +152,14 @@ static int write_all(mgr_job *job, mgr_stage *stage, double journal_seconds, mgr
         rc = mgr_settle_gather(job->comm, &written, err);
     if (rc == MGR_OK) {
         if (job->rank == 0)
-            rc = finish(job, stage, &read, &written, err);
+            rc = settle(job, stage, &read, &written, err);
+        rc = mgr_agree_root(job, rc, err);
+    }
+    if (rc == MGR_OK && job->source_format) /* what is made of nothing has no provenance */
+        rc = mgr_ledger_write(job, directory.data, start, err);
+    if (rc == MGR_OK) {
+        if (job->rank == 0)
+            rc = publish(job, stage, err);
         rc = mgr_agree_root(job, rc, err);
     }
     job->tally.seconds_publish = mgr_now() - start;
@@ -230,5 +243,9 @@ void mgr_job_clear(mgr_job *job)
     mgr_free(job->defines);
     mgr_free(job->stored_crc);
     mgr_free(job->file_crc);
+    mgr_free(job->tensor_crc);
+    mgr_free(job->target_moment);
+    mgr_free(job->source_moment);
+    mgr_free(job->events);
     mgr_arena_clear(&job->arena);
 }

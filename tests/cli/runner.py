@@ -17,6 +17,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 BIN = pathlib.Path(os.environ.get("MGR_BIN") or ROOT / "build" / "release" / "bin")
 SANITIZED = bool(os.environ.get("MGR_SANITIZE"))
 MANIFEST = "mgr-manifest.json"
+LEDGER = "provenance.h5"  # its timeline differs from run to run
 
 # Exit codes of the programs, after sysexits(3).
 OK, USAGE, DATA, NO_INPUT, INTERNAL, OS_ERROR = 0, 64, 65, 66, 70, 71
@@ -154,7 +155,7 @@ def write_config(path, source, target, **changes):
     return path
 
 
-def hashes(folder, skip=(MANIFEST,)):
+def hashes(folder, skip=(MANIFEST, LEDGER)):
     """{relative path: sha256} of every file below `folder`, but those named in `skip`."""
     found = {}
     for path in sorted(pathlib.Path(folder).rglob("*")):

@@ -120,4 +120,4 @@ def test_files_are_what_safetensors_calls_canonical(scratch, source):
 def test_no_stray_files(scratch, source):
     out = run(scratch, source, "2MiB")
     other = {p.name for p in out.iterdir() if p.suffix != ".safetensors"}
-    assert other == {"config.json", "generation_config.json", "model.safetensors.index.json", runner.MANIFEST}
+    assert other == {"config.json", "generation_config.json", "model.safetensors.index.json", runner.MANIFEST, runner.LEDGER}

@@ -1,0 +1,594 @@
+#include "fmt/h5.h"
+
+#include <hdf5.h>
+#include <mpi.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "core/mem.h"
+#include "io/fault.h"
+
+/* Large data sets begin at multiples of this, so that writes are aligned. */
+#define ALIGN 4096
+#define ALIGN_FROM 65536
+#define META_BLOCK ((hsize_t)1 << 20)
+/* HDF5 1.10 fails on an independent write of more than 2 GiB. */
+#define WRITE_MAX ((uint64_t)1 << 30)
+#define NAME_MAX_BYTES 256
+
+struct mgr_h5 {
+    hid_t file;
+    char *path;
+    bool shared;
+    /* the data set at hand, open; -1 if there is none */
+    hid_t set;
+    char set_name[NAME_MAX_BYTES];
+    mgr_h5_shape shape;
+    uint64_t row_bytes;
+};
+
+/* ---- errors ---- */
+
+/* Called from the outermost call inwards: the last text stays. */
+static herr_t keep_innermost(unsigned n, const H5E_error2_t *e, void *data)
+{
+    char *const text = data;
+    (void)n;
+    if (e->desc && e->desc[0])
+        snprintf(text, 160, "%s", e->desc);
+    return 0;
+}
+
+/* Fail with what the library says is the cause. */
+static int fail(mgr_err *err, mgr_code code, const mgr_h5 *h, const char *what, const char *name)
+{
+    char cause[160] = "no cause given";
+    H5Ewalk2(H5E_DEFAULT, H5E_WALK_DOWNWARD, keep_innermost, cause);
+    H5Eclear2(H5E_DEFAULT);
+    return mgr_fail(err, code, "%s '%s'%s%s%s: HDF5: %s", what, h->path, name ? " data set '" : "",
+                    name ? name : "", name ? "'" : "", cause);
+}
+
+/* ---- types ---- */
+
+/* In this order: HDF5 checks each step against the size that holds by then. */
+static hid_t small_float(size_t exponent_bits, size_t mantissa_bits, size_t bias)
+{
+    const hid_t type = H5Tcopy(H5T_IEEE_F32LE);
+    if (type >= 0 && (H5Tset_fields(type, 15, mantissa_bits, exponent_bits, 0, mantissa_bits) < 0 ||
+                      H5Tset_precision(type, 16) < 0 || H5Tset_ebias(type, bias) < 0 ||
+                      H5Tset_size(type, 2) < 0)) {
+        H5Tclose(type);
+        return -1;
+    }
+    return type;
+}
+
+/* The caller closes it. */
+static hid_t type_of(mgr_dtype dtype)
+{
+    switch (dtype) {
+    case MGR_DTYPE_BF16:
+        return small_float(8, 7, 127);
+    case MGR_DTYPE_F16:
+        return small_float(5, 10, 15);
+    case MGR_DTYPE_F32:
+        return H5Tcopy(H5T_IEEE_F32LE);
+    case MGR_DTYPE_F64:
+        return H5Tcopy(H5T_IEEE_F64LE);
+    case MGR_DTYPE_U8:
+    case MGR_DTYPE_BOOL:
+        return H5Tcopy(H5T_STD_U8LE);
+    case MGR_DTYPE_I8:
+        return H5Tcopy(H5T_STD_I8LE);
+    case MGR_DTYPE_I16:
+        return H5Tcopy(H5T_STD_I16LE);
+    case MGR_DTYPE_I32:
+        return H5Tcopy(H5T_STD_I32LE);
+    case MGR_DTYPE_I64:
+        return H5Tcopy(H5T_STD_I64LE);
+    default:
+        return -1;
+    }
+}
+
+/* MGR_DTYPE_OTHER for one that we do not write. */
+static mgr_dtype dtype_of(hid_t type)
+{
+    for (int d = MGR_DTYPE_BF16; d < MGR_DTYPE_BOOL; d++) {
+        const hid_t ours = type_of((mgr_dtype)d);
+        const htri_t equal = ours >= 0 ? H5Tequal(ours, type) : 0;
+        if (ours >= 0)
+            H5Tclose(ours);
+        if (equal > 0)
+            return (mgr_dtype)d;
+    }
+    return MGR_DTYPE_OTHER;
+}
+
+/* ---- files ---- */
+
+static int make(mgr_h5 **out, const char *path, bool shared, mgr_err *err)
+{
+    mgr_h5 *h;
+    H5Eset_auto2(H5E_DEFAULT, NULL, NULL); /* errors are ours to report */
+    MGR_TRY(mgr_alloc(&h, 1, sizeof *h, err));
+    h->file = h->set = -1;
+    h->shared = shared;
+    const int rc = mgr_strdup(&h->path, path, err);
+    if (rc != MGR_OK)
+        mgr_free(h);
+    else
+        *out = h;
+    return rc;
+}
+
+static void discard(mgr_h5 *h)
+{
+    mgr_free(h->path);
+    mgr_free(h);
+}
+
+/* Version 1.8's format: newer ones mark a file that is open for writing, and then a killed run's
+ * cannot be opened to continue it. */
+static hid_t access_list(void)
+{
+    const hid_t list = H5Pcreate(H5P_FILE_ACCESS);
+    if (list >= 0 && (H5Pset_libver_bounds(list, H5F_LIBVER_V18, H5F_LIBVER_V18) < 0 ||
+                      H5Pset_alignment(list, ALIGN_FROM, ALIGN) < 0 ||
+                      H5Pset_meta_block_size(list, META_BLOCK) < 0 ||
+                      H5Pset_file_locking(list, false, true) < 0)) {
+        H5Pclose(list);
+        return -1;
+    }
+    return list;
+}
+
+int mgr_h5_create(mgr_h5 **out, const char *path, mgr_err *err)
+{
+    mgr_h5 *h;
+    MGR_TRY(make(&h, path, false, err));
+    const int fault = mgr_fault("create");
+    const hid_t access = access_list(), creation = H5Pcreate(H5P_FILE_CREATE);
+    if (!fault && access >= 0 && creation >= 0 && H5Pset_obj_track_times(creation, false) >= 0)
+        h->file = H5Fcreate(path, H5F_ACC_EXCL, creation, access);
+    H5Pclose(creation);
+    H5Pclose(access);
+    if (h->file >= 0) {
+        *out = h;
+        return MGR_OK;
+    }
+    const int rc = fault ? mgr_fail_errno(err, MGR_ERR_CREATE, fault, "cannot create '%s'", path)
+                         : fail(err, MGR_ERR_CREATE, h, "cannot create", NULL);
+    discard(h);
+    return rc;
+}
+
+int mgr_h5_open(mgr_h5 **out, const char *path, mgr_err *err)
+{
+    mgr_h5 *h;
+    MGR_TRY(make(&h, path, false, err));
+    const hid_t access = access_list();
+    h->file = access < 0 ? -1 : H5Fopen(path, H5F_ACC_RDONLY, access);
+    H5Pclose(access);
+    if (h->file >= 0) {
+        *out = h;
+        return MGR_OK;
+    }
+    const int rc = fail(err, MGR_ERR_FORMAT, h, "cannot open", NULL);
+    discard(h);
+    return rc;
+}
+
+/* All writes are of whole rows in large pieces: no data sieving, which reads before it writes. */
+static hid_t shared_access_list(MPI_Comm comm)
+{
+    const hid_t list = access_list();
+    MPI_Info info = MPI_INFO_NULL;
+    if (list < 0 || MPI_Info_create(&info) != MPI_SUCCESS)
+        return list;
+    MPI_Info_set(info, "romio_ds_write", "disable");
+    const herr_t set = H5Pset_fapl_mpio(list, comm, info);
+    MPI_Info_free(&info);
+    if (set >= 0)
+        return list;
+    H5Pclose(list);
+    return -1;
+}
+
+int mgr_h5_open_shared(mgr_h5 **out, const char *path, const void *mpi, mgr_err *err)
+{
+    mgr_h5 *h;
+    MGR_TRY(make(&h, path, true, err));
+    const hid_t access = shared_access_list(*(const MPI_Comm *)mpi);
+    h->file = access < 0 ? -1 : H5Fopen(path, H5F_ACC_RDWR, access);
+    H5Pclose(access);
+    if (h->file >= 0) {
+        *out = h;
+        return MGR_OK;
+    }
+    const int rc = fail(err, MGR_ERR_IO, h, "cannot open to write", NULL);
+    discard(h);
+    return rc;
+}
+
+static void drop_set(mgr_h5 *h)
+{
+    if (h->set >= 0)
+        H5Dclose(h->set);
+    h->set = -1;
+    h->set_name[0] = '\0';
+}
+
+int mgr_h5_close(mgr_h5 *h, mgr_err *err)
+{
+    if (!h)
+        return MGR_OK;
+    int rc = MGR_OK;
+    drop_set(h);
+    if (H5Fclose(h->file) < 0)
+        rc = fail(err, MGR_ERR_IO, h, "cannot close", NULL);
+    discard(h);
+    return rc;
+}
+
+/* ---- what a file is made of ---- */
+
+static hid_t link_list(void)
+{
+    const hid_t list = H5Pcreate(H5P_LINK_CREATE);
+    if (list >= 0)
+        H5Pset_create_intermediate_group(list, 1);
+    return list;
+}
+
+/* Times are not kept and nothing is filled in: the bytes depend on what is written alone. */
+static hid_t creation_list(const mgr_h5_shape *s)
+{
+    const hid_t list = H5Pcreate(H5P_DATASET_CREATE);
+    herr_t set = list < 0 ? -1 : H5Pset_obj_track_times(list, false);
+    set |= H5Pset_fill_time(list, H5D_FILL_TIME_NEVER);
+    if (!s) {
+        set |= H5Pset_layout(list, H5D_COMPACT);
+    } else if (s->chunk_rows) {
+        hsize_t chunk[MGR_MAX_NDIM];
+        for (uint32_t d = 0; d < s->ndim; d++)
+            chunk[d] = s->shape[d];
+        chunk[0] = s->chunk_rows;
+        set |= H5Pset_chunk(list, (int)s->ndim, chunk);
+        set |= H5Pset_shuffle(list);
+        set |= H5Pset_deflate(list, s->level);
+    } else {
+        set |= H5Pset_layout(list, H5D_CONTIGUOUS);
+        set |= H5Pset_alloc_time(list, H5D_ALLOC_TIME_EARLY);
+    }
+    if (set >= 0)
+        return list;
+    H5Pclose(list);
+    return -1;
+}
+
+/* Create a data set; -1 on failure, else the caller's to close. */
+static hid_t create_set(mgr_h5 *h, const char *name, hid_t type, hid_t space,
+                        const mgr_h5_shape *shape)
+{
+    const hid_t creation = creation_list(shape), links = link_list();
+    hid_t set = -1;
+    if (creation >= 0 && links >= 0 && type >= 0 && space >= 0)
+        set = H5Dcreate2(h->file, name, type, space, links, creation, H5P_DEFAULT);
+    H5Pclose(creation);
+    H5Pclose(links);
+    return set;
+}
+
+int mgr_h5_add(mgr_h5 *h, const char *name, const mgr_h5_shape *s, mgr_err *err)
+{
+    hsize_t dims[MGR_MAX_NDIM];
+    for (uint32_t d = 0; d < s->ndim; d++)
+        dims[d] = s->shape[d];
+    const hid_t type = type_of(s->dtype), space = H5Screate_simple((int)s->ndim, dims, NULL);
+    const hid_t set = create_set(h, name, type, space, s);
+    H5Tclose(type);
+    H5Sclose(space);
+    if (set < 0)
+        return fail(err, MGR_ERR_CREATE, h, "cannot add to", name);
+    H5Dclose(set);
+    return MGR_OK;
+}
+
+/* Texts of `width` bytes each; dims NULL is a scalar. */
+static int add_strings(mgr_h5 *h, const char *name, const hsize_t *dims, size_t width,
+                       const char *bytes, mgr_err *err)
+{
+    const hid_t type = H5Tcopy(H5T_C_S1);
+    const hid_t space = dims ? H5Screate_simple(1, dims, NULL) : H5Screate(H5S_SCALAR);
+    /* compact ones live in the object header, which holds 64 KiB */
+    const mgr_h5_shape plain = {.ndim = 1};
+    const bool small = (dims ? dims[0] : 1) * width < 60000;
+    hid_t set = -1;
+    herr_t written = -1;
+    if (type >= 0 && H5Tset_size(type, width ? width : 1) >= 0 &&
+        H5Tset_cset(type, H5T_CSET_UTF8) >= 0 && H5Tset_strpad(type, H5T_STR_NULLPAD) >= 0)
+        set = create_set(h, name, type, space, small ? NULL : &plain);
+    if (set >= 0)
+        written = H5Dwrite(set, type, H5S_ALL, H5S_ALL, H5P_DEFAULT, width ? bytes : "");
+    const int rc = written < 0 ? fail(err, MGR_ERR_CREATE, h, "cannot add to", name) : MGR_OK;
+    H5Dclose(set);
+    H5Sclose(space);
+    H5Tclose(type);
+    return rc;
+}
+
+int mgr_h5_add_text(mgr_h5 *h, const char *name, const char *text, size_t len, mgr_err *err)
+{
+    return add_strings(h, name, NULL, len, text, err);
+}
+
+int mgr_h5_add_texts(mgr_h5 *h, const char *name, const char *const *texts, size_t n, mgr_err *err)
+{
+    const hsize_t dims[1] = {n};
+    size_t width = 1;
+    char *bytes = NULL;
+    for (size_t i = 0; i < n; i++)
+        width = strlen(texts[i]) > width ? strlen(texts[i]) : width;
+    MGR_TRY(mgr_alloc(&bytes, n, width, err));
+    for (size_t i = 0; i < n; i++)
+        memcpy(bytes + i * width, texts[i], strlen(texts[i]));
+    const int rc = add_strings(h, name, dims, width, bytes, err);
+    mgr_free(bytes);
+    return rc;
+}
+
+int mgr_h5_add_note(mgr_h5 *h, const char *name, const char *key, const char *text, mgr_err *err)
+{
+    const hid_t object = H5Oopen(h->file, name, H5P_DEFAULT), type = H5Tcopy(H5T_C_S1);
+    const hid_t space = H5Screate(H5S_SCALAR);
+    hid_t attr = -1;
+    herr_t written = -1;
+    if (object >= 0 && type >= 0 && H5Tset_size(type, strlen(text) + 1) >= 0)
+        attr = H5Acreate2(object, key, type, space, H5P_DEFAULT, H5P_DEFAULT);
+    if (attr >= 0)
+        written = H5Awrite(attr, type, text);
+    const int rc = written < 0 ? fail(err, MGR_ERR_CREATE, h, "cannot note in", name) : MGR_OK;
+    H5Aclose(attr);
+    H5Sclose(space);
+    H5Tclose(type);
+    H5Oclose(object);
+    return rc;
+}
+
+int mgr_h5_add_link(mgr_h5 *h, const char *name, const char *other, mgr_err *err)
+{
+    const hid_t links = link_list();
+    const herr_t made = H5Lcreate_external(other, name, h->file, name, links, H5P_DEFAULT);
+    H5Pclose(links);
+    return made < 0 ? fail(err, MGR_ERR_CREATE, h, "cannot link in", name) : MGR_OK;
+}
+
+/* ---- rows ---- */
+
+static bool describe_set(mgr_h5 *h)
+{
+    hsize_t dims[H5S_MAX_RANK];
+    const hid_t type = H5Dget_type(h->set), space = H5Dget_space(h->set);
+    const int ndim = space < 0 ? -1 : H5Sget_simple_extent_dims(space, dims, NULL);
+    const bool fits = type >= 0 && ndim >= 1 && ndim <= MGR_MAX_NDIM;
+    if (fits) {
+        h->shape = (mgr_h5_shape){.dtype = dtype_of(type), .ndim = (uint32_t)ndim};
+        h->row_bytes = mgr_dtype_size(h->shape.dtype);
+        for (int d = 0; d < ndim; d++) {
+            h->shape.shape[d] = dims[d];
+            h->row_bytes *= d ? dims[d] : 1;
+        }
+    }
+    H5Tclose(type);
+    H5Sclose(space);
+    return fits && h->row_bytes > 0;
+}
+
+/* Open `name`, or keep it open: neighbours are written one after the other. */
+static int take_set(mgr_h5 *h, const char *name, mgr_err *err)
+{
+    if (h->set >= 0 && strcmp(h->set_name, name) == 0)
+        return MGR_OK;
+    drop_set(h);
+    if (strlen(name) >= sizeof h->set_name)
+        return mgr_fail(err, MGR_ERR_UNSUPPORTED, "the name '%.100s...' is too long", name);
+    h->set = H5Dopen2(h->file, name, H5P_DEFAULT);
+    if (h->set < 0)
+        return fail(err, MGR_ERR_FORMAT, h, "cannot open in", name);
+    if (!describe_set(h)) {
+        drop_set(h);
+        return mgr_fail(err, MGR_ERR_FORMAT, "'%s' data set '%s' is no array of numbers", h->path,
+                        name);
+    }
+    snprintf(h->set_name, sizeof h->set_name, "%s", name);
+    return MGR_OK;
+}
+
+int mgr_h5_offset(mgr_h5 *h, const char *name, uint64_t *offset, mgr_err *err)
+{
+    MGR_TRY(take_set(h, name, err));
+    const haddr_t at = H5Dget_offset(h->set);
+    if (at == HADDR_UNDEF)
+        return fail(err, MGR_ERR_IO, h, "no place of", name);
+    *offset = at;
+    return MGR_OK;
+}
+
+/* Move rows [row, row+rows) of the data set at hand; none with `rows` 0. */
+static herr_t move_rows(const mgr_h5 *h, uint64_t row, uint64_t rows, const void *from, void *to,
+                        hid_t transfer)
+{
+    hsize_t start[MGR_MAX_NDIM] = {row}, count[MGR_MAX_NDIM];
+    for (uint32_t d = 0; d < h->shape.ndim; d++)
+        count[d] = d ? h->shape.shape[d] : rows;
+    const hid_t type = type_of(h->shape.dtype), space = H5Dget_space(h->set);
+    hsize_t one[MGR_MAX_NDIM];
+    memcpy(one, count, sizeof one);
+    one[0] = rows ? rows : 1;
+    const hid_t memory = H5Screate_simple((int)h->shape.ndim, one, NULL);
+    herr_t moved = -1;
+    if (type >= 0 && space >= 0 && memory >= 0) {
+        moved = rows ? H5Sselect_hyperslab(space, H5S_SELECT_SET, start, NULL, count, NULL)
+                     : H5Sselect_none(space) | H5Sselect_none(memory);
+        if (moved >= 0)
+            moved = to ? H5Dread(h->set, type, memory, space, transfer, to)
+                       : H5Dwrite(h->set, type, memory, space, transfer, from);
+    }
+    H5Sclose(memory);
+    H5Sclose(space);
+    H5Tclose(type);
+    return moved;
+}
+
+int mgr_h5_write(mgr_h5 *h, const char *name, uint64_t row, uint64_t rows, const void *bytes,
+                 mgr_err *err)
+{
+    const char *from = bytes;
+    MGR_TRY(take_set(h, name, err));
+    const uint64_t fit = WRITE_MAX / h->row_bytes, step = fit ? fit : 1;
+    for (uint64_t done = 0; done < rows; done += step) {
+        const uint64_t n = rows - done < step ? rows - done : step;
+        const int fault = mgr_fault("h5write");
+        if (fault)
+            return mgr_fail_errno(err, MGR_ERR_IO, fault, "write '%s' data set '%s'", h->path,
+                                  name);
+        if (move_rows(h, row + done, n, from, NULL, H5P_DEFAULT) < 0)
+            return fail(err, MGR_ERR_IO, h, "write", name);
+        from += n * h->row_bytes;
+    }
+    return MGR_OK;
+}
+
+int mgr_h5_write_together(mgr_h5 *h, const char *name, uint64_t row, uint64_t rows,
+                          const void *bytes, mgr_err *err)
+{
+    int rc = take_set(h, name, err);
+    const int fault = rows ? mgr_fault("h5write") : 0;
+    if (fault) /* the others wait in the call: be there, with nothing */
+        rc = mgr_fail_errno(err, MGR_ERR_IO, fault, "write '%s' data set '%s'", h->path, name);
+    if (h->set < 0)
+        return rc;
+    const hid_t transfer = H5Pcreate(H5P_DATASET_XFER);
+    H5Pset_dxpl_mpio(transfer, H5FD_MPIO_COLLECTIVE);
+    const herr_t moved = move_rows(h, row, rc == MGR_OK ? rows : 0, bytes, NULL, transfer);
+    H5Pclose(transfer);
+    if (moved < 0 && rc == MGR_OK)
+        rc = fail(err, MGR_ERR_IO, h, "write", name);
+    return rc;
+}
+
+int mgr_h5_read_bytes(mgr_h5 *h, const char *name, uint64_t at, void *out, size_t len, mgr_err *err)
+{
+    char *to = out;
+    MGR_TRY(take_set(h, name, err));
+    if (at % h->row_bytes || len % h->row_bytes)
+        return mgr_fail(err, MGR_ERR_INTERNAL, "'%s' is read by parts of a row", name);
+    const uint64_t fit = WRITE_MAX / h->row_bytes, step = fit ? fit : 1;
+    const uint64_t rows = len / h->row_bytes;
+    for (uint64_t done = 0; done < rows; done += step) {
+        const uint64_t n = rows - done < step ? rows - done : step;
+        const int fault = mgr_fault("pread");
+        if (fault)
+            return mgr_fail_errno(err, MGR_ERR_IO, fault, "read '%s' data set '%s'", h->path, name);
+        if (move_rows(h, at / h->row_bytes + done, n, NULL, to, H5P_DEFAULT) < 0)
+            return fail(err, MGR_ERR_FORMAT, h, "read", name);
+        to += n * h->row_bytes;
+    }
+    return MGR_OK;
+}
+
+/* ---- looking ---- */
+
+int mgr_h5_read_text(mgr_h5 *h, const char *name, uint64_t limit, mgr_buf *out, mgr_err *err)
+{
+    const hid_t set = H5Dopen2(h->file, name, H5P_DEFAULT);
+    const hid_t type = set < 0 ? -1 : H5Dget_type(set), space = set < 0 ? -1 : H5Dget_space(set);
+    char *text = NULL;
+    int rc = MGR_OK;
+    const size_t size = type < 0 ? 0 : H5Tget_size(type);
+    if (set < 0)
+        rc = fail(err, MGR_ERR_NOT_FOUND, h, "nothing in", name);
+    else if (type < 0 || space < 0 || H5Tget_class(type) != H5T_STRING ||
+             H5Tis_variable_str(type) != 0 || H5Sget_simple_extent_npoints(space) != 1 ||
+             size > limit)
+        rc = mgr_fail(err, MGR_ERR_FORMAT, "'%s' data set '%s' is no text of up to %llu bytes",
+                      h->path, name, (unsigned long long)limit);
+    if (rc == MGR_OK)
+        rc = mgr_alloc(&text, size + 1, 1, err);
+    if (rc == MGR_OK && H5Dread(set, type, H5S_ALL, H5S_ALL, H5P_DEFAULT, text) < 0)
+        rc = fail(err, MGR_ERR_FORMAT, h, "read", name);
+    if (rc == MGR_OK)
+        rc = mgr_buf_add(out, text, strlen(text), err);
+    mgr_free(text);
+    H5Sclose(space);
+    H5Tclose(type);
+    H5Dclose(set);
+    return rc;
+}
+
+typedef struct listing {
+    mgr_h5 *file;
+    mgr_catalogue *cat;
+    uint32_t idx;
+    uint64_t next; /* virtual offset */
+    mgr_err *err;
+    int rc;
+} listing;
+
+static int add_stored(listing *l, const char *name)
+{
+    mgr_h5 *const h = l->file;
+    MGR_TRY(take_set(h, name, l->err));
+    mgr_stored s = {.name = name,
+                    .file = l->idx,
+                    .record = MGR_NONE,
+                    .dtype = h->shape.dtype,
+                    .ndim = h->shape.ndim};
+    uint64_t elements = 1;
+    for (uint32_t d = h->shape.ndim; d-- > 0;) {
+        s.shape[d] = h->shape.shape[d];
+        s.stride[d] = elements;
+        if (mgr_mul_overflow(elements, s.shape[d], &elements) || elements > MGR_H5_VIRTUAL / 256)
+            return mgr_fail(l->err, MGR_ERR_FORMAT, "'%s' data set '%s' is too large", h->path,
+                            name);
+    }
+    const uint64_t bytes = elements * mgr_dtype_size(s.dtype);
+    const haddr_t at = H5Dget_offset(h->set);
+    const uint64_t total = l->cat->files[l->idx].bytes;
+    if (at == HADDR_UNDEF) {
+        s.offset = l->next;
+        l->next += bytes;
+    } else if (at > total || bytes > total - at) {
+        return mgr_fail(l->err, MGR_ERR_FORMAT, "'%s' is truncated: data set '%s' ends behind it",
+                        h->path, name);
+    } else {
+        s.offset = at;
+    }
+    return mgr_catalogue_add_stored(l->cat, &s, l->err);
+}
+
+/* Only what is in this file itself: links elsewhere are passed over. */
+static herr_t visit(hid_t group, const char *name, const H5L_info_t *info, void *data)
+{
+    listing *const l = data;
+    H5O_info_t object;
+    if (info->type != H5L_TYPE_HARD)
+        return 0;
+    if (H5Oget_info_by_name2(group, name, &object, H5O_INFO_BASIC, H5P_DEFAULT) < 0) {
+        l->rc = fail(l->err, MGR_ERR_FORMAT, l->file, "cannot look at", name);
+        return -1;
+    }
+    if (object.type == H5O_TYPE_DATASET)
+        l->rc = add_stored(l, name);
+    return l->rc == MGR_OK ? 0 : -1;
+}
+
+int mgr_h5_catalogue(mgr_h5 *h, mgr_catalogue *cat, uint32_t idx, mgr_err *err)
+{
+    listing l = {h, cat, idx, MGR_H5_VIRTUAL, err, MGR_OK};
+    if (H5Literate(h->file, H5_INDEX_NAME, H5_ITER_INC, NULL, visit, &l) < 0 && l.rc == MGR_OK)
+        return fail(err, MGR_ERR_FORMAT, h, "cannot list", NULL);
+    return l.rc;
+}

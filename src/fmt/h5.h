@@ -1,0 +1,97 @@
+/*
+ * HDF5 files: what of the library the project uses, and the only file that includes its header.
+ *
+ * A data set is a row-major array of one of our element types; rows are its first axis. Types are
+ * written as they are in memory: HDF5 never converts (its float to bfloat16 does not round to
+ * nearest even, and a conversion makes it leave the collective path). bfloat16 and float16 are
+ * custom floats that h5py and h5dump show as numbers. Files do not depend on when or by whom they
+ * were made: no times are kept, nothing is filled in.
+ *
+ * Sharing: one rank creates a file with all its data sets, alone; then all ranks open it through
+ * the MPI-IO driver and write rows.
+ */
+#ifndef MGR_FMT_H5_H
+#define MGR_FMT_H5_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "core/str.h"
+#include "mgr/catalogue.h"
+#include "mgr/dtype.h"
+#include "mgr/err.h"
+
+typedef struct mgr_h5 mgr_h5;
+
+/* Offsets from here on are no places in the file: the tensor is compressed, and its rows are read
+ * with mgr_h5_read_bytes. */
+#define MGR_H5_VIRTUAL (UINT64_C(1) << 62)
+
+/* The shape of a data set; with `chunk_rows` it is cut after that many rows, each piece shuffled by
+ * bytes and deflated at `level`. */
+typedef struct mgr_h5_shape {
+    mgr_dtype dtype;
+    uint32_t ndim; /* at least 1 */
+    uint64_t shape[MGR_MAX_NDIM];
+    uint64_t chunk_rows; /* 0: in one piece, its place in the file fixed at creation */
+    unsigned level;
+} mgr_h5_shape;
+
+/* Create `path`, which must not exist, with data sets that begin at multiples of a page where they
+ * are large. Local. Errors: MGR_ERR_CREATE. */
+int mgr_h5_create(mgr_h5 **out, const char *path, mgr_err *err) MGR_NODISCARD;
+
+/* Open to read, alone. Links to other files are not followed. Local. Errors: MGR_ERR_FORMAT. */
+int mgr_h5_open(mgr_h5 **out, const char *path, mgr_err *err) MGR_NODISCARD;
+
+/* Open to write rows, through MPI-IO; `mpi` is mgr_comm_mpi's. Collective over it. */
+int mgr_h5_open_shared(mgr_h5 **out, const char *path, const void *mpi, mgr_err *err) MGR_NODISCARD;
+
+/* Close; errors of writing may show only here. Collective for a shared file, then also after a
+ * failure. NULL-safe. */
+int mgr_h5_close(mgr_h5 *file, mgr_err *err);
+
+/* Add a data set; '/' in its name makes groups. A file not shared only. Local. */
+int mgr_h5_add(mgr_h5 *file, const char *name, const mgr_h5_shape *shape,
+               mgr_err *err) MGR_NODISCARD;
+
+/* Add a scalar of text. Local. */
+int mgr_h5_add_text(mgr_h5 *file, const char *name, const char *text, size_t len,
+                    mgr_err *err) MGR_NODISCARD;
+
+/* Add a list of texts, padded with zeros to the longest. Local. */
+int mgr_h5_add_texts(mgr_h5 *file, const char *name, const char *const *texts, size_t n,
+                     mgr_err *err) MGR_NODISCARD;
+
+/* Give data set or group `name` an attribute of text. Local. */
+int mgr_h5_add_note(mgr_h5 *file, const char *name, const char *key, const char *text,
+                    mgr_err *err) MGR_NODISCARD;
+
+/* Make `name` stand for the data set of the same name in `other`, a file beside this one. Local. */
+int mgr_h5_add_link(mgr_h5 *file, const char *name, const char *other, mgr_err *err) MGR_NODISCARD;
+
+/* Where the bytes of a data set in one piece begin. Local. */
+int mgr_h5_offset(mgr_h5 *file, const char *name, uint64_t *offset, mgr_err *err) MGR_NODISCARD;
+
+/* Write rows row .. row+rows-1 in pieces of at most 1 GiB. Local. */
+int mgr_h5_write(mgr_h5 *file, const char *name, uint64_t row, uint64_t rows, const void *bytes,
+                 mgr_err *err) MGR_NODISCARD;
+
+/* The same with all ranks in one call, for compressed data sets of a shared file; `rows` may be 0,
+ * and must be below 1 GiB. Collective over the file's ranks; a rank that fails has been there. */
+int mgr_h5_write_together(mgr_h5 *file, const char *name, uint64_t row, uint64_t rows,
+                          const void *bytes, mgr_err *err) MGR_NODISCARD;
+
+/* A text of at most `limit` bytes, appended to *out. MGR_ERR_NOT_FOUND if there is none. Local. */
+int mgr_h5_read_text(mgr_h5 *file, const char *name, uint64_t limit, mgr_buf *out,
+                     mgr_err *err) MGR_NODISCARD;
+
+/* Add every data set of the file's root to the catalogue: those in one piece with their offset, the
+ * others with one from MGR_H5_VIRTUAL on. Local. */
+int mgr_h5_catalogue(mgr_h5 *file, mgr_catalogue *cat, uint32_t idx, mgr_err *err) MGR_NODISCARD;
+
+/* `len` bytes at byte `at` of the row-major image of data set `name`, whole rows. Local. */
+int mgr_h5_read_bytes(mgr_h5 *file, const char *name, uint64_t at, void *out, size_t len,
+                      mgr_err *err) MGR_NODISCARD;
+
+#endif
