@@ -65,6 +65,7 @@ typedef struct mgr_config {
         char dist_keys[16];    /* auto | stacked | per-layer */
         char dtype[16];        /* source | bfloat16 | float16 | float32 */
         uint64_t max_shard_size;
+        char compression[16]; /* none | deflate */
     } target;
 
     /* Where each key of the schema was written: line and column (1-based), 0 for a default; -1 for

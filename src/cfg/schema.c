@@ -111,8 +111,8 @@ static const mgr_key schema[] = {
     REQUIRED("target.path", target.path,
              "the folder to create; an existing one is replaced with --force only"),
     TEXT("target.format", target.format, "moe-recipes",
-         "moe-recipes (Mixtral), megatron-torch, megatron-dist (torch_dist), or huggingface "
-         "(dense)"),
+         "moe-recipes (Mixtral), megatron-torch, megatron-dist (torch_dist), hdf5, or "
+         "huggingface (dense)"),
     UINT("target.expert_parallel", target.expert_parallel, "1", 1, MOST_PARTS,
          "expert parallel size of the target, where its format has one"),
     UINT("target.tensor_parallel", target.tensor_parallel, "1", 1, MOST_PARTS,
@@ -145,6 +145,9 @@ static const mgr_key schema[] = {
            "element type of the target's weights; source: as they are"),
     BYTES("target.max_shard_size", target.max_shard_size, "5GB", MIB, MOST_BYTES,
           "largest file to write where the format has shards, unless one tensor alone is larger"),
+    CHOICE("target.compression", target.compression, "none", "none|deflate",
+           "of an hdf5 target's weights; deflate: each piece of rows is shuffled by bytes and "
+           "deflated"),
 };
 
 #define N_KEYS (sizeof schema / sizeof schema[0])

@@ -8,6 +8,7 @@
 
 #include "core/str.h"
 #include "mgr/layout.h"
+#include "par/comm.h"
 
 /* A piece of a file that is not a tensor: a header, a directory. */
 typedef struct mgr_blob {
@@ -28,12 +29,44 @@ typedef struct mgr_container {
     int (*place)(mgr_layout *layout, uint32_t file, const void *context, mgr_err *err);
 
     /* All bytes of `file` that are not tensors, to `sink`; crc[i] is the CRC-32 of stored tensor i.
-     * Together with the tensors they fill the file without a hole. Local. */
+     * Together with the tensors they fill the file without a hole. NULL where where a tensor lies
+     * is the container's own affair. Local. */
     int (*finish)(const mgr_layout *layout, uint32_t file, const void *context, const uint32_t *crc,
                   const mgr_blob_sink *sink, mgr_err *err);
+
+    /* --- for files that a library makes; all NULL: files are made empty at the size that `place`
+     * gave them, and tensors are written at their offsets --- */
+
+    /* Make the files below `directory`, or take over those that a stopped run left; give each
+     * tensor its true offset and each file its size. Rank 0 only. */
+    int (*create)(mgr_layout *layout, void *context, const char *directory, mgr_err *err);
+
+    /* Open all files for writing. After an error there is no writer on any rank. Collective. */
+    int (*open)(void **writer, const mgr_layout *layout, const char *directory, mgr_comm *comm,
+                mgr_err *err);
+
+    /* `len` bytes at byte `at` of a stored tensor, whole rows. Local, unless there is a `join`:
+     * then every call meets one of each other rank, either to write or to join. */
+    int (*write)(void *writer, uint32_t stored, uint64_t at, const void *bytes, size_t len,
+                 mgr_err *err);
+
+    /* Meet the others until none has anything to write. `local` is this rank's outcome so far and
+     * comes back; once one failed, the writes of the others fail, too. Collective. */
+    int (*join)(void *writer, int local, mgr_err *err);
+
+    /* Close all files and forget the writer. Collective. */
+    int (*close)(void *writer, mgr_err *err);
 } mgr_container;
 
 extern const mgr_container mgr_container_safetensors;
+
+/* HDF5 files with a data set per tensor; `context` is an mgr_hdf5_context. In one piece each, or in
+ * compressed pieces of rows. */
+extern const mgr_container mgr_container_hdf5, mgr_container_hdf5_deflate;
+
+typedef struct mgr_hdf5_context {
+    mgr_buf directory; /* where the files are, once they are made; rank 0 */
+} mgr_hdf5_context;
 
 /* torch.save archives of a Megatron state dict; `context` is an mgr_torch_context. */
 extern const mgr_container mgr_container_torch;

@@ -459,6 +459,8 @@ static int run_group(mgr_engine *e, uint32_t g, int *local, mgr_err *err)
     start = mgr_now();
     if (rc == MGR_OK && *local == MGR_OK)
         *local = make_group(e, group, err);
+    if (rc == MGR_OK && e->writer && e->job->container->join)
+        *local = e->job->container->join(e->writer, *local, err);
     if (rc == MGR_OK && *local == MGR_OK)
         *local = mgr_note_event(e->job, MGR_PHASE_WRITE, g, start, read, written, err);
     return rc;
@@ -506,12 +508,19 @@ int mgr_engine_run(mgr_job *job, const char *directory, double journal_seconds,
         local = mgr_journal_open(&journal, job, directory, journal_seconds, &e.read_extents,
                                  &e.write_extents, err);
     int rc = mgr_agree(job->comm, local, err);
+    if (rc == MGR_OK && job->container->open)
+        rc = job->container->open(&e.writer, &job->target.layout, directory, job->comm, err);
     const double start = mgr_now();
     local = rc; /* from here on: what has gone wrong on this rank */
     if (rc == MGR_OK)
         rc = run_groups(&e, &local, err);
     job->tally.seconds_write = mgr_now() - start - job->tally.seconds_sums;
     const double sync_start = mgr_now();
+    if (e.writer) {
+        mgr_barrier(job->comm); /* waits politely, which the library would not */
+        const int closed = job->container->close(e.writer, err);
+        local = local != MGR_OK ? local : closed;
+    }
     local = close_files(&e, rc != MGR_OK ? rc : local, err);
     job->tally.seconds_sync = mgr_now() - sync_start;
     if (local == MGR_OK)

@@ -199,7 +199,8 @@ static void known_token_ids(const mgr_sidecar_tokenizer *tokenizer, mgr_model *m
         m->eos_token_id = tokenizer->eos_token_id;
 }
 
-int mgr_huggingface_sidecars(const mgr_job *job, const char *directory, mgr_err *err)
+int mgr_huggingface_small_files(const mgr_job *job, const char *directory, json_t **out,
+                                mgr_err *err)
 {
     mgr_model m = job->target.tensors.model;
     mgr_sidecar_tokenizer tokenizer;
@@ -212,9 +213,18 @@ int mgr_huggingface_sidecars(const mgr_job *job, const char *directory, mgr_err 
     int rc = mgr_sidecar_json(directory, "config.json", config, err);
     if (rc == MGR_OK)
         rc = mgr_sidecar_json(directory, "generation_config.json", generation, err);
-    if (rc == MGR_OK && job->target.cat.n_files > 1)
-        rc = write_index(job, directory, err);
-    json_decref(config);
     json_decref(generation);
+    if (rc == MGR_OK)
+        *out = config;
+    else
+        json_decref(config);
     return rc;
+}
+
+int mgr_huggingface_sidecars(const mgr_job *job, const char *directory, mgr_err *err)
+{
+    json_t *config;
+    MGR_TRY(mgr_huggingface_small_files(job, directory, &config, err));
+    json_decref(config);
+    return job->target.cat.n_files > 1 ? write_index(job, directory, err) : MGR_OK;
 }

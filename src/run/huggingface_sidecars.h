@@ -5,6 +5,8 @@
 #ifndef MGR_RUN_HUGGINGFACE_SIDECARS_H
 #define MGR_RUN_HUGGINGFACE_SIDECARS_H
 
+#include <jansson.h>
+
 #include "run/job.h"
 
 /* As mgr_target_format.sidecars, for the class that mgr_huggingface_class names. */
@@ -13,5 +15,9 @@ int mgr_huggingface_sidecars(const mgr_job *job, const char *directory, mgr_err 
 /* Refuse a model that no class computes, naming its features and the targets that can hold it:
  * MGR_ERR_UNSUPPORTED. Local. */
 int mgr_huggingface_check(const char *format, const mgr_model *model, mgr_err *err) MGR_NODISCARD;
+
+/* The same but for the index; *config is config.json's content, the caller's to decref. */
+int mgr_huggingface_small_files(const mgr_job *job, const char *directory, json_t **config,
+                                mgr_err *err) MGR_NODISCARD;
 
 #endif

@@ -74,6 +74,7 @@ typedef struct mgr_job {
 
     mgr_side source, target;
     void *target_state;
+    const mgr_container *container; /* of the target's files */
     mgr_define *defines;
     mgr_plan plan;
     bool moments;

@@ -192,8 +192,8 @@ static int finish_file(const mgr_job *job, mgr_open_files *files, uint32_t file,
     blob_writer writer = {-1, job->target.cat.files[file].path, file, extents};
     const mgr_blob_sink sink = {put_blob, &writer};
     MGR_TRY(mgr_open_files_get(files, file, &writer.fd, err));
-    return job->target_format->container->finish(&job->target.layout, file, job->target_state,
-                                                 job->stored_crc, &sink, err);
+    return job->container->finish(&job->target.layout, file, job->target_state, job->stored_crc,
+                                  &sink, err);
 }
 
 static int join_files(mgr_job *job, mgr_extents *extents, mgr_err *err)
@@ -217,6 +217,21 @@ static int join_files(mgr_job *job, mgr_extents *extents, mgr_err *err)
     return MGR_OK;
 }
 
+/* Files whose bytes are the container's own affair: how large they came out. */
+static int measure_files(mgr_job *job, const char *directory, mgr_err *err)
+{
+    mgr_catalogue *const cat = &job->target.cat;
+    int rc = MGR_OK;
+    for (size_t f = 0; rc == MGR_OK && f < cat->n_files; f++) {
+        mgr_buf path = {0};
+        rc = mgr_buf_fmt(&path, err, "%s/%s", directory, cat->files[f].path);
+        if (rc == MGR_OK)
+            rc = mgr_file_bytes(path.data, &cat->files[f].bytes, err);
+        mgr_buf_clear(&path);
+    }
+    return rc;
+}
+
 int mgr_settle_target(mgr_job *job, const char *directory, mgr_extents *written, mgr_err *err)
 {
     const mgr_catalogue *const cat = &job->target.cat;
@@ -229,11 +244,14 @@ int mgr_settle_target(mgr_job *job, const char *directory, mgr_extents *written,
     }
     if (rc == MGR_OK)
         rc = take_notes(job, written, err);
-    for (uint32_t f = 0; rc == MGR_OK && f < cat->n_files; f++)
+    const bool placed = job->container->finish != NULL;
+    if (rc == MGR_OK && !placed)
+        rc = measure_files(job, directory, err);
+    for (uint32_t f = 0; placed && rc == MGR_OK && f < cat->n_files; f++)
         rc = finish_file(job, &files, f, &extents, err);
     const int closed = mgr_open_files_close(&files, rc != MGR_OK, err);
     rc = rc != MGR_OK ? rc : closed;
-    if (rc == MGR_OK)
+    if (rc == MGR_OK && placed)
         rc = join_files(job, &extents, err);
     mgr_free(extents.list);
     mgr_free(files.fd);

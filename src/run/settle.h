@@ -15,8 +15,9 @@ int mgr_settle_gather(mgr_comm *comm, mgr_extents *extents, mgr_err *err) MGR_NO
 int mgr_settle_source(mgr_job *job, mgr_extents *read, mgr_err *err) MGR_NODISCARD;
 
 /* Join the extents of each stored tensor, write the headers, and join all to the files' CRC-32s:
- * fills job->stored_crc, job->file_crc and what the ledger wants to know. A hole or an overlap is MGR_ERR_INTERNAL. Rank 0 only.
- */
+ * fills job->stored_crc, job->file_crc and what the ledger wants to know. A hole or an overlap is
+ * MGR_ERR_INTERNAL. Where the container places tensors itself, files are only measured, and
+ * job->file_crc stays NULL. Rank 0 only. */
 int mgr_settle_target(mgr_job *job, const char *directory, mgr_extents *written,
                       mgr_err *err) MGR_NODISCARD;
 

@@ -44,6 +44,11 @@ static const char *const tokenizer_files[] = {
 };
 #define N_TOKENIZER_FILES (sizeof tokenizer_files / sizeof tokenizer_files[0])
 
+const char *mgr_sidecar_tokenizer_at(size_t idx)
+{
+    return idx < N_TOKENIZER_FILES ? tokenizer_files[idx] : NULL;
+}
+
 static bool has_file(const char *directory, const char *name)
 {
     char path[MGR_CONFIG_TEXT + 64];
@@ -187,11 +192,12 @@ static json_t *target_list(const mgr_job *job)
 {
     const mgr_catalogue *const cat = &job->target.cat;
     const int32_t *const owner = job->target.layout.file_owner;
+    const uint32_t *const crc = job->file_crc; /* NULL where the container seals its files itself */
     json_t *const list = json_array();
     for (uint32_t f = 0; f < cat->n_files; f++) {
         json_t *const file =
             json_pack("{s:s,s:I,s:o}", "path", cat->files[f].path, "bytes",
-                      (json_int_t)cat->files[f].bytes, "crc32", hex(job->file_crc[f], 8));
+                      (json_int_t)cat->files[f].bytes, "crc32", crc ? hex(crc[f], 8) : json_null());
         if (owner)
             json_object_set_new(file, "expert_parallel_rank",
                                 owner[f] < 0 ? json_null() : json_integer(owner[f]));

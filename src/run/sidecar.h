@@ -25,6 +25,9 @@ typedef struct mgr_sidecar_tokenizer {
 int mgr_sidecar_copy_tokenizer(const mgr_job *job, const char *directory,
                                mgr_sidecar_tokenizer *found, mgr_err *err) MGR_NODISCARD;
 
+/* The names that tokenizer files have; NULL behind the last. */
+const char *mgr_sidecar_tokenizer_at(size_t idx);
+
 /* Is there a tokenizer where source.tokenizer says? MGR_OK where none is given. */
 int mgr_sidecar_check_tokenizer(const mgr_config *config, mgr_err *err) MGR_NODISCARD;
 

@@ -121,7 +121,7 @@ static int drop_sidecars(mgr_stage *s, const mgr_catalogue *files, mgr_err *err)
     return MGR_OK;
 }
 
-int mgr_stage_make(mgr_stage *s, const mgr_catalogue *files, mgr_err *err)
+int mgr_stage_make(mgr_stage *s, const mgr_catalogue *files, bool make_files, mgr_err *err)
 {
     const char *journal;
     const bool leftover = s->resume && mgr_path_exists(s->directory);
@@ -133,7 +133,7 @@ int mgr_stage_make(mgr_stage *s, const mgr_catalogue *files, mgr_err *err)
     s->made = !leftover; /* a failure before the engine runs leaves a leftover as it was */
     MGR_TRY(mgr_arena_fmt(&s->arena, &journal, err, "%s/" MGR_JOURNAL_FOLDER, s->directory));
     MGR_TRY(mgr_make_dirs(journal, err));
-    for (size_t i = 0; i < files->n_files; i++)
+    for (size_t i = 0; make_files && i < files->n_files; i++)
         MGR_TRY(make_file(s, &files->files[i], err));
     return MGR_OK;
 }

@@ -32,9 +32,10 @@ typedef struct mgr_stage {
 int mgr_stage_check(mgr_stage *stage, const char *target, const char *id, uint64_t bytes,
                     mgr_err *err) MGR_NODISCARD;
 
-/* Make the staging directory with every file of the catalogue at its full size and the journal's
- * folder, or complete the one that is resumed. Rank 0 only. */
-int mgr_stage_make(mgr_stage *stage, const mgr_catalogue *files, mgr_err *err) MGR_NODISCARD;
+/* Make the staging directory with the journal's folder and, with `make_files`, every file of the
+ * catalogue at its full size; or complete the one that is resumed. Rank 0 only. */
+int mgr_stage_make(mgr_stage *stage, const mgr_catalogue *files, bool make_files,
+                   mgr_err *err) MGR_NODISCARD;
 
 /* Drop the journal, make every name below the staging directory durable and rename it to the
  * target. Rank 0 only. */

@@ -15,6 +15,8 @@ struct mgr_job;
 typedef struct mgr_target_format {
     const char *name;
     const mgr_container *container;
+    /* NULL, or what to take in its place. Pure. */
+    const mgr_container *(*choose)(const mgr_config *config);
 
     /* Refuse, before any output, what this format cannot express. Local. */
     int (*check)(const mgr_config *config, const mgr_model *model, mgr_err *err);

@@ -45,10 +45,11 @@ static int plant_misspelling(mgr_job *job, mgr_err *err)
 
 static int place_files(mgr_job *job, mgr_err *err)
 {
+    const mgr_target_format *const format = job->target_format;
     MGR_TRY(plant_misspelling(job, err));
+    job->container = format->choose ? format->choose(&job->config) : format->container;
     for (uint32_t f = 0; f < job->target.cat.n_files; f++)
-        MGR_TRY(
-            job->target_format->container->place(&job->target.layout, f, job->target_state, err));
+        MGR_TRY(job->container->place(&job->target.layout, f, job->target_state, err));
     return MGR_OK;
 }
 
@@ -169,6 +170,47 @@ static int write_all(mgr_job *job, mgr_stage *stage, double journal_seconds, mgr
     return rc;
 }
 
+/* Rank 0: everything below the staging directory. */
+static int make_stage(mgr_job *job, mgr_stage *stage, mgr_err *err)
+{
+    const bool by_library = job->container->create != NULL;
+    MGR_TRY(mgr_stage_make(stage, &job->target.cat, !by_library, err));
+    return by_library ? job->container->create(&job->target.layout, job->target_state,
+                                               stage->directory, err)
+                      : MGR_OK;
+}
+
+/* Where the library put the tensors of the files that rank 0 made, to all. Collective. */
+static int share_places(mgr_job *job, mgr_err *err)
+{
+    mgr_catalogue *const cat = &job->target.cat;
+    mgr_buf places = {0};
+    int rc = MGR_OK;
+    for (size_t i = 0; rc == MGR_OK && i < cat->n_stored; i++)
+        rc = mgr_buf_add(&places, &cat->stored[i].offset, sizeof cat->stored[i].offset, err);
+    for (size_t f = 0; rc == MGR_OK && f < cat->n_files; f++)
+        rc = mgr_buf_add(&places, &cat->files[f].bytes, sizeof cat->files[f].bytes, err);
+    rc = mgr_agree(job->comm, rc, err);
+    if (rc == MGR_OK)
+        rc = mgr_bcast_bytes(job->comm, &places, err);
+    const char *at = places.data;
+    for (size_t i = 0; rc == MGR_OK && i < cat->n_stored; i++, at += sizeof(uint64_t))
+        memcpy(&cat->stored[i].offset, at, sizeof(uint64_t));
+    for (size_t f = 0; rc == MGR_OK && f < cat->n_files; f++, at += sizeof(uint64_t))
+        memcpy(&cat->files[f].bytes, at, sizeof(uint64_t));
+    mgr_buf_clear(&places);
+    return rc;
+}
+
+/* What is written in calls of all ranks together is not one rank's to journal. */
+static int check_resumable(const mgr_job *job, const mgr_write_options *o, mgr_err *err)
+{
+    if (!o->resume || !job->container->join)
+        return MGR_OK;
+    mgr_fail(err, MGR_ERR_USAGE, "a run that writes compressed tensors cannot be resumed");
+    return mgr_hint(err, "begin anew with --force");
+}
+
 /* What a signal stopped can be continued; so can what was being continued when it failed. Anything
  * else that fails leaves nothing behind. */
 static int keep_or_remove(mgr_stage *stage, bool journaled, int rc, mgr_err *err)
@@ -198,7 +240,10 @@ int mgr_run_write(mgr_job *job, const char *out, const char *id, const mgr_write
 {
     mgr_stage stage = {.replace = o->force, .resume = o->resume, .dry_run = o->dry_run, .hold = -1};
     mgr_progress *progress = NULL;
-    int rc = MGR_OK;
+    const double journal = job->container->join ? -1.0 : o->journal;
+    int rc = check_resumable(job, o, err);
+    if (rc != MGR_OK) /* the same on all ranks */
+        return rc;
     if (job->rank == 0)
         rc = check_apart(job, out, err);
     if (job->rank == 0 && rc == MGR_OK)
@@ -207,8 +252,10 @@ int mgr_run_write(mgr_job *job, const char *out, const char *id, const mgr_write
     if (rc != MGR_OK || o->dry_run)
         goto out;
     if (job->rank == 0)
-        rc = mgr_stage_make(&stage, &job->target.cat, err);
+        rc = make_stage(job, &stage, err);
     rc = mgr_agree_root(job, rc, err);
+    if (rc == MGR_OK && job->container->create)
+        rc = share_places(job, err);
     if (rc != MGR_OK)
         goto out;
     rc = mgr_agree(job->comm,
@@ -219,9 +266,9 @@ int mgr_run_write(mgr_job *job, const char *out, const char *id, const mgr_write
         mgr_progress_drop(progress); /* some ranks have none, so nothing collective */
         goto out;
     }
-    rc = write_all(job, &stage, o->journal, progress, err);
+    rc = write_all(job, &stage, journal, progress, err);
     mgr_progress_stop(progress);
-    rc = keep_or_remove(&stage, o->journal >= 0, rc, err);
+    rc = keep_or_remove(&stage, journal >= 0, rc, err);
 out:
     mgr_stage_clear(&stage);
     return rc;

@@ -82,6 +82,7 @@ static void test_defaults(void)
     CHECK_INT(c.target.iteration, 0);
     CHECK_TEXT(c.target.dtype, "bfloat16");
     CHECK_INT(c.target.max_shard_size, 5000000000);
+    CHECK_TEXT(c.target.compression, "none");
     CHECK_TEXT(c.file, "x.yaml");
 }
 
@@ -521,7 +522,8 @@ static const char dumped[] = "mode: reshard\n"
                              "  dist_keys: auto\n"
                              "  iteration: 0\n"
                              "  dtype: source\n"
-                             "  max_shard_size: 1500MB\n";
+                             "  max_shard_size: 1500MB\n"
+                             "  compression: none\n";
 
 static void test_dump(void)
 {

@@ -1,0 +1,61 @@
+#include "model/flat.h"
+
+#include "core/mem.h"
+#include "model/huggingface.h"
+
+/* The file, counted from flat->first_file, that a target's tensor belongs to. */
+static uint32_t place_of(const mgr_tensors *ts, const mgr_flat *flat, uint32_t expert)
+{
+    if (expert == MGR_NONE || flat->n_files < 2)
+        return 0;
+    return 1 + expert / (uint32_t)(ts->model.experts / (flat->n_files - 1));
+}
+
+/* The file that holds `name`; the search begins where the tensor belongs. */
+static int file_of(const mgr_layout *layout, const mgr_flat *flat, uint32_t hint, const char *name,
+                   uint32_t *file, mgr_err *err)
+{
+    for (uint32_t k = 0; k < flat->n_files; k++) {
+        *file = flat->first_file + (hint + k) % flat->n_files;
+        if (mgr_layout_has(layout, *file, name))
+            return MGR_OK;
+    }
+    return mgr_fail(err, MGR_ERR_FORMAT, "tensor '%s' is missing in '%s' and the files beside it",
+                    name, layout->cat->files[flat->first_file].path);
+}
+
+static bool name_of(const mgr_tensors *ts, const mgr_tensor *t, char name[MGR_HF_NAME_BYTES])
+{
+    const mgr_hf_ffn ffn = ts->model.experts ? MGR_HF_PER_EXPERT : MGR_HF_DENSE;
+    return mgr_huggingface_name(ffn, t->role, t->layer, t->expert, name);
+}
+
+static int add_tensor(mgr_layout *layout, const mgr_flat *flat, uint32_t i, mgr_err *err)
+{
+    const mgr_tensor *const t = &layout->tensors->list[i];
+    const uint64_t shape[2] = {t->rows, t->cols};
+    const uint32_t place = place_of(layout->tensors, flat, t->expert);
+    uint32_t file = flat->first_file + place, stored;
+    char name[MGR_HF_NAME_BYTES];
+    if (!name_of(layout->tensors, t, name))
+        return mgr_fail(err, MGR_ERR_UNSUPPORTED, "%s has no Hugging Face name",
+                        mgr_tensor_label(t, name, sizeof name));
+    if (!layout->declare)
+        MGR_TRY(file_of(layout, flat, place, name, &file, err));
+    MGR_TRY(mgr_layout_tensor(layout, file, name, t->ndim, shape, &stored, err));
+    const mgr_box box = {.tensor = i, .stored = stored, .rows = t->rows, .cols = t->cols};
+    return mgr_layout_box(layout, &box, err);
+}
+
+int mgr_flat_layout(mgr_layout *layout, const mgr_flat *flat, mgr_err *err)
+{
+    if (layout->declare) {
+        MGR_TRY(
+            mgr_alloc(&layout->file_owner, layout->cat->n_files, sizeof *layout->file_owner, err));
+        for (uint32_t f = 0; f < flat->n_files; f++)
+            layout->file_owner[flat->first_file + f] = (int32_t)f - 1;
+    }
+    for (uint32_t i = 0; i < layout->tensors->n; i++)
+        MGR_TRY(add_tensor(layout, flat, i, err));
+    return MGR_OK;
+}
