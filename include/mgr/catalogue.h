@@ -21,6 +21,10 @@ extern "C" {
 #define MGR_MAX_NDIM 8
 #define MGR_NONE UINT32_MAX
 
+/* A stored tensor's offset from here on is no place in its file: the bytes are compressed, and only
+ * the format's reader can fetch them. */
+#define MGR_VIRTUAL_OFFSET (UINT64_C(1) << 62)
+
 /* One tensor in a file. Element (i0, i1, ...) lies at byte
  * offset + dtype size * (i0*stride[0] + i1*stride[1] + ...). */
 typedef struct mgr_stored {

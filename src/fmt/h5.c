@@ -550,7 +550,8 @@ static int add_stored(listing *l, const char *name)
     for (uint32_t d = h->shape.ndim; d-- > 0;) {
         s.shape[d] = h->shape.shape[d];
         s.stride[d] = elements;
-        if (mgr_mul_overflow(elements, s.shape[d], &elements) || elements > MGR_H5_VIRTUAL / 256)
+        if (mgr_mul_overflow(elements, s.shape[d], &elements) ||
+            elements > MGR_VIRTUAL_OFFSET / 256)
             return mgr_fail(l->err, MGR_ERR_FORMAT, "'%s' data set '%s' is too large", h->path,
                             name);
     }
@@ -587,7 +588,7 @@ static herr_t visit(hid_t group, const char *name, const H5L_info_t *info, void 
 
 int mgr_h5_catalogue(mgr_h5 *h, mgr_catalogue *cat, uint32_t idx, mgr_err *err)
 {
-    listing l = {h, cat, idx, MGR_H5_VIRTUAL, err, MGR_OK};
+    listing l = {h, cat, idx, MGR_VIRTUAL_OFFSET, err, MGR_OK};
     if (H5Literate(h->file, H5_INDEX_NAME, H5_ITER_INC, NULL, visit, &l) < 0 && l.rc == MGR_OK)
         return fail(err, MGR_ERR_FORMAT, h, "cannot list", NULL);
     return l.rc;

@@ -23,10 +23,6 @@
 
 typedef struct mgr_h5 mgr_h5;
 
-/* Offsets from here on are no places in the file: the tensor is compressed, and its rows are read
- * with mgr_h5_read_bytes. */
-#define MGR_H5_VIRTUAL (UINT64_C(1) << 62)
-
 /* The shape of a data set; with `chunk_rows` it is cut after that many rows, each piece shuffled by
  * bytes and deflated at `level`. */
 typedef struct mgr_h5_shape {
@@ -87,7 +83,7 @@ int mgr_h5_read_text(mgr_h5 *file, const char *name, uint64_t limit, mgr_buf *ou
                      mgr_err *err) MGR_NODISCARD;
 
 /* Add every data set of the file's root to the catalogue: those in one piece with their offset, the
- * others with one from MGR_H5_VIRTUAL on. Local. */
+ * others with one from MGR_VIRTUAL_OFFSET on. Local. */
 int mgr_h5_catalogue(mgr_h5 *file, mgr_catalogue *cat, uint32_t idx, mgr_err *err) MGR_NODISCARD;
 
 /* `len` bytes at byte `at` of the row-major image of data set `name`, whole rows. Local. */

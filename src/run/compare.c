@@ -7,6 +7,7 @@
 #include "core/mem.h"
 #include "io/file.h"
 #include "kern/kern.h"
+#include "run/source.h"
 #include "run/view.h"
 
 #define BLOCK ((uint64_t)16 << 20)
@@ -15,6 +16,7 @@
 typedef struct side {
     mgr_view view;
     unsigned char *rows, *part; /* BLOCK each, or one row */
+    void *fetcher;              /* the format's, for what is compressed */
 } side;
 
 typedef struct comparison {
@@ -36,6 +38,9 @@ static int read_part(side *s, const mgr_stored *stored, uint64_t offset, size_t 
 {
     const char *const path = s->view.cat.files[stored->file].path;
     int fd;
+    if (offset >= MGR_VIRTUAL_OFFSET)
+        return mgr_source_find(s->view.format)
+            ->fetch(&s->fetcher, &s->view.cat, stored->file, offset, s->part, bytes, err);
     MGR_TRY(mgr_open_read(path, &fd, err));
     const int rc = mgr_pread_full(fd, path, s->part, bytes, offset, err);
     mgr_close(fd);
@@ -303,6 +308,8 @@ static void close_side(side *s)
 {
     mgr_free_aligned(s->rows);
     mgr_free_aligned(s->part);
+    if (s->fetcher)
+        mgr_source_find(s->view.format)->fetched(s->fetcher);
     mgr_view_close(&s->view);
 }
 

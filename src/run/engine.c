@@ -411,6 +411,8 @@ static void engine_clear(mgr_engine *e)
         mgr_selection_clear(e->selection);
     mgr_free(e->selection);
     mgr_free(e->items);
+    if (e->fetcher)
+        e->job->source_format->fetched(e->fetcher);
 }
 
 int mgr_note_event(mgr_job *job, mgr_phase phase, uint32_t group, double start, uint64_t read,

@@ -216,14 +216,22 @@ static size_t run_length(const mgr_engine *e, size_t first, uint64_t *bytes)
     return n;
 }
 
+/* Bytes of a source file: as they lie there, or as its format makes them. */
+static int read_bytes(mgr_engine *e, uint32_t file, uint64_t offset, uint64_t bytes, mgr_err *err)
+{
+    const mgr_catalogue *const cat = &e->job->source.cat;
+    int fd;
+    if (offset >= MGR_VIRTUAL_OFFSET)
+        return e->job->source_format->fetch(&e->fetcher, cat, file, offset, e->bounce, bytes, err);
+    MGR_TRY(mgr_open_files_get(&e->read_files, file, &fd, err));
+    return mgr_pread_full(fd, cat->files[file].path, e->bounce, bytes, offset, err);
+}
+
 static int read_run(mgr_engine *e, size_t first, size_t n, uint64_t bytes, bool count, mgr_err *err)
 {
     const mgr_read_item *const lead = &e->items[first];
-    int fd;
     MGR_TRY(mgr_check_stop(err));
-    MGR_TRY(mgr_open_files_get(&e->read_files, lead->file, &fd, err));
-    MGR_TRY(mgr_pread_full(fd, e->job->source.cat.files[lead->file].path, e->bounce, bytes,
-                           lead->offset, err));
+    MGR_TRY(read_bytes(e, lead->file, lead->offset, bytes, err));
     e->job->tally.bytes_read += bytes;
     mgr_progress_add(e->progress, bytes, 0);
     if (count && lead->record != MGR_NONE) {

@@ -45,6 +45,12 @@ typedef struct mgr_source_format {
     int (*summary)(const void *state, mgr_buf *out, mgr_err *err);
 
     void (*release)(void *state); /* NULL-safe */
+
+    /* NULL, unless offsets of MGR_VIRTUAL_OFFSET and more occur: `len` bytes from there. *reader is
+     * NULL at first, holds what is open between calls, and is closed with `fetched`. Local. */
+    int (*fetch)(void **reader, const mgr_catalogue *cat, uint32_t file, uint64_t offset, void *out,
+                 size_t len, mgr_err *err);
+    void (*fetched)(void *reader); /* NULL-safe */
 } mgr_source_format;
 
 /* By name; NULL for an unknown one. `mgr_source_at` counts from 0 and ends with NULL. */
