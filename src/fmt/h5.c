@@ -242,12 +242,12 @@ static hid_t link_list(void)
     return list;
 }
 
-/* Times are not kept and nothing is filled in: the bytes depend on what is written alone. */
+/* Times are not kept and what is in one piece is not filled in: the bytes depend on what is written
+ * alone. */
 static hid_t creation_list(const mgr_h5_shape *s)
 {
     const hid_t list = H5Pcreate(H5P_DATASET_CREATE);
     herr_t set = list < 0 ? -1 : H5Pset_obj_track_times(list, false);
-    set |= H5Pset_fill_time(list, H5D_FILL_TIME_NEVER);
     if (!s) {
         set |= H5Pset_layout(list, H5D_COMPACT);
     } else if (s->chunk_rows) {
@@ -260,6 +260,7 @@ static hid_t creation_list(const mgr_h5_shape *s)
         set |= H5Pset_deflate(list, s->level);
     } else {
         set |= H5Pset_layout(list, H5D_CONTIGUOUS);
+        set |= H5Pset_fill_time(list, H5D_FILL_TIME_NEVER);
         set |= H5Pset_alloc_time(list, H5D_ALLOC_TIME_EARLY);
     }
     if (set >= 0)
@@ -465,7 +466,7 @@ int mgr_h5_write_together(mgr_h5 *h, const char *name, uint64_t row, uint64_t ro
                           const void *bytes, mgr_err *err)
 {
     int rc = take_set(h, name, err);
-    const int fault = rows ? mgr_fault("h5write") : 0;
+    const int fault = rows ? mgr_fault("h5pack") : 0;
     if (fault) /* the others wait in the call: be there, with nothing */
         rc = mgr_fail_errno(err, MGR_ERR_IO, fault, "write '%s' data set '%s'", h->path, name);
     if (h->set < 0)

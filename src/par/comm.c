@@ -250,13 +250,6 @@ int mgr_sum_i64(mgr_comm *c, int64_t *values, size_t n, mgr_err *err)
     return rc;
 }
 
-void mgr_allgather_u32(mgr_comm *c, uint32_t mine, uint32_t *all)
-{
-    MPI_Request request;
-    MPI_Iallgather(&mine, 1, MPI_UINT32_T, all, 1, MPI_UINT32_T, c->comm, &request);
-    wait_politely(&request, 1000);
-}
-
 void mgr_barrier(mgr_comm *c)
 {
     MPI_Request request;

@@ -52,9 +52,6 @@ int mgr_gather_bytes(mgr_comm *comm, const mgr_buf *mine, mgr_buf *all, mgr_err 
  */
 int mgr_sum_i64(mgr_comm *comm, int64_t *values, size_t n, mgr_err *err) MGR_NODISCARD;
 
-/* Everyone's number, in rank order, into all[size]. Collective. */
-void mgr_allgather_u32(mgr_comm *comm, uint32_t mine, uint32_t *all);
-
 /* Everyone here. Collective. */
 void mgr_barrier(mgr_comm *comm);
 

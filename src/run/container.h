@@ -45,17 +45,17 @@ typedef struct mgr_container {
     int (*open)(void **writer, const mgr_layout *layout, const char *directory, mgr_comm *comm,
                 mgr_err *err);
 
-    /* `len` bytes at byte `at` of a stored tensor, whole rows. Local, unless there is a `join`:
-     * then every call meets one of each other rank, either to write or to join. */
+    /* `len` bytes at byte `at` of a stored tensor, whole rows. Local. */
     int (*write)(void *writer, uint32_t stored, uint64_t at, const void *bytes, size_t len,
                  mgr_err *err);
 
-    /* Meet the others until none has anything to write. `local` is this rank's outcome so far and
-     * comes back; once one failed, the writes of the others fail, too. Collective. */
-    int (*join)(void *writer, int local, mgr_err *err);
-
     /* Close all files and forget the writer. Collective. */
     int (*close)(void *writer, mgr_err *err);
+
+    /* NULL, or: when all is written and proven, replace each file by one that holds the same in
+     * another form, and set its size in the catalogue of rank 0; files[f].bytes then says all there
+     * is to say of it, and the manifest has no checksum of the file as a whole. Collective. */
+    int (*seal)(mgr_layout *layout, const char *directory, mgr_comm *comm, mgr_err *err);
 } mgr_container;
 
 extern const mgr_container mgr_container_safetensors;

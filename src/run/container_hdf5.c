@@ -14,15 +14,19 @@
 #include "fmt/h5.h"
 #include "io/file.h"
 #include "run/container.h"
+#include "run/engine.h"
 
 #define ALIGN 4096
 #define CHUNK_BYTES ((uint64_t)1 << 20)
 /* Most of what deflate can do for weights it does at its fastest level. */
 #define LEVEL 1
 
-/* What ranks say in a round, in the place of a stored tensor. */
-#define IDLE (MGR_NONE - 1)
-#define FAILED (MGR_NONE - 2)
+/* Smaller ones stay plain: there is nothing to gain, and each costs a call of all ranks. */
+#define PACK_MIN ((uint64_t)64 << 10)
+/* After so many bytes ranks ask each other whether all is well. */
+#define AGREE_BYTES ((uint64_t)1 << 30)
+/* Pieces that a rank takes at a time. */
+#define PIECES ((uint64_t)8)
 
 static uint64_t row_bytes(const mgr_stored *s)
 {
@@ -52,13 +56,31 @@ static int place(mgr_layout *layout, uint32_t file, const void *context, mgr_err
 
 /* ---- making the files: rank 0 ---- */
 
+/* Plain and packed files are there at the same time. */
+static int place_twice(mgr_layout *layout, uint32_t file, const void *context, mgr_err *err)
+{
+    MGR_TRY(place(layout, file, context, err));
+    layout->cat->files[file].bytes *= 2;
+    return MGR_OK;
+}
+
+static uint64_t piece_rows(const mgr_stored *s)
+{
+    const uint64_t fit = CHUNK_BYTES / row_bytes(s);
+    return fit < 1 ? 1 : fit < s->shape[0] ? fit : s->shape[0];
+}
+
+static bool is_packed(const mgr_stored *s)
+{
+    return stored_bytes(s) >= PACK_MIN;
+}
+
 static mgr_h5_shape shape_of(const mgr_stored *s, bool deflate)
 {
     mgr_h5_shape shape = {.dtype = s->dtype, .ndim = s->ndim};
     memcpy(shape.shape, s->shape, sizeof shape.shape);
-    if (deflate) {
-        const uint64_t fit = CHUNK_BYTES / row_bytes(s);
-        shape.chunk_rows = fit < 1 ? 1 : fit < s->shape[0] ? fit : s->shape[0];
+    if (deflate && is_packed(s)) {
+        shape.chunk_rows = piece_rows(s);
         shape.level = LEVEL;
     }
     return shape;
@@ -84,20 +106,23 @@ static int sync_file(const char *path, mgr_err *err)
     return mgr_sync_close(fd, path, err);
 }
 
-static int make_file(const mgr_catalogue *cat, uint32_t file, const char *path, bool deflate,
-                     mgr_err *err)
+/* A file with its data sets, durable. */
+static int make_draft(const mgr_catalogue *cat, uint32_t file, const char *draft, bool deflate,
+                      mgr_err *err)
 {
     mgr_h5 *h;
+    MGR_TRY(mgr_h5_create(&h, draft, err));
+    const int rc = add_sets(h, cat, file, deflate, err);
+    const int closed = mgr_h5_close(h, err);
+    MGR_TRY(rc != MGR_OK ? rc : closed);
+    return sync_file(draft, err);
+}
+
+static int make_file(const mgr_catalogue *cat, uint32_t file, const char *path, mgr_err *err)
+{
     mgr_buf draft = {0};
     MGR_TRY(mgr_buf_fmt(&draft, err, "%s.draft", path));
-    int rc = mgr_h5_create(&h, draft.data, err);
-    if (rc == MGR_OK) {
-        rc = add_sets(h, cat, file, deflate, err);
-        const int closed = mgr_h5_close(h, err);
-        rc = rc != MGR_OK ? rc : closed;
-    }
-    if (rc == MGR_OK)
-        rc = sync_file(draft.data, err);
+    int rc = make_draft(cat, file, draft.data, false, err);
     if (rc == MGR_OK)
         rc = mgr_rename(draft.data, path, err);
     mgr_buf_clear(&draft);
@@ -117,8 +142,7 @@ static int read_places(mgr_catalogue *cat, uint32_t file, const char *path, mgr_
     return rc != MGR_OK ? rc : closed;
 }
 
-static int create_files(mgr_layout *layout, void *context, const char *directory, bool deflate,
-                        mgr_err *err)
+static int create_files(mgr_layout *layout, void *context, const char *directory, mgr_err *err)
 {
     mgr_hdf5_context *const c = context;
     mgr_catalogue *const cat = layout->cat;
@@ -127,22 +151,12 @@ static int create_files(mgr_layout *layout, void *context, const char *directory
         mgr_buf path = {0};
         rc = mgr_buf_fmt(&path, err, "%s/%s", directory, cat->files[f].path);
         if (rc == MGR_OK && !mgr_path_exists(path.data))
-            rc = make_file(cat, f, path.data, deflate, err);
-        if (rc == MGR_OK && !deflate)
+            rc = make_file(cat, f, path.data, err);
+        if (rc == MGR_OK)
             rc = read_places(cat, f, path.data, err);
         mgr_buf_clear(&path);
     }
     return rc;
-}
-
-static int create_plain(mgr_layout *layout, void *context, const char *directory, mgr_err *err)
-{
-    return create_files(layout, context, directory, false, err);
-}
-
-static int create_deflate(mgr_layout *layout, void *context, const char *directory, mgr_err *err)
-{
-    return create_files(layout, context, directory, true, err);
 }
 
 /* ---- what is not tensors ---- */
@@ -211,28 +225,22 @@ static int finish(const mgr_layout *layout, uint32_t file, const void *context, 
 
 typedef struct writer {
     const mgr_layout *layout;
-    mgr_comm *comm;
     mgr_h5 **files;
-    uint32_t *said; /* by each rank in this round */
-    bool failed;    /* this rank told the others */
-    bool stopped;   /* some rank failed: there are no more rounds */
 } writer;
 
 static void discard(writer *w)
 {
     mgr_free(w->files);
-    mgr_free(w->said);
     mgr_free(w);
 }
 
-static int make_writer(writer **out, const mgr_layout *layout, mgr_comm *comm, mgr_err *err)
+static int make_writer(writer **out, const mgr_layout *layout, mgr_err *err)
 {
     writer *w;
     MGR_TRY(mgr_alloc(&w, 1, sizeof *w, err));
-    *w = (writer){.layout = layout, .comm = comm};
+    w->layout = layout;
     *out = w;
-    MGR_TRY(mgr_alloc(&w->files, layout->cat->n_files, sizeof *w->files, err));
-    return mgr_alloc(&w->said, (size_t)mgr_comm_size(comm), sizeof *w->said, err);
+    return mgr_alloc(&w->files, layout->cat->n_files, sizeof *w->files, err);
 }
 
 /* Opening is collective: a file that is open on one rank is open on all. */
@@ -241,7 +249,7 @@ static int open_files(void **out, const mgr_layout *layout, const char *director
 {
     writer *w = NULL;
     mgr_err ignored = MGR_ERR_INIT;
-    int rc = mgr_agree(comm, make_writer(&w, layout, comm, err), err);
+    int rc = mgr_agree(comm, make_writer(&w, layout, err), err);
     uint32_t n = 0;
     for (; rc == MGR_OK && n < layout->cat->n_files; n++) {
         mgr_buf path = {0};
@@ -275,8 +283,8 @@ static int close_files(void *opaque, mgr_err *err)
     return rc;
 }
 
-static int write_alone(void *opaque, uint32_t stored, uint64_t at, const void *bytes, size_t len,
-                       mgr_err *err)
+static int write_rows(void *opaque, uint32_t stored, uint64_t at, const void *bytes, size_t len,
+                      mgr_err *err)
 {
     writer *const w = opaque;
     const mgr_stored *const s = &w->layout->cat->stored[stored];
@@ -286,88 +294,183 @@ static int write_alone(void *opaque, uint32_t stored, uint64_t at, const void *b
     return mgr_h5_write(w->files[s->file], s->name, at / row, len / row, bytes, err);
 }
 
-/* One call for `stored`, with this rank's rows if it has some. */
-static int write_part(writer *w, uint32_t stored, uint64_t at, const void *bytes, size_t len,
-                      mgr_err *err)
+/* ---- packing: all ranks ---- */
+
+/* One file on its way from plain to packed. */
+typedef struct packing {
+    const mgr_catalogue *cat;
+    mgr_comm *comm;
+    mgr_h5 *to;
+    int from; /* the plain file */
+    const char *path;
+    unsigned char *rows; /* PIECES of any tensor */
+} packing;
+
+/* The pieces of a tensor that each rank takes in a round: the same for all, and no more than there
+ * are left. */
+static uint64_t share_of(const packing *p, uint64_t rows_left, uint64_t piece)
 {
-    const mgr_stored *const s = &w->layout->cat->stored[stored];
-    const uint64_t row = row_bytes(s);
-    return mgr_h5_write_together(w->files[s->file], s->name, at / row, len / row, bytes, err);
+    const uint64_t pieces = (rows_left + piece - 1) / piece;
+    const uint64_t ranks = (uint64_t)mgr_comm_size(p->comm), even = (pieces + ranks - 1) / ranks;
+    return even < PIECES ? even : PIECES;
 }
 
-/* The least tensor above `last` that any rank has in this round; MGR_NONE if there is none. */
-static uint32_t next_said(const writer *w, uint32_t last)
+/* A round for tensor `s`: each rank packs its share of the rows from `first` on. A rank that has
+ * none, or has failed, takes part with nothing. `turn` says whose the first share is. */
+static int pack_round(packing *p, const mgr_stored *s, uint64_t first, uint64_t share,
+                      uint64_t turn, int rc, mgr_err *err)
 {
-    uint32_t least = MGR_NONE;
-    for (int r = 0; r < mgr_comm_size(w->comm); r++)
-        if (w->said[r] < FAILED && w->said[r] < least && (last == MGR_NONE || w->said[r] > last))
-            least = w->said[r];
-    return least;
+    const uint64_t place =
+        ((uint64_t)mgr_comm_rank(p->comm) + turn) % (uint64_t)mgr_comm_size(p->comm);
+    const uint64_t row = first + place * share;
+    uint64_t rows = row >= s->shape[0] ? 0 : s->shape[0] - row < share ? s->shape[0] - row : share;
+    if (rc == MGR_OK && rows)
+        rc = mgr_pread_full(p->from, p->path, p->rows, rows * row_bytes(s),
+                            s->offset + row * row_bytes(s), err);
+    rows = rc == MGR_OK ? rows : 0;
+    const int wrote = mgr_h5_write_together(p->to, s->name, rows ? row : 0, rows, p->rows, err);
+    return rc != MGR_OK ? rc : wrote;
 }
 
-/* A round: all say what they have, and write it, tensor after tensor. *more tells whether some rank
- * had something. Collective. */
-static int round_of(writer *w, uint32_t mine, uint64_t at, const void *bytes, size_t len,
-                    bool *more, mgr_err *err)
+static int pack_tensor(packing *p, const mgr_stored *s, uint64_t turn, int rc, mgr_err *err)
 {
-    int rc = MGR_OK;
-    mgr_allgather_u32(w->comm, mine, w->said);
-    for (int r = 0; r < mgr_comm_size(w->comm); r++)
-        w->stopped = w->stopped || w->said[r] == FAILED;
-    *more = false;
-    if (w->stopped)
-        return MGR_OK;
-    for (uint32_t s = next_said(w, MGR_NONE); s != MGR_NONE; s = next_said(w, s)) {
-        const int part =
-            s == mine ? write_part(w, s, at, bytes, len, err) : write_part(w, s, 0, NULL, 0, err);
-        rc = rc != MGR_OK ? rc : part;
-        *more = true;
+    const uint64_t ranks = (uint64_t)mgr_comm_size(p->comm), piece = piece_rows(s);
+    for (uint64_t first = 0; first < s->shape[0];) {
+        const uint64_t share = piece * share_of(p, s->shape[0] - first, piece);
+        rc = pack_round(p, s, first, share, turn, rc, err);
+        first += share * ranks;
     }
     return rc;
 }
 
-static int write_together(void *opaque, uint32_t stored, uint64_t at, const void *bytes, size_t len,
-                          mgr_err *err)
+/* Small ones are rank 0's. */
+static int copy_tensor(packing *p, const mgr_stored *s, mgr_err *err)
 {
-    writer *const w = opaque;
-    bool more;
-    if (!w->stopped)
-        MGR_TRY(round_of(w, stored, at, bytes, len, &more, err));
-    /* the rank that failed has the message; joining takes this one back */
-    return w->stopped ? mgr_fail(err, MGR_ERR_INTERRUPTED, "another rank failed") : MGR_OK;
+    if (mgr_comm_rank(p->comm) != 0)
+        return MGR_OK;
+    MGR_TRY(mgr_pread_full(p->from, p->path, p->rows, stored_bytes(s), s->offset, err));
+    return mgr_h5_write(p->to, s->name, 0, s->shape[0], p->rows, err);
 }
 
-static int join(void *opaque, int local, mgr_err *err)
+/* A rank that fails goes on with nothing to write, so that no other waits for it; all learn of it
+ * after some tensors. Collective. */
+static int pack_tensors(packing *p, uint32_t file, mgr_err *err)
 {
-    writer *const w = opaque;
-    bool more = true;
-    if (w->stopped) {
-        if (!w->failed)
-            *err = (mgr_err)MGR_ERR_INIT;
-        return w->failed ? local : MGR_OK;
+    int rc = MGR_OK;
+    uint64_t since = 0;
+    for (size_t i = 0; i < p->cat->n_stored; i++) {
+        const mgr_stored *const s = &p->cat->stored[i];
+        if (s->file != file)
+            continue;
+        if (is_packed(s))
+            rc = pack_tensor(p, s, i, rc, err);
+        else if (rc == MGR_OK)
+            rc = copy_tensor(p, s, err);
+        since += stored_bytes(s);
+        if (since < AGREE_BYTES)
+            continue;
+        since = 0;
+        MGR_TRY(mgr_agree(p->comm, rc, err));
     }
-    while (more && !w->stopped) {
-        w->failed = local != MGR_OK;
-        const int rc = round_of(w, w->failed ? FAILED : IDLE, 0, NULL, 0, &more, err);
-        local = local != MGR_OK ? local : rc;
+    return mgr_agree(p->comm, rc, err);
+}
+
+static uint64_t most_rows_bytes(const mgr_catalogue *cat)
+{
+    uint64_t most = PACK_MIN;
+    for (size_t i = 0; i < cat->n_stored; i++) {
+        const uint64_t bytes = PIECES * piece_rows(&cat->stored[i]) * row_bytes(&cat->stored[i]);
+        most = bytes > most ? bytes : most;
     }
-    return local;
+    return most;
+}
+
+/* What each rank needs to take part, or on rank 0 the draft that it goes to. */
+static int begin(packing *p, uint32_t file, const char *draft, mgr_err *err)
+{
+    MGR_TRY(mgr_check_stop(err));
+    if (mgr_comm_rank(p->comm) == 0)
+        MGR_TRY(make_draft(p->cat, file, draft, true, err));
+    MGR_TRY(mgr_alloc_aligned(&p->rows, most_rows_bytes(p->cat), err));
+    return mgr_open_read(p->path, &p->from, err);
+}
+
+static int pack_file(const mgr_catalogue *cat, uint32_t file, const char *path, const char *draft,
+                     mgr_comm *comm, mgr_err *err)
+{
+    packing p = {.cat = cat, .comm = comm, .path = path, .from = -1};
+    int rc = mgr_agree(comm, begin(&p, file, draft, err), err);
+    if (rc == MGR_OK)
+        rc = mgr_agree(comm, mgr_h5_open_shared(&p.to, draft, mgr_comm_mpi(comm), err), err);
+    if (rc == MGR_OK) {
+        rc = pack_tensors(&p, file, err);
+        const int closed = mgr_h5_close(p.to, err);
+        rc = rc != MGR_OK ? rc : mgr_agree(comm, closed, err);
+    }
+    if (rc == MGR_OK) /* what this node wrote */
+        rc = mgr_agree(comm, sync_file(draft, err), err);
+    mgr_free_aligned(p.rows);
+    if (p.from >= 0)
+        mgr_close(p.from);
+    return rc;
+}
+
+/* Rank 0: the packed files take the places of the plain ones. */
+static int replace_files(mgr_catalogue *cat, const char *directory, mgr_err *err)
+{
+    int rc = MGR_OK;
+    for (uint32_t f = 0; rc == MGR_OK && f < cat->n_files; f++) {
+        mgr_buf path = {0}, draft = {0};
+        rc = mgr_buf_fmt(&path, err, "%s/%s", directory, cat->files[f].path);
+        if (rc == MGR_OK)
+            rc = mgr_buf_fmt(&draft, err, "%s.draft", path.data);
+        if (rc == MGR_OK)
+            rc = mgr_rename(draft.data, path.data, err);
+        if (rc == MGR_OK)
+            rc = mgr_file_bytes(path.data, &cat->files[f].bytes, err);
+        mgr_buf_clear(&path);
+        mgr_buf_clear(&draft);
+    }
+    return rc;
+}
+
+static int seal(mgr_layout *layout, const char *directory, mgr_comm *comm, mgr_err *err)
+{
+    mgr_catalogue *const cat = layout->cat;
+    int rc = MGR_OK;
+    for (uint32_t f = 0; rc == MGR_OK && f < cat->n_files; f++) {
+        mgr_buf path = {0}, draft = {0};
+        rc = mgr_buf_fmt(&path, err, "%s/%s", directory, cat->files[f].path);
+        if (rc == MGR_OK)
+            rc = mgr_buf_fmt(&draft, err, "%s.draft", path.data);
+        rc = mgr_agree(comm, rc, err);
+        if (rc == MGR_OK)
+            rc = pack_file(cat, f, path.data, draft.data, comm, err);
+        mgr_buf_clear(&path);
+        mgr_buf_clear(&draft);
+    }
+    if (rc == MGR_OK) {
+        rc = mgr_comm_rank(comm) == 0 ? replace_files(cat, directory, err) : MGR_OK;
+        rc = mgr_agree(comm, rc, err);
+    }
+    return rc;
 }
 
 const mgr_container mgr_container_hdf5 = {
     .place = place,
     .finish = finish,
-    .create = create_plain,
+    .create = create_files,
     .open = open_files,
-    .write = write_alone,
+    .write = write_rows,
     .close = close_files,
 };
 
 const mgr_container mgr_container_hdf5_deflate = {
-    .place = place,
-    .create = create_deflate,
+    .place = place_twice,
+    .finish = finish,
+    .create = create_files,
     .open = open_files,
-    .write = write_together,
-    .join = join,
+    .write = write_rows,
     .close = close_files,
+    .seal = seal,
 };

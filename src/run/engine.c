@@ -461,8 +461,6 @@ static int run_group(mgr_engine *e, uint32_t g, int *local, mgr_err *err)
     start = mgr_now();
     if (rc == MGR_OK && *local == MGR_OK)
         *local = make_group(e, group, err);
-    if (rc == MGR_OK && e->writer && e->job->container->join)
-        *local = e->job->container->join(e->writer, *local, err);
     if (rc == MGR_OK && *local == MGR_OK)
         *local = mgr_note_event(e->job, MGR_PHASE_WRITE, g, start, read, written, err);
     return rc;

@@ -278,7 +278,7 @@ static int write_stretch(mgr_engine *e, const mgr_box *box, uint64_t row, uint64
         e->writer
             ? e->job->container->write(e->writer, box->stored, offset - s->offset, bytes, len, err)
             : mgr_pwrite_full(fd, layout->cat->files[s->file].path, bytes, len, offset, err));
-    if (len >= WRITEBACK_MIN && !e->job->container->join)
+    if (len >= WRITEBACK_MIN)
         mgr_begin_writeback(fd, offset, len);
     e->job->tally.bytes_written += len;
     mgr_progress_add(e->progress, 0, len);

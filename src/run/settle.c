@@ -217,21 +217,6 @@ static int join_files(mgr_job *job, mgr_extents *extents, mgr_err *err)
     return MGR_OK;
 }
 
-/* Files whose bytes are the container's own affair: how large they came out. */
-static int measure_files(mgr_job *job, const char *directory, mgr_err *err)
-{
-    mgr_catalogue *const cat = &job->target.cat;
-    int rc = MGR_OK;
-    for (size_t f = 0; rc == MGR_OK && f < cat->n_files; f++) {
-        mgr_buf path = {0};
-        rc = mgr_buf_fmt(&path, err, "%s/%s", directory, cat->files[f].path);
-        if (rc == MGR_OK)
-            rc = mgr_file_bytes(path.data, &cat->files[f].bytes, err);
-        mgr_buf_clear(&path);
-    }
-    return rc;
-}
-
 int mgr_settle_target(mgr_job *job, const char *directory, mgr_extents *written, mgr_err *err)
 {
     const mgr_catalogue *const cat = &job->target.cat;
@@ -244,14 +229,11 @@ int mgr_settle_target(mgr_job *job, const char *directory, mgr_extents *written,
     }
     if (rc == MGR_OK)
         rc = take_notes(job, written, err);
-    const bool placed = job->container->finish != NULL;
-    if (rc == MGR_OK && !placed)
-        rc = measure_files(job, directory, err);
-    for (uint32_t f = 0; placed && rc == MGR_OK && f < cat->n_files; f++)
+    for (uint32_t f = 0; rc == MGR_OK && f < cat->n_files; f++)
         rc = finish_file(job, &files, f, &extents, err);
     const int closed = mgr_open_files_close(&files, rc != MGR_OK, err);
     rc = rc != MGR_OK ? rc : closed;
-    if (rc == MGR_OK && placed)
+    if (rc == MGR_OK)
         rc = join_files(job, &extents, err);
     mgr_free(extents.list);
     mgr_free(files.fd);

@@ -123,6 +123,14 @@ static int settle(mgr_job *job, const mgr_stage *stage, mgr_extents *read, mgr_e
     return mgr_settle_target(job, stage->directory, written, err);
 }
 
+/* The files' checksums are of what they were. Collective. */
+static int seal(mgr_job *job, const char *directory, mgr_err *err)
+{
+    mgr_free(job->file_crc);
+    job->file_crc = NULL;
+    return job->container->seal(&job->target.layout, directory, job->comm, err);
+}
+
 /* Rank 0, at the end: small files, the final name. */
 static int publish(mgr_job *job, mgr_stage *stage, mgr_err *err)
 {
@@ -158,6 +166,8 @@ static int write_all(mgr_job *job, mgr_stage *stage, double journal_seconds, mgr
     }
     if (rc == MGR_OK && job->source_format) /* what is made of nothing has no provenance */
         rc = mgr_ledger_write(job, directory.data, start, err);
+    if (rc == MGR_OK && job->container->seal)
+        rc = seal(job, directory.data, err);
     if (rc == MGR_OK) {
         if (job->rank == 0)
             rc = publish(job, stage, err);
@@ -202,15 +212,6 @@ static int share_places(mgr_job *job, mgr_err *err)
     return rc;
 }
 
-/* What is written in calls of all ranks together is not one rank's to journal. */
-static int check_resumable(const mgr_job *job, const mgr_write_options *o, mgr_err *err)
-{
-    if (!o->resume || !job->container->join)
-        return MGR_OK;
-    mgr_fail(err, MGR_ERR_USAGE, "a run that writes compressed tensors cannot be resumed");
-    return mgr_hint(err, "begin anew with --force");
-}
-
 /* What a signal stopped can be continued; so can what was being continued when it failed. Anything
  * else that fails leaves nothing behind. */
 static int keep_or_remove(mgr_stage *stage, bool journaled, int rc, mgr_err *err)
@@ -240,10 +241,7 @@ int mgr_run_write(mgr_job *job, const char *out, const char *id, const mgr_write
 {
     mgr_stage stage = {.replace = o->force, .resume = o->resume, .dry_run = o->dry_run, .hold = -1};
     mgr_progress *progress = NULL;
-    const double journal = job->container->join ? -1.0 : o->journal;
-    int rc = check_resumable(job, o, err);
-    if (rc != MGR_OK) /* the same on all ranks */
-        return rc;
+    int rc = MGR_OK;
     if (job->rank == 0)
         rc = check_apart(job, out, err);
     if (job->rank == 0 && rc == MGR_OK)
@@ -266,9 +264,9 @@ int mgr_run_write(mgr_job *job, const char *out, const char *id, const mgr_write
         mgr_progress_drop(progress); /* some ranks have none, so nothing collective */
         goto out;
     }
-    rc = write_all(job, &stage, journal, progress, err);
+    rc = write_all(job, &stage, o->journal, progress, err);
     mgr_progress_stop(progress);
-    rc = keep_or_remove(&stage, journal >= 0, rc, err);
+    rc = keep_or_remove(&stage, o->journal >= 0, rc, err);
 out:
     mgr_stage_clear(&stage);
     return rc;
