@@ -1,0 +1,122 @@
+"""tools/report: the page of a run, in a real browser where there is one."""
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+
+import h5py
+import matplotlib.image
+import numpy as np
+import pytest
+
+import harness
+import megatron_like as ml
+import runner
+
+SHAPE = ml.Shape(layers=3, hidden=64, ffn=200, heads=4, kv_heads=2, head_dim=16, vocab=96)
+PICTURES = ["overlap", "statistics", "histograms", "timeline", "throughput"]
+
+
+@pytest.fixture(scope="module")
+def dense(module_scratch):
+    return ml.save(ml.dense_model(SHAPE), SHAPE, module_scratch / "dense", 2, 1)
+
+
+def make(folder, dense, name="Mixtral-out", **how):
+    return harness.convert(folder, dense, name=name, np=3, model__vocab_size=SHAPE.vocab, **how)
+
+
+def report(out, page, *options):
+    return runner.run([sys.executable, runner.ROOT / "tools" / "report", out, "-o", page, *options])
+
+
+def outcomes(page):
+    text = page.read_text()
+    return re.findall(r'<tr><td class="(pass|fail|none)">', text)
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        {},
+        dict(target__format="hdf5", target__compression="deflate", upcycle__shuffle=True),
+        dict(upcycle__index_sets="independent", upcycle__ratio=0.3),
+    ],
+    ids=["moe-recipes", "hdf5", "independent"],
+)
+def test_all_checks_pass(scratch, dense, how):
+    result = report(make(scratch, dense, **how), scratch / "page.html", "--layer", "2")
+    assert result.status == 0 and "11 checks, 0 failed" in result.out, str(result)
+    assert outcomes(scratch / "page.html") == ["pass"] * 11
+    text = (scratch / "page.html").read_text()
+    assert re.findall(r'<figure id="(\w+)">', text) == PICTURES
+    assert not re.search(r'(src|href)="(?!data:)', text), "the page is self-contained"
+
+
+def test_a_run_without_experts(scratch, dense):
+    config = runner.write_config(
+        scratch / "run.yaml", dense, scratch / "out", mode="reshard", upcycle=None,
+        target__format="huggingface", model__vocab_size=SHAPE.vocab,
+    )
+    assert runner.upcycle(config).status == 0
+    result = report(scratch / "out", scratch / "page.html")
+    assert result.status == 0 and outcomes(scratch / "page.html") == ["pass"] * 3, str(result)
+
+
+def test_damage_is_seen(scratch, dense):
+    out = make(scratch, dense)
+    name = harness.EXPERT % (0, 0, "w1")
+    weights = out / harness.read_index(out)[name]
+    content = bytearray(weights.read_bytes())
+    size = int.from_bytes(content[:8], "little")
+    at = 8 + size + json.loads(content[8 : 8 + size])[name]["data_offsets"][0]
+    content[at] ^= 1
+    weights.write_bytes(content)
+    result = report(out, scratch / "page.html")
+    assert result.status == 1 and "failed: the output's CRC-32s are the ledger's" in result.out, str(result)
+    with h5py.File(out / runner.LEDGER, "r+") as ledger:
+        ledger["experts/overlap"][1, 0, 1] = 0.9
+    result = report(out, scratch / "page.html")
+    assert "failed: experts share 1 - r of what they keep" in result.out, str(result)
+
+
+def test_no_such_layer(scratch, dense):
+    result = report(make(scratch, dense), scratch / "page.html", "--layer", "9")
+    assert result.status == 1 and result.errors() == ["tools/report: error: layer 9 has no experts"]
+
+
+def test_in_a_browser(scratch, dense):
+    """A screenshot: every picture is there, and none is blank."""
+    browser = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if not browser:
+        pytest.skip("no chromium (Debian: apt-get install chromium)")
+    page, shot = scratch / "page.html", scratch / "page.png"
+    assert report(make(scratch, dense), page).status == 0
+    # the browser says where the pictures are, and that they could be decoded
+    probe = (
+        "<script>onload=()=>{document.title=[...document.images].map(i=>[i.naturalWidth,"
+        "...['left','top','right','bottom'].map(k=>Math.round(i.getBoundingClientRect()[k]))].join()).join(';')}"
+        "</script>"
+    )
+    page.write_text(page.read_text().replace("</html>", probe + "</html>"))
+    command = [browser, "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars",
+               "--user-data-dir=%s" % (scratch / "profile"), "--window-size=1200,4000"]
+    url = page.as_uri()
+    dom = subprocess.run([*command, "--dump-dom", url], capture_output=True, text=True, timeout=120, check=True)
+    boxes = re.search(r"<title>([\d,;-]+)</title>", dom.stdout).group(1).split(";")
+    assert len(boxes) == len(PICTURES)
+    subprocess.run([*command, "--screenshot=%s" % shot, url], capture_output=True, timeout=120, check=True)
+    pixels = matplotlib.image.imread(shot)[:, :, :3]
+    assert pixels.shape[1] == 1200
+    for name, box in zip(PICTURES, boxes):
+        natural, left, top, right, bottom = map(int, box.split(","))
+        assert natural > 500 and bottom - top > 100, name
+        part = pixels[top:bottom, left:right]
+        assert part.size and (part < 0.9).any(axis=2).mean() > 0.01, name
+        colours = np.unique((part * 15).astype(int).reshape(-1, 3), axis=0)
+        assert len(colours) > 20, name
+    table = pixels[: int(boxes[0].split(",")[2])]
+    green = (table[:, :, 1] > table[:, :, 0] + 0.15) & (table[:, :, 1] > table[:, :, 2] + 0.15)
+    assert green.sum() > 100, "the word pass is green"

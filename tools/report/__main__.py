@@ -1,0 +1,96 @@
+#!/usr/bin/env python3
+"""One self-contained HTML page about a run: usage: tools/report LEDGER [-o PAGE] [--layer N]
+
+LEDGER is provenance.h5 or the folder that holds it; the weights beside it are looked at, too, if
+they are of Hugging Face's names (safetensors or HDF5). Needs tools/requirements-report.txt, which
+tools/venv.sh installs: .venv/bin/python tools/report OUTPUT -o report.html
+
+Exit: 0 all checks passed; 1 one failed; 2 usage.
+"""
+
+import argparse
+import html
+import pathlib
+import sys
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent))
+
+import checks  # noqa: E402
+import pictures  # noqa: E402
+from ledger import Ledger, Weights  # noqa: E402
+
+STYLE = """
+body { font: 15px/1.45 system-ui, sans-serif; color: #222; max-width: 1120px; margin: 2em auto; padding: 0 1em }
+h1 { font-size: 1.5em } h2 { font-size: 1.15em; margin-top: 2em; border-bottom: 1px solid #ddd }
+table { border-collapse: collapse } td, th { text-align: left; padding: .25em 1em .25em 0; vertical-align: top }
+tr + tr td { border-top: 1px solid #eee } figure { margin: 1em 0 } img { max-width: 100% }
+figcaption { color: #666; font-size: .9em } pre { background: #f6f6f4; padding: 1em; overflow-x: auto }
+.pass { color: #2c6e1f; font-weight: bold } .fail { color: #b00; font-weight: bold } .none { color: #888 }
+"""
+
+
+def row(*cells):
+    return "<tr>%s</tr>" % "".join("<td>%s</td>" % html.escape(str(cell)) for cell in cells)
+
+
+def check_row(what, outcome, detail):
+    word = {True: "pass", False: "fail", None: "none"}[outcome]
+    shown = {"pass": "pass", "fail": "FAIL", "none": "not looked at"}[word]
+    return '<tr><td class="%s">%s</td><td>%s</td><td>%s</td></tr>' % (
+        word, shown, html.escape(what), html.escape(detail))
+
+
+def sections(ledger, weights, chosen, found):
+    yield "Checks", '<table id="checks">%s</table>' % "".join(check_row(*check) for check in found)
+    facts = dict(ledger.run, peak_memory="%.1f MiB, the largest rank" % (ledger.peak_rss.max() / 2**20))
+    yield "Run", "<table>%s</table>" % "".join(row(key, value) for key, value in facts.items())
+    if ledger.has_experts:
+        yield "Overlap of experts", pictures.overlap(ledger, chosen)
+        yield "Statistics by layer", pictures.statistics(ledger, weights)
+        if weights is not None:
+            yield "Weights", pictures.histograms(ledger, weights, chosen)
+    yield "Ranks", pictures.timeline(ledger) + pictures.throughput(ledger)
+    yield "Source", "<table>%s</table>" % "".join(
+        row(f["path"], f["bytes"], f["records_xxh3"]) for f in ledger.sources)
+    yield "Configuration", "<pre>%s</pre>" % html.escape(ledger.config)
+
+
+def page(ledger, weights, chosen, found):
+    body = "".join("<h2>%s</h2>%s" % part for part in sections(ledger, weights, chosen, found))
+    title = "mgr-upcycle: %s to %s" % (ledger.run["source_format"], ledger.run["target_format"])
+    return ('<!doctype html><html lang="en"><meta charset="utf-8"><title>%s</title><style>%s</style>'
+            "<h1>%s</h1>%s</html>\n" % (title, STYLE, title, body))
+
+
+def choose(ledger, layer):
+    if not ledger.has_experts:
+        return None
+    found = [i for i, l in enumerate(ledger.layers) if layer is None or l == layer]
+    if not found:
+        sys.exit("tools/report: error: layer %d has no experts" % layer)
+    return found[0]
+
+
+def main():
+    parser = argparse.ArgumentParser(prog="tools/report", description=__doc__.splitlines()[0])
+    parser.add_argument("ledger", type=pathlib.Path)
+    parser.add_argument("-o", "--output", type=pathlib.Path, default=pathlib.Path("report.html"))
+    parser.add_argument("--layer", type=int, help="the one to look into; the first with experts")
+    options = parser.parse_args()
+    path = options.ledger / "provenance.h5" if options.ledger.is_dir() else options.ledger
+    ledger = Ledger(path)
+    chosen = choose(ledger, options.layer)
+    weights = Weights(path.parent)
+    if not ledger.has_experts or not weights.has(ledger.layers[chosen]):
+        weights = None
+    found = checks.run_checks(ledger, weights, chosen)
+    options.output.write_text(page(ledger, weights, chosen, found))
+    failed = [what for what, outcome, _ in found if outcome is False]
+    print("%s: %d checks, %d failed" % (options.output, len(found), len(failed)))
+    for what in failed:
+        print("failed: " + what)
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
