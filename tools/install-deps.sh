@@ -14,7 +14,7 @@ case ${1:-build} in
     build) ;;
     test)
         packages+=(clang clang-tidy clang-format libclang-rt-14-dev cppcheck shellcheck codespell
-            yamllint scdoc unzip python3 python3-venv time hdf5-tools strace)
+            yamllint scdoc unzip python3 python3-venv time hdf5-tools strace chromium)
         ;;
     *)
         echo "usage: tools/install-deps.sh [build|test]" >&2

@@ -57,7 +57,8 @@ static const mgr_key schema[] = {
     REQUIRED("source.path", source.path,
              "the checkpoint to read: a Megatron root or one iteration, or a Hugging Face folder"),
     TEXT("source.format", source.format, "auto",
-         "auto, megatron-torch, megatron-dist (torch_dist), huggingface or moe-recipes (Mixtral)"),
+         "auto, megatron-torch, megatron-dist (torch_dist), huggingface, moe-recipes (Mixtral) "
+         "or hdf5"),
     /* a choice "N" is any whole number */
     CHOICE("source.iteration", source.iteration, "latest", "latest|release|N",
            "which iteration of a Megatron root"),

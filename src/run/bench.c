@@ -329,6 +329,14 @@ static const contest contests[] = {
      "mode: reshard\ntarget:\n  format: megatron-torch\n  tensor_parallel: 4\n  "
      "expert_parallel: 2\n",
      EXPERTS, EXPERT_BYTES, plain_copy},
+    {"upcycling to hdf5", "plain writes",
+     "upcycle:\n  experts: 8\ntarget:\n  format: hdf5\n  expert_parallel: 8\n", 0, EXPERT_BYTES,
+     plain_writes},
+    /* bound by the CPU: a quarter of the bytes tells as much */
+    {"to deflated hdf5", "plain writes",
+     "upcycle:\n  experts: 8\ntarget:\n  format: hdf5\n  compression: deflate\n"
+     "  expert_parallel: 8\n",
+     0, 4 * EXPERT_BYTES, plain_writes},
 };
 
 int mgr_bench_end_to_end(mgr_comm *comm, const mgr_bench_options *options, mgr_err *err)
