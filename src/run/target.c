@@ -9,11 +9,8 @@ extern const mgr_target_format mgr_target_huggingface;
 extern const mgr_target_format mgr_target_hdf5;
 
 static const mgr_target_format *const table[] = {
-    &mgr_target_moe_recipes,
-    &mgr_target_megatron_torch,
-    &mgr_target_megatron_dist,
-    &mgr_target_huggingface,
-    &mgr_target_hdf5,
+    &mgr_target_moe_recipes, &mgr_target_megatron_torch, &mgr_target_megatron_dist,
+    &mgr_target_huggingface, &mgr_target_hdf5,
 };
 
 const mgr_target_format *mgr_target_at(size_t idx)
