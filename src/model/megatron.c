@@ -107,6 +107,7 @@ static void make_name(const place *p, const char *spelling, bool bias, char out[
     /* the tables above are ours; what %u they hold takes the layer and the expert */
 #pragma GCC diagnostic push
 #pragma GCC diagnostic ignored "-Wformat-nonliteral"
+    /* cppcheck-suppress wrongPrintfScanfArgNum */
     snprintf(out + used, NAME_MAX_BYTES - (size_t)used, spelling, p->layer_here, p->expert_here);
 #pragma GCC diagnostic pop
     if (bias)

@@ -16,7 +16,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 check=${1:?usage: tools/lint/lint.sh CHECK [BUILD]}
-build=${2:-build/release}
+build=$(realpath -m "${2:-build/release}") # cppcheck filters by whole paths
 
 absent() {
     echo "lint $check: $1"
