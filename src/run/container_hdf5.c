@@ -415,6 +415,20 @@ static int pack_file(const mgr_catalogue *cat, uint32_t file, const char *path, 
     return rc;
 }
 
+/* What is still plain lies elsewhere now. */
+static int read_plain_places(mgr_catalogue *cat, uint32_t file, const char *path, mgr_err *err)
+{
+    mgr_h5 *h;
+    MGR_TRY(mgr_file_bytes(path, &cat->files[file].bytes, err));
+    MGR_TRY(mgr_h5_open(&h, path, err));
+    int rc = MGR_OK;
+    for (size_t i = 0; rc == MGR_OK && i < cat->n_stored; i++)
+        if (cat->stored[i].file == file && !is_packed(&cat->stored[i]))
+            rc = mgr_h5_offset(h, cat->stored[i].name, &cat->stored[i].offset, err);
+    const int closed = mgr_h5_close(h, err);
+    return rc != MGR_OK ? rc : closed;
+}
+
 /* Rank 0: the packed files take the places of the plain ones. */
 static int replace_files(mgr_catalogue *cat, const char *directory, mgr_err *err)
 {
@@ -427,7 +441,7 @@ static int replace_files(mgr_catalogue *cat, const char *directory, mgr_err *err
         if (rc == MGR_OK)
             rc = mgr_rename(draft.data, path.data, err);
         if (rc == MGR_OK)
-            rc = mgr_file_bytes(path.data, &cat->files[f].bytes, err);
+            rc = read_plain_places(cat, f, path.data, err);
         mgr_buf_clear(&path);
         mgr_buf_clear(&draft);
     }

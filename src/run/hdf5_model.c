@@ -5,7 +5,8 @@
 
 #define MAX_SIZE (INT64_C(1) << 31) /* of any size: products of two fit 64 bits */
 
-/* The fields of a Llama-like model, dense or with experts. */
+/* The fields of every model that a class of transformers computes; others are refused before they
+ * get here. */
 static const struct {
     const char *name;
     size_t offset;
@@ -22,13 +23,22 @@ static const struct {
     {"expert_ffn", offsetof(mgr_model, expert_ffn), 0},
     {"top_k", offsetof(mgr_model, top_k), 0},
     {"max_positions", offsetof(mgr_model, max_positions), 0},
+    {"rope_original_positions", offsetof(mgr_model, rope.original_positions), 0},
 };
 static const struct {
     const char *name;
     size_t offset;
 } reals[] = {{"norm_epsilon", offsetof(mgr_model, norm_epsilon)},
              {"rotary_base", offsetof(mgr_model, rotary_base)},
-             {"init_std", offsetof(mgr_model, init_std)}},
+             {"init_std", offsetof(mgr_model, init_std)},
+             {"rope_factor", offsetof(mgr_model, rope.factor)},
+             {"rope_low_freq", offsetof(mgr_model, rope.low_freq)},
+             {"rope_high_freq", offsetof(mgr_model, rope.high_freq)}},
+  bools[] = {{"tied", offsetof(mgr_model, tied)},
+             {"bias_qkv", offsetof(mgr_model, bias_qkv)},
+             {"bias_o", offsetof(mgr_model, bias_o)},
+             {"bias_mlp", offsetof(mgr_model, bias_mlp)},
+             {"qk_norm", offsetof(mgr_model, qk_norm)}},
   ids[] = {{"bos_token_id", offsetof(mgr_model, bos_token_id)},
            {"eos_token_id", offsetof(mgr_model, eos_token_id)}};
 #define N(table) (sizeof table / sizeof table[0])
@@ -52,7 +62,12 @@ json_t *mgr_hdf5_model_json(const mgr_model *model, mgr_dtype dtype)
         memcpy(&value, base + ids[i].offset, sizeof value);
         json_object_set_new(object, ids[i].name, json_integer(value));
     }
-    json_object_set_new(object, "tied", json_boolean(model->tied));
+    for (size_t i = 0; i < N(bools); i++) {
+        bool value;
+        memcpy(&value, base + bools[i].offset, sizeof value);
+        json_object_set_new(object, bools[i].name, json_boolean(value));
+    }
+    json_object_set_new(object, "rope", json_integer(model->rope.kind));
     json_object_set_new(object, "dtype", json_string(mgr_dtype_name(dtype)));
     return object;
 }
@@ -80,7 +95,7 @@ static int take_whole(const mgr_catalogue *cat, uint32_t file, const char *name,
                     cat->files[file].path, (long long)a->i);
 }
 
-static int take_numbers(const mgr_catalogue *cat, uint32_t file, mgr_model *model, mgr_err *err)
+static int take_fields(const mgr_catalogue *cat, uint32_t file, mgr_model *model, mgr_err *err)
 {
     char *const base = (char *)model;
     int64_t value;
@@ -97,19 +112,26 @@ static int take_numbers(const mgr_catalogue *cat, uint32_t file, mgr_model *mode
         MGR_TRY(take(cat, file, reals[i].name, MGR_ATTR_REAL, &a, err));
         memcpy(base + reals[i].offset, &a->r, sizeof a->r);
     }
+    for (size_t i = 0; i < N(bools); i++) {
+        MGR_TRY(take(cat, file, bools[i].name, MGR_ATTR_BOOL, &a, err));
+        const bool is = a->i != 0;
+        memcpy(base + bools[i].offset, &is, sizeof is);
+    }
     return MGR_OK;
 }
 
 int mgr_hdf5_model_read(const mgr_catalogue *cat, uint32_t file, mgr_model *model, mgr_err *err)
 {
     mgr_model m = {0};
-    const mgr_attr *tied, *dtype;
-    MGR_TRY(take_numbers(cat, file, &m, err));
-    MGR_TRY(take(cat, file, "tied", MGR_ATTR_BOOL, &tied, err));
+    const mgr_attr *dtype;
+    int64_t rope;
+    MGR_TRY(take_fields(cat, file, &m, err));
     MGR_TRY(take(cat, file, "dtype", MGR_ATTR_TEXT, &dtype, err));
-    m.tied = tied->i;
+    MGR_TRY(take_whole(cat, file, "rope", MGR_ROPE_PLAIN, &rope, err));
+    m.rope.kind = rope <= MGR_ROPE_LLAMA3 ? (mgr_rope_kind)rope : MGR_ROPE_PLAIN;
     m.dtype = mgr_dtype_from_name(dtype->text);
-    if (!mgr_dtype_is_weight(m.dtype) || m.layers > MGR_MAX_LAYERS || m.heads % m.kv_groups)
+    if (rope > MGR_ROPE_LLAMA3 || !mgr_dtype_is_weight(m.dtype) || m.layers > MGR_MAX_LAYERS ||
+        m.heads % m.kv_groups)
         return mgr_fail(err, MGR_ERR_FORMAT, "the model in '%s' makes no sense",
                         cat->files[file].path);
     *model = m;
