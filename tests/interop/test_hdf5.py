@@ -194,7 +194,7 @@ def test_a_mixture_becomes_what_upcycling_writes(scratch, dense, compression):
     [
         dict(target__format="moe-recipes"),
         dict(target__format="megatron-torch", target__tensor_parallel=2, target__expert_parallel=2),
-        dict(target__format="megatron-dist", target__pipeline_parallel=3),
+        dict(target__format="megatron-dist"),
     ],
     ids=["moe-recipes", "megatron-torch", "megatron-dist"],
 )
