@@ -1,5 +1,8 @@
 """`mode: reshard`: any split in, any other out, nothing changed."""
 
+import subprocess
+import zipfile
+
 import pytest
 import torch
 
@@ -93,3 +96,24 @@ def test_there_and_back_is_the_identity(scratch):
         target__pipeline_parallel=2,
     )
     assert runner.hashes(megatron) == runner.hashes(again)
+
+
+def test_records_beyond_4_gib(scratch):
+    """What the zip writer makes of a member of more than 4 GiB (sparse here, by a unit test's program) and
+    of those behind it is read by unzip, by Python and by torch."""
+    path = scratch / "large.pt"
+    result = runner.run([runner.program("test_zip"), path])
+    assert result.status == 0, str(result)
+    assert path.stat().st_size > 1 << 32 and path.stat().st_blocks < 1 << 12
+    archive = zipfile.ZipFile(path)
+    assert [(m.filename, m.file_size) for m in archive.infolist()] == [
+        ("large/data/0", (1 << 32) + 5), ("large/data/1", 6), ("large/version", 2)
+    ]
+    assert archive.infolist()[1].header_offset > 1 << 32 and archive.read("large/data/1") == b"behind"
+    reader = torch._C.PyTorchFileReader(str(path))
+    assert reader.get_record("data/1") == b"behind"
+    assert [reader.get_record_offset(f"data/{k}") % 64 for k in range(2)] == [0, 0]
+    with archive.open("large/data/0") as member:  # its CRC-32 is checked at the end
+        assert sum(len(chunk) for chunk in iter(lambda: member.read(1 << 24), b"")) == (1 << 32) + 5
+    # all would take unzip half a minute
+    assert subprocess.run(["unzip", "-tqq", path, "large/data/1", "large/version"]).returncode == 0

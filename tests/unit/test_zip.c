@@ -388,8 +388,50 @@ static void test_writer_refusals(void)
     CHECK_INT(out.len, 0);
 }
 
-int main(void)
+static uint32_t crc_of_zeros(uint64_t n)
 {
+    static const unsigned char zeros[1 << 16];
+    uint32_t crc = 0;
+    for (uint64_t done = 0; done < n; done += sizeof zeros)
+        crc = libdeflate_crc32(crc, zeros, n - done < sizeof zeros ? n - done : sizeof zeros);
+    return crc;
+}
+
+/* A sparse archive with 4 GiB and 5 bytes of zeros and two members behind them, for other programs
+ * to read (tests/interop/test_reshard.py). */
+static int write_large(const char *path)
+{
+    const char *const contents[] = {NULL, "behind", "3\n"};
+    const uint64_t size = (UINT64_C(1) << 32) + 5;
+    mgr_zip_entry e[] = {{.name = "large/data/0", .size = size, .crc32 = crc_of_zeros(size)},
+                         {.name = "large/data/1", .size = 6},
+                         {.name = "large/version", .size = 2}};
+    uint64_t directory, total;
+    mgr_buf out = {0};
+    const int fd = open(path, O_WRONLY | O_CREAT | O_EXCL, 0600);
+    CHECK(fd >= 0);
+    CHECK_INT(mgr_zip_layout(e, 3, 64, &directory, &total, &err), MGR_OK);
+    for (int i = 0; i < 3; i++) {
+        if (contents[i])
+            e[i].crc32 = libdeflate_crc32(0, contents[i], (size_t)e[i].size);
+        out.len = 0;
+        CHECK_INT(mgr_zip_local_header(&e[i], 64, &out, &err), MGR_OK);
+        if (contents[i])
+            CHECK_INT(mgr_buf_add(&out, contents[i], (size_t)e[i].size, &err), MGR_OK);
+        CHECK(pwrite_buf(fd, &out, e[i].header));
+    }
+    out.len = 0;
+    CHECK_INT(mgr_zip_directory(e, 3, directory, &out, &err), MGR_OK);
+    CHECK(pwrite_buf(fd, &out, directory));
+    mgr_buf_clear(&out);
+    CHECK(close(fd) == 0);
+    return CHECK_DONE();
+}
+
+int main(int argc, char **argv)
+{
+    if (argc == 2)
+        return write_large(argv[1]);
     test_round_trip();
     test_lies();
     test_truncation();
