@@ -95,9 +95,9 @@ static void weight_to_bias(char *name)
         at = next;
     if (!at)
         return;
-    const size_t rest = strlen(at + sizeof "weight" - 1) + 1;
-    memcpy(at, "bias", 4);
-    memmove(at + 4, at + 6, rest);
+    memmove(at, at + 2, strlen(at + 2) + 1); /* two letters shorter */
+    for (size_t i = 0; i < 4; i++)
+        at[i] = "bias"[i];
 }
 
 static void make_name(const place *p, const char *spelling, bool bias, char out[NAME_MAX_BYTES])

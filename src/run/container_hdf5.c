@@ -251,6 +251,8 @@ static int open_files(void **out, const mgr_layout *layout, const char *director
     mgr_err ignored = MGR_ERR_INIT;
     int rc = mgr_agree(comm, make_writer(&w, layout, err), err);
     uint32_t n = 0;
+    if (!w) /* here, or all had room for it */
+        return rc;
     for (; rc == MGR_OK && n < layout->cat->n_files; n++) {
         mgr_buf path = {0};
         rc = mgr_buf_fmt(&path, err, "%s/%s", directory, layout->cat->files[n].path);
@@ -264,7 +266,7 @@ static int open_files(void **out, const mgr_layout *layout, const char *director
         *out = w;
         return MGR_OK;
     }
-    for (uint32_t f = 0; w && w->files && f + 1 < n; f++)
+    for (uint32_t f = 0; w->files && f + 1 < n; f++)
         mgr_h5_close(w->files[f], &ignored);
     if (w)
         discard(w);

@@ -199,7 +199,7 @@ static int fill_grid(const mgr_catalogue *cat, state *s, int names, bool second_
     memset(s->files, 0xff, cells * sizeof *s->files);
     mg->files = s->files;
     for (uint32_t f = 0; f < cat->n_files; f++) {
-        ranks r;
+        ranks r = {0, 0, 0};
         MGR_TRY(parse_ranks(cat->files[f].path, names, second_is_expert, &r, err));
         s->files[mgr_megatron_cell(mg, r.pp, r.ep, r.tp)] = f;
     }
@@ -209,14 +209,15 @@ static int fill_grid(const mgr_catalogue *cat, state *s, int names, bool second_
 static int expert_split(const mgr_catalogue *cat, mgr_megatron *mg, mgr_err *err)
 {
     const uint64_t etp = size_arg(cat, "args.expert_tensor_parallel_size");
-    const bool moe = size_arg(cat, "args.num_experts") > 0;
-    mg->expert_tensor_parallel =
-        moe && etp && etp <= mg->tensor_parallel ? (uint32_t)etp : mg->tensor_parallel;
-    if (moe && (etp > mg->tensor_parallel || mg->tensor_parallel % mg->expert_tensor_parallel != 0))
+    mg->expert_tensor_parallel = mg->tensor_parallel;
+    if (etp == 0 || size_arg(cat, "args.num_experts") == 0)
+        return MGR_OK;
+    if (etp > mg->tensor_parallel || mg->tensor_parallel % etp != 0)
         return mgr_fail(err, MGR_ERR_UNSUPPORTED,
                         "expert tensor parallel %llu does not divide tensor parallel %u: such "
                         "saves overwrite their own files",
                         (unsigned long long)etp, mg->tensor_parallel);
+    mg->expert_tensor_parallel = (uint32_t)etp;
     return MGR_OK;
 }
 
@@ -230,7 +231,7 @@ static int grid_size(const mgr_catalogue *cat, const mgr_config *config, mgr_meg
     *second_is_expert = *names == 2 && (stages ? stages : config->model.pipeline_parallel) <= 1 &&
                         size_arg(cat, "args.expert_model_parallel_size") > 1;
     for (uint32_t f = 0; f < cat->n_files; f++) {
-        ranks r;
+        ranks r = {0, 0, 0};
         MGR_TRY(parse_ranks(cat->files[f].path, *names, *second_is_expert, &r, err));
         seen.tp = r.tp + 1 > seen.tp ? r.tp + 1 : seen.tp;
         seen.pp = r.pp + 1 > seen.pp ? r.pp + 1 : seen.pp;
