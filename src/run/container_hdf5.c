@@ -129,7 +129,8 @@ static int make_file(const mgr_catalogue *cat, uint32_t file, const char *path, 
     return rc;
 }
 
-/* Where the library put the tensors. */
+/* Where the library put the tensors. A file has no places for them if a run was killed in the
+ * moment in which it put packed files into place. */
 static int read_places(mgr_catalogue *cat, uint32_t file, const char *path, mgr_err *err)
 {
     mgr_h5 *h;
@@ -138,6 +139,8 @@ static int read_places(mgr_catalogue *cat, uint32_t file, const char *path, mgr_
     for (size_t i = 0; rc == MGR_OK && i < cat->n_stored; i++)
         if (cat->stored[i].file == file)
             rc = mgr_h5_offset(h, cat->stored[i].name, &cat->stored[i].offset, err);
+    if (rc != MGR_OK)
+        mgr_hint(err, "begin anew with --force");
     const int closed = mgr_h5_close(h, err);
     return rc != MGR_OK ? rc : closed;
 }

@@ -267,6 +267,21 @@ def test_one_rank_fails(scratch, dense, compression, fault):
     assert list((scratch / "out").iterdir()) == []
 
 
+def test_killed_while_packed_files_take_their_places(scratch, dense):
+    """The one moment from which a run cannot go on says so."""
+    config = runner.write_config(
+        scratch / "run.yaml", dense, scratch / "h5", upcycle__experts=EXPERTS, target__format="hdf5",
+        target__expert_parallel=2, model__vocab_size=SHAPE.vocab, target__compression="deflate",
+    )
+    killed = runner.upcycle(config, np=2, env={"MGR_FAULT": "rank:0,rename:6:kill"})
+    assert killed.status != 0 and not (scratch / "h5").exists(), str(killed)
+    result = runner.upcycle(config, np=2, options=["--resume"])
+    assert result.status == runner.IO_ERROR and len(result.errors()) == 1, str(result)
+    assert "hint: begin anew with --force" in result.err, str(result)
+    result = runner.upcycle(config, np=2, options=["--force"])
+    assert result.status == 0, str(result)
+
+
 def test_damaged(scratch, dense):
     out = upcycled(scratch, dense, "h5")
     (out / "experts-00001-of-00002.h5").rename(out / "aside.h5")
