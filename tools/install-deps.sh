@@ -9,7 +9,7 @@
 set -euo pipefail
 
 packages=(gcc libc6-dev make cmake ninja-build pkg-config mpich libmpich-dev libhdf5-mpich-dev
-    zlib1g-dev libyaml-dev libjansson-dev libdeflate-dev librandom123-dev libxxhash-dev)
+    zlib1g-dev libyaml-dev libjansson-dev libdeflate-dev librandom123-dev libxxhash-dev libssl-dev)
 case ${1:-build} in
     build) ;;
     test)

@@ -65,6 +65,7 @@ typedef struct mgr_config {
         char dist_keys[16];    /* auto | stacked | per-layer */
         char dtype[16];        /* source | bfloat16 | float16 | float32 */
         uint64_t max_shard_size;
+        bool sha256;
         char compression[16]; /* none | deflate */
     } target;
 

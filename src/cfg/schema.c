@@ -146,6 +146,10 @@ static const mgr_key schema[] = {
            "element type of the target's weights; source: as they are"),
     BYTES("target.max_shard_size", target.max_shard_size, "5GB", MIB, MOST_BYTES,
           "largest file to write where the format has shards, unless one tensor alone is larger"),
+    BOOL(
+        "target.sha256", target.sha256, "false",
+        "SHA-256 of every file in mgr-manifest.json, and of megatron-dist in integrity.json; reads "
+        "the output once more"),
     CHOICE("target.compression", target.compression, "none", "none|deflate",
            "of an hdf5 target's weights; deflate: each piece of rows is shuffled by bytes and "
            "deflated"),

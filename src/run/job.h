@@ -79,8 +79,9 @@ typedef struct mgr_job {
     mgr_plan plan;
     bool moments;
 
-    uint32_t *stored_crc; /* per stored tensor of the target; rank 0, after the engine */
-    uint32_t *file_crc;   /* per file of the target; rank 0 */
+    uint32_t *stored_crc;    /* per stored tensor of the target; rank 0, after the engine */
+    uint32_t *file_crc;      /* per file of the target; rank 0 */
+    char (*file_sha256)[65]; /* the same, as text; NULL unless asked for */
 
     /* for the ledger; filled on rank 0 after the engine, but for the events */
     uint32_t *tensor_crc;      /* per logical tensor of the target, row-major; experts at least */

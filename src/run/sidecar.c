@@ -201,6 +201,8 @@ static json_t *target_list(const mgr_job *job)
         if (owner)
             json_object_set_new(file, "expert_parallel_rank",
                                 owner[f] < 0 ? json_null() : json_integer(owner[f]));
+        if (job->file_sha256)
+            json_object_set_new(file, "sha256", json_string(job->file_sha256[f]));
         json_object_set_new(file, "tensors", file_tensors(job, f));
         json_array_append_new(list, file);
     }

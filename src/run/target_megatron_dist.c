@@ -15,6 +15,7 @@
 #include "fmt/torch_write.h"
 #include "io/file.h"
 #include "model/megatron_dist.h"
+#include "run/hashes.h"
 #include "run/job.h"
 #include "run/megatron_write.h"
 #include "run/sidecar.h"
@@ -351,11 +352,53 @@ static int write_manifest(const mgr_job *job, const char *directory, mgr_err *er
     return rc;
 }
 
+static int add_small_hash(const mgr_job *job, const char *directory, const char *name,
+                          json_t *files, mgr_err *err)
+{
+    const state *const s = job->target_state;
+    mgr_buf path = {0};
+    char text[MGR_SHA256_TEXT];
+    int rc = mgr_buf_fmt(&path, err, "%s/%s/%s", directory, s->folder, name);
+    if (rc == MGR_OK)
+        rc = mgr_sha256_file(path.data, text, err);
+    if (rc == MGR_OK)
+        json_object_set_new(files, name, json_string(text));
+    mgr_buf_clear(&path);
+    return rc;
+}
+
+/* Of every file beside it, by the name that it has in this folder (core 0.19 on;
+ * dist_checkpointing/validation.py). */
+static int write_integrity(const mgr_job *job, const char *directory, mgr_err *err)
+{
+    static const char *const small[] = {"common.pt", ".metadata", "metadata.json"};
+    const state *const s = job->target_state;
+    const mgr_catalogue *const cat = &job->target.cat;
+    char name[64];
+    int rc = MGR_OK;
+    if (!job->file_sha256)
+        return MGR_OK;
+    json_t *const files = json_object();
+    for (size_t f = 0; f < cat->n_files; f++)
+        json_object_set_new(files, strrchr(cat->files[f].path, '/') + 1,
+                            json_string(job->file_sha256[f]));
+    for (size_t i = 0; rc == MGR_OK && i < sizeof small / sizeof small[0]; i++)
+        rc = add_small_hash(job, directory, small[i], files, err);
+    json_t *const json = json_pack("{s:s, s:o}", "algorithm", "sha256", "files", files);
+    snprintf(name, sizeof name, "%s/integrity.json", s->folder);
+    if (rc == MGR_OK)
+        rc = json ? mgr_sidecar_json(directory, name, json, err)
+                  : mgr_fail(err, MGR_ERR_NOMEM, "out of memory");
+    json_decref(json);
+    return rc;
+}
+
 static int sidecars(const mgr_job *job, const char *directory, mgr_err *err)
 {
     MGR_TRY(write_bytes(job, directory, "common.pt", emit_common_file, err));
     MGR_TRY(write_bytes(job, directory, ".metadata", emit_metadata, err));
     MGR_TRY(write_manifest(job, directory, err));
+    MGR_TRY(write_integrity(job, directory, err));
     return mgr_megatron_write_tracker(directory, job->config.target.iteration, err);
 }
 

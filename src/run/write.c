@@ -5,6 +5,7 @@
 #include "io/fault.h"
 #include "io/file.h"
 #include "run/engine.h"
+#include "run/hashes.h"
 #include "run/ledger.h"
 #include "run/progress.h"
 #include "run/run.h"
@@ -127,6 +128,7 @@ static int settle(mgr_job *job, const mgr_stage *stage, mgr_extents *read, mgr_e
 static int seal(mgr_job *job, const char *directory, mgr_err *err)
 {
     mgr_free(job->file_crc);
+    mgr_free(job->file_sha256);
     job->file_crc = NULL;
     return job->container->seal(&job->target.layout, directory, job->comm, err);
 }
@@ -168,6 +170,8 @@ static int write_all(mgr_job *job, mgr_stage *stage, double journal_seconds, mgr
         rc = mgr_ledger_write(job, directory.data, start, err);
     if (rc == MGR_OK && job->container->seal)
         rc = seal(job, directory.data, err);
+    if (rc == MGR_OK)
+        rc = mgr_hash_files(job, directory.data, err);
     if (rc == MGR_OK) {
         if (job->rank == 0)
             rc = publish(job, stage, err);

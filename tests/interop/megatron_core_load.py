@@ -14,6 +14,7 @@ extra states.
 """
 
 import argparse
+import inspect
 import json
 import os
 import pathlib
@@ -94,7 +95,9 @@ def check_strict(model, job):
 
     metadata = dist_checkpointing.load_content_metadata(job["checkpoint"])
     ask = lambda: model.sharded_state_dict(prefix="", metadata=metadata)
-    loaded = dist_checkpointing.load(ask(), job["checkpoint"], strict="raise_unexpected")
+    known = inspect.signature(dist_checkpointing.load).parameters  # integrity.json: from 0.19 on
+    verify = {"verify_integrity": True} if "verify_integrity" in known else {}
+    loaded = dist_checkpointing.load(ask(), job["checkpoint"], strict="raise_unexpected", **verify)
     _, missing, unexpected = dist_checkpointing.load(ask(), job["checkpoint"], strict="return_all")
     assert not unexpected, unexpected
     assert all("_extra_state" in key for key in missing), missing

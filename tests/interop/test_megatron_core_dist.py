@@ -2,6 +2,7 @@
 and finds each weight where the format `torch` has it; what it saves again is read as the same."""
 
 import json
+import shutil
 
 import pytest
 
@@ -91,7 +92,7 @@ def from_synth(folder, name, job):
     dist = convert(
         folder, f"{name}-dist", source, mode="reshard", upcycle=None,
         target__format="megatron-dist", target__iteration=1, target__names=job["norms"],
-        target__make_vocab_size_divisible_by=1024,
+        target__make_vocab_size_divisible_by=1024, target__sha256="true",
     )
     return {**job, "name": name, "ranks": ranks, "checkpoint": dist}
 
@@ -106,7 +107,7 @@ def upcycled(folder, name, job, freq, **changes):
         folder, f"{name}-ranks", source, target__format="megatron-torch",
         target__tensor_parallel=job["tp"], target__expert_parallel=job["ep"], **upcycle,
     )
-    dist = convert(folder, f"{name}-dist", source, target__format="megatron-dist", **upcycle, **changes)
+    dist = convert(folder, f"{name}-dist", source, target__format="megatron-dist", target__sha256="true", **upcycle, **changes)
     return {**job, "name": name, "ranks": ranks, "checkpoint": dist}
 
 
@@ -152,6 +153,19 @@ def test_megatron_core_loads_every_weight_and_saves_it_again(module_scratch, job
         again = module_scratch / release / job["name"] / "iter_0000001"
         result = runner.run([runner.program("mgr-inspect"), job["checkpoint"], again])
         assert result.status == 0 and " 0 differ" in result.out, str(result)
+
+
+def test_a_byte_that_changed_is_noticed(module_scratch, jobs):
+    """integrity.json, which core 0.19 compares with the files."""
+    job = dict(next(job for job in jobs if job["name"] == "dense-tp2"))
+    copy = module_scratch / "damaged"
+    shutil.copytree(job["checkpoint"], copy)
+    file = max(copy.rglob("*.distcp"), key=lambda path: path.stat().st_size)
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 1
+    file.write_bytes(data)
+    with pytest.raises(AssertionError, match="integrity verification failed"):
+        run("0.19.2", module_scratch / "damage", [{**job, "checkpoint": copy}])
 
 
 def test_a_wrong_name_is_noticed(module_scratch, jobs):

@@ -523,6 +523,7 @@ static const char dumped[] = "mode: reshard\n"
                              "  iteration: 0\n"
                              "  dtype: source\n"
                              "  max_shard_size: 1500MB\n"
+                             "  sha256: false\n"
                              "  compression: none\n";
 
 static void test_dump(void)

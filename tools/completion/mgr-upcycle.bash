@@ -46,7 +46,7 @@ _mgr() {
                 upcycle.router_std= upcycle.noise_std=
                 target.path= target.format= target.expert_parallel= target.tensor_parallel=
                 target.pipeline_parallel= target.make_vocab_size_divisible_by= target.names=
-                target.iteration= target.dtype= target.max_shard_size= target.compression=" "$current"
+                target.iteration= target.dtype= target.max_shard_size= target.sha256= target.compression=" "$current"
             ;;
         --progress | --size | --rounds | --layers | --hidden | --ffn | --heads | --kv-heads | --vocab | \
             --max-positions | --experts | --top-k | --expert-ffn | --tp | --pp | --vpp | --ep | --etp | \
