@@ -4,6 +4,7 @@ numbers of ranks, for each pair of formats that are both source and target.
 A case follows from its number alone: `pytest test_property.py -k "[17]"`. MGR_PROPERTY_CASES says how
 many there are."""
 
+import json
 import os
 import random
 
@@ -11,9 +12,9 @@ import pytest
 
 import runner
 
-CASES = int(os.environ.get("MGR_PROPERTY_CASES") or 24)
-DENSE = ("megatron-torch", "megatron-dist", "huggingface")
-MOE = ("megatron-torch", "megatron-dist", "moe-recipes")
+CASES = int(os.environ.get("MGR_PROPERTY_CASES") or 32)
+DENSE = ("megatron-torch", "megatron-dist", "huggingface", "hdf5")
+MOE = ("megatron-torch", "megatron-dist", "moe-recipes", "hdf5")
 MEGATRON = ("megatron-torch", "megatron-dist")
 
 
@@ -36,18 +37,21 @@ class Model:
         self.tied = r.random() < 0.4
         self.experts = r.choice((2, 4, 6)) if moe else 0
         # a Mixtral has no dense layer, and cannot say how wide one would be
-        self.expert_ffn = self.ffn if "moe-recipes" in formats else 4 * r.randrange(5, 30)
+        self.formats = formats
+        llama_like = not set(formats) <= set(MEGATRON)
+        self.expert_ffn = self.ffn if llama_like else 4 * r.randrange(5, 30)
         self.top_k = r.randrange(1, 3)
         self.layer_freq = None
-        self.features = self.draw_features(r, set(formats) <= set(MEGATRON), moe)
+        self.features = self.draw_features(r, llama_like, moe)
         self.biased = "--bias" in self.features
-        if moe and set(formats) <= set(MEGATRON) and r.random() < 0.5:
+        if moe and not llama_like and r.random() < 0.5:
             bits = [r.randrange(2) for _ in range(self.layers)]
             self.layer_freq = str(bits) if any(bits) else "2"
 
-    def draw_features(self, r, megatron, moe):
-        words = ["--activation", r.choice(("swiglu", "geglu"))]
-        if megatron:
+    def draw_features(self, r, llama_like, moe):
+        gated = ("swiglu",) if "hdf5" in self.formats else ("swiglu", "geglu")
+        words = ["--activation", r.choice(gated)]
+        if not llama_like:
             words = ["--activation", r.choice(("swiglu", "geglu", "gelu", "squared-relu"))]
             words += ["--norm", r.choice(("rmsnorm", "layernorm"))]
             words += ["--positions", r.choice(("rope", "learned"))]
@@ -102,11 +106,19 @@ def moe_recipes(r, m):
     return {"expert_parallel": r.choice([n for n in (1, 2, 3) if m.experts % n == 0])}
 
 
+def hdf5(r, m):
+    changes = {"compression": r.choice(("none", "deflate"))}
+    if m.experts:
+        changes["expert_parallel"] = r.choice([n for n in (1, 2, 3) if m.experts % n == 0])
+    return changes
+
+
 LAYOUTS = {
     "megatron-torch": megatron_torch,
     "megatron-dist": megatron_dist,
     "huggingface": lambda r, m: {},
     "moe-recipes": moe_recipes,
+    "hdf5": hdf5,
 }
 
 
@@ -157,4 +169,21 @@ def test_there_and_back(scratch, number):
     first = convert(r, scratch, source, "first", model, there)
     other = convert(r, scratch, first, "other", model, back)
     again = convert(r, scratch, other, "again", model, there)
-    assert runner.hashes(first) == runner.hashes(again), f"{vars(model)}\n{there}\n{back}"
+    skip = (runner.MANIFEST, runner.LEDGER, "model.h5")  # which holds the manifest too
+    told = f"{vars(model)}\n{there}\n{back}"
+    assert runner.hashes(first, skip) == runner.hashes(again, skip), told
+    if a == "hdf5":
+        result = runner.run([runner.program("mgr-inspect"), first, again])
+        assert result.status == 0 and " 0 differ" in result.out, f"{told}\n{result}"
+
+
+@pytest.mark.xfail(strict=True, reason="model.h5 does not say the activation: take hdf5 out of `gated` above")
+def test_hdf5_keeps_geglu(scratch):
+    r, model = random.Random(1), Model(random.Random(1), ("hdf5", "huggingface"), False)
+    model.features = ["--activation", "geglu"]
+    source = model.synth(scratch / "synth", r)
+    straight = convert(r, scratch, source, "straight", model, layout(r, model, "huggingface"))
+    hdf5 = convert(r, scratch, source, "hdf5", model, layout(r, model, "hdf5"))
+    through = convert(r, scratch, hdf5, "through", model, layout(r, model, "huggingface"))
+    config = [json.loads((out / "config.json").read_text()) for out in (straight, through)]
+    assert config[0] == config[1]
