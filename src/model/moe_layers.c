@@ -1,7 +1,6 @@
 #include "model/moe_layers.h"
 
 #include <ctype.h>
-#include <stdlib.h>
 #include <string.h>
 
 /* A list while it is parsed; `bits` are bytes of 0 and 1. */
@@ -28,16 +27,14 @@ static bool take(parser *p, char c)
 
 static size_t number(parser *p)
 {
-    char *end;
+    size_t n = 0;
     while (*p->at == ' ')
         p->at++;
-    const unsigned long n = isdigit((unsigned char)*p->at) ? strtoul(p->at, &end, 10) : 0;
-    if (!isdigit((unsigned char)*p->at) || n > MGR_MAX_LAYERS) {
-        p->bad = true;
-        return 0;
-    }
-    p->at = end;
-    return n;
+    p->bad = p->bad || !isdigit((unsigned char)*p->at);
+    for (; isdigit((unsigned char)*p->at) && n <= MGR_MAX_LAYERS; p->at++)
+        n = n * 10 + (size_t)(*p->at - '0');
+    p->bad = p->bad || n > MGR_MAX_LAYERS;
+    return p->bad ? 0 : n;
 }
 
 static void append(parser *p, list *to, const uint8_t *bits, size_t n)

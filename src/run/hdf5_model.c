@@ -41,7 +41,7 @@ static const struct {
              {"qk_norm", offsetof(mgr_model, qk_norm)}},
   ids[] = {{"bos_token_id", offsetof(mgr_model, bos_token_id)},
            {"eos_token_id", offsetof(mgr_model, eos_token_id)}};
-#define N(table) (sizeof table / sizeof table[0])
+#define N(table) (sizeof(table) / sizeof((table)[0]))
 
 json_t *mgr_hdf5_model_json(const mgr_model *model, mgr_dtype dtype)
 {

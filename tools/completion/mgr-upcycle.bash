@@ -39,13 +39,16 @@ _mgr() {
             _mgr_words "mode= memory_per_rank= source.path= source.format= source.iteration=
                 source.tokenizer= model.num_layers= model.hidden_size= model.ffn_hidden_size=
                 model.num_attention_heads= model.num_query_groups= model.kv_channels=
-                model.vocab_size= model.max_position_embeddings= model.tensor_parallel=
-                model.pipeline_parallel= model.norm_epsilon= model.rotary_base= model.bos_token_id=
+                model.vocab_size= model.max_position_embeddings= model.moe_router_topk=
+                model.tensor_parallel= model.pipeline_parallel= model.norm_epsilon= model.rotary_base= model.bos_token_id=
                 model.eos_token_id= upcycle.method= upcycle.experts= upcycle.top_k= upcycle.ratio=
                 upcycle.seed= upcycle.index_sets= upcycle.shuffle= upcycle.router=
-                upcycle.router_std= upcycle.noise_std=
+                upcycle.router_std= upcycle.noise_std= upcycle.moe_layer_freq=
                 target.path= target.format= target.expert_parallel= target.tensor_parallel=
-                target.pipeline_parallel= target.make_vocab_size_divisible_by= target.names=
+                target.pipeline_parallel= target.expert_tensor_parallel= target.virtual_pipeline=
+                target.first_stage_layers= target.last_stage_layers=
+                target.make_vocab_size_divisible_by= target.names= target.expert_names=
+                target.dist_keys=
                 target.iteration= target.dtype= target.max_shard_size= target.sha256= target.compression=" "$current"
             ;;
         --progress | --size | --rounds | --layers | --hidden | --ffn | --heads | --kv-heads | --vocab | \

@@ -1,0 +1,84 @@
+/* Which layers have experts: numbers and list expressions as Megatron takes them. */
+#include <string.h>
+
+#include "model/moe_layers.h"
+#include "support/check.h"
+
+/* "101" for a model of three layers: 1 where a layer has experts; "no" where it was refused. */
+static const char *layers_of(const char *text, uint64_t layers, char out[64])
+{
+    mgr_model m = {.layers = layers, .experts = 2};
+    mgr_model_set_dense(&m, 1); /* must be forgotten, or left alone */
+    if (mgr_moe_layers(text, &m) != 0) {
+        CHECK(!mgr_model_is_moe(&m, 1));
+        return "no";
+    }
+    for (uint64_t l = 0; l < layers; l++)
+        out[l] = mgr_model_is_moe(&m, l) ? '1' : '0';
+    out[layers] = '\0';
+    return out;
+}
+
+static void check_taken(void)
+{
+    static const struct {
+        const char *text, *expected;
+    } cases[] = {
+        {"1", "111111"},
+        {"2", "101010"},
+        {"6", "100000"},
+        {"100", "100000"},
+        {"[0,1,1,0,0,1]", "011001"},
+        {"[0]*2+[1]*4", "001111"},
+        {"([0]+[1]*2)*2", "011011"},
+        {" ( [ 0 , 1 ] * 3 ) ", "010101"},
+        {"[1]*6*1", "111111"},
+        {"[0]*0+[1]*6", "111111"},
+    };
+    char out[64];
+    for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++)
+        CHECK_TEXT(layers_of(cases[i].text, 6, out), cases[i].expected);
+}
+
+static void check_refused(void)
+{
+    static const char *const cases[] = {
+        "",
+        "0",
+        "-1",
+        "x",
+        "1.5",
+        "2x",
+        "[",
+        "[]",
+        "[1",
+        "[1,]",
+        "[2]*6",
+        "[1]*5",
+        "[1]*7",
+        "[0]*6",
+        "[1]*",
+        "[1]+",
+        "([1]*6",
+        "[1]*6)",
+        "[1]*99999",
+        "99999999",
+        "[1] [1]",
+        "6*[1]",
+        "[1]*-6",
+        "[1]**6",
+        "((((((((((((((((((((([1]*6)))))))))))))))))))))",
+        "[1]*4096*4096*4096",
+        "18446744073709551617",
+    };
+    char out[64];
+    for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++)
+        CHECK_TEXT(layers_of(cases[i], 6, out), "no");
+}
+
+int main(void)
+{
+    check_taken();
+    check_refused();
+    return CHECK_DONE();
+}
