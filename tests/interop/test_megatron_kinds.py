@@ -174,3 +174,53 @@ def test_old_names_with_another_row_order_are_refused(scratch, version):
     with pytest.raises(AssertionError) as failure:
         harness.convert(scratch, source, np=1, **UPCYCLE)
     assert "checkpoint_version" in str(failure.value) and "65" in str(failure.value)
+
+
+# ---- RoPE ------------------------------------------------------------------------------------------
+
+LLAMA3 = {"use_rope_scaling": True, "rope_scaling_factor": 32.0}
+ROPES = [
+    (LLAMA3, {"rope_type": "llama3", "factor": 32.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+              "original_max_position_embeddings": 8192}),
+    ({"use_rope_scaling": True}, {"rope_type": "llama3", "factor": 8.0}),
+    ({"rotary_seq_len_interpolation_factor": 4}, {"rope_type": "linear", "factor": 4.0}),
+    ({"use_rope_scaling": False, "rotary_seq_len_interpolation_factor": None}, {"rope_type": "default"}),
+]
+
+
+@pytest.mark.parametrize("args,expected", ROPES)
+def test_scaled_rope_reaches_transformers_and_comes_back(scratch, args, expected):
+    from transformers import AutoConfig
+
+    def edit(content, t, p):
+        vars(content["args"]).update(args)
+
+    source = ml.save(ml.dense_model(SHAPE), SHAPE, scratch / "dense", 2, 1, edit=edit)
+    for target in ("moe-recipes", "huggingface"):
+        out = scratch / ("Mixtral-" + target)
+        changes = {"mode": "reshard", "upcycle": None} if target == "huggingface" else {}
+        config = runner.write_config(scratch / "run.yaml", source, out, target__format=target, **changes)
+        result = runner.upcycle(config, np=2)
+        assert result.status == 0, str(result)
+        rope = AutoConfig.from_pretrained(out).rope_parameters
+        assert {key: rope[key] for key in expected} == expected
+    back = scratch / "back"
+    config = runner.write_config(
+        scratch / "run.yaml", scratch / "Mixtral-huggingface", back, mode="reshard", upcycle=None,
+        target__format="megatron-torch",
+    )
+    assert runner.upcycle(config, np=1).status == 0
+    read = vars(torch.load(next(back.rglob("*.pt")), weights_only=False)["args"])
+    for name, value in args.items():
+        assert read.get(name) == value, name
+
+
+def test_two_ways_to_stretch_rope(scratch):
+    def edit(content, t, p):
+        vars(content["args"]).update(LLAMA3, rotary_seq_len_interpolation_factor=2)
+
+    source = ml.save(ml.dense_model(SHAPE), SHAPE, scratch / "dense", 1, 1, edit=edit)
+    config = runner.write_config(scratch / "run.yaml", source, scratch / "out")
+    result = runner.upcycle(config, np=2)
+    assert result.status == runner.DATA and "interpolation" in result.err, str(result)
+    assert not (scratch / "out").exists()
