@@ -8,6 +8,8 @@
 #include "core/str.h"
 #include "model/megatron.h"
 
+#define MAX_EXPERTS 65536
+
 /* What the derivation looks at. */
 typedef struct evidence {
     const mgr_catalogue *cat;
@@ -524,6 +526,9 @@ static int expert_sizes(const evidence *ev, const mgr_megatron_shapes *s, mgr_mo
         return mgr_fail(err, MGR_ERR_FORMAT,
                         "args.num_experts of '%s' is %llu, but there is no router", path(ev),
                         (unsigned long long)m->experts);
+    if (m->experts > MAX_EXPERTS) /* what a file claims must not make us list millions */
+        return mgr_fail(err, MGR_ERR_UNSUPPORTED, "'%s' has %llu experts, more than %d", path(ev),
+                        (unsigned long long)m->experts, MAX_EXPERTS);
     MGR_TRY(whole(ev, "moe_ffn_hidden_size", 0, s->expert_ffn, &m->expert_ffn, err));
     MGR_TRY(whole(ev, "moe_router_topk", c->model.moe_router_topk, 0, &m->top_k, err));
     MGR_TRY(needed(ev, "moe_router_topk", m->top_k, err));
