@@ -51,7 +51,7 @@ static const mgr_option options[] = {
     [ACTIVATION] = {"activation", 0, "KIND",
                     "swiglu, geglu, gelu or squared-relu (default swiglu)"},
     [QKV_BIAS] = {"qkv-bias", 0, NULL, "biases of q, k and v"},
-    [BIAS] = {"bias", 0, NULL, "biases of all linear layers, but the router and the output layer"},
+    [BIAS] = {"bias", 0, NULL, "biases of all linear layers, but the output layer"},
     [QK_NORM] = {"qk-norm", 0, NULL, "norms of q and k"},
     [TIED] = {"tied", 0, NULL, "tie the embedding and the output layer"},
     [EXPERTS] = {"experts", 0, "E",
@@ -217,6 +217,7 @@ static int take(void *context, size_t idx, const char *value, mgr_err *err)
 
 static int check_experts(mgr_model *m, mgr_err *err)
 {
+    m->bias_router = m->experts && m->bias_mlp; /* as Megatron has it (transformer/moe/router.py) */
     if (m->experts == 0 && (m->top_k || m->expert_ffn))
         return mgr_fail(err, MGR_ERR_USAGE, "--top-k and --expert-ffn need --experts");
     if (m->experts && m->top_k == 0)

@@ -41,6 +41,9 @@ static const struct {
              {"qk_norm", offsetof(mgr_model, qk_norm)}},
   ids[] = {{"bos_token_id", offsetof(mgr_model, bos_token_id)},
            {"eos_token_id", offsetof(mgr_model, eos_token_id)}};
+/* That these classes compute. */
+static const char *const activations[] = {
+    [MGR_ACTIVATION_SWIGLU] = "swiglu", [MGR_ACTIVATION_GEGLU] = "geglu"};
 #define N(table) (sizeof(table) / sizeof((table)[0]))
 
 json_t *mgr_hdf5_model_json(const mgr_model *model, mgr_dtype dtype)
@@ -68,6 +71,7 @@ json_t *mgr_hdf5_model_json(const mgr_model *model, mgr_dtype dtype)
         json_object_set_new(object, bools[i].name, json_boolean(value));
     }
     json_object_set_new(object, "rope", json_integer(model->rope.kind));
+    json_object_set_new(object, "activation", json_string(activations[model->activation]));
     json_object_set_new(object, "dtype", json_string(mgr_dtype_name(dtype)));
     return object;
 }
@@ -120,12 +124,27 @@ static int take_fields(const mgr_catalogue *cat, uint32_t file, mgr_model *model
     return MGR_OK;
 }
 
+static int take_activation(const mgr_catalogue *cat, uint32_t file, mgr_model *model, mgr_err *err)
+{
+    const mgr_attr *a;
+    MGR_TRY(take(cat, file, "activation", MGR_ATTR_TEXT, &a, err));
+    for (size_t i = 0; i < N(activations); i++)
+        if (strcmp(a->text, activations[i]) == 0) {
+            model->activation = (mgr_activation)i;
+            return MGR_OK;
+        }
+    return mgr_fail(err, MGR_ERR_UNSUPPORTED,
+                    "the model in '%s' has an activation other than swiglu and geglu",
+                    cat->files[file].path);
+}
+
 int mgr_hdf5_model_read(const mgr_catalogue *cat, uint32_t file, mgr_model *model, mgr_err *err)
 {
     mgr_model m = {0};
     const mgr_attr *dtype;
     int64_t rope;
     MGR_TRY(take_fields(cat, file, &m, err));
+    MGR_TRY(take_activation(cat, file, &m, err));
     MGR_TRY(take(cat, file, "dtype", MGR_ATTR_TEXT, &dtype, err));
     MGR_TRY(take_whole(cat, file, "rope", MGR_ROPE_PLAIN, &rope, err));
     m.rope.kind = rope <= MGR_ROPE_LLAMA3 ? (mgr_rope_kind)rope : MGR_ROPE_PLAIN;

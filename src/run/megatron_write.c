@@ -162,12 +162,19 @@ static int emit_experts(const mgr_megatron_args *a, mgr_buf *out, mgr_err *err)
     return emit_arg(&grouped, out, err);
 }
 
-static int emit_chunks(const mgr_megatron *mg, mgr_buf *out, mgr_err *err)
+static int emit_optional(const char *name, uint64_t value, mgr_buf *out, mgr_err *err)
 {
-    if (mg->virtual_pipeline < 2)
-        return MGR_OK;
-    const arg a = {"virtual_pipeline_model_parallel_size", ARG_INT, mg->virtual_pipeline, NULL};
-    return emit_arg(&a, out, err);
+    const arg a = {name, ARG_INT, (double)value, NULL};
+    return value ? emit_arg(&a, out, err) : MGR_OK;
+}
+
+static int emit_stages(const mgr_megatron_args *a, mgr_buf *out, mgr_err *err)
+{
+    const uint32_t chunks = a->megatron->virtual_pipeline;
+    MGR_TRY(
+        emit_optional("virtual_pipeline_model_parallel_size", chunks > 1 ? chunks : 0, out, err));
+    MGR_TRY(emit_optional("decoder_first_pipeline_num_layers", a->first_stage_layers, out, err));
+    return emit_optional("decoder_last_pipeline_num_layers", a->last_stage_layers, out, err);
 }
 
 int mgr_megatron_write_args(const mgr_megatron_args *a, mgr_buf *out, mgr_err *err)
@@ -188,7 +195,7 @@ int mgr_megatron_write_args(const mgr_megatron_args *a, mgr_buf *out, mgr_err *e
     MGR_TRY(emit_architecture(a->model, out, err));
     MGR_TRY(emit_experts(a, out, err));
     MGR_TRY(emit_layer_freq(a, out, err));
-    MGR_TRY(emit_chunks(a->megatron, out, err));
+    MGR_TRY(emit_stages(a, out, err));
     MGR_TRY(emit_all(rest, sizeof rest / sizeof rest[0], out, err));
     MGR_TRY(mgr_pickle_text(out, "params_dtype", err));
     return mgr_pickle_global(out, "torch", mgr_dtype_name(a->dtype), err);

@@ -18,9 +18,10 @@ typedef struct mgr_megatron_args {
     const mgr_model *model;
     const mgr_megatron *megatron; /* the sizes in it; for torch_dist 1, 1, ... */
     mgr_dtype dtype;
-    uint64_t divisor;        /* make_vocab_size_divisible_by */
-    const char *ckpt_format; /* "torch", "torch_dist" */
-    bool layer_list;         /* moe_layer_freq is a list even where all layers are alike */
+    uint64_t divisor;                               /* make_vocab_size_divisible_by */
+    const char *ckpt_format;                        /* "torch", "torch_dist" */
+    uint64_t first_stage_layers, last_stage_layers; /* 0: as the others */
+    bool layer_list; /* moe_layer_freq is a list even where all layers are alike */
 } mgr_megatron_args;
 
 /* Emit the keys and values of the Namespace (between open and close). */

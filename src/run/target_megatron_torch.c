@@ -20,7 +20,7 @@ typedef struct state {
     mgr_megatron megatron;
     mgr_model model;
     mgr_dtype dtype;
-    uint64_t divisor;
+    uint64_t divisor, first_stage_layers, last_stage_layers;
     uint32_t *stage_layers, *files;
 } state;
 
@@ -126,6 +126,8 @@ static int emit_args(const void *data, mgr_buf *out, mgr_err *err)
                                     .megatron = &s->megatron,
                                     .dtype = s->dtype,
                                     .divisor = s->divisor,
+                                    .first_stage_layers = s->first_stage_layers,
+                                    .last_stage_layers = s->last_stage_layers,
                                     .ckpt_format = "torch"};
     return mgr_megatron_write_args(&args, out, err);
 }
@@ -185,6 +187,8 @@ static int fill_state(const mgr_config *config, mgr_layout *into, state *s, mgr_
     s->model = into->tensors->model;
     s->dtype = into->dtype;
     s->divisor = config->target.make_vocab_size_divisible_by;
+    s->first_stage_layers = config->target.first_stage_layers;
+    s->last_stage_layers = config->target.last_stage_layers;
     *mg = (mgr_megatron){
         .tensor_parallel = (uint32_t)config->target.tensor_parallel,
         .pipeline_parallel = (uint32_t)config->target.pipeline_parallel,

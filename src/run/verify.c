@@ -63,7 +63,7 @@ static int compare_keys(const key *wanted, size_t n_wanted, const key *found, si
 
 /* The logical tensors that the output shows must be those that were meant, but for padding of the
  * vocabulary, whose true size no format keeps. */
-static int compare_models(const mgr_tensors *wanted, const mgr_tensors *found, mgr_err *err)
+static int compare_tensors(const mgr_tensors *wanted, const mgr_tensors *found, mgr_err *err)
 {
     char label[96];
     for (uint32_t i = 0; i < wanted->n; i++) {
@@ -77,7 +77,36 @@ static int compare_models(const mgr_tensors *wanted, const mgr_tensors *found, m
                         mgr_tensor_label(t, label, sizeof label),
                         k == MGR_NONE ? "not there" : "of another shape than planned");
     }
-    if (found->n == wanted->n && found->model.top_k == wanted->model.top_k)
+    return MGR_OK;
+}
+
+static bool same_text(const char *a, const char *b)
+{
+    return a && b ? strcmp(a, b) == 0 : a == b;
+}
+
+static bool same_real(double a, double b)
+{
+    return a <= b && a >= b;
+}
+
+/* What consumers compute with, beside the tensors. */
+static bool same_kind(const mgr_model *a, const mgr_model *b)
+{
+    bool same = a->top_k == b->top_k && a->tied == b->tied && a->kv_groups == b->kv_groups &&
+                same_real(a->norm_epsilon, b->norm_epsilon);
+    if (a->positions == MGR_POSITIONS_ROPE)
+        same = same && same_real(a->rotary_base, b->rotary_base) &&
+               same_real(a->rope.factor, b->rope.factor);
+    for (size_t i = 0; same && (mgr_model_feature(a, i) || mgr_model_feature(b, i)); i++)
+        same = same_text(mgr_model_feature(a, i), mgr_model_feature(b, i));
+    return same;
+}
+
+static int compare_models(const mgr_tensors *wanted, const mgr_tensors *found, mgr_err *err)
+{
+    MGR_TRY(compare_tensors(wanted, found, err));
+    if (found->n == wanted->n && same_kind(&wanted->model, &found->model))
         return MGR_OK;
     return mgr_fail(err, MGR_ERR_INTERNAL,
                     "self-check of the output: it shows another model than was meant");
