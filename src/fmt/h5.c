@@ -180,7 +180,9 @@ int mgr_h5_open(mgr_h5 **out, const char *path, mgr_err *err)
     return rc;
 }
 
-/* All writes are of whole rows in large pieces: no data sieving, which reads before it writes. */
+/* All writes are of whole rows in large pieces: no data sieving, which reads before it writes. What
+ * metadata changes (the places of compressed pieces) is written by all ranks together; reading it
+ * must stay each rank's own affair, since ranks open data sets when they need them. */
 static hid_t shared_access_list(MPI_Comm comm)
 {
     const hid_t list = access_list();
@@ -188,7 +190,8 @@ static hid_t shared_access_list(MPI_Comm comm)
     if (list < 0 || MPI_Info_create(&info) != MPI_SUCCESS)
         return list;
     MPI_Info_set(info, "romio_ds_write", "disable");
-    const herr_t set = H5Pset_fapl_mpio(list, comm, info);
+    herr_t set = H5Pset_fapl_mpio(list, comm, info);
+    set |= H5Pset_coll_metadata_write(list, true);
     MPI_Info_free(&info);
     if (set >= 0)
         return list;
