@@ -1,7 +1,7 @@
 """tools/report: the page of a run, in a real browser where there is one."""
 
-import os
 import json
+import os
 import re
 import shutil
 import subprocess
