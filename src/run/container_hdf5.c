@@ -271,8 +271,7 @@ static int open_files(void **out, const mgr_layout *layout, const char *director
     }
     for (uint32_t f = 0; w->files && f + 1 < n; f++)
         mgr_h5_close(w->files[f], &ignored);
-    if (w)
-        discard(w);
+    discard(w);
     return rc;
 }
 

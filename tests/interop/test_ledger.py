@@ -144,6 +144,24 @@ def test_the_same_for_any_number_of_ranks(scratch, dense):
         assert all(np.array_equal(other[name], seen[0][name]) for name in other)
 
 
+@pytest.mark.parametrize("target", ["megatron-torch", "megatron-dist", "hdf5"])
+@pytest.mark.parametrize("shuffle", [False, True], ids=["in order", "shuffled"])
+def test_the_same_checksums_for_every_target(scratch, dense, target, shuffle):
+    """Of the experts as they are, however they are cut: a Megatron target splits and fuses them."""
+    first = open_ledger(make(scratch, dense, upcycle__shuffle=shuffle))
+    config = runner.write_config(
+        scratch / "other.yaml", dense[1], scratch / "other", upcycle__experts=EXPERTS,
+        upcycle__shuffle=shuffle, model__vocab_size=SHAPE.vocab, target__dtype="source",
+        target__format=target, target__expert_parallel=2,
+        **({"target__tensor_parallel": 2} if target == "megatron-torch" else {}),
+    )
+    result = runner.upcycle(config, np=3)
+    assert result.status == 0, str(result)
+    other = open_ledger(scratch / "other")
+    assert np.array_equal(first["experts/crc32"][()], other["experts/crc32"][()])
+    assert len(np.unique(first["experts/crc32"][()])) == SHAPE.layers * EXPERTS * len(KINDS)
+
+
 def test_a_resumed_run_knows_it_too(scratch, dense):
     """What was journaled before the kill is not summed again."""
     expected = arrays(open_ledger(make(scratch, dense, name="Mixtral-whole")))

@@ -204,12 +204,13 @@ def test_scaled_rope_reaches_transformers_and_comes_back(scratch, args, expected
         assert result.status == 0, str(result)
         rope = AutoConfig.from_pretrained(out).rope_parameters
         assert {key: rope[key] for key in expected} == expected
-    back = scratch / "back"
-    config = runner.write_config(
-        scratch / "run.yaml", scratch / "Mixtral-huggingface", back, mode="reshard", upcycle=None,
-        target__format="megatron-torch",
-    )
-    assert runner.upcycle(config, np=1).status == 0
+    back = scratch / "Mixtral-huggingface"
+    for target in ("megatron-dist", "megatron-torch"):
+        source, back = back, scratch / target
+        config = runner.write_config(
+            scratch / "run.yaml", source, back, mode="reshard", upcycle=None, target__format=target
+        )
+        assert runner.upcycle(config, np=1).status == 0
     read = vars(torch.load(next(back.rglob("*.pt")), weights_only=False)["args"])
     for name, value in args.items():
         assert read.get(name) == value, name
