@@ -285,6 +285,22 @@ def test_killed_while_packed_files_take_their_places(scratch, dense):
     assert result.status == 0, str(result)
 
 
+@pytest.mark.parametrize("words", [["--norm", "layernorm"], ["--positions", "learned"], ["--activation", "gelu"]])
+def test_what_no_class_of_transformers_computes(scratch, words):
+    result = runner.run([runner.program("mgr-synth"), scratch / "x", "--layers", 1, "--format", "hdf5", *words])
+    assert result.status == runner.DATA and "cannot express" in result.err, str(result)
+    assert not (scratch / "x").exists()
+
+
+def test_dense_layers_among_experts(scratch, dense):
+    config = runner.write_config(
+        scratch / "run.yaml", dense, scratch / "h5", upcycle__moe_layer_freq="2", target__format="hdf5"
+    )
+    result = runner.upcycle(config, np=2)
+    assert result.status == runner.DATA and "dense layers" in result.err, str(result)
+    assert not (scratch / "h5").exists()
+
+
 def test_damaged(scratch, dense):
     out = upcycled(scratch, dense, "h5")
     (out / "experts-00001-of-00002.h5").rename(out / "aside.h5")
