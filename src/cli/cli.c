@@ -6,9 +6,9 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "core/stop.h"
 #include "core/str.h"
 #include "mgr/version.h"
-#include "run/engine.h"
 
 #define MAX_OPTIONS 32
 

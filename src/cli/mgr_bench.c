@@ -1,8 +1,8 @@
 /* mgr-bench: kernel rates, the plain-write floor, and a run's ratio to it. */
 #include <stdio.h>
 
+#include "cli/bench.h"
 #include "cli/cli.h"
-#include "run/bench.h"
 
 enum { SIZE, SCRATCH, ROUNDS };
 

@@ -1,7 +1,7 @@
 /* mgr-inspect: look at a checkpoint. */
 #include "cli/cli.h"
-#include "run/compare.h"
-#include "run/inspect.h"
+#include "look/compare.h"
+#include "look/inspect.h"
 
 enum { JSON, SUMMARY };
 

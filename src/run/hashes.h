@@ -5,12 +5,7 @@
 #ifndef MGR_RUN_HASHES_H
 #define MGR_RUN_HASHES_H
 
-#include "run/job.h"
-
-#define MGR_SHA256_TEXT 65
-
-/* SHA-256 of the file at `path`, as 64 hexadecimal digits. Local. */
-int mgr_sha256_file(const char *path, char out[MGR_SHA256_TEXT], mgr_err *err) MGR_NODISCARD;
+#include "engine/job.h"
 
 /* Hash the finished files of the target below `directory`, each on one rank, into
  * job->file_sha256 on rank 0. Nothing is done where the configuration does not ask for it.

@@ -7,13 +7,13 @@
 #include <time.h>
 
 #include "core/mem.h"
+#include "engine/engine.h"
 #include "fmt/h5.h"
 #include "fmt/json.h"
 #include "io/file.h"
 #include "kern/kern.h"
 #include "mgr/version.h"
-#include "run/engine.h"
-#include "run/sidecar.h"
+#include "run/manifest.h"
 
 /* More cannot write a few megabytes faster, and opening a file together costs each of them. */
 #define MAX_WRITERS 16
@@ -135,7 +135,7 @@ static int add_texts(ledger *l, mgr_err *err)
     if (rc == MGR_OK)
         rc = mgr_h5_add_text(l->file, "config", config.data, config.len, err);
     mgr_buf_clear(&config);
-    json_t *const sources = mgr_sidecar_sources(l->job);
+    json_t *const sources = mgr_manifest_sources(l->job);
     if (rc == MGR_OK)
         rc = add_json(l, "sources", sources, err);
     json_decref(sources);

@@ -19,7 +19,7 @@
 #ifndef MGR_RUN_LEDGER_H
 #define MGR_RUN_LEDGER_H
 
-#include "run/job.h"
+#include "engine/job.h"
 
 #define MGR_LEDGER_NAME "provenance.h5"
 

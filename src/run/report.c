@@ -1,9 +1,10 @@
 /* What rank 0 prints about a run: aligned lines for people. */
 #include <stdio.h>
+#include <string.h>
 
+#include "look/view.h"
 #include "mgr/version.h"
 #include "run/run.h"
-#include "run/view.h"
 
 static void print_source(const mgr_job *job)
 {
@@ -46,11 +47,23 @@ static void print_skipped(const mgr_job *job)
     printf(" entries\n");
 }
 
+/* moe-recipes picks the model class by words in the path (its src/llama_recipes/get_models.py). */
+static void warn_of_path(const mgr_job *job)
+{
+    const char *const path = job->config.target.path;
+    if (strcmp(job->target_format->name, "moe-recipes") == 0 && !strstr(path, "Mixtral"))
+        fprintf(stderr,
+                "mgr-upcycle: warning: moe-recipes takes a checkpoint for Mixtral by that word in "
+                "its path; '%s' does not have it\n",
+                path);
+}
+
 void mgr_print_plan(const mgr_job *job)
 {
     const mgr_plan *const plan = &job->plan;
     char in[32], out[32], memory[32];
     const double mean = (double)(plan->total_in + plan->total_out) / plan->ranks;
+    warn_of_path(job);
     printf("mgr-upcycle %s\n", MGR_VERSION);
     print_source(job);
     print_method(job);
@@ -87,7 +100,7 @@ static double rate(uint64_t bytes, double seconds)
     return seconds > 0 ? (double)bytes / seconds / 1e9 : 0.0;
 }
 
-void mgr_print_summary(const mgr_job *job)
+static void print_done(const mgr_job *job)
 {
     const mgr_tally *const t = &job->tally;
     const double engine = t->seconds_sums + t->seconds_write + t->seconds_sync;
@@ -104,4 +117,19 @@ void mgr_print_summary(const mgr_job *job)
            mgr_format_bytes(t->peak_rss, text, sizeof text));
     printf("done      %s\n", job->config.target.path);
     fflush(stdout);
+}
+
+void mgr_print_summary(const mgr_job *job, bool dry_run)
+{
+    if (dry_run)
+        printf("\ndry run: nothing was written\n");
+    else
+        print_done(job);
+}
+
+void mgr_print_synth(const mgr_job *job, const char *out)
+{
+    char bytes[32];
+    printf("wrote %s: %zu files, %s\n", out, job->target.cat.n_files,
+           mgr_format_bytes(job->plan.total_out, bytes, sizeof bytes));
 }

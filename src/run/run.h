@@ -8,10 +8,10 @@
 #include <stddef.h>
 
 #include "core/str.h"
+#include "engine/job.h"
 #include "mgr/err.h"
 #include "mgr/model.h"
 #include "par/comm.h"
-#include "run/job.h"
 
 /* How the output comes to be. */
 typedef struct mgr_write_options {
@@ -76,6 +76,7 @@ void mgr_job_clear(mgr_job *job);
 /* For people, to stdout, on rank 0. */
 void mgr_print_plan(const mgr_job *job);
 void mgr_print_config(const mgr_job *job);
-void mgr_print_summary(const mgr_job *job);
+void mgr_print_summary(const mgr_job *job, bool dry_run);
+void mgr_print_synth(const mgr_job *job, const char *out);
 
 #endif

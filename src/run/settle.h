@@ -5,7 +5,7 @@
 #ifndef MGR_RUN_SETTLE_H
 #define MGR_RUN_SETTLE_H
 
-#include "run/engine.h"
+#include "engine/engine.h"
 
 /* Bring the extents of all ranks to rank 0 (there they replace its own). Collective. */
 int mgr_settle_gather(mgr_comm *comm, mgr_extents *extents, mgr_err *err) MGR_NODISCARD;

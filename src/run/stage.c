@@ -3,8 +3,8 @@
 #include <string.h>
 
 #include "core/mem.h"
+#include "engine/journal.h"
 #include "io/file.h"
-#include "run/journal.h"
 
 /* Small files beside the tensors: headers are counted with the files, this is for the rest. */
 #define SLACK ((uint64_t)64 << 20)

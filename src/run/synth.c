@@ -47,7 +47,6 @@ static int set_up(mgr_job *job, const mgr_synth_options *o, mgr_err *err)
 int mgr_run_synth(mgr_comm *comm, const mgr_synth_options *o, mgr_err *err)
 {
     mgr_job *job = NULL;
-    char bytes[32];
     const mgr_write_options write = {.force = o->force, .journal = -1};
     int rc = mgr_agree(comm, mgr_alloc(&job, 1, sizeof *job, err), err);
     if (rc != MGR_OK) {
@@ -61,8 +60,7 @@ int mgr_run_synth(mgr_comm *comm, const mgr_synth_options *o, mgr_err *err)
     if (rc == MGR_OK)
         rc = mgr_run_write(job, o->out, "synth", &write, err);
     if (rc == MGR_OK && job->rank == 0 && o->verbosity >= 0)
-        printf("wrote %s: %zu files, %s\n", o->out, job->target.cat.n_files,
-               mgr_format_bytes(job->plan.total_out, bytes, sizeof bytes));
+        mgr_print_synth(job, o->out);
     mgr_job_clear(job);
     mgr_free(job);
     return rc;

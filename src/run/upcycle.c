@@ -5,11 +5,11 @@
 #include <xxhash.h>
 
 #include "core/mem.h"
+#include "engine/engine.h"
+#include "form/sidecar.h"
 #include "io/file.h"
 #include "model/moe_layers.h"
-#include "run/engine.h"
 #include "run/run.h"
-#include "run/sidecar.h"
 
 #define MAX_CONFIG ((uint64_t)1 << 20)
 #define BASELINE_UNIT ((uint64_t)8 << 20)
@@ -344,17 +344,6 @@ static int plan(mgr_job *job, mgr_err *err)
     return rc;
 }
 
-/* moe-recipes picks the model class by words in the path (its src/llama_recipes/get_models.py). */
-static void warn_of_path(const mgr_job *job)
-{
-    const char *const path = job->config.target.path;
-    if (strcmp(job->target_format->name, "moe-recipes") == 0 && !strstr(path, "Mixtral"))
-        fprintf(stderr,
-                "mgr-upcycle: warning: moe-recipes takes a checkpoint for Mixtral by that word in "
-                "its path; '%s' does not have it\n",
-                path);
-}
-
 static int config_id(const mgr_job *job, char out[17], mgr_err *err)
 {
     mgr_buf text = {0};
@@ -409,7 +398,6 @@ int mgr_run_upcycle(mgr_comm *comm, const mgr_run_options *o, mgr_tally *tally, 
     job->start = mgr_now();
     rc = prepare(job, o, id, err);
     if (rc == MGR_OK && job->rank == 0 && o->verbosity >= 0) {
-        warn_of_path(job);
         mgr_print_plan(job);
         if (o->verbosity > 0)
             mgr_print_config(job);
@@ -418,12 +406,8 @@ int mgr_run_upcycle(mgr_comm *comm, const mgr_run_options *o, mgr_tally *tally, 
         rc = mgr_run_write(job, job->config.target.path, id, &o->write, err);
     if (rc == MGR_OK)
         rc = mgr_run_tally(job, err);
-    if (rc == MGR_OK && job->rank == 0 && o->verbosity >= 0) {
-        if (o->write.dry_run)
-            printf("\ndry run: nothing was written\n");
-        else
-            mgr_print_summary(job);
-    }
+    if (rc == MGR_OK && job->rank == 0 && o->verbosity >= 0)
+        mgr_print_summary(job, o->write.dry_run);
     if (tally)
         *tally = job->tally;
     mgr_job_clear(job);

@@ -2,17 +2,18 @@
 #include <string.h>
 
 #include "core/mem.h"
+#include "core/stop.h"
+#include "engine/engine.h"
+#include "engine/progress.h"
 #include "io/fault.h"
 #include "io/file.h"
-#include "run/engine.h"
+#include "look/verify.h"
 #include "run/hashes.h"
 #include "run/ledger.h"
-#include "run/progress.h"
+#include "run/manifest.h"
 #include "run/run.h"
 #include "run/settle.h"
-#include "run/sidecar.h"
 #include "run/stage.h"
-#include "run/verify.h"
 
 /* Beside the planned buffers a rank needs room for lists, MPI and the C library. */
 #define RESERVE_MIN ((uint64_t)12 << 20)
@@ -136,9 +137,15 @@ static int seal(mgr_job *job, const char *directory, mgr_err *err)
 /* Rank 0, at the end: small files, the final name. */
 static int publish(mgr_job *job, mgr_stage *stage, mgr_err *err)
 {
-    MGR_TRY(mgr_sidecar_manifest(job, stage->directory, err));
-    MGR_TRY(job->target_format->sidecars(job, stage->directory, err));
-    MGR_TRY(mgr_verify_output(job, stage->directory, err));
+    MGR_TRY(mgr_manifest_write(job, stage->directory, err));
+    const mgr_output out = {.config = &job->config,
+                            .layout = &job->target.layout,
+                            .state = job->target_state,
+                            .source_directory = job->source_files.directory,
+                            .file_sha256 = (const char(*)[65])job->file_sha256};
+    MGR_TRY(job->target_format->sidecars(&out, stage->directory, err));
+    MGR_TRY(
+        mgr_verify_output(job->target_format->name, &job->target.layout, stage->directory, err));
     MGR_TRY(mgr_check_stop(err));
     return mgr_stage_publish(stage, err);
 }

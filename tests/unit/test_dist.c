@@ -10,7 +10,7 @@
 #include "fmt/torch_write.h"
 #include "fmt/zip.h"
 #include "model/megatron_dist.h"
-#include "run/container.h"
+#include "form/container.h"
 #include "support/check.h"
 
 #define GIB (UINT64_C(1) << 30)

@@ -1,0 +1,526 @@
+#include "engine/engine.h"
+
+#include <string.h>
+
+#include "core/mem.h"
+#include "core/stop.h"
+#include "engine/journal.h"
+#include "engine/progress.h"
+#include "kern/kern.h"
+
+static const mgr_tensor *source_tensor(const mgr_engine *e, uint32_t idx)
+{
+    return &e->job->source.tensors.list[idx];
+}
+
+int mgr_engine_sums(mgr_engine *e, const mgr_group *group, const mgr_unit *unit,
+                    const unsigned char *data, mgr_err *err)
+{
+    const mgr_piece *const piece = &e->job->plan.pieces[unit->piece]; /* FFN units have one */
+    const mgr_tensor *const t = source_tensor(e, piece->source);
+    const uint64_t ffn = e->job->source.tensors.model.ffn;
+    const mgr_dtype dtype = e->job->source.layout.dtype;
+    if (t->ndim == 1) /* a bias: moments are of the matrices */
+        return MGR_OK;
+    const size_t matrix = (size_t)(t->role - MGR_ROLE_GATE);
+    mgr_sums *const sums = e->sums + ((t->layer - group->layer) * (size_t)3 + matrix) * ffn;
+    const int bad = t->role == MGR_ROLE_DOWN
+                        ? mgr_sums_add_cols(sums, data, dtype, piece->rows, t->cols, e->scratch)
+                        : mgr_sums_add_rows(sums + piece->row, data, dtype, piece->rows, t->cols);
+    char label[96];
+    if (!bad)
+        return MGR_OK;
+    mgr_fail(err, MGR_ERR_FORMAT,
+             "%s holds a value that is not finite or has a magnitude of 65536 or more, in rows "
+             "%llu to %llu",
+             mgr_tensor_label(t, label, sizeof label), (unsigned long long)piece->row,
+             (unsigned long long)(piece->row + piece->rows - 1));
+    return mgr_hint(err, "such weights cannot be a trained model's; check the source");
+}
+
+/* Rows of the output buffer that fit at a time. */
+static uint64_t rows_that_fit(const mgr_engine *e, const mgr_tensor *target)
+{
+    const uint64_t bytes = target->cols * mgr_dtype_size(e->job->target.layout.dtype);
+    const uint64_t n = e->job->plan.chunk_bytes / bytes;
+    return n ? n : 1;
+}
+
+static int copy_rows(mgr_engine *e, uint32_t target, const mgr_piece *piece,
+                     const unsigned char *data, mgr_err *err)
+{
+    const mgr_tensor *const t = &e->job->target.tensors.list[target];
+    const mgr_dtype from = e->job->source.layout.dtype, to = e->job->target.layout.dtype;
+    if (from == to)
+        return mgr_engine_write(e, target, piece->row, piece->rows, data, err);
+    const uint64_t step = rows_that_fit(e, t);
+    for (uint64_t r = 0; r < piece->rows; r += step) {
+        const uint64_t n = piece->rows - r < step ? piece->rows - r : step;
+        mgr_cast(e->out, to, data + r * t->cols * mgr_dtype_size(from), from, n * t->cols);
+        MGR_TRY(mgr_engine_write(e, target, piece->row + r, n, e->out, err));
+    }
+    return MGR_OK;
+}
+
+/* down: the expert's rows are the dense ones with columns replaced. */
+static int expert_hidden_rows(mgr_engine *e, const mgr_expert *x, uint32_t target,
+                              const mgr_piece *piece, const unsigned char *data, mgr_err *err)
+{
+    const mgr_tensor *const t = &e->job->target.tensors.list[target];
+    const mgr_dtype from = e->job->source.layout.dtype, to = e->job->target.layout.dtype;
+    const uint64_t step = rows_that_fit(e, t);
+    for (uint64_t r = 0; r < piece->rows; r += step) {
+        const uint64_t n = piece->rows - r < step ? piece->rows - r : step;
+        e->job->method->hidden_rows(x, piece->row + r, n, data + r * t->cols * mgr_dtype_size(from),
+                                    from, e->out, to);
+        MGR_TRY(mgr_engine_write(e, target, piece->row + r, n, e->out, err));
+    }
+    return MGR_OK;
+}
+
+static bool in_piece(const mgr_expert *x, uint32_t neuron, const mgr_piece *piece)
+{
+    const uint32_t dense = x->dense_of ? x->dense_of[neuron] : neuron;
+    return dense >= piece->row && dense - piece->row < piece->rows;
+}
+
+/* gate, up: expert rows whose dense rows are in the piece, in runs of neighbours. Without shuffle,
+ * or with the whole matrix in the piece, that is one run. */
+static int expert_neuron_rows(mgr_engine *e, const mgr_method *method, const mgr_expert *x,
+                              uint32_t target, const mgr_piece *piece, const unsigned char *data,
+                              mgr_err *err)
+{
+    const mgr_tensor *const t = &e->job->target.tensors.list[target];
+    const mgr_dtype from = e->job->source.layout.dtype, to = e->job->target.layout.dtype;
+    const uint64_t step = rows_that_fit(e, t);
+    uint32_t row = x->dense_of ? 0 : (uint32_t)piece->row;
+    const uint32_t end = x->dense_of ? x->n_neurons : (uint32_t)(piece->row + piece->rows);
+    while (row < end) {
+        uint32_t n = 0;
+        while (row + n < end && n < step && in_piece(x, row + n, piece))
+            n++;
+        if (n == 0) {
+            row++;
+            continue;
+        }
+        method->neuron_rows(x, row, n, data, (uint32_t)piece->row, from, e->out, to);
+        MGR_TRY(mgr_engine_write(e, target, row, n, e->out, err));
+        row += n;
+    }
+    return MGR_OK;
+}
+
+/* The biases of gate and up belong to neurons: every method leaves them as they are, but they go
+ * where shuffle sends their neurons. That is the naive method, on rows of one element. */
+static int expert_bias(mgr_engine *e, const mgr_expert *of, uint32_t target, const mgr_piece *piece,
+                       const unsigned char *data, mgr_err *err)
+{
+    mgr_expert x = *of;
+    x.hidden = 1;
+    x.n_selected = 0;
+    return expert_neuron_rows(e, mgr_method_find("naive"), &x, target, piece, data, err);
+}
+
+/* A matrix that the model does not have is passed over. */
+static int note_moment(mgr_engine *e, mgr_note note, uint32_t tensor, float mean, float std,
+                       mgr_err *err)
+{
+    if (tensor == MGR_NONE)
+        return MGR_OK;
+    const mgr_extent extent = {mgr_note_what(e->job, note, tensor),
+                               0,
+                               mgr_f32_bits(mean),
+                               mgr_f32_bits(std),
+                               e->unit_idx,
+                               0};
+    return mgr_extents_add(&e->write_extents, &extent, err);
+}
+
+/* What the ledger will say of the layer at hand. */
+static int note_moments(mgr_engine *e, mgr_err *err)
+{
+    const mgr_job *const job = e->job;
+    const mgr_selection *const s = e->selection;
+    for (uint32_t matrix = 0; job->moments && matrix < MGR_MATRIX_COUNT; matrix++) {
+        const mgr_role role = (mgr_role)(MGR_ROLE_GATE + (int)matrix);
+        const mgr_moment *const dense = &s->dense_moment[matrix];
+        MGR_TRY(note_moment(e, MGR_NOTE_SOURCE_MOMENT,
+                            mgr_tensors_find(&job->source.tensors, role, s->layer, MGR_NONE),
+                            dense->mean, dense->std, err));
+        for (uint32_t x = 0; x < job->target.tensors.model.experts; x++)
+            MGR_TRY(note_moment(e, MGR_NOTE_TARGET_MOMENT,
+                                mgr_tensors_find(&job->target.tensors, role, s->layer, x),
+                                s->mean[x * 3 + matrix], s->std[x * 3 + matrix], err));
+    }
+    return MGR_OK;
+}
+
+static int make_expert(mgr_engine *e, const mgr_group *group, uint32_t target,
+                       const mgr_piece *piece, const unsigned char *data, mgr_err *err)
+{
+    const mgr_job *const job = e->job;
+    const mgr_tensor *const t = &job->target.tensors.list[target];
+    const mgr_sums *const sums =
+        e->sums ? e->sums + (t->layer - group->layer) * 3 * job->source.tensors.model.ffn : NULL;
+    if (e->selection->layer != t->layer) {
+        MGR_TRY(mgr_selection_set(e->selection, job, t->layer, sums, err));
+        MGR_TRY(note_moments(e, err));
+    }
+    const bool bias = t->ndim == 1;
+    const mgr_matrix matrix =
+        bias ? MGR_MATRIX_UP : (mgr_matrix)(t->role - MGR_ROLE_GATE); /* of no matter for a bias */
+    const mgr_expert x = mgr_selection_expert(e->selection, job, t->expert, matrix);
+    if (bias)
+        return expert_bias(e, &x, target, piece, data, err);
+    return matrix == MGR_MATRIX_DOWN
+               ? expert_hidden_rows(e, &x, target, piece, data, err)
+               : expert_neuron_rows(e, job->method, &x, target, piece, data, err);
+}
+
+/* A bias of a router: Megatron starts it with zeros (transformer/moe/router.py). All bytes of a
+ * zero are zero in every type. */
+static int make_zeros(mgr_engine *e, uint32_t target, const mgr_piece *piece, mgr_err *err)
+{
+    const mgr_tensor *const t = &e->job->target.tensors.list[target];
+    const uint64_t step = rows_that_fit(e, t);
+    memset(e->out, 0, e->job->plan.chunk_bytes);
+    for (uint64_t r = 0; r < piece->rows; r += step) {
+        const uint64_t left = piece->rows - r;
+        MGR_TRY(
+            mgr_engine_write(e, target, piece->row + r, left < step ? left : step, e->out, err));
+    }
+    return MGR_OK;
+}
+
+static int make_router(mgr_engine *e, uint32_t target, mgr_err *err)
+{
+    const mgr_job *const job = e->job;
+    const mgr_tensor *const t = &job->target.tensors.list[target];
+    mgr_router_fill(job->router, job->config.upcycle.router_std, job->config.upcycle.seed, t->layer,
+                    (uint32_t)t->rows, t->cols, e->out, job->target.layout.dtype);
+    return mgr_engine_write(e, target, 0, t->rows, e->out, err);
+}
+
+static bool is_norm_weight(mgr_role role)
+{
+    return role == MGR_ROLE_ATTN_NORM || role == MGR_ROLE_MLP_NORM || role == MGR_ROLE_FINAL_NORM ||
+           role == MGR_ROLE_Q_NORM || role == MGR_ROLE_K_NORM;
+}
+
+/* mgr-synth: norms are 1 + N(0, 0.02^2), so that a norm that goes astray shows; all else is
+ * N(0, 0.02^2). Element (r, c) is number r*cols + c of the stream of (role, layer, expert). */
+static int make_synth(mgr_engine *e, uint32_t target, const mgr_piece *piece, mgr_err *err)
+{
+    const mgr_job *const job = e->job;
+    const mgr_tensor *const t = &job->target.tensors.list[target];
+    const uint32_t layer = t->layer == MGR_NONE ? UINT32_MAX : t->layer;
+    const uint32_t expert = t->expert == MGR_NONE ? 0 : t->expert + 1; /* 0: a dense model's */
+    const mgr_stream stream = {job->synth_seed, MGR_PURPOSE_SYNTH, layer,
+                               expert << 8 | (uint32_t)t->role};
+    const float mean = is_norm_weight(t->role) ? 1.0f : 0.0f;
+    const uint64_t step = rows_that_fit(e, t);
+    for (uint64_t r = piece->row; r < piece->row + piece->rows; r += step) {
+        const uint64_t left = piece->row + piece->rows - r, n = left < step ? left : step;
+        mgr_normals_scaled(&stream, r * t->cols, n * t->cols, mean, 0.02f, e->out,
+                           job->target.layout.dtype);
+        MGR_TRY(mgr_engine_write(e, target, r, n, e->out, err));
+    }
+    return MGR_OK;
+}
+
+static int make_generated(mgr_engine *e, const mgr_piece *piece, mgr_err *err)
+{
+    switch (e->job->defines[piece->target].op) {
+    case MGR_OP_ROUTER:
+        return make_router(e, piece->target, err);
+    case MGR_OP_ZERO:
+        return make_zeros(e, piece->target, piece, err);
+    default:
+        return make_synth(e, piece->target, piece, err);
+    }
+}
+
+/* float16 has a smaller range than the types that weights are kept in: what it cannot hold is
+ * refused, not turned into infinities. */
+static int check_range(const mgr_engine *e, const mgr_piece *piece, const unsigned char *data,
+                       mgr_err *err)
+{
+    const mgr_tensor *const t = source_tensor(e, piece->source);
+    const mgr_dtype from = e->job->source.layout.dtype;
+    char label[96];
+    if (e->job->target.layout.dtype != MGR_DTYPE_F16 || from == MGR_DTYPE_F16 ||
+        !mgr_any_beyond_f16(data, from, piece->rows * t->cols))
+        return MGR_OK;
+    mgr_fail(err, MGR_ERR_FORMAT, "%s holds a value that float16 cannot",
+             mgr_tensor_label(t, label, sizeof label));
+    return mgr_hint(err, "set target.dtype to bfloat16 or float32");
+}
+
+int mgr_engine_make(mgr_engine *e, const mgr_group *group, const mgr_unit *unit,
+                    const unsigned char *data, mgr_err *err)
+{
+    const mgr_plan *const plan = &e->job->plan;
+    for (uint32_t p = unit->piece; p < unit->piece + unit->n_pieces; p++) {
+        const mgr_piece *const piece = &plan->pieces[p];
+        if (piece->source == MGR_NONE) {
+            MGR_TRY(make_generated(e, piece, err));
+            continue;
+        }
+        MGR_TRY(check_range(e, piece, data, err));
+        for (uint32_t k = plan->first_target[piece->source];
+             k < plan->first_target[piece->source + 1]; k++) {
+            const uint32_t target = plan->targets[k];
+            MGR_TRY(e->job->defines[target].op == MGR_OP_EXPERT
+                        ? make_expert(e, group, target, piece, data, err)
+                        : copy_rows(e, target, piece, data, err));
+        }
+        data += piece->rows * source_tensor(e, piece->source)->cols *
+                mgr_dtype_size(e->job->source.layout.dtype);
+    }
+    return MGR_OK;
+}
+
+static bool mine(const mgr_engine *e, const mgr_unit *unit)
+{
+    return unit->rank == e->job->rank;
+}
+
+static bool pending(const mgr_engine *e, uint32_t unit)
+{
+    const uint8_t *const state = e->journal->state;
+    return state && state[unit] == MGR_UNIT_PENDING;
+}
+
+/* Read this rank's units of a group and add up their sums; keep as many as the cache has room for,
+ * the others will be read a second time. */
+static int sum_group(mgr_engine *e, const mgr_group *group, mgr_err *err)
+{
+    e->cache_used = 0;
+    for (uint32_t u = 0; u < group->n_units; u++) {
+        const mgr_unit *const unit = &e->job->plan.units[group->unit + u];
+        e->kept[u] = UINT64_MAX;
+        if (!mine(e, unit))
+            continue;
+        unsigned char *into = e->unit;
+        if (unit->in_bytes <= e->job->plan.cache_bytes - e->cache_used) {
+            into = e->cache + e->cache_used;
+            e->kept[u] = e->cache_used;
+            e->cache_used += (unit->in_bytes + 63) & ~(uint64_t)63;
+            if (e->cache_used > e->job->plan.cache_bytes)
+                e->cache_used = e->job->plan.cache_bytes;
+        }
+        e->unit_idx = group->unit + u;
+        MGR_TRY(mgr_engine_read(e, unit, into, pending(e, e->unit_idx), err));
+        MGR_TRY(mgr_engine_sums(e, group, unit, into, err));
+    }
+    return MGR_OK;
+}
+
+static int make_group(mgr_engine *e, const mgr_group *group, mgr_err *err)
+{
+    const bool summed = group->n_layers > 0;
+    for (uint32_t u = 0; u < group->n_units; u++) {
+        const mgr_unit *const unit = &e->job->plan.units[group->unit + u];
+        if (!mine(e, unit) || !pending(e, group->unit + u))
+            continue;
+        e->unit_idx = group->unit + u;
+        const unsigned char *data = e->unit;
+        if (summed && e->kept[u] != UINT64_MAX)
+            data = e->cache + e->kept[u];
+        else if (unit->in_bytes)
+            MGR_TRY(mgr_engine_read(e, unit, e->unit, !summed, err));
+        MGR_TRY(mgr_engine_make(e, group, unit, data, err));
+        MGR_TRY(mgr_journal_unit(e->journal, e->unit_idx, &e->write_files, &e->read_extents,
+                                 &e->write_extents, err));
+    }
+    return MGR_OK;
+}
+
+/* A phase: local work, one agreement, the sums of all ranks. */
+static int share_sums(mgr_engine *e, const mgr_group *group, mgr_err *err)
+{
+    const size_t n = group->n_layers * (size_t)3 * e->job->source.tensors.model.ffn;
+    memset(e->sums, 0, n * sizeof *e->sums);
+    const double start = mgr_now();
+    int rc = mgr_agree(e->job->comm, sum_group(e, group, err), err);
+    if (rc == MGR_OK)
+        rc = mgr_sum_i64(e->job->comm, &e->sums[0].sum_hi, n * 4, err);
+    e->job->tally.seconds_sums += mgr_now() - start;
+    return rc;
+}
+
+static int open_files_init(mgr_open_files *files, const mgr_catalogue *cat, const char *directory,
+                           bool for_writing, mgr_err *err)
+{
+    *files = (mgr_open_files){.cat = cat, .directory = directory, .for_writing = for_writing};
+    MGR_TRY(mgr_alloc(&files->fd, cat->n_files, sizeof *files->fd, err));
+    memset(files->fd, 0xff, cat->n_files * sizeof *files->fd);
+    return MGR_OK;
+}
+
+static int engine_init(mgr_engine *e, mgr_job *job, const char *directory, mgr_progress *progress,
+                       mgr_err *err)
+{
+    const mgr_plan *const plan = &job->plan;
+    size_t largest_group = 0;
+    for (size_t g = 0; g < plan->n_groups; g++)
+        if (plan->groups[g].n_units > largest_group)
+            largest_group = plan->groups[g].n_units;
+    *e = (mgr_engine){.job = job, .progress = progress};
+    MGR_TRY(open_files_init(&e->read_files, &job->source.cat, NULL, false, err));
+    MGR_TRY(open_files_init(&e->write_files, &job->target.cat, directory, true, err));
+    MGR_TRY(mgr_alloc_aligned(&e->unit, plan->unit_bytes, err));
+    MGR_TRY(mgr_alloc_aligned(&e->out, plan->chunk_bytes, err));
+    MGR_TRY(mgr_alloc_aligned(&e->bounce, plan->chunk_bytes, err));
+    MGR_TRY(mgr_alloc_aligned(&e->cache, plan->cache_bytes, err));
+    MGR_TRY(mgr_alloc(&e->kept, largest_group, sizeof *e->kept, err));
+    if (job->moments) {
+        MGR_TRY(mgr_alloc(&e->sums, plan->sums_bytes, 1, err));
+        MGR_TRY(mgr_alloc(&e->scratch, 2 * job->source.tensors.model.ffn, sizeof(double), err));
+    }
+    if (!job->method)
+        return MGR_OK;
+    MGR_TRY(mgr_alloc(&e->selection, 1, sizeof *e->selection, err));
+    return mgr_selection_init(e->selection, job, err);
+}
+
+static void engine_clear(mgr_engine *e)
+{
+    mgr_free(e->read_files.fd);
+    mgr_free(e->write_files.fd);
+    mgr_free_aligned(e->unit);
+    mgr_free_aligned(e->out);
+    mgr_free_aligned(e->bounce);
+    mgr_free_aligned(e->cache);
+    mgr_free(e->kept);
+    mgr_free(e->sums);
+    mgr_free(e->scratch);
+    if (e->selection)
+        mgr_selection_clear(e->selection);
+    mgr_free(e->selection);
+    mgr_free(e->items);
+    if (e->fetcher)
+        e->job->source_format->fetched(e->fetcher);
+}
+
+int mgr_note_event(mgr_job *job, mgr_phase phase, uint32_t group, double start, uint64_t read,
+                   uint64_t written, mgr_err *err)
+{
+    const mgr_event event = {phase,
+                             group,
+                             start,
+                             mgr_now(),
+                             job->tally.bytes_read - read,
+                             job->tally.bytes_written - written};
+    MGR_TRY(mgr_grow(&job->events, &job->cap_events, job->n_events + 1, sizeof event, err));
+    job->events[job->n_events++] = event;
+    return MGR_OK;
+}
+
+/* How many units of each group some rank has still to do. */
+static int count_pending(const mgr_engine *e, int64_t *left, mgr_err *err)
+{
+    const mgr_plan *const plan = &e->job->plan;
+    for (size_t g = 0; g < plan->n_groups; g++)
+        for (uint32_t u = plan->groups[g].unit; u < plan->groups[g].unit + plan->groups[g].n_units;
+             u++)
+            left[g] += mine(e, &plan->units[u]) && pending(e, u);
+    return mgr_sum_i64(e->job->comm, left, plan->n_groups, err);
+}
+
+/* Add up a group's sums and write what is made of it; each is an event. A failure of this rank goes
+ * to *local, what all ranks know of is returned. */
+static int run_group(mgr_engine *e, uint32_t g, int *local, mgr_err *err)
+{
+    const mgr_group *const group = &e->job->plan.groups[g];
+    const mgr_tally *const t = &e->job->tally;
+    uint64_t read = t->bytes_read, written = t->bytes_written;
+    double start = mgr_now();
+    int rc = MGR_OK;
+    if (group->n_layers) {
+        rc = mgr_agree(e->job->comm, *local, err);
+        if (rc == MGR_OK)
+            rc = share_sums(e, group, err);
+        if (rc == MGR_OK)
+            *local = mgr_note_event(e->job, MGR_PHASE_SUMS, g, start, read, written, err);
+    }
+    read = t->bytes_read;
+    written = t->bytes_written;
+    start = mgr_now();
+    if (rc == MGR_OK && *local == MGR_OK)
+        *local = make_group(e, group, err);
+    if (rc == MGR_OK && *local == MGR_OK)
+        *local = mgr_note_event(e->job, MGR_PHASE_WRITE, g, start, read, written, err);
+    return rc;
+}
+
+static int run_groups(mgr_engine *e, int *local, mgr_err *err)
+{
+    const mgr_plan *const plan = &e->job->plan;
+    int64_t *left = NULL;
+    int rc = mgr_agree(e->job->comm, mgr_alloc(&left, plan->n_groups, sizeof *left, err), err);
+    if (rc == MGR_OK)
+        rc = count_pending(e, left, err);
+    for (uint32_t g = 0; rc == MGR_OK && g < plan->n_groups; g++)
+        if (left[g] != 0)
+            rc = run_group(e, g, local, err);
+    mgr_free(left);
+    return rc;
+}
+
+/* Close everything; what was written becomes durable, and, where the run is only interrupted, part
+ * of the journal. */
+static int close_files(mgr_engine *e, int failure, mgr_err *err)
+{
+    mgr_err ignored = MGR_ERR_INIT;
+    int rc = MGR_OK;
+    if (failure == MGR_ERR_INTERRUPTED && e->journal->fd >= 0)
+        rc = mgr_journal_flush(e->journal, &e->write_files, &e->read_extents, &e->write_extents,
+                               &ignored);
+    if (e->write_files.fd)
+        rc = mgr_open_files_close(&e->write_files, failure != MGR_OK, err);
+    if (e->read_files.fd && mgr_open_files_close(&e->read_files, true, &ignored) != MGR_OK)
+        rc = rc != MGR_OK ? rc : MGR_ERR_IO;
+    return failure != MGR_OK ? failure : rc;
+}
+
+int mgr_engine_run(mgr_job *job, const char *directory, double journal_seconds,
+                   mgr_progress *progress, mgr_extents *read_extents, mgr_extents *write_extents,
+                   mgr_err *err)
+{
+    mgr_engine e;
+    mgr_journal journal = {.fd = -1};
+    int local = engine_init(&e, job, directory, progress, err);
+    e.journal = &journal;
+    if (local == MGR_OK)
+        local = mgr_journal_open(&journal, job, directory, journal_seconds, &e.read_extents,
+                                 &e.write_extents, err);
+    int rc = mgr_agree(job->comm, local, err);
+    if (rc == MGR_OK && job->container->open)
+        rc = job->container->open(&e.writer, &job->target.layout, directory, job->comm, err);
+    const double start = mgr_now();
+    local = rc; /* from here on: what has gone wrong on this rank */
+    if (rc == MGR_OK)
+        rc = run_groups(&e, &local, err);
+    job->tally.seconds_write = mgr_now() - start - job->tally.seconds_sums;
+    const double sync_start = mgr_now();
+    if (e.writer) {
+        mgr_barrier(job->comm); /* waits politely, which the library would not */
+        const int closed = job->container->close(e.writer, err);
+        local = local != MGR_OK ? local : closed;
+    }
+    local = close_files(&e, rc != MGR_OK ? rc : local, err);
+    job->tally.seconds_sync = mgr_now() - sync_start;
+    if (local == MGR_OK)
+        local = mgr_note_event(job, MGR_PHASE_SYNC, MGR_NONE, sync_start, job->tally.bytes_read,
+                               job->tally.bytes_written, err);
+    if (rc == MGR_OK) {
+        mgr_progress_finish(progress);
+        rc = mgr_agree(job->comm, local, err);
+    }
+    *read_extents = e.read_extents;
+    *write_extents = e.write_extents;
+    mgr_journal_close(&journal);
+    engine_clear(&e);
+    return rc;
+}

@@ -1,0 +1,100 @@
+/*
+ * The engine: reads a unit's rows, makes target rows of them, writes these. Only row blocks pass
+ * through it; formats and methods are boxes and functions to it.
+ */
+#ifndef MGR_ENGINE_ENGINE_H
+#define MGR_ENGINE_ENGINE_H
+
+#include "engine/extents.h"
+#include "engine/job.h"
+
+/* What an extent is about beyond stored tensors: notes for the ledger, which so take the way of the
+ * extents through journal and gathering. With n stored tensors, t logical target tensors:
+ * n + i: rows of target tensor i, row-major, for a tensor that is not one stored one;
+ * n + t + i: the moments of target tensor i, n + 2 t + i: those of source tensor i, as bits in
+ * `offset` (mean) and `bytes` (std). */
+typedef enum mgr_note { MGR_NOTE_ROWS, MGR_NOTE_TARGET_MOMENT, MGR_NOTE_SOURCE_MOMENT } mgr_note;
+
+uint32_t mgr_note_what(const mgr_job *job, mgr_note note, uint32_t tensor);
+
+/* Is target tensor `tensor` one stored tensor, whole? Then its bytes are that one's. Pure. */
+bool mgr_is_whole(const mgr_layout *target, uint32_t tensor);
+
+typedef struct mgr_progress mgr_progress;
+
+typedef struct mgr_engine {
+    mgr_job *job;
+    mgr_open_files read_files, write_files;
+    unsigned char *unit, *cache, *out, *bounce; /* sizes as planned */
+    uint64_t cache_used;
+    uint64_t *kept;  /* per unit of the group: offset in cache, UINT64_MAX if it is not there */
+    mgr_sums *sums;  /* [layers of the group][matrix][F] */
+    double *scratch; /* 2 F */
+    struct mgr_selection *selection; /* experts of the layer at hand */
+    struct mgr_read_item *items;
+    size_t n_items, cap_items;
+    mgr_extents read_extents, write_extents;
+    mgr_progress *progress;
+    void *fetcher; /* the source format's, where bytes do not lie in its files as they are */
+    void *writer;  /* the container's, where it writes itself */
+    struct mgr_journal *journal;
+    uint32_t unit_idx; /* the unit at hand */
+} mgr_engine;
+
+/* Do all work of this rank that the journal in `directory` does not name, writing below
+ * `directory`, and make it durable; finished units are journaled every `journal_seconds`.
+ * Collective. */
+int mgr_engine_run(mgr_job *job, const char *directory, double journal_seconds,
+                   mgr_progress *progress, mgr_extents *read_extents, mgr_extents *write_extents,
+                   mgr_err *err) MGR_NODISCARD;
+
+/* Bytes that a selection of one layer's experts takes: for the plan. Pure. */
+uint64_t mgr_selection_bytes(const mgr_job *job);
+
+/* --- between the files of the engine --- */
+
+/* Read all pieces of a unit, one behind the other, row-major in the source type; replicas are read
+ * too and compared. `count` records extents for the CRC check (the first reading only). Local. */
+int mgr_engine_read(mgr_engine *engine, const mgr_unit *unit, unsigned char *into, bool count,
+                    mgr_err *err) MGR_NODISCARD;
+
+/* Write rows row .. row+n-1 of a target tensor, packed in the target type, into every box that has
+ * a part of them. Local. */
+int mgr_engine_write(mgr_engine *engine, uint32_t target, uint64_t row, uint64_t n,
+                     const unsigned char *rows, mgr_err *err) MGR_NODISCARD;
+
+/* Add a unit's dense FFN rows to the sums. Local. */
+int mgr_engine_sums(mgr_engine *engine, const mgr_group *group, const mgr_unit *unit,
+                    const unsigned char *data, mgr_err *err) MGR_NODISCARD;
+
+/* Make every target tensor of a unit from its data. Local. */
+int mgr_engine_make(mgr_engine *engine, const mgr_group *group, const mgr_unit *unit,
+                    const unsigned char *data, mgr_err *err) MGR_NODISCARD;
+
+/* The S sets, permutations and moments of one layer's experts. */
+typedef struct mgr_selection {
+    uint32_t layer;      /* MGR_NONE: none yet */
+    uint32_t *selected;  /* [experts][1 or 3][n_selected] */
+    uint32_t *dense_of;  /* [experts][F]; NULL without shuffle */
+    uint32_t *expert_of; /* [experts][F], the inverse */
+    uint32_t *dense;     /* [n_selected], to work with */
+    float *mean, *std;   /* [experts][3] */
+    uint32_t *every;     /* [F]: all neurons */
+    mgr_moment dense_moment[3];
+} mgr_selection;
+
+int mgr_selection_init(mgr_selection *selection, const mgr_job *job, mgr_err *err) MGR_NODISCARD;
+void mgr_selection_clear(mgr_selection *selection);
+/* Make it hold `layer`; `sums` are that layer's [3][F], NULL where the method needs no moments or
+ * the caller none. Local. */
+int mgr_selection_set(mgr_selection *selection, const mgr_job *job, uint32_t layer,
+                      const mgr_sums *sums, mgr_err *err) MGR_NODISCARD;
+/* The view of one expert's matrix. Pure. */
+mgr_expert mgr_selection_expert(const mgr_selection *selection, const mgr_job *job, uint32_t expert,
+                                mgr_matrix matrix);
+
+/* An event ends now; begun with these byte counts of the tally. Local. */
+int mgr_note_event(mgr_job *job, mgr_phase phase, uint32_t group, double start, uint64_t read,
+                   uint64_t written, mgr_err *err) MGR_NODISCARD;
+
+#endif

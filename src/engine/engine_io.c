@@ -1,0 +1,326 @@
+/* The I/O half of engine/engine.h: boxes to extents, extents to bytes. */
+#include <libdeflate.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "core/mem.h"
+#include "core/stop.h"
+#include "engine/engine.h"
+#include "engine/progress.h"
+#include "io/file.h"
+#include "kern/kern.h"
+
+/* Smaller writes are left for the system to gather. */
+#define WRITEBACK_MIN ((size_t)1 << 20)
+
+/* Rows that lie one behind the other in a file, and where they go in memory. Of a transposed box it
+ * is a piece of one column, each of whose elements is a row here. */
+typedef struct mgr_read_item {
+    uint32_t file, record, tensor;
+    bool compare; /* a replica: its bytes must be there already */
+    uint64_t offset, record_offset;
+    size_t row_bytes, rows, stride; /* stride of the destination */
+    unsigned char *to;
+} mgr_read_item;
+
+static int by_file_order(const void *x, const void *y)
+{
+    const mgr_read_item *const a = x, *const b = y;
+    if (a->compare != b->compare) /* replicas last: they are compared with what was read */
+        return a->compare ? 1 : -1;
+    if (a->file != b->file)
+        return a->file < b->file ? -1 : 1;
+    return a->offset < b->offset ? -1 : a->offset > b->offset;
+}
+
+static int add_item(mgr_engine *e, const mgr_read_item *item, mgr_err *err)
+{
+    MGR_TRY(mgr_grow(&e->items, &e->cap_items, e->n_items + 1, sizeof *item, err));
+    e->items[e->n_items++] = *item;
+    return MGR_OK;
+}
+
+/* A transposed box: the piece's rows are a stretch of each stored row. */
+static int add_transposed(mgr_engine *e, const mgr_box *box, uint64_t from, uint64_t to,
+                          unsigned char *into, mgr_err *err)
+{
+    const mgr_layout *const layout = &e->job->source.layout;
+    const mgr_stored *const s = &layout->cat->stored[box->stored];
+    const size_t element = mgr_dtype_size(s->dtype);
+    for (uint64_t col = box->col; col < box->col + box->cols; col++) {
+        const mgr_read_item item = {
+            .file = s->file,
+            .record = s->record,
+            .tensor = box->tensor,
+            .compare = box->copy > 0,
+            .offset = mgr_box_offset(layout, box, from, col),
+            .record_offset = s->record == MGR_NONE ? 0 : layout->cat->records[s->record].offset,
+            .row_bytes = element,
+            .rows = (size_t)(to - from),
+            .stride = layout->tensors->list[box->tensor].cols * element,
+            .to = into + col * element,
+        };
+        MGR_TRY(add_item(e, &item, err));
+    }
+    return MGR_OK;
+}
+
+/* Items of the rows that `box` and `piece` share. `into` is the piece's first row in memory. */
+static int add_box(mgr_engine *e, const mgr_box *box, const mgr_piece *piece, unsigned char *into,
+                   mgr_err *err)
+{
+    const mgr_layout *const layout = &e->job->source.layout;
+    const mgr_stored *const s = &layout->cat->stored[box->stored];
+    const size_t element = mgr_dtype_size(s->dtype);
+    const uint64_t from = box->row > piece->row ? box->row : piece->row;
+    const uint64_t box_end = box->row + box->rows, piece_end = piece->row + piece->rows;
+    const uint64_t to = box_end < piece_end ? box_end : piece_end;
+    if (from >= to)
+        return MGR_OK;
+    const size_t stride = layout->tensors->list[box->tensor].cols * element;
+    if (box->transposed)
+        return add_transposed(e, box, from, to, into + (from - piece->row) * stride, err);
+    const size_t row_bytes = box->cols * element;
+    const uint64_t fit = e->job->plan.chunk_bytes / row_bytes;
+    const bool dense = box->row_stride == box->cols;
+    const uint64_t per_item = dense ? (fit ? fit : 1) : 1;
+    for (uint64_t row = from; row < to; row += per_item) {
+        const mgr_read_item item = {
+            .file = s->file,
+            .record = s->record,
+            .tensor = box->tensor,
+            .compare = box->copy > 0,
+            .offset = mgr_box_offset(layout, box, row, box->col),
+            .record_offset = s->record == MGR_NONE ? 0 : layout->cat->records[s->record].offset,
+            .row_bytes = row_bytes,
+            .rows = (size_t)(to - row < per_item ? to - row : per_item),
+            .stride = stride,
+            .to = into + (row - piece->row) * stride + box->col * element,
+        };
+        MGR_TRY(add_item(e, &item, err));
+    }
+    return MGR_OK;
+}
+
+static int collect_items(mgr_engine *e, const mgr_unit *unit, unsigned char *into, mgr_err *err)
+{
+    const mgr_layout *const layout = &e->job->source.layout;
+    e->n_items = 0;
+    for (uint32_t p = 0; p < unit->n_pieces; p++) {
+        const mgr_piece *const piece = &e->job->plan.pieces[unit->piece + p];
+        const mgr_tensor *const t = &layout->tensors->list[piece->source];
+        for (size_t b = layout->first_box[piece->source]; b < layout->first_box[piece->source + 1];
+             b++)
+            MGR_TRY(add_box(e, &layout->boxes[b], piece, into, err));
+        into += piece->rows * t->cols * mgr_dtype_size(layout->dtype);
+    }
+    qsort(e->items, e->n_items, sizeof *e->items, by_file_order);
+    return MGR_OK;
+}
+
+/* Spread an item's bytes over its rows, or compare them with what is there. */
+static int place_item(const mgr_engine *e, const mgr_read_item *item, const unsigned char *bytes,
+                      mgr_err *err)
+{
+    if (!item->compare) {
+        mgr_copy_2d(item->to, item->stride, bytes, item->row_bytes, item->row_bytes, item->rows);
+        return MGR_OK;
+    }
+    for (size_t r = 0; r < item->rows; r++) {
+        if (memcmp(item->to + r * item->stride, bytes + r * item->row_bytes, item->row_bytes) == 0)
+            continue;
+        char label[96];
+        const mgr_layout *const layout = &e->job->source.layout;
+        return mgr_fail(err, MGR_ERR_FORMAT,
+                        "shards disagree: the copy of %s in '%s' at byte %llu differs from the "
+                        "first one",
+                        mgr_tensor_label(&layout->tensors->list[item->tensor], label, sizeof label),
+                        layout->cat->files[item->file].path,
+                        (unsigned long long)(item->offset + r * item->row_bytes));
+    }
+    return MGR_OK;
+}
+
+/* How many items, from `first` on, follow each other in the file and fit the buffer together. */
+static size_t run_length(const mgr_engine *e, size_t first, uint64_t *bytes)
+{
+    const mgr_read_item *const lead = &e->items[first];
+    uint64_t total = (uint64_t)lead->rows * lead->row_bytes;
+    size_t n = 1;
+    for (; first + n < e->n_items; n++) {
+        const mgr_read_item *const next = &e->items[first + n];
+        const uint64_t more = (uint64_t)next->rows * next->row_bytes;
+        if (next->file != lead->file || next->record != lead->record ||
+            next->compare != lead->compare || next->offset != lead->offset + total ||
+            total + more > e->job->plan.chunk_bytes)
+            break;
+        total += more;
+    }
+    *bytes = total;
+    return n;
+}
+
+/* Bytes of a source file: as they lie there, or as its format makes them. */
+static int read_bytes(mgr_engine *e, uint32_t file, uint64_t offset, uint64_t bytes, mgr_err *err)
+{
+    const mgr_catalogue *const cat = &e->job->source.cat;
+    int fd;
+    if (offset >= MGR_VIRTUAL_OFFSET)
+        return e->job->source_format->fetch(&e->fetcher, cat, file, offset, e->bounce, bytes, err);
+    MGR_TRY(mgr_open_files_get(&e->read_files, file, &fd, err));
+    return mgr_pread_full(fd, cat->files[file].path, e->bounce, bytes, offset, err);
+}
+
+static int read_run(mgr_engine *e, size_t first, size_t n, uint64_t bytes, bool count, mgr_err *err)
+{
+    const mgr_read_item *const lead = &e->items[first];
+    MGR_TRY(mgr_check_stop(err));
+    MGR_TRY(read_bytes(e, lead->file, lead->offset, bytes, err));
+    e->job->tally.bytes_read += bytes;
+    mgr_progress_add(e->progress, bytes, 0);
+    if (count && lead->record != MGR_NONE) {
+        const mgr_extent extent = {lead->record,
+                                   libdeflate_crc32(0, e->bounce, bytes),
+                                   lead->offset - lead->record_offset,
+                                   bytes,
+                                   e->unit_idx,
+                                   0};
+        MGR_TRY(mgr_extents_add(&e->read_extents, &extent, err));
+    }
+    const unsigned char *at = e->bounce;
+    for (size_t i = first; i < first + n; i++) {
+        MGR_TRY(place_item(e, &e->items[i], at, err));
+        at += e->items[i].rows * e->items[i].row_bytes;
+    }
+    return MGR_OK;
+}
+
+int mgr_engine_read(mgr_engine *e, const mgr_unit *unit, unsigned char *into, bool count,
+                    mgr_err *err)
+{
+    MGR_TRY(collect_items(e, unit, into, err));
+    for (size_t i = 0; i < e->n_items;) {
+        uint64_t bytes;
+        const size_t n = run_length(e, i, &bytes);
+        MGR_TRY(read_run(e, i, n, bytes, count, err));
+        i += n;
+    }
+    return MGR_OK;
+}
+
+/* One contiguous stretch of a stored tensor, from the logical element (row, col) on. */
+static int write_stretch(mgr_engine *e, const mgr_box *box, uint64_t row, uint64_t col,
+                         const void *bytes, size_t len, mgr_err *err)
+{
+    const mgr_layout *const layout = &e->job->target.layout;
+    const mgr_stored *const s = &layout->cat->stored[box->stored];
+    const uint64_t offset = mgr_box_offset(layout, box, row, col);
+    int fd;
+    MGR_TRY(mgr_check_stop(err));
+    MGR_TRY(mgr_open_files_get(&e->write_files, s->file, &fd, err));
+    MGR_TRY(
+        e->writer
+            ? e->job->container->write(e->writer, box->stored, offset - s->offset, bytes, len, err)
+            : mgr_pwrite_full(fd, layout->cat->files[s->file].path, bytes, len, offset, err));
+    if (len >= WRITEBACK_MIN)
+        mgr_begin_writeback(fd, offset, len);
+    e->job->tally.bytes_written += len;
+    mgr_progress_add(e->progress, 0, len);
+    const mgr_extent extent = {
+        box->stored, libdeflate_crc32(0, bytes, len), offset - s->offset, len, e->unit_idx, 0};
+    return mgr_extents_add(&e->write_extents, &extent, err);
+}
+
+/* Rows [from, end) of a transposed box are a stretch of each stored row; where they are all of it,
+ * stored rows follow each other. As many stored rows as the buffer holds are made at a time. */
+static int write_transposed(mgr_engine *e, const mgr_box *box, uint64_t from, uint64_t end,
+                            const unsigned char *rows, mgr_err *err)
+{
+    const mgr_layout *const layout = &e->job->target.layout;
+    const size_t element = mgr_dtype_size(layout->dtype);
+    const size_t stride = layout->tensors->list[box->tensor].cols * element;
+    const size_t n = (size_t)(end - from), len = n * element;
+    const uint64_t fit = e->job->plan.chunk_bytes / len;
+    const uint64_t step = n == box->row_stride ? fit : 1;
+    for (uint64_t col = 0; col < box->cols; col += step) {
+        const uint64_t count = box->cols - col < step ? box->cols - col : step;
+        for (uint64_t k = 0; k < count; k++)
+            mgr_copy_2d(e->bounce + k * len, element, rows + (box->col + col + k) * element, stride,
+                        element, n);
+        MGR_TRY(write_stretch(e, box, from, box->col + col, e->bounce, count * len, err));
+    }
+    return MGR_OK;
+}
+
+/* The part of rows [row, row+n) that lies in `box`; packed column parts go through the read buffer,
+ * which is free while rows are written. */
+static int write_box(mgr_engine *e, const mgr_box *box, uint64_t row, uint64_t n,
+                     const unsigned char *rows, mgr_err *err)
+{
+    const mgr_layout *const layout = &e->job->target.layout;
+    const size_t element = mgr_dtype_size(layout->dtype);
+    const size_t stride = layout->tensors->list[box->tensor].cols * element;
+    const size_t row_bytes = box->cols * element;
+    const uint64_t from = box->row > row ? box->row : row;
+    const uint64_t end = box->row + box->rows < row + n ? box->row + box->rows : row + n;
+    if (box->transposed)
+        return from < end ? write_transposed(e, box, from, end, rows + (from - row) * stride, err)
+                          : MGR_OK;
+    const bool dense = box->row_stride == box->cols;
+    const uint64_t fit = e->job->plan.chunk_bytes / row_bytes;
+    const uint64_t step = !dense ? 1 : row_bytes == stride ? n : fit;
+    for (uint64_t r = from; r < end; r += step) {
+        const uint64_t count = end - r < step ? end - r : step;
+        const unsigned char *bytes = rows + (r - row) * stride + box->col * element;
+        if (row_bytes != stride && count > 1) {
+            mgr_copy_2d(e->bounce, row_bytes, bytes, stride, row_bytes, count);
+            bytes = e->bounce;
+        }
+        MGR_TRY(write_stretch(e, box, r, box->col, bytes, count * row_bytes, err));
+    }
+    return MGR_OK;
+}
+
+uint32_t mgr_note_what(const mgr_job *job, mgr_note note, uint32_t tensor)
+{
+    return (uint32_t)job->target.cat.n_stored + (uint32_t)note * job->target.tensors.n + tensor;
+}
+
+bool mgr_is_whole(const mgr_layout *target, uint32_t tensor)
+{
+    const mgr_tensor *const t = &target->tensors->list[tensor];
+    const mgr_box *const box = &target->boxes[target->first_box[tensor]];
+    const mgr_stored *const s = &target->cat->stored[box->stored];
+    return target->first_box[tensor + 1] > target->first_box[tensor] && box->rows == t->rows &&
+           box->cols == t->cols && !box->transposed &&
+           s->shape[0] * s->stride[0] == t->rows * t->cols;
+}
+
+/* An expert that a layout cuts is checksummed as the model sees it, too: the ledger's number does
+ * not depend on the layout. */
+static int note_rows(mgr_engine *e, uint32_t target, uint64_t row, uint64_t n,
+                     const unsigned char *rows, mgr_err *err)
+{
+    const mgr_layout *const layout = &e->job->target.layout;
+    const uint64_t row_bytes =
+        layout->tensors->list[target].cols * (uint64_t)mgr_dtype_size(layout->dtype);
+    if (e->job->defines[target].op != MGR_OP_EXPERT || mgr_is_whole(layout, target))
+        return MGR_OK;
+    const mgr_extent extent = {mgr_note_what(e->job, MGR_NOTE_ROWS, target),
+                               libdeflate_crc32(0, rows, n * row_bytes),
+                               row * row_bytes,
+                               n * row_bytes,
+                               e->unit_idx,
+                               0};
+    return mgr_extents_add(&e->write_extents, &extent, err);
+}
+
+int mgr_engine_write(mgr_engine *e, uint32_t target, uint64_t row, uint64_t n,
+                     const unsigned char *rows, mgr_err *err)
+{
+    const mgr_layout *const layout = &e->job->target.layout;
+    MGR_TRY(note_rows(e, target, row, n, rows, err));
+    for (size_t b = layout->first_box[target]; b < layout->first_box[target + 1]; b++)
+        MGR_TRY(write_box(e, &layout->boxes[b], row, n, rows, err));
+    return MGR_OK;
+}

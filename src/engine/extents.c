@@ -1,0 +1,62 @@
+#include "engine/extents.h"
+
+#include "core/mem.h"
+#include "core/str.h"
+#include "io/file.h"
+
+/* Some systems allow a process 1024 files; a rank seldom needs more than a few at a time. */
+#define MAX_OPEN 256
+
+int mgr_open_files_get(mgr_open_files *files, uint32_t file, int *fd, mgr_err *err)
+{
+    if (files->fd[file] < 0) {
+        if (files->n_open >= MAX_OPEN)
+            MGR_TRY(mgr_open_files_close(files, false, err));
+        mgr_buf path = {0};
+        int rc = MGR_OK;
+        if (files->directory)
+            rc = mgr_buf_fmt(&path, err, "%s/", files->directory);
+        if (rc == MGR_OK)
+            rc = mgr_buf_text(&path, files->cat->files[file].path, err);
+        if (rc == MGR_OK)
+            rc = files->for_writing ? mgr_open_write(path.data, &files->fd[file], err)
+                                    : mgr_open_read(path.data, &files->fd[file], err);
+        mgr_buf_clear(&path);
+        MGR_TRY(rc);
+        files->n_open++;
+    }
+    *fd = files->fd[file];
+    return MGR_OK;
+}
+
+int mgr_open_files_close(mgr_open_files *files, bool failed, mgr_err *err)
+{
+    int rc = MGR_OK;
+    for (size_t i = 0; files->fd && i < files->cat->n_files; i++) {
+        if (files->fd[i] < 0)
+            continue;
+        if (files->for_writing && !failed && rc == MGR_OK)
+            rc = mgr_sync_close(files->fd[i], files->cat->files[i].path, err);
+        else
+            mgr_close(files->fd[i]);
+        files->fd[i] = -1;
+    }
+    files->n_open = 0;
+    return rc;
+}
+
+int mgr_open_files_sync(const mgr_open_files *files, mgr_err *err)
+{
+    for (size_t i = 0; i < files->cat->n_files; i++)
+        if (files->fd[i] >= 0)
+            MGR_TRY(mgr_sync(files->fd[i], files->cat->files[i].path, err));
+    return MGR_OK;
+}
+
+int mgr_extents_add(mgr_extents *extents, const mgr_extent *extent, mgr_err *err)
+{
+    MGR_TRY(
+        mgr_grow(&extents->list, &extents->capacity, extents->n + 1, sizeof *extents->list, err));
+    extents->list[extents->n++] = *extent;
+    return MGR_OK;
+}

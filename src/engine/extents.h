@@ -1,0 +1,44 @@
+/*
+ * What a rank has read and written, as a list of stretches, and the files it holds open meanwhile.
+ */
+#ifndef MGR_ENGINE_EXTENTS_H
+#define MGR_ENGINE_EXTENTS_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "mgr/catalogue.h"
+
+/* A stretch of a target tensor that was written, or of a source record that was read. */
+typedef struct mgr_extent {
+    uint32_t what; /* stored tensor, or record */
+    uint32_t crc32;
+    uint64_t offset, bytes; /* within it */
+    uint32_t unit, pad;     /* of the plan */
+} mgr_extent;
+
+typedef struct mgr_extents {
+    mgr_extent *list;
+    size_t n, capacity;
+} mgr_extents;
+
+int mgr_extents_add(mgr_extents *extents, const mgr_extent *extent, mgr_err *err) MGR_NODISCARD;
+
+/* Files by index of a catalogue, opened on first use. When too many are open all are closed, those
+ * for writing after fsync. */
+typedef struct mgr_open_files {
+    const mgr_catalogue *cat;
+    const char *directory; /* in front of the catalogue's paths; NULL for none */
+    int *fd;
+    uint32_t n_open;
+    bool for_writing;
+} mgr_open_files;
+
+int mgr_open_files_get(mgr_open_files *files, uint32_t file, int *fd, mgr_err *err) MGR_NODISCARD;
+/* Make what was written so far durable, and leave the files open. Local. */
+int mgr_open_files_sync(const mgr_open_files *files, mgr_err *err) MGR_NODISCARD;
+/* Close all; those for writing are synced, unless `failed`. */
+int mgr_open_files_close(mgr_open_files *files, bool failed, mgr_err *err) MGR_NODISCARD;
+
+#endif

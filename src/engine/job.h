@@ -1,0 +1,97 @@
+/*
+ * A job: everything that the phases of one run share. Plain data, the same on all ranks but for
+ * what the engine does.
+ */
+#ifndef MGR_ENGINE_JOB_H
+#define MGR_ENGINE_JOB_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "form/source.h"
+#include "form/target.h"
+#include "mgr/config.h"
+#include "mgr/layout.h"
+#include "mgr/plan.h"
+#include "mgr/upcycle.h"
+#include "par/comm.h"
+
+/* One side of a rewrite. */
+typedef struct mgr_side {
+    mgr_catalogue cat;
+    mgr_tensors tensors;
+    mgr_layout layout;
+} mgr_side;
+
+/* What a run did, for the summary; byte and second counts are of this rank until they are summed.
+ */
+typedef struct mgr_tally {
+    uint64_t bytes_read, bytes_written;
+    uint64_t records_checked, records_total; /* of the source, by CRC-32 */
+    double seconds_find, seconds_plan, seconds_sums, seconds_write, seconds_sync, seconds_publish;
+    uint64_t peak_rss; /* of the largest rank */
+} mgr_tally;
+
+/* What a rank did, for the ledger's timeline. */
+typedef enum mgr_phase {
+    MGR_PHASE_FIND,
+    MGR_PHASE_PLAN,
+    MGR_PHASE_SUMS,
+    MGR_PHASE_WRITE,
+    MGR_PHASE_SYNC,
+    MGR_PHASE_SETTLE,
+    MGR_PHASE_COUNT
+} mgr_phase;
+
+typedef struct mgr_event {
+    mgr_phase phase;
+    uint32_t group;    /* MGR_NONE outside of groups */
+    double start, end; /* mgr_now's seconds */
+    uint64_t bytes_read, bytes_written;
+} mgr_event;
+
+/* Mean and standard deviation, in float32 as they were used. */
+typedef struct mgr_moment {
+    float mean, std;
+} mgr_moment;
+
+typedef struct mgr_job {
+    mgr_config config;
+    mgr_comm *comm;
+    uint32_t rank, ranks;
+
+    const mgr_source_format *source_format; /* NULL for mgr-synth */
+    const mgr_target_format *target_format;
+    mgr_source_files source_files; /* strings in arena */
+    void *source_state;
+    mgr_arena arena;
+
+    const mgr_method *method; /* NULL without upcycling */
+    mgr_router router;
+    bool independent; /* index_sets */
+    uint32_t n_selected;
+    uint64_t synth_seed;
+
+    mgr_side source, target;
+    void *target_state;
+    const mgr_container *container; /* of the target's files */
+    mgr_define *defines;
+    mgr_plan plan;
+    bool moments;
+
+    uint32_t *stored_crc;    /* per stored tensor of the target; rank 0, after the engine */
+    uint32_t *file_crc;      /* per file of the target; rank 0 */
+    char (*file_sha256)[65]; /* the same, as text; NULL unless asked for */
+
+    /* for the ledger; filled on rank 0 after the engine, but for the events */
+    uint32_t *tensor_crc;      /* per logical tensor of the target, row-major; experts at least */
+    mgr_moment *target_moment; /* per logical tensor of the target: what its draws came from */
+    mgr_moment *source_moment; /* per logical tensor of the source: FFN matrices, all of it */
+    mgr_event *events;         /* of this rank */
+    size_t n_events, cap_events;
+    double start; /* when all ranks began, about the same moment */
+
+    mgr_tally tally;
+} mgr_job;
+
+#endif

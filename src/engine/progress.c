@@ -1,0 +1,132 @@
+#include "engine/progress.h"
+
+#include <stdio.h>
+#include <time.h>
+
+#include "core/mem.h"
+#include "core/str.h"
+
+struct mgr_progress {
+    mgr_comm *comm;
+    double seconds, start, last;
+    uint64_t totals[2];
+    uint64_t mine[3]; /* read, written, done */
+    uint64_t *seen;   /* [ranks][3], rank 0 */
+};
+
+int mgr_progress_start(mgr_progress **out, mgr_comm *comm, double seconds, uint64_t total_in,
+                       uint64_t total_out, mgr_err *err)
+{
+    mgr_progress *p;
+    *out = NULL;
+    if (seconds <= 0)
+        return MGR_OK;
+    MGR_TRY(mgr_alloc(&p, 1, sizeof *p, err));
+    const int rc = mgr_alloc(&p->seen, 3 * (size_t)mgr_comm_size(comm), sizeof *p->seen, err);
+    if (rc != MGR_OK) {
+        mgr_free(p);
+        return rc;
+    }
+    p->comm = comm;
+    p->seconds = seconds;
+    p->start = p->last = mgr_now();
+    p->totals[0] = total_in;
+    p->totals[1] = total_out;
+    *out = p;
+    return MGR_OK;
+}
+
+static void take_posts(mgr_progress *p)
+{
+    uint64_t values[3];
+    int rank;
+    while (mgr_progress_poll(p->comm, &rank, values))
+        for (int k = 0; k < 3; k++)
+            p->seen[3 * rank + k] = values[k];
+    for (int k = 0; k < 3; k++)
+        p->seen[k] = p->mine[k];
+}
+
+static int all_done(const mgr_progress *p)
+{
+    for (int r = 0; r < mgr_comm_size(p->comm); r++)
+        if (!p->seen[3 * r + 2])
+            return 0;
+    return 1;
+}
+
+static void print_line(const mgr_progress *p, double now)
+{
+    uint64_t sum[2] = {0, 0};
+    for (int r = 0; r < mgr_comm_size(p->comm); r++)
+        for (int k = 0; k < 2; k++)
+            sum[k] += p->seen[3 * r + k];
+    const double elapsed = now - p->start > 1e-3 ? now - p->start : 1e-3;
+    const double done = (double)(sum[0] + sum[1]);
+    const double total = (double)(p->totals[0] + p->totals[1]) + 1;
+    const double share = done < total ? done / total : 1.0;
+    const double left = share > 0 ? elapsed / share - elapsed : 0;
+    char read[32], written[32], of[32];
+    fprintf(stderr, "mgr-upcycle: %5.1f %%  read %s, written %s of %s  %.2f GB/s  %.0f s left\n",
+            100.0 * share, mgr_format_bytes(sum[0], read, sizeof read),
+            mgr_format_bytes(sum[1], written, sizeof written),
+            mgr_format_bytes(p->totals[1], of, sizeof of), done / elapsed / 1e9, left);
+}
+
+static void tick(mgr_progress *p)
+{
+    const double now = mgr_now();
+    const int root = mgr_comm_rank(p->comm) == 0;
+    if (now - p->last < (root ? p->seconds : p->seconds / 2))
+        return;
+    p->last = now;
+    if (!root) {
+        mgr_progress_post(p->comm, p->mine);
+        return;
+    }
+    take_posts(p);
+    print_line(p, now);
+}
+
+void mgr_progress_add(mgr_progress *p, uint64_t bytes_read, uint64_t bytes_written)
+{
+    if (!p)
+        return;
+    p->mine[0] += bytes_read;
+    p->mine[1] += bytes_written;
+    tick(p);
+}
+
+void mgr_progress_finish(mgr_progress *p)
+{
+    if (!p)
+        return;
+    const struct timespec pause = {0, 2000000};
+    p->mine[2] = 1;
+    if (mgr_comm_rank(p->comm) != 0) {
+        mgr_progress_post_last(p->comm, p->mine);
+        return;
+    }
+    take_posts(p);
+    while (!all_done(p)) {
+        nanosleep(&pause, NULL);
+        take_posts(p);
+        tick(p);
+    }
+}
+
+void mgr_progress_stop(mgr_progress *p)
+{
+    if (!p)
+        return;
+    mgr_progress_drain(p->comm);
+    mgr_progress_drop(p);
+}
+
+void mgr_progress_drop(mgr_progress *p)
+{
+    if (!p)
+        return;
+    mgr_free(p->seen);
+    mgr_free(p);
+}

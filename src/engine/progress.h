@@ -1,0 +1,33 @@
+/*
+ * Progress on rank 0 without stopping anyone: ranks post their byte counts now and then, rank 0
+ * prints one line every few seconds while it works or waits.
+ */
+#ifndef MGR_ENGINE_PROGRESS_H
+#define MGR_ENGINE_PROGRESS_H
+
+#include <stdint.h>
+
+#include "mgr/err.h"
+#include "par/comm.h"
+
+typedef struct mgr_progress mgr_progress;
+
+/* `seconds` between lines, 0 for none; totals are of the plan. *out may be NULL on success when no
+ * progress is wanted. Local. */
+int mgr_progress_start(mgr_progress **out, mgr_comm *comm, double seconds, uint64_t total_in,
+                       uint64_t total_out, mgr_err *err) MGR_NODISCARD;
+
+/* Count bytes, and post or print when it is time. NULL-safe. Local, never waits. */
+void mgr_progress_add(mgr_progress *progress, uint64_t bytes_read, uint64_t bytes_written);
+
+/* This rank has done its work; rank 0 goes on printing until the others have, too. NULL-safe. All
+ * ranks call it. */
+void mgr_progress_finish(mgr_progress *progress);
+
+/* Take late messages and free. NULL-safe. Collective if progress was started. */
+void mgr_progress_stop(mgr_progress *progress);
+
+/* Free where nothing was posted. NULL-safe. Local. */
+void mgr_progress_drop(mgr_progress *progress);
+
+#endif

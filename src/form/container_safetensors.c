@@ -1,0 +1,62 @@
+#include "core/mem.h"
+#include "fmt/safetensors.h"
+#include "form/container.h"
+
+/* Header and tensors start at multiples of a page, so that large writes are aligned. */
+#define ALIGN 4096
+
+static int header(const mgr_layout *layout, uint32_t file, mgr_buf *out, mgr_err *err)
+{
+    const mgr_catalogue *const cat = layout->cat;
+    mgr_safetensors_entry *entries = NULL;
+    size_t n = 0;
+    uint64_t at = 0;
+    MGR_TRY(mgr_alloc(&entries, cat->n_stored, sizeof *entries, err));
+    for (size_t i = 0; i < cat->n_stored; i++) {
+        const mgr_stored *const s = &cat->stored[i];
+        if (s->file != file)
+            continue;
+        const uint64_t bytes = s->shape[0] * s->stride[0] * mgr_dtype_size(s->dtype);
+        entries[n++] =
+            (mgr_safetensors_entry){s->name, s->dtype, s->ndim, s->shape, at, at + bytes};
+        at += bytes;
+    }
+    const int rc = mgr_safetensors_header(entries, n, ALIGN, out, err);
+    mgr_free(entries);
+    return rc;
+}
+
+static int place(mgr_layout *layout, uint32_t file, const void *context, mgr_err *err)
+{
+    (void)context;
+    mgr_buf text = {0};
+    const int rc = header(layout, file, &text, err);
+    uint64_t at = text.len;
+    for (size_t i = 0; rc == MGR_OK && i < layout->cat->n_stored; i++) {
+        mgr_stored *const s = &layout->cat->stored[i];
+        if (s->file != file)
+            continue;
+        s->offset = at;
+        at += s->shape[0] * s->stride[0] * mgr_dtype_size(s->dtype);
+    }
+    layout->cat->files[file].bytes = at;
+    mgr_buf_clear(&text);
+    return rc;
+}
+
+static int finish(const mgr_layout *layout, uint32_t file, const void *context, const uint32_t *crc,
+                  const mgr_blob_sink *sink, mgr_err *err)
+{
+    (void)context;
+    (void)crc;
+    mgr_buf text = {0};
+    int rc = header(layout, file, &text, err);
+    if (rc == MGR_OK) {
+        const mgr_blob blob = {0, text.data, text.len};
+        rc = sink->put(sink->context, &blob, err);
+    }
+    mgr_buf_clear(&text);
+    return rc;
+}
+
+const mgr_container mgr_container_safetensors = {.place = place, .finish = finish};

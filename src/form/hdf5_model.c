@@ -1,0 +1,158 @@
+#include "form/hdf5_model.h"
+
+#include <stddef.h>
+#include <string.h>
+
+#define MAX_SIZE (INT64_C(1) << 31) /* of any size: products of two fit 64 bits */
+
+/* The fields of every model that a class of transformers computes; others are refused before they
+ * get here. */
+static const struct {
+    const char *name;
+    size_t offset;
+    int64_t least;
+} sizes[] = {
+    {"layers", offsetof(mgr_model, layers), 1},
+    {"hidden", offsetof(mgr_model, hidden), 1},
+    {"heads", offsetof(mgr_model, heads), 1},
+    {"kv_groups", offsetof(mgr_model, kv_groups), 1},
+    {"head_dim", offsetof(mgr_model, head_dim), 1},
+    {"ffn", offsetof(mgr_model, ffn), 1},
+    {"vocab", offsetof(mgr_model, vocab), 1},
+    {"experts", offsetof(mgr_model, experts), 0},
+    {"expert_ffn", offsetof(mgr_model, expert_ffn), 0},
+    {"top_k", offsetof(mgr_model, top_k), 0},
+    {"max_positions", offsetof(mgr_model, max_positions), 0},
+    {"rope_original_positions", offsetof(mgr_model, rope.original_positions), 0},
+};
+static const struct {
+    const char *name;
+    size_t offset;
+} reals[] = {{"norm_epsilon", offsetof(mgr_model, norm_epsilon)},
+             {"rotary_base", offsetof(mgr_model, rotary_base)},
+             {"init_std", offsetof(mgr_model, init_std)},
+             {"rope_factor", offsetof(mgr_model, rope.factor)},
+             {"rope_low_freq", offsetof(mgr_model, rope.low_freq)},
+             {"rope_high_freq", offsetof(mgr_model, rope.high_freq)}},
+  bools[] = {{"tied", offsetof(mgr_model, tied)},
+             {"bias_qkv", offsetof(mgr_model, bias_qkv)},
+             {"bias_o", offsetof(mgr_model, bias_o)},
+             {"bias_mlp", offsetof(mgr_model, bias_mlp)},
+             {"qk_norm", offsetof(mgr_model, qk_norm)}},
+  ids[] = {{"bos_token_id", offsetof(mgr_model, bos_token_id)},
+           {"eos_token_id", offsetof(mgr_model, eos_token_id)}};
+/* That these classes compute. */
+static const char *const activations[] = {
+    [MGR_ACTIVATION_SWIGLU] = "swiglu", [MGR_ACTIVATION_GEGLU] = "geglu"};
+#define N(table) (sizeof(table) / sizeof((table)[0]))
+
+json_t *mgr_hdf5_model_json(const mgr_model *model, mgr_dtype dtype)
+{
+    const char *const base = (const char *)model;
+    json_t *const object = json_object();
+    for (size_t i = 0; i < N(sizes); i++) {
+        uint64_t value;
+        memcpy(&value, base + sizes[i].offset, sizeof value);
+        json_object_set_new(object, sizes[i].name, json_integer((json_int_t)value));
+    }
+    for (size_t i = 0; i < N(reals); i++) {
+        double value;
+        memcpy(&value, base + reals[i].offset, sizeof value);
+        json_object_set_new(object, reals[i].name, json_real(value));
+    }
+    for (size_t i = 0; i < N(ids); i++) {
+        int64_t value;
+        memcpy(&value, base + ids[i].offset, sizeof value);
+        json_object_set_new(object, ids[i].name, json_integer(value));
+    }
+    for (size_t i = 0; i < N(bools); i++) {
+        bool value;
+        memcpy(&value, base + bools[i].offset, sizeof value);
+        json_object_set_new(object, bools[i].name, json_boolean(value));
+    }
+    json_object_set_new(object, "rope", json_integer(model->rope.kind));
+    json_object_set_new(object, "activation", json_string(activations[model->activation]));
+    json_object_set_new(object, "dtype", json_string(mgr_dtype_name(dtype)));
+    return object;
+}
+
+/* The attribute of this kind, or the reason why not. */
+static int take(const mgr_catalogue *cat, uint32_t file, const char *name, mgr_attr_kind kind,
+                const mgr_attr **out, mgr_err *err)
+{
+    *out = mgr_catalogue_attr(cat, file, name);
+    if (*out && (*out)->kind == kind)
+        return MGR_OK;
+    return mgr_fail(err, MGR_ERR_FORMAT, "%s of the model in '%s' is missing or of the wrong kind",
+                    name, cat->files[file].path);
+}
+
+static int take_whole(const mgr_catalogue *cat, uint32_t file, const char *name, int64_t least,
+                      int64_t *value, mgr_err *err)
+{
+    const mgr_attr *a;
+    MGR_TRY(take(cat, file, name, MGR_ATTR_INT, &a, err));
+    *value = a->i;
+    if (a->i >= least && a->i < MAX_SIZE)
+        return MGR_OK;
+    return mgr_fail(err, MGR_ERR_FORMAT, "%s of the model in '%s' is %lld", name,
+                    cat->files[file].path, (long long)a->i);
+}
+
+static int take_fields(const mgr_catalogue *cat, uint32_t file, mgr_model *model, mgr_err *err)
+{
+    char *const base = (char *)model;
+    int64_t value;
+    const mgr_attr *a;
+    for (size_t i = 0; i < N(sizes); i++) {
+        MGR_TRY(take_whole(cat, file, sizes[i].name, sizes[i].least, &value, err));
+        memcpy(base + sizes[i].offset, &value, sizeof value);
+    }
+    for (size_t i = 0; i < N(ids); i++) {
+        MGR_TRY(take_whole(cat, file, ids[i].name, -1, &value, err));
+        memcpy(base + ids[i].offset, &value, sizeof value);
+    }
+    for (size_t i = 0; i < N(reals); i++) {
+        MGR_TRY(take(cat, file, reals[i].name, MGR_ATTR_REAL, &a, err));
+        memcpy(base + reals[i].offset, &a->r, sizeof a->r);
+    }
+    for (size_t i = 0; i < N(bools); i++) {
+        MGR_TRY(take(cat, file, bools[i].name, MGR_ATTR_BOOL, &a, err));
+        const bool is = a->i != 0;
+        memcpy(base + bools[i].offset, &is, sizeof is);
+    }
+    return MGR_OK;
+}
+
+static int take_activation(const mgr_catalogue *cat, uint32_t file, mgr_model *model, mgr_err *err)
+{
+    const mgr_attr *a;
+    MGR_TRY(take(cat, file, "activation", MGR_ATTR_TEXT, &a, err));
+    for (size_t i = 0; i < N(activations); i++)
+        if (strcmp(a->text, activations[i]) == 0) {
+            model->activation = (mgr_activation)i;
+            return MGR_OK;
+        }
+    return mgr_fail(err, MGR_ERR_UNSUPPORTED,
+                    "the model in '%s' has an activation other than swiglu and geglu",
+                    cat->files[file].path);
+}
+
+int mgr_hdf5_model_read(const mgr_catalogue *cat, uint32_t file, mgr_model *model, mgr_err *err)
+{
+    mgr_model m = {0};
+    const mgr_attr *dtype;
+    int64_t rope;
+    MGR_TRY(take_fields(cat, file, &m, err));
+    MGR_TRY(take_activation(cat, file, &m, err));
+    MGR_TRY(take(cat, file, "dtype", MGR_ATTR_TEXT, &dtype, err));
+    MGR_TRY(take_whole(cat, file, "rope", MGR_ROPE_PLAIN, &rope, err));
+    m.rope.kind = rope <= MGR_ROPE_LLAMA3 ? (mgr_rope_kind)rope : MGR_ROPE_PLAIN;
+    m.dtype = mgr_dtype_from_name(dtype->text);
+    if (rope > MGR_ROPE_LLAMA3 || !mgr_dtype_is_weight(m.dtype) || m.layers > MGR_MAX_LAYERS ||
+        m.heads % m.kv_groups)
+        return mgr_fail(err, MGR_ERR_FORMAT, "the model in '%s' makes no sense",
+                        cat->files[file].path);
+    *model = m;
+    return MGR_OK;
+}

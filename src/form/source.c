@@ -1,0 +1,38 @@
+#include "form/source.h"
+
+#include <string.h>
+
+extern const mgr_source_format mgr_source_megatron_dist;
+extern const mgr_source_format mgr_source_megatron_torch;
+extern const mgr_source_format mgr_source_hdf5;
+extern const mgr_source_format mgr_source_huggingface;
+extern const mgr_source_format mgr_source_moe_recipes;
+
+static const mgr_source_format *const table[] = {
+    &mgr_source_megatron_dist, /* before megatron-torch, as in Megatron's own detection */
+    &mgr_source_megatron_torch,
+    &mgr_source_hdf5, /* before huggingface: it has a config.json, too */
+    &mgr_source_huggingface,
+    &mgr_source_moe_recipes,
+};
+
+const mgr_source_format *mgr_source_at(size_t idx)
+{
+    return idx < sizeof table / sizeof table[0] ? table[idx] : NULL;
+}
+
+const mgr_source_format *mgr_source_find(const char *name)
+{
+    for (size_t i = 0; mgr_source_at(i); i++)
+        if (strcmp(mgr_source_at(i)->name, name) == 0)
+            return mgr_source_at(i);
+    return NULL;
+}
+
+const mgr_source_format *mgr_source_probe(const char *path)
+{
+    for (size_t i = 0; mgr_source_at(i); i++)
+        if (mgr_source_at(i)->probe(path))
+            return mgr_source_at(i);
+    return NULL;
+}

@@ -1,0 +1,440 @@
+/*
+ * Source `huggingface`: a directory with config.json and the weights of a Llama, a Mistral, a Qwen2
+ * or 3, or a Mixtral, in one file or in shards with an index (transformers' modeling_utils.py). It
+ * goes by the name of the target `moe-recipes`, too.
+ */
+#include <stdlib.h>
+#include <string.h>
+
+#include <jansson.h>
+
+#include "core/mem.h"
+#include "fmt/json.h"
+#include "fmt/safetensors.h"
+#include "fmt/torch_file.h"
+#include "form/source.h"
+#include "io/file.h"
+#include "model/huggingface.h"
+
+#define CONFIG "config.json"
+#define INDEX_SUFFIX ".index.json"
+#define WEIGHT_MAP "weight_map."
+#define MAX_JSON ((uint64_t)64 << 20)
+#define MAX_ATTRS ((size_t)64 << 20) /* bytes of all keys and texts of one JSON file */
+#define MAX_KEY 1024
+#define MAX_DEPTH 5
+#define NAME_SHOWN 200
+
+extern const mgr_source_format mgr_source_huggingface;
+extern const mgr_source_format mgr_source_moe_recipes;
+
+/* In the order in which transformers looks for them; an index names further files. */
+static const char *const weight_files[] = {"model.safetensors", "model.safetensors" INDEX_SUFFIX,
+                                           "pytorch_model.bin", "pytorch_model.bin" INDEX_SUFFIX};
+
+static bool is_file(const char *path)
+{
+    return mgr_path_exists(path) && !mgr_is_dir(path);
+}
+
+static bool probe(const char *path)
+{
+    mgr_buf config = {0};
+    mgr_err ignored = MGR_ERR_INIT;
+    const bool found =
+        mgr_buf_fmt(&config, &ignored, "%s/" CONFIG, path) == MGR_OK && is_file(config.data);
+    mgr_buf_clear(&config);
+    return found;
+}
+
+/* ---- which files ---- */
+
+static int by_text(const void *a, const void *b)
+{
+    const char *const *const x = a, *const *const y = b;
+    return strcmp(*x, *y);
+}
+
+/* A shard lies beside its index, and is of its kind. */
+static int check_shard(const char *index, const json_t *shard, const char *suffix, mgr_err *err)
+{
+    const char *const name = json_string_value(shard);
+    char shown[NAME_SHOWN];
+    if (!name)
+        return mgr_fail(err, MGR_ERR_FORMAT, "a file in the weight_map of '%s' is no text", index);
+    if (!strchr(name, '/') && name[0] != '.' && mgr_has_suffix(name, suffix))
+        return MGR_OK;
+    return mgr_fail(err, MGR_ERR_FORMAT, "'%s' names the file '%s', which is no '*%s' beside it",
+                    index, mgr_printable(name, strlen(name), shown, sizeof shown), suffix);
+}
+
+/* The files that a weight_map names, sorted; with repetitions. */
+static int list_shards(const char *index, json_t *map, mgr_arena *arena, const char ***out,
+                       size_t *n, mgr_err *err)
+{
+    const char *const suffix = mgr_has_suffix(index, ".bin" INDEX_SUFFIX) ? ".bin" : ".safetensors";
+    const char *tensor, **names;
+    json_t *shard;
+    MGR_TRY(mgr_arena_alloc(arena, &names, json_object_size(map) * sizeof *names, err));
+    *n = 0;
+    json_object_foreach(map, tensor, shard)
+    {
+        MGR_TRY(check_shard(index, shard, suffix, err));
+        const char *const name = json_string_value(shard);
+        MGR_TRY(mgr_arena_strndup(arena, &names[*n], name, strlen(name), err));
+        ++*n;
+    }
+    qsort(names, *n, sizeof *names, by_text);
+    *out = names;
+    return MGR_OK;
+}
+
+/* Put the files of a weight_map behind those that `files` has, each once. */
+static int add_shards(const char *index, json_t *map, mgr_arena *arena, mgr_source_files *files,
+                      mgr_err *err)
+{
+    const char **names;
+    size_t n;
+    if (!json_is_object(map) || json_object_size(map) == 0)
+        return mgr_fail(err, MGR_ERR_FORMAT, "'%s' has no weight_map", index);
+    MGR_TRY(list_shards(index, map, arena, &names, &n, err));
+    const char **const had = files->paths;
+    MGR_TRY(mgr_arena_alloc(arena, &files->paths, (files->n + n) * sizeof *had, err));
+    memcpy(files->paths, had, files->n * sizeof *had);
+    for (size_t i = 0; i < n; i++) {
+        if (i > 0 && strcmp(names[i], names[i - 1]) == 0)
+            continue;
+        const char **const path = &files->paths[files->n++];
+        MGR_TRY(mgr_arena_fmt(arena, path, err, "%s/%s", files->directory, names[i]));
+        if (!is_file(*path))
+            return mgr_fail(err, MGR_ERR_NOT_FOUND, "missing shard '%s', which '%s' names", *path,
+                            index);
+    }
+    return MGR_OK;
+}
+
+static int read_index(const char *index, mgr_arena *arena, mgr_source_files *files, mgr_err *err)
+{
+    mgr_buf text = {0};
+    json_t *root = NULL;
+    int rc = mgr_read_file(index, MAX_JSON, &text, err);
+    if (rc == MGR_OK)
+        rc = mgr_json_parse(&root, index, text.data ? text.data : "", text.len, err);
+    if (rc == MGR_OK)
+        rc = add_shards(index, json_object_get(root, "weight_map"), arena, files, err);
+    json_decref(root);
+    mgr_buf_clear(&text);
+    return rc;
+}
+
+/* config.json first, then the index if there is one, then the weights by name. */
+static int find(const mgr_config *config, mgr_arena *arena, mgr_source_files *files, mgr_err *err)
+{
+    const char *const root = config->source.path;
+    if (strcmp(config->source.iteration, "latest") != 0)
+        return mgr_config_fail(config, "source.iteration", err,
+                               "'source.iteration' is '%s', but a Hugging Face directory has none",
+                               config->source.iteration);
+    MGR_TRY(mgr_arena_strndup(arena, &files->directory, root, strlen(root), err));
+    MGR_TRY(mgr_arena_alloc(arena, &files->paths, 2 * sizeof *files->paths, err));
+    MGR_TRY(mgr_arena_fmt(arena, &files->paths[0], err, "%s/" CONFIG, root));
+    if (!is_file(files->paths[0]))
+        return mgr_fail(err, MGR_ERR_NOT_FOUND, "no file '%s'", files->paths[0]);
+    files->n = 2;
+    for (size_t i = 0; i < sizeof weight_files / sizeof weight_files[0]; i++) {
+        MGR_TRY(mgr_arena_fmt(arena, &files->paths[1], err, "%s/%s", root, weight_files[i]));
+        if (!is_file(files->paths[1]))
+            continue;
+        return mgr_has_suffix(weight_files[i], INDEX_SUFFIX)
+                   ? read_index(files->paths[1], arena, files, err)
+                   : MGR_OK;
+    }
+    return mgr_fail(err, MGR_ERR_NOT_FOUND,
+                    "no model.safetensors, pytorch_model.bin or index of either in '%s'", root);
+}
+
+/* ---- headers ---- */
+
+/* A JSON file on its way into attributes: keys joined with '.', of a list the first element. */
+typedef struct flattening {
+    mgr_catalogue *cat;
+    uint32_t file;
+    const char *name;
+    mgr_buf key;
+    size_t bytes;
+    mgr_err *err;
+} flattening;
+
+static int add_attr(flattening *f, const json_t *value)
+{
+    mgr_attr attr = {.key = f->key.data, .file = f->file, .kind = MGR_ATTR_OTHER};
+    switch (json_typeof(value)) {
+    case JSON_OBJECT:
+        attr.text = "object";
+        break;
+    case JSON_ARRAY:
+        attr.text = "list";
+        break;
+    case JSON_STRING:
+        attr.kind = MGR_ATTR_TEXT;
+        attr.text = json_string_value(value);
+        break;
+    case JSON_INTEGER:
+        attr.kind = MGR_ATTR_INT;
+        attr.i = json_integer_value(value);
+        break;
+    case JSON_REAL:
+        attr.kind = MGR_ATTR_REAL;
+        attr.r = json_real_value(value);
+        break;
+    case JSON_TRUE:
+    case JSON_FALSE:
+        attr.kind = MGR_ATTR_BOOL;
+        attr.i = json_is_true(value);
+        break;
+    case JSON_NULL:
+        attr.kind = MGR_ATTR_NULL;
+        break;
+    }
+    f->bytes += f->key.len + (attr.text ? strlen(attr.text) : 0);
+    if (f->bytes > MAX_ATTRS)
+        return mgr_fail(f->err, MGR_ERR_UNSUPPORTED,
+                        "'%s' has more than %zu bytes of keys and text", f->name, MAX_ATTRS);
+    return mgr_catalogue_add_attr(f->cat, &attr, f->err);
+}
+
+static int flatten(flattening *f, json_t *value, int depth);
+
+/* `value` under the key at hand with `.name` behind it. */
+static int flatten_member(flattening *f, const char *name, json_t *value, int depth)
+{
+    const size_t len = f->key.len;
+    if (strlen(name) > MAX_KEY)
+        return mgr_fail(f->err, MGR_ERR_UNSUPPORTED, "a key in '%s' has more than %d bytes",
+                        f->name, MAX_KEY);
+    MGR_TRY(mgr_buf_fmt(&f->key, f->err, "%s%s", len ? "." : "", name));
+    MGR_TRY(flatten(f, value, depth));
+    f->key.len = len;
+    f->key.data[len] = '\0';
+    return MGR_OK;
+}
+
+static int flatten(flattening *f, json_t *value, int depth)
+{
+    const char *name;
+    json_t *member;
+    if (f->key.len)
+        MGR_TRY(add_attr(f, value));
+    if (depth == MAX_DEPTH)
+        return MGR_OK;
+    json_object_foreach(value, name, member) MGR_TRY(flatten_member(f, name, member, depth + 1));
+    if (json_array_size(value) > 0)
+        MGR_TRY(flatten_member(f, "0", json_array_get(value, 0), depth + 1));
+    return MGR_OK;
+}
+
+static int read_json(mgr_catalogue *cat, uint32_t file, const mgr_reader *reader, mgr_err *err)
+{
+    flattening f = {.cat = cat, .file = file, .name = reader->name, .err = err};
+    char *text = NULL;
+    json_t *root = NULL;
+    if (reader->size > MAX_JSON)
+        return mgr_fail(err, MGR_ERR_UNSUPPORTED, "'%s' has more than %llu bytes", reader->name,
+                        (unsigned long long)MAX_JSON);
+    int rc = mgr_alloc(&text, reader->size, 1, err);
+    if (rc == MGR_OK)
+        rc = mgr_reader_read(reader, 0, text, reader->size, err);
+    if (rc == MGR_OK)
+        rc = mgr_json_parse(&root, reader->name, text, reader->size, err);
+    if (rc == MGR_OK && !json_is_object(root))
+        rc = mgr_fail(err, MGR_ERR_FORMAT, "'%s' holds no JSON object", reader->name);
+    if (rc == MGR_OK && !mgr_has_suffix(reader->name, INDEX_SUFFIX))
+        rc = mgr_buf_text(&f.key, "config", err);
+    if (rc == MGR_OK)
+        rc = flatten(&f, root, 0);
+    json_decref(root);
+    mgr_buf_clear(&f.key);
+    mgr_free(text);
+    return rc;
+}
+
+/* Old checkpoints hold the frequencies of RoPE, which follow from rope_theta. */
+static bool is_buffer(const char *name)
+{
+    return mgr_has_suffix(name, "rotary_emb.inv_freq");
+}
+
+static void skip_buffers(mgr_catalogue *cat, size_t first)
+{
+    size_t kept = first;
+    for (size_t i = first; i < cat->n_stored; i++) {
+        if (is_buffer(cat->stored[i].name))
+            cat->skipped[MGR_SKIP_OTHER]++;
+        else
+            cat->stored[kept++] = cat->stored[i];
+    }
+    cat->n_stored = kept;
+}
+
+static int read_source_file(mgr_catalogue *cat, uint32_t file, const mgr_reader *reader,
+                            mgr_err *err)
+{
+    const size_t first = cat->n_stored;
+    if (mgr_has_suffix(reader->name, ".json"))
+        return read_json(cat, file, reader, err);
+    if (mgr_has_suffix(reader->name, ".bin"))
+        MGR_TRY(mgr_torch_file_read_flat(cat, file, reader, err));
+    else
+        MGR_TRY(mgr_safetensors_read(cat, file, reader, err));
+    skip_buffers(cat, first);
+    return MGR_OK;
+}
+
+/* ---- what was found ---- */
+
+static int by_name(const void *a, const void *b)
+{
+    const mgr_stored *const *const x = a, *const *const y = b;
+    return strcmp((*x)->name, (*y)->name);
+}
+
+/* All tensors by name, each once. */
+static int sort_tensors(const mgr_catalogue *cat, const mgr_stored **sorted, mgr_err *err)
+{
+    char shown[NAME_SHOWN];
+    for (size_t i = 0; i < cat->n_stored; i++)
+        sorted[i] = &cat->stored[i];
+    qsort(sorted, cat->n_stored, sizeof *sorted, by_name);
+    for (size_t i = 1; i < cat->n_stored; i++)
+        if (strcmp(sorted[i - 1]->name, sorted[i]->name) == 0)
+            return mgr_fail(
+                err, MGR_ERR_FORMAT, "tensor '%s' is both in '%s' and in '%s'",
+                mgr_printable(sorted[i]->name, strlen(sorted[i]->name), shown, sizeof shown),
+                cat->files[sorted[i - 1]->file].path, cat->files[sorted[i]->file].path);
+    return MGR_OK;
+}
+
+static const char *base_name(const char *path)
+{
+    const char *const slash = strrchr(path, '/');
+    return slash ? slash + 1 : path;
+}
+
+/* One entry of the index must be in the file that it says. */
+static int check_entry(const mgr_catalogue *cat, const mgr_attr *entry,
+                       const mgr_stored *const *sorted, uint8_t *listed, mgr_err *err)
+{
+    const mgr_stored wanted = {.name = entry->key + sizeof WEIGHT_MAP - 1};
+    const mgr_stored *const key = &wanted;
+    char shown[NAME_SHOWN];
+    if (is_buffer(wanted.name))
+        return MGR_OK;
+    const mgr_stored *const *const found =
+        bsearch(&key, sorted, cat->n_stored, sizeof *sorted, by_name);
+    if (found && entry->kind == MGR_ATTR_TEXT &&
+        strcmp(base_name(cat->files[(*found)->file].path), entry->text) == 0) {
+        listed[found - sorted] = 1;
+        return MGR_OK;
+    }
+    return mgr_fail(err, MGR_ERR_FORMAT,
+                    "'%s' says that tensor '%s' is in '%.200s', but it is %s%s",
+                    cat->files[entry->file].path,
+                    mgr_printable(wanted.name, strlen(wanted.name), shown, sizeof shown),
+                    entry->kind == MGR_ATTR_TEXT ? entry->text : "?", found ? "in " : "not there",
+                    found ? base_name(cat->files[(*found)->file].path) : "");
+}
+
+static int check_index(const mgr_catalogue *cat, uint32_t index, const mgr_stored *const *sorted,
+                       uint8_t *listed, mgr_err *err)
+{
+    char shown[NAME_SHOWN];
+    for (size_t i = 0; i < cat->n_attrs; i++)
+        if (cat->attrs[i].file == index && mgr_has_prefix(cat->attrs[i].key, WEIGHT_MAP))
+            MGR_TRY(check_entry(cat, &cat->attrs[i], sorted, listed, err));
+    for (size_t i = 0; i < cat->n_stored; i++)
+        if (!listed[i])
+            return mgr_fail(
+                err, MGR_ERR_FORMAT, "tensor '%s' of '%s' is not in '%s'",
+                mgr_printable(sorted[i]->name, strlen(sorted[i]->name), shown, sizeof shown),
+                cat->files[sorted[i]->file].path, base_name(cat->files[index].path));
+    return MGR_OK;
+}
+
+/* No tensor twice, and the index, if there is one, agrees with the files. */
+static int check_files(const mgr_catalogue *cat, bool indexed, mgr_err *err)
+{
+    const mgr_stored **sorted = NULL;
+    uint8_t *listed = NULL;
+    int rc = mgr_alloc(&sorted, cat->n_stored, sizeof *sorted, err);
+    if (rc == MGR_OK)
+        rc = mgr_alloc(&listed, cat->n_stored, 1, err);
+    if (rc == MGR_OK)
+        rc = sort_tensors(cat, sorted, err);
+    if (rc == MGR_OK && indexed)
+        rc = check_index(cat, 1, sorted, listed, err);
+    mgr_free(sorted);
+    mgr_free(listed);
+    return rc;
+}
+
+static int describe(const mgr_catalogue *cat, const mgr_config *config, void **out,
+                    mgr_model *model, mgr_err *err)
+{
+    const bool indexed = mgr_has_suffix(cat->files[1].path, INDEX_SUFFIX);
+    mgr_huggingface hf = {.config = 0, .first_file = indexed ? 2 : 1};
+    mgr_huggingface *state;
+    hf.n_files = (uint32_t)cat->n_files - hf.first_file;
+    MGR_TRY(check_files(cat, indexed, err));
+    MGR_TRY(mgr_huggingface_model(cat, config, &hf, model, err));
+    MGR_TRY(mgr_alloc(&state, 1, sizeof *state, err));
+    *state = hf;
+    *out = state;
+    return MGR_OK;
+}
+
+static int layout(const void *state, mgr_layout *into, mgr_err *err)
+{
+    return mgr_huggingface_layout(into, state, err);
+}
+
+static int summary(const void *state, mgr_buf *out, mgr_err *err)
+{
+    const mgr_huggingface *const hf = state;
+    return mgr_buf_fmt(out, err, "%s%s, weights in %u file%s", hf->kind,
+                       hf->ffn == MGR_HF_FUSED ? " with fused experts" : "", hf->n_files,
+                       hf->n_files == 1 ? "" : "s");
+}
+
+static void release(void *state)
+{
+    mgr_free(state);
+}
+
+const mgr_source_format mgr_source_huggingface = {
+    .name = "huggingface",
+    .probe = probe,
+    .find = find,
+    .read = read_source_file,
+    .describe = describe,
+    .layout = layout,
+    .summary = summary,
+    .release = release,
+};
+
+/* Found by its name alone: what can be probed is `huggingface`. */
+static bool probe_nothing(const char *path)
+{
+    (void)path;
+    return false;
+}
+
+const mgr_source_format mgr_source_moe_recipes = {
+    .name = "moe-recipes",
+    .probe = probe_nothing,
+    .find = find,
+    .read = read_source_file,
+    .describe = describe,
+    .layout = layout,
+    .summary = summary,
+    .release = release,
+};

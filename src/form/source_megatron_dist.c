@@ -1,0 +1,334 @@
+/*
+ * Source `megatron-dist`: iter_%07d or release with metadata.json, .metadata, common.pt (up to core
+ * 0.18) and __<rank>_<n>.distcp (megatron/core/dist_checkpointing). Listed are .metadata, which
+ * proves that the chunks tile their tensors, common.pt, and each file that has an item of ours.
+ */
+#include <ctype.h>
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "core/mem.h"
+#include "fmt/dcp.h"
+#include "fmt/json.h"
+#include "fmt/torch_file.h"
+#include "form/megatron_root.h"
+#include "form/source.h"
+#include "io/file.h"
+#include "model/megatron_dist.h"
+
+#define METADATA ".metadata"
+#define COMMON "common.pt"
+#define COMMON_OBJECT "common_state/shard_0_1"
+
+extern const mgr_source_format mgr_source_megatron_dist;
+
+/* ---- .metadata ---- */
+
+/* "chained_<n>." precedes the keys of models with several optimizers. */
+static bool is_optimizer(const char *key)
+{
+    if (mgr_has_prefix(key, "chained_")) {
+        const char *const dot = strchr(key, '.');
+        key = dot ? dot + 1 : key;
+    }
+    return mgr_has_prefix(key, "optimizer") || mgr_has_prefix(key, "opt_param_scheduler");
+}
+
+/* Tensors are weights until their keys say otherwise; objects never are. */
+static mgr_skip sort_key(const char *key, bool tensor)
+{
+    if (is_optimizer(key))
+        return MGR_SKIP_OPTIMIZER;
+    if (mgr_has_prefix(key, "rng_state"))
+        return MGR_SKIP_RNG;
+    if (mgr_has_suffix(key, "_extra_state") || strstr(key, "_extra_state/shard_"))
+        return MGR_SKIP_EXTRA_STATE;
+    if (mgr_has_prefix(key, "rerun_state"))
+        return MGR_SKIP_OTHER;
+    return tensor || strcmp(key, COMMON_OBJECT) == 0 ? MGR_SKIP_COUNT : MGR_SKIP_OTHER;
+}
+
+/* Each .distcp file needs .metadata to be understood, and a rank reads many of them: the last one
+ * parsed is kept until the source is described. */
+static struct {
+    char *directory;
+    mgr_dcp dcp;
+} held;
+
+static void drop(void)
+{
+    mgr_free(held.directory);
+    mgr_dcp_clear(&held.dcp);
+    held.directory = NULL;
+}
+
+static int parse_metadata(const char *directory, mgr_err *err)
+{
+    mgr_buf path = {0};
+    mgr_reader reader;
+    int rc = mgr_buf_fmt(&path, err, "%s/" METADATA, directory);
+    if (rc == MGR_OK)
+        rc = mgr_reader_open(&reader, path.data, err);
+    if (rc == MGR_OK) {
+        rc = mgr_dcp_read(&held.dcp, &reader, sort_key, err);
+        mgr_reader_close(&reader);
+    }
+    if (rc == MGR_OK)
+        rc = mgr_strdup(&held.directory, directory, err);
+    mgr_buf_clear(&path);
+    if (rc != MGR_OK)
+        drop();
+    return rc;
+}
+
+static int hold(const char *directory, const mgr_dcp **out, mgr_err *err)
+{
+    if (!held.directory || strcmp(held.directory, directory) != 0) {
+        drop();
+        MGR_TRY(parse_metadata(directory, err));
+    }
+    *out = &held.dcp;
+    return MGR_OK;
+}
+
+/* ---- files ---- */
+
+static bool probe(const char *path)
+{
+    mgr_arena arena = {0};
+    mgr_err ignored = MGR_ERR_INIT;
+    const char *directory;
+    bool found = false;
+    if (mgr_megatron_find_iteration(path, "latest", &arena, &directory, &ignored) == MGR_OK) {
+        const mgr_megatron_kind kind = mgr_megatron_kind_of(directory);
+        found = kind == MGR_MEGATRON_DIST || kind == MGR_MEGATRON_DCP;
+    }
+    mgr_arena_clear(&arena);
+    return found;
+}
+
+/* metadata.json := {"sharded_backend": "torch_dist", "sharded_backend_version": 1, ...} */
+static int check_backend(const char *name, const json_t *root, mgr_err *err)
+{
+    const json_t *const backend = json_object_get(root, "sharded_backend");
+    const json_t *const version = json_object_get(root, "sharded_backend_version");
+    char shown[64];
+    if (!json_is_string(backend))
+        return mgr_fail(err, MGR_ERR_FORMAT, "'%s' names no sharded_backend", name);
+    const char *const text = json_string_value(backend);
+    if (strcmp(text, "torch_dist") != 0)
+        return mgr_fail(err, MGR_ERR_UNSUPPORTED,
+                        "'%s': sharded_backend '%s' is not supported; known is torch_dist", name,
+                        mgr_printable(text, strlen(text), shown, sizeof shown));
+    if (version && (!json_is_integer(version) || json_integer_value(version) != 1))
+        return mgr_fail(err, MGR_ERR_UNSUPPORTED,
+                        "'%s': sharded_backend_version is not 1, the one that is known", name);
+    return MGR_OK;
+}
+
+static int check_manifest(const char *directory, mgr_arena *arena, mgr_err *err)
+{
+    const char *path;
+    mgr_buf text = {0};
+    json_t *root = NULL;
+    MGR_TRY(mgr_arena_fmt(arena, &path, err, "%s/metadata.json", directory));
+    int rc = mgr_read_file(path, 1 << 20, &text, err);
+    if (rc == MGR_OK)
+        rc = mgr_json_parse(&root, path, text.data ? text.data : "", text.len, err);
+    if (rc == MGR_OK)
+        rc = check_backend(path, root, err);
+    json_decref(root);
+    mgr_buf_clear(&text);
+    return rc;
+}
+
+static int check_kind(const char *directory, mgr_arena *arena, mgr_err *err)
+{
+    switch (mgr_megatron_kind_of(directory)) {
+    case MGR_MEGATRON_DIST:
+        return check_manifest(directory, arena, err);
+    case MGR_MEGATRON_DCP:
+        return mgr_fail(err, MGR_ERR_UNSUPPORTED,
+                        "'%s' has '.metadata' and no 'metadata.json': the formats fsdp_dtensor and "
+                        "torch_dcp are not supported, and torch_dist is incomplete without it",
+                        directory);
+    case MGR_MEGATRON_TORCH:
+        mgr_fail(err, MGR_ERR_UNSUPPORTED, "'%s' is of the format torch", directory);
+        return mgr_hint(err, "set 'source.format: megatron-torch'");
+    case MGR_MEGATRON_NONE:
+        break;
+    }
+    return mgr_fail(err, MGR_ERR_NOT_FOUND, "no 'metadata.json' in '%s'", directory);
+}
+
+static int find(const mgr_config *config, mgr_arena *arena, mgr_source_files *files, mgr_err *err)
+{
+    const mgr_dcp *dcp;
+    MGR_TRY(mgr_megatron_find_iteration(config->source.path, config->source.iteration, arena,
+                                        &files->directory, err));
+    MGR_TRY(check_kind(files->directory, arena, err));
+    MGR_TRY(hold(files->directory, &dcp, err));
+    MGR_TRY(mgr_arena_alloc(arena, &files->paths, (dcp->n_paths + 2) * sizeof *files->paths, err));
+    MGR_TRY(mgr_arena_fmt(arena, &files->paths[0], err, "%s/" METADATA, files->directory));
+    MGR_TRY(mgr_arena_fmt(arena, &files->paths[1], err, "%s/" COMMON, files->directory));
+    files->n = mgr_path_exists(files->paths[1]) ? 2 : 1;
+    for (size_t i = 0; i < dcp->n_paths; i++)
+        MGR_TRY(mgr_arena_fmt(arena, &files->paths[files->n++], err, "%s/%s", files->directory,
+                              dcp->paths[i]));
+    return MGR_OK;
+}
+
+/* ---- reading ---- */
+
+/* An item must be what .metadata says of its chunk, and plain: the elements one behind the other.
+ */
+static int check_item(const mgr_reader *reader, const mgr_dcp_entry *e, const mgr_dcp_chunk *c,
+                      const mgr_stored *s, mgr_err *err)
+{
+    char is[128], said[128];
+    uint64_t stride = 1;
+    if (s->ndim != e->ndim || memcmp(s->shape, c->size, s->ndim * sizeof *s->shape) != 0)
+        return mgr_fail(err, MGR_ERR_FORMAT, "tensor '%s' in '%s' has shape %s, .metadata says %s",
+                        s->name, reader->name, mgr_dcp_place(s->ndim, s->shape, is, sizeof is),
+                        mgr_dcp_place(e->ndim, c->size, said, sizeof said));
+    if (s->dtype != e->dtype)
+        return mgr_fail(err, MGR_ERR_FORMAT,
+                        "tensor '%s' in '%s' has type %s, .metadata says another", s->name,
+                        reader->name, mgr_dtype_name(s->dtype));
+    for (uint32_t d = s->ndim; d-- > 0; stride *= s->shape[d])
+        if (s->shape[d] > 1 && s->stride[d] != stride)
+            return mgr_fail(err, MGR_ERR_UNSUPPORTED, "tensor '%s' in '%s' is not contiguous",
+                            s->name, reader->name);
+    return MGR_OK;
+}
+
+static int read_chunk(mgr_catalogue *cat, uint32_t file, const mgr_reader *reader,
+                      const mgr_dcp *dcp, const mgr_dcp_item *item, mgr_buf *name, mgr_err *err)
+{
+    const mgr_dcp_entry *const e = &dcp->entries[item->entry];
+    const mgr_dcp_chunk *const c = &dcp->chunks[item->chunk];
+    mgr_reader window;
+    name->len = 0;
+    MGR_TRY(mgr_megatron_dist_name(name, e->name, e->ndim, c->offset, err));
+    if (e->fp8) {
+        mgr_fail(err, MGR_ERR_UNSUPPORTED, "tensor '%s' of '%s': FP8 parameters are not supported",
+                 e->name, reader->name);
+        return mgr_hint(err, "save the checkpoint without --fp8-param-gather");
+    }
+    int rc = mgr_reader_window(&window, reader, item->offset, item->length, err);
+    if (rc == MGR_OK)
+        rc = mgr_torch_file_read_tensor(cat, file, &window, name->data, err);
+    if (rc != MGR_OK)
+        return mgr_wrap(err, "chunk '%.300s' at byte %" PRIu64, name->data, item->offset);
+    return check_item(reader, e, c, &cat->stored[cat->n_stored - 1], err);
+}
+
+static int read_common(mgr_catalogue *cat, uint32_t file, const mgr_reader *reader,
+                       const char *directory, const mgr_dcp_item *item, mgr_err *err)
+{
+    mgr_buf path = {0};
+    mgr_reader window;
+    int rc = mgr_buf_fmt(&path, err, "%s/" COMMON, directory);
+    const bool other = rc == MGR_OK && mgr_path_exists(path.data); /* Megatron prefers it */
+    if (rc == MGR_OK && !other)
+        rc = mgr_reader_window(&window, reader, item->offset, item->length, err);
+    if (rc == MGR_OK && !other)
+        rc = mgr_torch_file_read_common(cat, file, &window, err);
+    mgr_buf_clear(&path);
+    return rc == MGR_OK ? rc : mgr_wrap(err, "object '" COMMON_OBJECT "'");
+}
+
+static int read_items(mgr_catalogue *cat, uint32_t file, const mgr_reader *reader,
+                      const char *directory, mgr_err *err)
+{
+    const mgr_dcp *dcp;
+    mgr_buf name = {0};
+    size_t first, n;
+    MGR_TRY(hold(directory, &dcp, err));
+    mgr_dcp_items_of(dcp, strrchr(reader->name, '/') + 1, &first, &n);
+    int rc = MGR_OK;
+    for (size_t i = first; rc == MGR_OK && i < first + n; i++)
+        rc = dcp->items[i].chunk == SIZE_MAX
+                 ? read_common(cat, file, reader, directory, &dcp->items[i], err)
+                 : read_chunk(cat, file, reader, dcp, &dcp->items[i], &name, err);
+    mgr_buf_clear(&name);
+    return rc;
+}
+
+static int count_skipped(mgr_catalogue *cat, const char *directory, mgr_err *err)
+{
+    const mgr_dcp *dcp;
+    MGR_TRY(hold(directory, &dcp, err));
+    for (int k = 0; k < MGR_SKIP_COUNT; k++)
+        cat->skipped[k] += dcp->skipped[k];
+    return MGR_OK;
+}
+
+static int read_file(mgr_catalogue *cat, uint32_t file, const mgr_reader *reader, mgr_err *err)
+{
+    mgr_arena arena = {0};
+    const char *directory;
+    int rc = mgr_dirname(reader->name, &arena, &directory, err);
+    if (rc == MGR_OK && mgr_has_suffix(reader->name, "/" METADATA))
+        rc = count_skipped(cat, directory, err);
+    else if (rc == MGR_OK && mgr_has_suffix(reader->name, "/" COMMON))
+        rc = mgr_torch_file_read_common(cat, file, reader, err);
+    else if (rc == MGR_OK)
+        rc = read_items(cat, file, reader, directory, err);
+    mgr_arena_clear(&arena);
+    return rc;
+}
+
+/* ---- the model ---- */
+
+typedef struct state {
+    mgr_megatron_dist dist;
+    size_t n_chunks;
+} state;
+
+static void release(void *opaque)
+{
+    mgr_free(opaque);
+}
+
+static int describe(const mgr_catalogue *cat, const mgr_config *config, void **out,
+                    mgr_model *model, mgr_err *err)
+{
+    state *s;
+    drop();
+    MGR_TRY(mgr_alloc(&s, 1, sizeof *s, err));
+    s->n_chunks = cat->n_stored;
+    const int rc = mgr_megatron_dist_model(cat, config, &s->dist, model, err);
+    if (rc == MGR_OK)
+        *out = s;
+    else
+        release(s);
+    return rc;
+}
+
+static int layout(const void *opaque, mgr_layout *into, mgr_err *err)
+{
+    const state *const s = opaque;
+    return mgr_megatron_dist_layout(into, &s->dist, err);
+}
+
+static int summary(const void *opaque, mgr_buf *out, mgr_err *err)
+{
+    const state *const s = opaque;
+    return mgr_buf_fmt(out, err, "torch_dist, %zu chunks, %s%s", s->n_chunks,
+                       s->dist.stacked ? "stacked layers" : "a key per layer",
+                       s->dist.singleton ? ", gate and up apart" : "");
+}
+
+const mgr_source_format mgr_source_megatron_dist = {
+    .name = "megatron-dist",
+    .probe = probe,
+    .find = find,
+    .read = read_file,
+    .describe = describe,
+    .layout = layout,
+    .summary = summary,
+    .release = release,
+};

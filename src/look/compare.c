@@ -1,0 +1,336 @@
+#include "look/compare.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "core/mem.h"
+#include "form/source.h"
+#include "io/file.h"
+#include "kern/kern.h"
+#include "look/view.h"
+
+#define BLOCK ((uint64_t)16 << 20)
+
+/* One side: rows of a tensor on demand, as float32 or, of equal types, as they are. */
+typedef struct side {
+    mgr_view view;
+    unsigned char *rows, *part; /* BLOCK each, or one row */
+    void *fetcher;              /* the format's, for what is compressed */
+} side;
+
+typedef struct comparison {
+    side a, b;
+    unsigned most, shown;
+    uint64_t tensors, differ;
+} comparison;
+
+/* A matrix of one side: a logical tensor, or a stored one by itself. */
+typedef struct matrix {
+    const char *name;
+    uint32_t tensor; /* MGR_NONE: `stored` is meant */
+    const mgr_stored *stored;
+    mgr_dtype dtype;
+    uint64_t rows, cols;
+} matrix;
+
+static int read_part(side *s, const mgr_stored *stored, uint64_t offset, size_t bytes, mgr_err *err)
+{
+    const char *const path = s->view.cat.files[stored->file].path;
+    int fd;
+    if (offset >= MGR_VIRTUAL_OFFSET)
+        return mgr_source_find(s->view.format)
+            ->fetch(&s->fetcher, &s->view.cat, stored->file, offset, s->part, bytes, err);
+    MGR_TRY(mgr_open_read(path, &fd, err));
+    const int rc = mgr_pread_full(fd, path, s->part, bytes, offset, err);
+    mgr_close(fd);
+    return rc;
+}
+
+/* Rows [from, to) of a transposed box: a stretch of each stored row. */
+static int read_transposed(side *s, const mgr_box *box, const matrix *m, uint64_t from, uint64_t to,
+                           unsigned char *into, mgr_err *err)
+{
+    const mgr_stored *const stored = &s->view.cat.stored[box->stored];
+    const size_t element = mgr_dtype_size(m->dtype), n = (size_t)(to - from);
+    for (uint64_t col = box->col; col < box->col + box->cols; col++) {
+        MGR_TRY(read_part(s, stored, mgr_box_offset(&s->view.layout, box, from, col), n * element,
+                          err));
+        mgr_copy_2d(into + col * element, m->cols * element, s->part, element, element, n);
+    }
+    return MGR_OK;
+}
+
+/* The rows that `box` and [row, row+n) share, into s->rows. */
+static int read_box(side *s, const mgr_box *box, const matrix *m, uint64_t row, uint64_t n,
+                    mgr_err *err)
+{
+    const mgr_stored *const stored = &s->view.cat.stored[box->stored];
+    const size_t element = mgr_dtype_size(m->dtype), stride = m->cols * element;
+    const size_t row_bytes = box->cols * element;
+    const uint64_t from = box->row > row ? box->row : row;
+    const uint64_t box_end = box->row + box->rows;
+    const uint64_t to = box_end < row + n ? box_end : row + n;
+    const uint64_t step = box->row_stride == box->cols ? n : 1;
+    if (box->transposed && from < to)
+        return read_transposed(s, box, m, from, to, s->rows + (from - row) * stride, err);
+    for (uint64_t r = from; r < to; r += step) {
+        const uint64_t count = to - r < step ? to - r : step;
+        MGR_TRY(read_part(s, stored, mgr_box_offset(&s->view.layout, box, r, box->col),
+                          count * row_bytes, err));
+        mgr_copy_2d(s->rows + (r - row) * stride + box->col * element, stride, s->part, row_bytes,
+                    row_bytes, count);
+    }
+    return MGR_OK;
+}
+
+static int read_rows(side *s, const matrix *m, uint64_t row, uint64_t n, mgr_err *err)
+{
+    if (m->tensor == MGR_NONE) {
+        const size_t stride = m->cols * mgr_dtype_size(m->dtype);
+        MGR_TRY(read_part(s, m->stored, m->stored->offset + row * stride, n * stride, err));
+        memcpy(s->rows, s->part, n * stride);
+        return MGR_OK;
+    }
+    const mgr_layout *const l = &s->view.layout;
+    for (size_t b = l->first_box[m->tensor]; b < l->first_box[m->tensor + 1]; b++)
+        if (l->boxes[b].copy == 0)
+            MGR_TRY(read_box(s, &l->boxes[b], m, row, n, err));
+    return MGR_OK;
+}
+
+static float value_at(const side *s, mgr_dtype dtype, uint64_t i)
+{
+    float value = 0;
+    if (mgr_dtype_is_weight(dtype))
+        mgr_cast(&value, MGR_DTYPE_F32, s->rows + i * mgr_dtype_size(dtype), dtype, 1);
+    return value;
+}
+
+/* Elements that differ in a block, and the first of them. */
+static uint64_t count_different(const comparison *c, const matrix *a, const matrix *b, uint64_t n,
+                                uint64_t *first)
+{
+    const size_t element = mgr_dtype_size(a->dtype);
+    uint64_t count = 0;
+    const bool same_type = a->dtype == b->dtype;
+    if (same_type && memcmp(c->a.rows, c->b.rows, n * element) == 0)
+        return 0;
+    for (uint64_t i = 0; i < n; i++) {
+        bool equal =
+            same_type && memcmp(c->a.rows + i * element, c->b.rows + i * element, element) == 0;
+        if (!equal && mgr_dtype_is_weight(a->dtype) && mgr_dtype_is_weight(b->dtype)) {
+            const float x = value_at(&c->a, a->dtype, i), y = value_at(&c->b, b->dtype, i);
+            equal = x == y || (x != x && y != y);
+        }
+        if (!equal && count++ == 0)
+            *first = i;
+    }
+    return count;
+}
+
+static void report(comparison *c, const char *format, const char *name)
+{
+    c->differ++;
+    if (c->shown++ < c->most)
+        printf("  %-9s %s\n", format, name);
+}
+
+static int compare_values(comparison *c, const matrix *a, const matrix *b, mgr_err *err)
+{
+    const size_t widest = mgr_dtype_size(a->dtype) > mgr_dtype_size(b->dtype)
+                              ? mgr_dtype_size(a->dtype)
+                              : mgr_dtype_size(b->dtype);
+    const uint64_t fit = BLOCK / (a->cols * widest), step = fit ? fit : 1;
+    uint64_t count = 0, place = 0;
+    float x = 0, y = 0;
+    for (uint64_t row = 0; row < a->rows; row += step) {
+        const uint64_t n = a->rows - row < step ? a->rows - row : step;
+        uint64_t first = 0;
+        MGR_TRY(read_rows(&c->a, a, row, n, err));
+        MGR_TRY(read_rows(&c->b, b, row, n, err));
+        const uint64_t here = count_different(c, a, b, n * a->cols, &first);
+        if (here && count == 0) {
+            place = row * a->cols + first;
+            x = value_at(&c->a, a->dtype, first);
+            y = value_at(&c->b, b->dtype, first);
+        }
+        count += here;
+    }
+    if (count == 0)
+        return MGR_OK;
+    char text[400];
+    snprintf(text, sizeof text, "%s: %llu of %llu elements, first at [%llu, %llu]: %.9g and %.9g",
+             a->name, (unsigned long long)count, (unsigned long long)(a->rows * a->cols),
+             (unsigned long long)(place / a->cols), (unsigned long long)(place % a->cols),
+             (double)x, (double)y);
+    report(c, "differs", text);
+    return MGR_OK;
+}
+
+static int compare_matrices(comparison *c, const matrix *a, const matrix *b, mgr_err *err)
+{
+    c->tensors++;
+    if (a->rows == b->rows && a->cols == b->cols &&
+        (a->dtype == b->dtype || (mgr_dtype_is_weight(a->dtype) && mgr_dtype_is_weight(b->dtype))))
+        return a->rows > 0 && a->cols > 0 ? compare_values(c, a, b, err) : MGR_OK;
+    char text[400];
+    snprintf(text, sizeof text, "%s: [%llu, %llu] %s and [%llu, %llu] %s", a->name,
+             (unsigned long long)a->rows, (unsigned long long)a->cols, mgr_dtype_name(a->dtype),
+             (unsigned long long)b->rows, (unsigned long long)b->cols, mgr_dtype_name(b->dtype));
+    report(c, "shape", text);
+    return MGR_OK;
+}
+
+static matrix logical(const side *s, uint32_t idx, const char *name)
+{
+    const mgr_tensor *const t = &s->view.tensors.list[idx];
+    return (matrix){name, idx, NULL, s->view.layout.dtype, t->rows, t->cols};
+}
+
+/* By name only what lies row by row in its file, in a type of known size, can be compared. */
+static int check_plain(const side *s, const mgr_stored *stored, mgr_err *err)
+{
+    uint64_t stride = 1;
+    bool plain = mgr_dtype_size(stored->dtype) > 0;
+    for (uint32_t d = stored->ndim; d-- > 0; stride *= stored->shape[d])
+        plain = plain && (stored->shape[d] <= 1 || stored->stride[d] == stride);
+    if (plain)
+        return MGR_OK;
+    return mgr_fail(err, MGR_ERR_UNSUPPORTED,
+                    "cannot compare tensor '%s' in '%s': it is transposed, or of an unusual type",
+                    stored->name, s->view.cat.files[stored->file].path);
+}
+
+/* A stored tensor as rows of its last axis. */
+static matrix stored_matrix(const mgr_stored *s)
+{
+    const uint64_t cols = s->ndim >= 2 ? s->shape[s->ndim - 1] : 1;
+    const uint64_t all = mgr_view_elements(s);
+    return (matrix){s->name, MGR_NONE, s, s->dtype, cols ? all / cols : 0, cols ? cols : 1};
+}
+
+static int compare_logical(comparison *c, mgr_err *err)
+{
+    const mgr_tensors *const ta = &c->a.view.tensors, *const tb = &c->b.view.tensors;
+    char name[96];
+    for (uint32_t i = 0; i < ta->n; i++) {
+        const mgr_tensor *const t = &ta->list[i];
+        const uint32_t j = mgr_tensors_find(tb, t->role, t->layer, t->expert);
+        mgr_tensor_label(t, name, sizeof name);
+        if (j == MGR_NONE) {
+            report(c, "only in 1", name);
+            continue;
+        }
+        const matrix a = logical(&c->a, i, name), b = logical(&c->b, j, name);
+        MGR_TRY(compare_matrices(c, &a, &b, err));
+    }
+    for (uint32_t j = 0; j < tb->n; j++) {
+        const mgr_tensor *const t = &tb->list[j];
+        if (mgr_tensors_find(ta, t->role, t->layer, t->expert) == MGR_NONE)
+            report(c, "only in 2", mgr_tensor_label(t, name, sizeof name));
+    }
+    return MGR_OK;
+}
+
+static int by_name(const void *x, const void *y)
+{
+    const mgr_stored *const *a = x, *const *b = y;
+    const int order = strcmp((*a)->name, (*b)->name);
+    return order ? order : (*a)->file < (*b)->file ? -1 : (*a)->file > (*b)->file;
+}
+
+static int sorted(const mgr_catalogue *cat, const mgr_stored ***out, mgr_err *err)
+{
+    MGR_TRY(mgr_alloc(out, cat->n_stored, sizeof **out, err));
+    for (size_t i = 0; i < cat->n_stored; i++)
+        (*out)[i] = &cat->stored[i];
+    qsort(*out, cat->n_stored, sizeof **out, by_name);
+    return MGR_OK;
+}
+
+static int merge(comparison *c, const mgr_stored **a, const mgr_stored **b, mgr_err *err)
+{
+    const size_t na = c->a.view.cat.n_stored, nb = c->b.view.cat.n_stored;
+    for (size_t i = 0, j = 0; i < na || j < nb;) {
+        const int order = i == na ? 1 : j == nb ? -1 : strcmp(a[i]->name, b[j]->name);
+        if (order < 0) {
+            report(c, "only in 1", a[i++]->name);
+        } else if (order > 0) {
+            report(c, "only in 2", b[j++]->name);
+        } else {
+            MGR_TRY(check_plain(&c->a, a[i], err));
+            MGR_TRY(check_plain(&c->b, b[j], err));
+            const matrix x = stored_matrix(a[i++]), y = stored_matrix(b[j++]);
+            MGR_TRY(compare_matrices(c, &x, &y, err));
+        }
+    }
+    return MGR_OK;
+}
+
+static int compare_names(comparison *c, mgr_err *err)
+{
+    const mgr_stored **a = NULL, **b = NULL;
+    int rc = sorted(&c->a.view.cat, &a, err);
+    if (rc == MGR_OK)
+        rc = sorted(&c->b.view.cat, &b, err);
+    if (rc == MGR_OK)
+        rc = merge(c, a, b, err);
+    mgr_free(a);
+    mgr_free(b);
+    return rc;
+}
+
+/* Buffers for a block, or for the widest row if that is larger. */
+static int make_buffers(side *s, mgr_err *err)
+{
+    uint64_t bytes = BLOCK;
+    for (uint32_t i = 0; i < s->view.tensors.n; i++) {
+        const uint64_t row = s->view.tensors.list[i].cols * mgr_dtype_size(s->view.layout.dtype);
+        bytes = row > bytes ? row : bytes;
+    }
+    for (size_t i = 0; !s->view.has_model && i < s->view.cat.n_stored; i++) {
+        const matrix m = stored_matrix(&s->view.cat.stored[i]);
+        const uint64_t row = m.cols * mgr_dtype_size(m.dtype);
+        bytes = row > bytes ? row : bytes;
+    }
+    MGR_TRY(mgr_alloc_aligned(&s->rows, bytes, err));
+    return mgr_alloc_aligned(&s->part, bytes, err);
+}
+
+static int open_side(side *s, const char *path, mgr_err *err)
+{
+    MGR_TRY(mgr_view_open(&s->view, path, err));
+    return make_buffers(s, err);
+}
+
+static void close_side(side *s)
+{
+    mgr_free_aligned(s->rows);
+    mgr_free_aligned(s->part);
+    if (s->fetcher)
+        mgr_source_find(s->view.format)->fetched(s->fetcher);
+    mgr_view_close(&s->view);
+}
+
+int mgr_compare(const char *path_a, const char *path_b, unsigned most, bool *same, mgr_err *err)
+{
+    comparison c = {.most = most};
+    int rc = open_side(&c.a, path_a, err);
+    if (rc == MGR_OK)
+        rc = open_side(&c.b, path_b, err);
+    if (rc == MGR_OK) {
+        const bool models = c.a.view.has_model && c.b.view.has_model;
+        printf("1  %s  %s\n2  %s  %s\n", c.a.view.format, path_a, c.b.view.format, path_b);
+        rc = models ? compare_logical(&c, err) : compare_names(&c, err);
+        if (c.shown > c.most)
+            printf("  and %u more\n", c.shown - c.most);
+        if (rc == MGR_OK)
+            printf("%llu %s tensors compared, %llu differ\n", (unsigned long long)c.tensors,
+                   models ? "logical" : "stored", (unsigned long long)c.differ);
+        *same = c.differ == 0;
+    }
+    close_side(&c.a);
+    close_side(&c.b);
+    return rc;
+}

@@ -1,0 +1,169 @@
+#include "look/view.h"
+
+#include <stdio.h>
+#include <string.h>
+
+#include "fmt/safetensors.h"
+#include "fmt/torch_file.h"
+#include "form/source.h"
+#include "io/file.h"
+
+typedef int (*file_reader)(mgr_catalogue *cat, uint32_t file, const mgr_reader *reader,
+                           mgr_err *err);
+
+static int read_file(mgr_view *v, const char *path, file_reader read_header, mgr_err *err)
+{
+    mgr_reader reader;
+    uint32_t file;
+    MGR_TRY(mgr_reader_open(&reader, path, err));
+    int rc = mgr_catalogue_add_file(&v->cat, path, reader.size, &file, err);
+    if (rc == MGR_OK)
+        rc = read_header(&v->cat, file, &reader, err);
+    mgr_reader_close(&reader);
+    return rc;
+}
+
+/* A single file: safetensors and the flat pytorch_model*.bin by their names; everything else is
+ * left to the reader of Megatron's files, which knows what it refuses. */
+static int open_file(mgr_view *v, const char *path, mgr_err *err)
+{
+    const bool safetensors = mgr_has_suffix(path, ".safetensors");
+    v->format = safetensors ? "safetensors" : "torch";
+    return read_file(v, path,
+                     safetensors                    ? mgr_safetensors_read
+                     : mgr_has_suffix(path, ".bin") ? mgr_torch_file_read_flat
+                                                    : mgr_torch_file_read,
+                     err);
+}
+
+/* Model and layout, as a run would derive them. */
+static int describe(mgr_view *v, const mgr_source_format *format, const mgr_config *config,
+                    mgr_err *err)
+{
+    mgr_model model;
+    void *state = NULL;
+    MGR_TRY(format->describe(&v->cat, config, &state, &model, err));
+    int rc = mgr_tensors_init(&v->tensors, &model, err);
+    if (rc == MGR_OK)
+        rc = mgr_layout_init(&v->layout, &v->tensors, &v->cat, false, model.dtype, err);
+    if (rc == MGR_OK)
+        rc = format->layout(state, &v->layout, err);
+    if (rc == MGR_OK)
+        rc = mgr_layout_finish(&v->layout, err);
+    if (rc == MGR_OK)
+        rc = format->summary(state, &v->split, err);
+    format->release(state);
+    v->has_model = rc == MGR_OK;
+    return rc;
+}
+
+static int open_source(mgr_view *v, const mgr_source_format *format, const char *path, mgr_err *err)
+{
+    mgr_config config = {0};
+    mgr_source_files files;
+    snprintf(config.source.path, sizeof config.source.path, "%s", path);
+    snprintf(config.source.iteration, sizeof config.source.iteration, "latest");
+    config.model.bos_token_id = config.model.eos_token_id = -1;
+    MGR_TRY(format->find(&config, &v->arena, &files, err));
+    for (size_t i = 0; i < files.n; i++)
+        MGR_TRY(read_file(v, files.paths[i], format->read, err));
+    v->format = format->name;
+    /* a checkpoint that cannot be a source can still be looked at */
+    mgr_err why = MGR_ERR_INIT;
+    int rc = describe(v, format, &config, &why);
+    if (rc != MGR_OK)
+        rc = mgr_buf_text(&v->refusal, why.msg, err);
+    return rc;
+}
+
+static int open_directory(mgr_view *v, const char *path, mgr_err *err)
+{
+    const char **names, *file;
+    size_t n, found = 0;
+    const mgr_source_format *const format = mgr_source_probe(path);
+    if (format)
+        return open_source(v, format, path, err);
+    MGR_TRY(mgr_list_dir(path, &v->arena, &names, &n, err));
+    v->format = "safetensors";
+    for (size_t i = 0; i < n; i++) {
+        if (!mgr_has_suffix(names[i], ".safetensors"))
+            continue;
+        MGR_TRY(mgr_arena_fmt(&v->arena, &file, err, "%s/%s", path, names[i]));
+        MGR_TRY(read_file(v, file, mgr_safetensors_read, err));
+        found++;
+    }
+    if (found == 0)
+        return mgr_fail(err, MGR_ERR_NOT_FOUND, "no checkpoint of a known format at '%s'", path);
+    return MGR_OK;
+}
+
+int mgr_view_open(mgr_view *v, const char *path, mgr_err *err)
+{
+    *v = (mgr_view){.path = path};
+    if (!mgr_path_exists(path))
+        return mgr_fail(err, MGR_ERR_NOT_FOUND, "'%s' does not exist", path);
+    return mgr_is_dir(path) ? open_directory(v, path, err) : open_file(v, path, err);
+}
+
+int mgr_view_open_as(mgr_view *v, const mgr_source_format *format, const char *path, mgr_err *err)
+{
+    *v = (mgr_view){.path = path};
+    return open_source(v, format, path, err);
+}
+
+void mgr_view_close(mgr_view *v)
+{
+    mgr_layout_clear(&v->layout);
+    mgr_tensors_clear(&v->tensors);
+    mgr_buf_clear(&v->split);
+    mgr_buf_clear(&v->refusal);
+    mgr_catalogue_clear(&v->cat);
+    mgr_arena_clear(&v->arena);
+}
+
+static int experts_text(const mgr_model *m, mgr_buf *out, mgr_err *err)
+{
+    const uint64_t moe = mgr_model_moe_layers(m);
+    if (m->experts == 0)
+        return MGR_OK;
+    MGR_TRY(mgr_buf_fmt(out, err, ", %llu experts", (unsigned long long)m->experts));
+    if (mgr_model_expert_ffn(m) != m->ffn)
+        MGR_TRY(mgr_buf_fmt(out, err, " of %llu", (unsigned long long)mgr_model_expert_ffn(m)));
+    if (moe != m->layers)
+        MGR_TRY(mgr_buf_fmt(out, err, " in %llu layers", (unsigned long long)moe));
+    return mgr_buf_fmt(out, err, ", top %llu", (unsigned long long)m->top_k);
+}
+
+int mgr_view_model(const mgr_model *m, mgr_buf *out, mgr_err *err)
+{
+    MGR_TRY(mgr_buf_fmt(out, err,
+                        "%llu layers, hidden %llu, ffn %llu, %llu heads in %llu groups of %llu",
+                        (unsigned long long)m->layers, (unsigned long long)m->hidden,
+                        (unsigned long long)m->ffn, (unsigned long long)m->heads,
+                        (unsigned long long)m->kv_groups, (unsigned long long)m->head_dim));
+    MGR_TRY(experts_text(m, out, err));
+    MGR_TRY(mgr_buf_fmt(out, err, ", vocabulary %llu%s, %s", (unsigned long long)m->vocab,
+                        m->tied ? ", tied" : "", mgr_dtype_name(m->dtype)));
+    for (size_t i = 0; mgr_model_feature(m, i); i++)
+        MGR_TRY(mgr_buf_fmt(out, err, "%s%s", i ? ", " : "; with ", mgr_model_feature(m, i)));
+    return MGR_OK;
+}
+
+uint64_t mgr_view_elements(const mgr_stored *s)
+{
+    uint64_t n = 1;
+    for (uint32_t d = 0; d < s->ndim; d++)
+        n *= s->shape[d];
+    return n;
+}
+
+const char *mgr_view_shape(const mgr_stored *s, char *out, size_t size)
+{
+    size_t used = (size_t)snprintf(out, size, "[");
+    for (uint32_t d = 0; d < s->ndim && used < size; d++)
+        used += (size_t)snprintf(out + used, size - used, "%s%llu", d ? ", " : "",
+                                 (unsigned long long)s->shape[d]);
+    if (used < size)
+        snprintf(out + used, size - used, "]");
+    return out;
+}

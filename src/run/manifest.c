@@ -1,0 +1,97 @@
+#include "run/manifest.h"
+
+#include <string.h>
+#define XXH_INLINE_ALL
+#include <xxhash.h>
+
+#include "form/sidecar.h"
+#include "mgr/version.h"
+
+static json_t *hex(uint64_t value, int digits)
+{
+    return json_sprintf("%0*llx", digits, (unsigned long long)value);
+}
+
+/* Each source file with its size and a hash over the names, sizes and CRC-32s of its records. */
+json_t *mgr_manifest_sources(const mgr_job *job)
+{
+    const mgr_catalogue *const cat = &job->source.cat;
+    json_t *const list = json_array();
+    for (uint32_t f = 0; f < cat->n_files; f++) {
+        XXH64_hash_t hash = 0;
+        for (size_t i = 0; i < cat->n_records; i++) {
+            const mgr_record *const r = &cat->records[i];
+            const uint64_t facts[2] = {r->size, r->crc32};
+            if (r->file != f)
+                continue;
+            hash = XXH3_64bits_withSeed(r->name, strlen(r->name), hash);
+            hash = XXH3_64bits_withSeed(facts, sizeof facts, hash);
+        }
+        json_array_append_new(list, json_pack("{s:s,s:I,s:o}", "path", cat->files[f].path, "bytes",
+                                              (json_int_t)cat->files[f].bytes, "records_xxh3",
+                                              hex(hash, 16)));
+    }
+    return list;
+}
+
+static json_t *file_tensors(const mgr_job *job, uint32_t file)
+{
+    json_t *const tensors = json_object();
+    for (size_t i = 0; i < job->target.cat.n_stored; i++) {
+        const mgr_stored *const s = &job->target.cat.stored[i];
+        if (s->file == file)
+            json_object_set_new(
+                tensors, s->name,
+                json_pack("{s:I,s:o}", "bytes",
+                          (json_int_t)(s->shape[0] * s->stride[0] * mgr_dtype_size(s->dtype)),
+                          "crc32", hex(job->stored_crc[i], 8)));
+    }
+    return tensors;
+}
+
+static json_t *target_list(const mgr_job *job)
+{
+    const mgr_catalogue *const cat = &job->target.cat;
+    const int32_t *const owner = job->target.layout.file_owner;
+    const uint32_t *const crc = job->file_crc; /* NULL where the container seals its files itself */
+    json_t *const list = json_array();
+    for (uint32_t f = 0; f < cat->n_files; f++) {
+        json_t *const file =
+            json_pack("{s:s,s:I,s:o}", "path", cat->files[f].path, "bytes",
+                      (json_int_t)cat->files[f].bytes, "crc32", crc ? hex(crc[f], 8) : json_null());
+        if (owner)
+            json_object_set_new(file, "expert_parallel_rank",
+                                owner[f] < 0 ? json_null() : json_integer(owner[f]));
+        if (job->file_sha256)
+            json_object_set_new(file, "sha256", json_string(job->file_sha256[f]));
+        json_object_set_new(file, "tensors", file_tensors(job, f));
+        json_array_append_new(list, file);
+    }
+    return list;
+}
+
+/* The parsed configuration comes back from its own dump, so that it is written in one place. */
+int mgr_manifest_write(const mgr_job *job, const char *directory, mgr_err *err)
+{
+    mgr_buf config = {0};
+    MGR_TRY(mgr_config_dump(&job->config, &config, err));
+    json_t *const skipped = json_object();
+    for (int k = 0; k < MGR_SKIP_COUNT; k++)
+        json_object_set_new(skipped, mgr_skip_name((mgr_skip)k),
+                            json_integer((json_int_t)job->source.cat.skipped[k]));
+    /* the seed is text: it may be above what JSON readers take for a whole number */
+    json_t *const manifest = json_pack(
+        "{s:i,s:s,s:s,s:i,s:o,s:o,s:{s:s,s:s,s:o,s:o},s:{s:s,s:o}}", "schema", 1, "program",
+        "mgr-upcycle", "version", MGR_VERSION, "contract", MGR_CONTRACT_VERSION, "seed",
+        json_sprintf("%llu", (unsigned long long)job->config.upcycle.seed), "config",
+        job->source_format ? json_string(config.data) : json_null(), "source", "format",
+        job->source_format ? job->source_format->name : "synth", "path",
+        job->source_files.directory ? job->source_files.directory : "", "skipped", skipped, "files",
+        mgr_manifest_sources(job), "target", "format", job->target_format->name, "files",
+        target_list(job));
+    const int rc = manifest ? mgr_sidecar_json(directory, "mgr-manifest.json", manifest, err)
+                            : mgr_fail(err, MGR_ERR_INTERNAL, "cannot make the manifest");
+    json_decref(manifest);
+    mgr_buf_clear(&config);
+    return rc;
+}

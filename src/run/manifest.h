@@ -1,0 +1,18 @@
+/*
+ * mgr-manifest.json: what made an output, and of what. Rank 0 only.
+ */
+#ifndef MGR_RUN_MANIFEST_H
+#define MGR_RUN_MANIFEST_H
+
+#include <jansson.h>
+
+#include "engine/job.h"
+
+/* The source's files with their fingerprints; the caller's to decref. */
+json_t *mgr_manifest_sources(const mgr_job *job);
+
+/* mgr-manifest.json: program, contract, configuration, seed, fingerprints of the source, and per
+ * file of the output its size, CRC-32, expert-parallel rank and tensors with theirs. */
+int mgr_manifest_write(const mgr_job *job, const char *directory, mgr_err *err) MGR_NODISCARD;
+
+#endif
