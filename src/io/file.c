@@ -239,3 +239,14 @@ uint64_t mgr_current_rss(void)
     fclose(f);
     return strtoull(end, NULL, 10) * (uint64_t)sysconf(_SC_PAGESIZE);
 }
+
+void mgr_say_from_handler(const char *text, size_t len)
+{
+    while (len > 0) {
+        const ssize_t n = write(STDERR_FILENO, text, len);
+        if (n <= 0)
+            break;
+        text += n;
+        len -= (size_t)n;
+    }
+}

@@ -88,4 +88,7 @@ int mgr_free_space(const char *path, uint64_t *bytes, mgr_err *err) MGR_NODISCAR
 uint64_t mgr_peak_rss(void);
 uint64_t mgr_current_rss(void);
 
+/* Text to the standard error, from a signal's handler: nothing is allocated or buffered. Local. */
+void mgr_say_from_handler(const char *text, size_t len);
+
 #endif
