@@ -125,7 +125,8 @@ static int look_up_ids(const char *directory, mgr_sidecar_tokenizer *found, mgr_
 int mgr_sidecar_copy_tokenizer(const mgr_output *out, const char *directory,
                                mgr_sidecar_tokenizer *found, mgr_err *err)
 {
-    const char *const places[] = {out->config->source.tokenizer, out->source_directory,
+    const char *const places[] = {out->config->source.tokenizer,
+                                  out->origin ? out->origin->directory : NULL,
                                   out->config->source.path};
     const size_t first = places[0][0] ? 0 : 1, end = places[0][0] ? 1 : 3;
     *found = (mgr_sidecar_tokenizer){-1, -1, 0};

@@ -6,16 +6,25 @@
 
 #include "core/str.h"
 #include "form/container.h"
+#include "form/remarks.h"
 #include "mgr/config.h"
 #include "mgr/layout.h"
 #include "mgr/model.h"
+
+/* Where a target's tensors come from: what it may carry of it. All borrowed. */
+typedef struct mgr_origin {
+    const char *format;    /* of the source */
+    const char *directory; /* of its files: the iteration's */
+    const mgr_catalogue *cat;
+    const mgr_model *model;
+} mgr_origin;
 
 /* A target whose tensors are written: what its small files are made from. All borrowed. */
 typedef struct mgr_output {
     const mgr_config *config;
     const mgr_layout *layout;      /* with its catalogue and its tensors' model */
     const void *state;             /* the format's own */
-    const char *source_directory;  /* where a tokenizer may lie; NULL: nowhere */
+    const mgr_origin *origin;      /* NULL: there is no source */
     const char (*file_sha256)[65]; /* per file of the catalogue; NULL unless asked for */
 } mgr_output;
 
@@ -29,8 +38,13 @@ typedef struct mgr_target_format {
     int (*check)(const mgr_config *config, const mgr_model *model, mgr_err *err);
 
     /* Declare files and tensors of `layout`; *state is handed to the container and to the rest as
-     * their context. Local. */
-    int (*layout)(const mgr_config *config, mgr_layout *layout, void **state, mgr_err *err);
+     * their context. `origin`, NULL without a source, lives longer. Local. */
+    int (*layout)(const mgr_config *config, const mgr_origin *origin, mgr_layout *layout,
+                  void **state, mgr_err *err);
+
+    /* NULL, or: what becomes of the source's fields, what people should know of this output and how
+     * to go on with it, into `remarks`. Called on all ranks when the plan is made. Local. */
+    int (*review)(const mgr_output *out, mgr_remarks *remarks, mgr_err *err);
 
     /* Write the small files beside the tensors into `directory`, the one that makes the output
      * valid last. Rank 0 only. */

@@ -31,8 +31,10 @@ static int check(const mgr_config *config, const mgr_model *model, mgr_err *err)
     return mgr_huggingface_check("hdf5", model, err);
 }
 
-static int layout(const mgr_config *config, mgr_layout *into, void **state, mgr_err *err)
+static int layout(const mgr_config *config, const mgr_origin *origin, mgr_layout *into,
+                  void **state, mgr_err *err)
 {
+    (void)origin;
     const uint32_t ep = into->tensors->model.experts ? (uint32_t)config->target.expert_parallel : 0;
     const mgr_flat flat = {(uint32_t)into->cat->n_files, 1 + ep};
     mgr_hdf5_context *context;

@@ -23,8 +23,10 @@ static int check(const mgr_config *config, const mgr_model *model, mgr_err *err)
     return mgr_huggingface_check("huggingface", model, err);
 }
 
-static int layout(const mgr_config *config, mgr_layout *into, void **state, mgr_err *err)
+static int layout(const mgr_config *config, const mgr_origin *origin, mgr_layout *into,
+                  void **state, mgr_err *err)
 {
+    (void)origin;
     const mgr_huggingface hf = {
         .ffn = MGR_HF_DENSE, .expert_parallel = 1, .max_shard_size = config->target.max_shard_size};
     *state = NULL;

@@ -30,6 +30,7 @@ typedef struct state {
     mgr_model model;
     mgr_megatron whole; /* all sizes 1 */
     mgr_dtype dtype;
+    const mgr_origin *origin;
     uint64_t divisor;
     char folder[32];
 } state;
@@ -140,11 +141,13 @@ static void release(void *opaque)
     mgr_free(opaque);
 }
 
-static int layout(const mgr_config *config, mgr_layout *into, void **out, mgr_err *err)
+static int layout(const mgr_config *config, const mgr_origin *origin, mgr_layout *into, void **out,
+                  mgr_err *err)
 {
     state *s;
     MGR_TRY(mgr_alloc(&s, 1, sizeof *s, err));
     *out = s; /* released with the target, also after an error */
+    s->origin = origin;
     fill_state(config, into, s);
     return mgr_megatron_dist_declare(into, &s->target, err);
 }

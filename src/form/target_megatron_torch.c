@@ -20,6 +20,7 @@ typedef struct state {
     mgr_megatron megatron;
     mgr_model model;
     mgr_dtype dtype;
+    const mgr_origin *origin;
     uint64_t divisor, first_stage_layers, last_stage_layers;
     uint32_t *stage_layers, *files;
 } state;
@@ -220,11 +221,13 @@ static void release(void *opaque)
     mgr_free(s);
 }
 
-static int layout(const mgr_config *config, mgr_layout *into, void **out, mgr_err *err)
+static int layout(const mgr_config *config, const mgr_origin *origin, mgr_layout *into, void **out,
+                  mgr_err *err)
 {
     state *s;
     MGR_TRY(mgr_alloc(&s, 1, sizeof *s, err));
     *out = s; /* released with the target, also after an error */
+    s->origin = origin;
     MGR_TRY(fill_state(config, into, s, err));
     return mgr_megatron_layout(into, &s->megatron, err);
 }

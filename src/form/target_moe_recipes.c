@@ -52,8 +52,10 @@ static int check(const mgr_config *config, const mgr_model *model, mgr_err *err)
     return mgr_huggingface_check("moe-recipes", model, err);
 }
 
-static int layout(const mgr_config *config, mgr_layout *into, void **state, mgr_err *err)
+static int layout(const mgr_config *config, const mgr_origin *origin, mgr_layout *into,
+                  void **state, mgr_err *err)
 {
+    (void)origin;
     const mgr_huggingface hf = {.ffn = is_fused(config) ? MGR_HF_FUSED : MGR_HF_PER_EXPERT,
                                 .expert_parallel = (uint32_t)config->target.expert_parallel,
                                 .max_shard_size = config->target.max_shard_size};

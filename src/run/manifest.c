@@ -70,6 +70,31 @@ static json_t *target_list(const mgr_job *job)
     return list;
 }
 
+static void set_text(json_t *object, const char *key, const char *text)
+{
+    if (text)
+        json_object_set_new(object, key, json_string(text));
+}
+
+/* {"carried": [...], "warnings": [...], ...} */
+static json_t *remarks(const mgr_job *job)
+{
+    json_t *const kinds = json_object();
+    for (size_t i = 0; i < job->remarks.n; i++) {
+        const mgr_remark *const n = &job->remarks.list[i];
+        const char *const kind = mgr_remark_name(n->kind);
+        json_t *const entry = json_object();
+        if (!json_object_get(kinds, kind))
+            json_object_set_new(kinds, kind, json_array());
+        set_text(entry, "field", n->field);
+        set_text(entry, "was", n->was);
+        set_text(entry, "now", n->now);
+        set_text(entry, "why", n->why);
+        json_array_append_new(json_object_get(kinds, kind), entry);
+    }
+    return kinds;
+}
+
 /* The parsed configuration comes back from its own dump, so that it is written in one place. */
 int mgr_manifest_write(const mgr_job *job, const char *directory, mgr_err *err)
 {
@@ -81,14 +106,14 @@ int mgr_manifest_write(const mgr_job *job, const char *directory, mgr_err *err)
                             json_integer((json_int_t)job->source.cat.skipped[k]));
     /* the seed is text: it may be above what JSON readers take for a whole number */
     json_t *const manifest = json_pack(
-        "{s:i,s:s,s:s,s:i,s:o,s:o,s:{s:s,s:s,s:o,s:o},s:{s:s,s:o}}", "schema", 1, "program",
+        "{s:i,s:s,s:s,s:i,s:o,s:o,s:{s:s,s:s,s:o,s:o},s:{s:s,s:o},s:o}", "schema", 1, "program",
         "mgr-upcycle", "version", MGR_VERSION, "contract", MGR_CONTRACT_VERSION, "seed",
         json_sprintf("%llu", (unsigned long long)job->config.upcycle.seed), "config",
         job->source_format ? json_string(config.data) : json_null(), "source", "format",
         job->source_format ? job->source_format->name : "synth", "path",
         job->source_files.directory ? job->source_files.directory : "", "skipped", skipped, "files",
         mgr_manifest_sources(job), "target", "format", job->target_format->name, "files",
-        target_list(job));
+        target_list(job), "remarks", remarks(job));
     const int rc = manifest ? mgr_sidecar_json(directory, "mgr-manifest.json", manifest, err)
                             : mgr_fail(err, MGR_ERR_INTERNAL, "cannot make the manifest");
     json_decref(manifest);

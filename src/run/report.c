@@ -47,6 +47,62 @@ static void print_skipped(const mgr_job *job)
     printf(" entries\n");
 }
 
+#define COLUMNS 80
+#define MAX_LISTED 64
+
+/* "altered   a 1 -> 2, b ...", wrapped and indented as all lines are. */
+static void print_fields(const mgr_remarks *remarks, mgr_remark_kind kind)
+{
+    size_t shown = 0, column = 10;
+    for (size_t i = 0; i < remarks->n && shown < MAX_LISTED; i++) {
+        const mgr_remark *const n = &remarks->list[i];
+        char text[160];
+        if (n->kind != kind)
+            continue;
+        const char *const value = n->was ? n->was : n->now;
+        snprintf(text, sizeof text, "%s%s%.60s%s%.60s", n->field, value ? " " : "",
+                 value ? value : "", n->was && n->now ? " -> " : "",
+                 n->was && n->now ? n->now : "");
+        if (shown++ == 0)
+            printf("%-9s", mgr_remark_name(kind));
+        else if (column + 2 + strlen(text) >= COLUMNS)
+            printf(",\n         "), column = 9;
+        else
+            column += (size_t)printf(",");
+        column += (size_t)printf(" %s", text);
+    }
+    if (shown && mgr_remarks_count(remarks, kind) > shown)
+        printf(", and %zu more (mgr-manifest.json)", mgr_remarks_count(remarks, kind) - shown);
+    if (shown)
+        printf("\n");
+}
+
+/* What became of the fields beside the tensors, and what to know of the output. */
+static void print_remarks(const mgr_remarks *remarks)
+{
+    static const mgr_remark_kind listed[] = {MGR_REMARK_SET, MGR_REMARK_ALTERED, MGR_REMARK_DROPPED,
+                                             MGR_REMARK_UNKNOWN};
+    if (mgr_remarks_count(remarks, MGR_REMARK_CARRIED))
+        printf("carried   %zu fields as they were\n",
+               mgr_remarks_count(remarks, MGR_REMARK_CARRIED));
+    for (size_t k = 0; k < sizeof listed / sizeof listed[0]; k++)
+        print_fields(remarks, listed[k]);
+    for (size_t i = 0; i < remarks->n; i++)
+        if (remarks->list[i].kind == MGR_REMARK_WARNING)
+            printf("note      %s\n", remarks->list[i].why);
+}
+
+static void print_next(const mgr_remarks *remarks)
+{
+    bool first = true;
+    for (size_t i = 0; i < remarks->n; i++) {
+        if (remarks->list[i].kind != MGR_REMARK_NEXT)
+            continue;
+        printf("%-9s %s\n", first ? "next" : "", remarks->list[i].now);
+        first = false;
+    }
+}
+
 /* moe-recipes picks the model class by words in the path (its src/llama_recipes/get_models.py). */
 static void warn_of_path(const mgr_job *job)
 {
@@ -74,6 +130,7 @@ void mgr_print_plan(const mgr_job *job)
     printf("%s\n", mgr_dtype_name(job->target.layout.dtype));
     printf("          %s\n", job->config.target.path);
     print_skipped(job);
+    print_remarks(&job->remarks);
     printf("plan      read %s, write %s: %zu units in %zu groups on %u ranks, busiest %+.1f %%\n",
            mgr_format_bytes(plan->total_in, in, sizeof in),
            mgr_format_bytes(plan->total_out, out, sizeof out), plan->n_units, plan->n_groups,
@@ -116,15 +173,18 @@ static void print_done(const mgr_job *job)
     printf("memory    %10s   peak of the largest rank\n",
            mgr_format_bytes(t->peak_rss, text, sizeof text));
     printf("done      %s\n", job->config.target.path);
+    print_next(&job->remarks);
     fflush(stdout);
 }
 
 void mgr_print_summary(const mgr_job *job, bool dry_run)
 {
-    if (dry_run)
+    if (dry_run) {
+        print_next(&job->remarks);
         printf("\ndry run: nothing was written\n");
-    else
+    } else {
         print_done(job);
+    }
 }
 
 void mgr_print_synth(const mgr_job *job, const char *out)

@@ -39,7 +39,7 @@ static int set_up(mgr_job *job, const mgr_synth_options *o, mgr_err *err)
     for (uint32_t i = 0; i < t->tensors.n; i++)
         job->defines[i] = (mgr_define){MGR_OP_SYNTH, MGR_NONE};
     MGR_TRY(mgr_layout_init(&t->layout, &t->tensors, &t->cat, true, o->dtype, err));
-    MGR_TRY(job->target_format->layout(c, &t->layout, &job->target_state, err));
+    MGR_TRY(job->target_format->layout(c, NULL, &t->layout, &job->target_state, err));
     MGR_TRY(mgr_layout_finish(&t->layout, err));
     return mgr_run_plan(job, 0, err);
 }

@@ -213,7 +213,10 @@ static int describe_source(mgr_job *job, mgr_err *err)
     MGR_TRY(mgr_tensors_init(&s->tensors, &model, err));
     MGR_TRY(mgr_layout_init(&s->layout, &s->tensors, &s->cat, false, model.dtype, err));
     MGR_TRY(job->source_format->layout(job->source_state, &s->layout, err));
-    return mgr_layout_finish(&s->layout, err);
+    MGR_TRY(mgr_layout_finish(&s->layout, err));
+    job->origin = (mgr_origin){job->source_format->name, job->source_files.directory, &s->cat,
+                               &s->tensors.model};
+    return MGR_OK;
 }
 
 /* How many neurons a method touches; an empty S where the user asked for some is an error. */
@@ -303,8 +306,23 @@ static int describe_target(mgr_job *job, mgr_err *err)
     MGR_TRY(mgr_tensors_init(&t->tensors, &model, err));
     MGR_TRY(define_targets(job, err));
     MGR_TRY(mgr_layout_init(&t->layout, &t->tensors, &t->cat, true, dtype, err));
-    MGR_TRY(job->target_format->layout(c, &t->layout, &job->target_state, err));
+    MGR_TRY(job->target_format->layout(c, &job->origin, &t->layout, &job->target_state, err));
     return mgr_layout_finish(&t->layout, err);
+}
+
+/* What source and target have to say, behind the last thing that can fail. */
+static int review(mgr_job *job, mgr_err *err)
+{
+    const mgr_source_format *const from = job->source_format;
+    const mgr_target_format *const to = job->target_format;
+    const mgr_output out = {.config = &job->config,
+                            .layout = &job->target.layout,
+                            .state = job->target_state,
+                            .origin = &job->origin};
+    if (from->review)
+        MGR_TRY(
+            from->review(job->source_state, &job->source.cat, &job->config, &job->remarks, err));
+    return to->review ? to->review(&out, &job->remarks, err) : MGR_OK;
 }
 
 /* The most memory that any rank has in use before the buffers, rounded up, so that the plan is the
@@ -336,6 +354,8 @@ static int plan(mgr_job *job, mgr_err *err)
         rc = select_count(job, err);
     if (rc == MGR_OK)
         rc = describe_target(job, err);
+    if (rc == MGR_OK)
+        rc = review(job, err);
     rc = mgr_agree(job->comm, rc, err);
     if (rc == MGR_OK)
         rc = baseline(job, &base, err);

@@ -141,7 +141,7 @@ static int publish(mgr_job *job, mgr_stage *stage, mgr_err *err)
     const mgr_output out = {.config = &job->config,
                             .layout = &job->target.layout,
                             .state = job->target_state,
-                            .source_directory = job->source_files.directory,
+                            .origin = job->source_format ? &job->origin : NULL,
                             .file_sha256 = (const char(*)[65])job->file_sha256};
     MGR_TRY(job->target_format->sidecars(&out, stage->directory, err));
     MGR_TRY(
@@ -303,5 +303,6 @@ void mgr_job_clear(mgr_job *job)
     mgr_free(job->target_moment);
     mgr_free(job->source_moment);
     mgr_free(job->events);
+    mgr_remarks_clear(&job->remarks);
     mgr_arena_clear(&job->arena);
 }
