@@ -1,7 +1,7 @@
 #!/bin/sh
 # Make .venv in the checkout, with the packages of tools/requirements-interop.txt and
 # tools/requirements-report.txt, and in it megatron-core-VERSION for each line of
-# tools/requirements-megatron.txt.
+# tools/requirements-megatron.txt and transformers-VERSION for each of tools/requirements-transformers.txt.
 #
 #   tools/venv.sh            quick and silent when .venv is up to date
 #   tools/venv.sh --check    only say whether it is (exit 0 or 3)
@@ -14,6 +14,7 @@ root=$(CDPATH='' cd -- "$(dirname -- "$0")/.." && pwd)
 wanted="$root/tools/requirements-interop.txt"
 report="$root/tools/requirements-report.txt"
 releases="$root/tools/requirements-megatron.txt"
+transformers="$root/tools/requirements-transformers.txt"
 venv="$root/.venv"
 stamp="$venv/requirements.sha256"
 
@@ -22,9 +23,18 @@ give_up() {
     exit 3
 }
 
+# A folder of transformers says itself what is in it.
+has_transformers() {
+    while read -r version beside; do
+        case "$version" in '' | '#'*) continue ;; esac
+        [ "$(cat "$venv/transformers-$version/installed.txt" 2>/dev/null)" = "$beside" ] || return 1
+    done < "$transformers"
+}
+
 # The interpreter is run, not only looked for: it may be one that this user cannot execute.
 is_ready() {
-    [ -r "$stamp" ] && [ "$(cat "$stamp")" = "$hash" ] && "$venv/bin/python" -c '' 2>/dev/null
+    [ -r "$stamp" ] && [ "$(cat "$stamp")" = "$hash" ] && has_transformers &&
+        "$venv/bin/python" -c '' 2>/dev/null
 }
 
 check_only=no
@@ -72,17 +82,32 @@ if ! "$venv/bin/python" -m pip install --quiet --disable-pip-version-check \
     give_up "pip install failed: $(grep -i '^error' "$log" | tail -n 1)"
 fi
 
-# A folder under its final name is complete.
+# folder NAME PIP-ARGUMENT...: packages without what they depend on in $venv/NAME. A folder under its
+# final name is complete.
+folder() {
+    name=$1
+    shift
+    rm -rf "$venv/$name.partial"
+    if ! "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --no-deps \
+            --only-binary :all: --target "$venv/$name.partial" "$@" >"$log" 2>&1 </dev/null; then
+        give_up "pip install for $name failed: $(grep -i '^error' "$log" | tail -n 1)"
+    fi
+    rm -rf "${venv:?}/$name"
+}
+
 while read -r version wheel_python; do
     case "$version" in '' | '#'*) continue ;; esac
-    folder="$venv/megatron-core-$version"
-    [ ! -d "$folder" ] || continue
-    rm -rf "$folder.partial"
-    if ! "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --no-deps \
-            --only-binary :all: --python-version "$wheel_python" --ignore-requires-python \
-            --target "$folder.partial" "megatron-core==$version" >"$log" 2>&1 </dev/null; then
-        give_up "pip install megatron-core==$version failed: $(grep -i '^error' "$log" | tail -n 1)"
-    fi
-    mv "$folder.partial" "$folder"
+    [ ! -d "$venv/megatron-core-$version" ] || continue
+    folder "megatron-core-$version" --python-version "$wheel_python" --ignore-requires-python \
+        "megatron-core==$version"
+    mv "$venv/$name.partial" "$venv/$name"
 done < "$releases"
+while read -r version beside; do
+    case "$version" in '' | '#'*) continue ;; esac
+    [ "$(cat "$venv/transformers-$version/installed.txt" 2>/dev/null)" != "$beside" ] || continue
+    # shellcheck disable=SC2086  # a list of packages
+    folder "transformers-$version" "transformers==$version" $beside
+    printf '%s\n' "$beside" >"$venv/$name.partial/installed.txt"
+    mv "$venv/$name.partial" "$venv/$name"
+done < "$transformers"
 echo "$hash" > "$stamp"
