@@ -115,14 +115,15 @@ static json_t *common_config(const mgr_model *m, mgr_dtype dtype)
     return object;
 }
 
-/* output_router_logits is what makes transformers compute the balancing loss in training. */
+/* output_router_logits makes transformers compute the balancing loss, in training and in
+ * generate(), where it fails on a padded batch: who trains asks for it. */
 static void add_mixtral_fields(json_t *object, const mgr_model *m)
 {
     const field fields[] = {
         {"num_local_experts", json_integer((json_int_t)m->experts)},
         {"num_experts_per_tok", json_integer((json_int_t)m->top_k)},
         {"sliding_window", json_null()},
-        {"output_router_logits", json_true()},
+        {"output_router_logits", json_false()},
         {"router_aux_loss_coef", json_real(0.02)},
         {"router_jitter_noise", json_real(0.0)},
     };

@@ -114,6 +114,19 @@ static void warn_of_path(const mgr_job *job)
                 path);
 }
 
+static void print_target(const mgr_job *job)
+{
+    const mgr_config *const c = &job->config;
+    printf("target    %s, %zu files, ", job->target_format->name, job->target.cat.n_files);
+    if (job->method)
+        printf("%llu expert-parallel ranks, ", (unsigned long long)c->target.expert_parallel);
+    printf("%s\n", mgr_dtype_name(job->target.layout.dtype));
+    printf("          %s\n", c->target.path);
+    if (strcmp(job->target_format->name, "moe-recipes") == 0)
+        printf("          config.json has output_router_logits: false, so that generate() works; a "
+               "trainer that\n          takes it from there adds no balancing loss\n");
+}
+
 void mgr_print_plan(const mgr_job *job)
 {
     const mgr_plan *const plan = &job->plan;
@@ -123,12 +136,7 @@ void mgr_print_plan(const mgr_job *job)
     printf("mgr-upcycle %s\n", MGR_VERSION);
     print_source(job);
     print_method(job);
-    printf("target    %s, %zu files, ", job->target_format->name, job->target.cat.n_files);
-    if (job->method)
-        printf("%llu expert-parallel ranks, ",
-               (unsigned long long)job->config.target.expert_parallel);
-    printf("%s\n", mgr_dtype_name(job->target.layout.dtype));
-    printf("          %s\n", job->config.target.path);
+    print_target(job);
     print_skipped(job);
     print_remarks(&job->remarks);
     printf("plan      read %s, write %s: %zu units in %zu groups on %u ranks, busiest %+.1f %%\n",

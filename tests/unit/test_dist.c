@@ -9,8 +9,8 @@
 #include "fmt/torch_file.h"
 #include "fmt/torch_write.h"
 #include "fmt/zip.h"
-#include "model/megatron_dist.h"
 #include "form/container.h"
+#include "model/megatron_dist.h"
 #include "support/check.h"
 
 #define GIB (UINT64_C(1) << 30)
