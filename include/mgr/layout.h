@@ -50,12 +50,22 @@ typedef struct mgr_object {
     uint32_t file;
 } mgr_object;
 
+/* Two declared tensors that must have one element type, although no logical tensor lies in both. */
+typedef struct mgr_type_link {
+    uint32_t a, b;
+} mgr_type_link;
+
 typedef struct mgr_layout {
     const mgr_tensors *tensors; /* borrowed */
     mgr_catalogue *cat;         /* borrowed */
     bool declare;               /* add stored tensors to cat, or find them there */
-    mgr_dtype dtype;            /* of declared tensors */
-    mgr_box *boxes;             /* after finish: sorted by tensor, copy, row, col */
+    mgr_dtype dtype; /* the model's; of a source, after finish: what most elements have */
+    /* [tensors->n] Element type of each logical tensor. Of a source: as it is stored. Of a target:
+     * `dtype` at first; whoever wants another one sets it before there are boxes. */
+    mgr_dtype *types;
+    mgr_type_link *links; /* targets only */
+    size_t n_links, cap_links;
+    mgr_box *boxes; /* after finish: sorted by tensor, copy, row, col */
     size_t n_boxes, cap_boxes;
     mgr_fill *fills; /* targets only */
     size_t n_fills, cap_fills;
@@ -68,13 +78,15 @@ typedef struct mgr_layout {
     int32_t *file_owner; /* per file: expert-parallel rank, -1 for shared weights; may be NULL */
 } mgr_layout;
 
-/* Start a layout over `cat`: with `declare` it grows, else its tensors are looked up. Local. */
+/* Start a layout over `cat`: with `declare` it grows, else its tensors are looked up. `dtype` is
+ * the model's element type; of a source what is said of it, until finish has seen all. Local. */
 int mgr_layout_init(mgr_layout *layout, const mgr_tensors *tensors, mgr_catalogue *cat,
                     bool declare, mgr_dtype dtype, mgr_err *err) MGR_NODISCARD;
 void mgr_layout_clear(mgr_layout *layout);
 
 /* Declare or find the tensor `name` of `file` with this shape; *stored is its index. A missing one
- * is MGR_ERR_FORMAT, as is another shape than `shape`. Local. */
+ * is MGR_ERR_FORMAT, as is another shape than `shape`. What is declared gets its element type in
+ * mgr_layout_finish: that of the logical tensors in it. Local. */
 int mgr_layout_tensor(mgr_layout *layout, uint32_t file, const char *name, uint32_t ndim,
                       const uint64_t *shape, uint32_t *stored, mgr_err *err) MGR_NODISCARD;
 
@@ -92,10 +104,22 @@ int mgr_layout_fill(mgr_layout *layout, uint32_t stored, uint64_t row, uint64_t 
 int mgr_layout_object(mgr_layout *layout, uint32_t file, const char *name,
                       mgr_err *err) MGR_NODISCARD;
 
+/* Say that two declared tensors must have one element type: chunks of one key. Local. */
+int mgr_layout_link(mgr_layout *layout, uint32_t stored_a, uint32_t stored_b,
+                    mgr_err *err) MGR_NODISCARD;
+
 /* Sort, index, and prove: every element of every logical tensor lies in exactly one box of copy 0,
- * every other copy lies inside it, no stored tensor of the catalogue is left over. Errors:
- * MGR_ERR_FORMAT naming the tensor (a source), MGR_ERR_INTERNAL (a target). Local. */
+ * every other copy lies inside it, no stored tensor of the catalogue is left over. The types of a
+ * target are settled: what is stored in one tensor has one type, the narrowest that holds all of
+ * their values. Errors: MGR_ERR_FORMAT naming the tensor (a source), MGR_ERR_INTERNAL (a target).
+ * Local. */
 int mgr_layout_finish(mgr_layout *layout, mgr_err *err) MGR_NODISCARD;
+
+/* Bytes of one row, and of all of a logical tensor in its element type. Pure. */
+uint64_t mgr_layout_row_bytes(const mgr_layout *layout, uint32_t tensor);
+uint64_t mgr_layout_tensor_bytes(const mgr_layout *layout, uint32_t tensor);
+/* Of all tensors. Pure. */
+uint64_t mgr_layout_bytes(const mgr_layout *layout);
 
 /* Byte position of element (row, col) of the box's logical tensor in its file. Pure. */
 uint64_t mgr_box_offset(const mgr_layout *layout, const mgr_box *box, uint64_t row, uint64_t col);

@@ -56,6 +56,8 @@ typedef enum mgr_role {
 } mgr_role;
 
 const char *mgr_role_name(mgr_role role);
+/* Is it gate, up or down? */
+bool mgr_role_is_matrix(mgr_role role);
 
 typedef enum mgr_norm { MGR_NORM_RMS, MGR_NORM_LAYER } mgr_norm;
 
@@ -89,7 +91,7 @@ typedef struct mgr_model {
     uint64_t expert_ffn; /* of an expert; 0: as `ffn` */
     uint64_t top_k;
     bool tied;       /* embedding and LM head are one tensor */
-    mgr_dtype dtype; /* of the weights as stored */
+    mgr_dtype dtype; /* of most weights; each tensor has its own (mgr_layout.types) */
     mgr_norm norm;
     mgr_activation activation;
     mgr_positions positions;

@@ -142,8 +142,9 @@ static const mgr_key schema[] = {
            "its number, as a list does"),
     UINT("target.iteration", target.iteration, "0", 0, 1e9,
          "a Megatron target's iteration; 0: a release checkpoint"),
-    CHOICE("target.dtype", target.dtype, "bfloat16", "source|bfloat16|float16|float32",
-           "element type of the target's weights; source: as they are"),
+    CHOICE("target.dtype", target.dtype, "auto", "auto|source|bfloat16|float16|float32",
+           "element type of the target's weights; source: each tensor's as it is; auto: bfloat16 "
+           "where experts are made, source in mode reshard"),
     BYTES("target.max_shard_size", target.max_shard_size, "5GB", MIB, MOST_BYTES,
           "largest file to write where the format has shards, unless one tensor alone is larger"),
     BOOL(

@@ -8,6 +8,16 @@
 #include "engine/progress.h"
 #include "kern/kern.h"
 
+static mgr_dtype source_type(const mgr_engine *e, uint32_t idx)
+{
+    return e->job->source.layout.types[idx];
+}
+
+static mgr_dtype target_type(const mgr_engine *e, uint32_t idx)
+{
+    return e->job->target.layout.types[idx];
+}
+
 static const mgr_tensor *source_tensor(const mgr_engine *e, uint32_t idx)
 {
     return &e->job->source.tensors.list[idx];
@@ -19,7 +29,7 @@ int mgr_engine_sums(mgr_engine *e, const mgr_group *group, const mgr_unit *unit,
     const mgr_piece *const piece = &e->job->plan.pieces[unit->piece]; /* FFN units have one */
     const mgr_tensor *const t = source_tensor(e, piece->source);
     const uint64_t ffn = e->job->source.tensors.model.ffn;
-    const mgr_dtype dtype = e->job->source.layout.dtype;
+    const mgr_dtype dtype = source_type(e, piece->source);
     if (t->ndim == 1) /* a bias: moments are of the matrices */
         return MGR_OK;
     const size_t matrix = (size_t)(t->role - MGR_ROLE_GATE);
@@ -39,9 +49,9 @@ int mgr_engine_sums(mgr_engine *e, const mgr_group *group, const mgr_unit *unit,
 }
 
 /* Rows of the output buffer that fit at a time. */
-static uint64_t rows_that_fit(const mgr_engine *e, const mgr_tensor *target)
+static uint64_t rows_that_fit(const mgr_engine *e, uint32_t target)
 {
-    const uint64_t bytes = target->cols * mgr_dtype_size(e->job->target.layout.dtype);
+    const uint64_t bytes = mgr_layout_row_bytes(&e->job->target.layout, target);
     const uint64_t n = e->job->plan.chunk_bytes / bytes;
     return n ? n : 1;
 }
@@ -50,10 +60,10 @@ static int copy_rows(mgr_engine *e, uint32_t target, const mgr_piece *piece,
                      const unsigned char *data, mgr_err *err)
 {
     const mgr_tensor *const t = &e->job->target.tensors.list[target];
-    const mgr_dtype from = e->job->source.layout.dtype, to = e->job->target.layout.dtype;
+    const mgr_dtype from = source_type(e, piece->source), to = target_type(e, target);
     if (from == to)
         return mgr_engine_write(e, target, piece->row, piece->rows, data, err);
-    const uint64_t step = rows_that_fit(e, t);
+    const uint64_t step = rows_that_fit(e, target);
     for (uint64_t r = 0; r < piece->rows; r += step) {
         const uint64_t n = piece->rows - r < step ? piece->rows - r : step;
         mgr_cast(e->out, to, data + r * t->cols * mgr_dtype_size(from), from, n * t->cols);
@@ -67,8 +77,8 @@ static int expert_hidden_rows(mgr_engine *e, const mgr_expert *x, uint32_t targe
                               const mgr_piece *piece, const unsigned char *data, mgr_err *err)
 {
     const mgr_tensor *const t = &e->job->target.tensors.list[target];
-    const mgr_dtype from = e->job->source.layout.dtype, to = e->job->target.layout.dtype;
-    const uint64_t step = rows_that_fit(e, t);
+    const mgr_dtype from = source_type(e, piece->source), to = target_type(e, target);
+    const uint64_t step = rows_that_fit(e, target);
     for (uint64_t r = 0; r < piece->rows; r += step) {
         const uint64_t n = piece->rows - r < step ? piece->rows - r : step;
         e->job->method->hidden_rows(x, piece->row + r, n, data + r * t->cols * mgr_dtype_size(from),
@@ -90,9 +100,8 @@ static int expert_neuron_rows(mgr_engine *e, const mgr_method *method, const mgr
                               uint32_t target, const mgr_piece *piece, const unsigned char *data,
                               mgr_err *err)
 {
-    const mgr_tensor *const t = &e->job->target.tensors.list[target];
-    const mgr_dtype from = e->job->source.layout.dtype, to = e->job->target.layout.dtype;
-    const uint64_t step = rows_that_fit(e, t);
+    const mgr_dtype from = source_type(e, piece->source), to = target_type(e, target);
+    const uint64_t step = rows_that_fit(e, target);
     uint32_t row = x->dense_of ? 0 : (uint32_t)piece->row;
     const uint32_t end = x->dense_of ? x->n_neurons : (uint32_t)(piece->row + piece->rows);
     while (row < end) {
@@ -181,8 +190,7 @@ static int make_expert(mgr_engine *e, const mgr_group *group, uint32_t target,
  * zero are zero in every type. */
 static int make_zeros(mgr_engine *e, uint32_t target, const mgr_piece *piece, mgr_err *err)
 {
-    const mgr_tensor *const t = &e->job->target.tensors.list[target];
-    const uint64_t step = rows_that_fit(e, t);
+    const uint64_t step = rows_that_fit(e, target);
     memset(e->out, 0, e->job->plan.chunk_bytes);
     for (uint64_t r = 0; r < piece->rows; r += step) {
         const uint64_t left = piece->rows - r;
@@ -197,7 +205,7 @@ static int make_router(mgr_engine *e, uint32_t target, mgr_err *err)
     const mgr_job *const job = e->job;
     const mgr_tensor *const t = &job->target.tensors.list[target];
     mgr_router_fill(job->router, job->config.upcycle.router_std, job->config.upcycle.seed, t->layer,
-                    (uint32_t)t->rows, t->cols, e->out, job->target.layout.dtype);
+                    (uint32_t)t->rows, t->cols, e->out, target_type(e, target));
     return mgr_engine_write(e, target, 0, t->rows, e->out, err);
 }
 
@@ -218,11 +226,11 @@ static int make_synth(mgr_engine *e, uint32_t target, const mgr_piece *piece, mg
     const mgr_stream stream = {job->synth_seed, MGR_PURPOSE_SYNTH, layer,
                                expert << 8 | (uint32_t)t->role};
     const float mean = is_norm_weight(t->role) ? 1.0f : 0.0f;
-    const uint64_t step = rows_that_fit(e, t);
+    const uint64_t step = rows_that_fit(e, target);
     for (uint64_t r = piece->row; r < piece->row + piece->rows; r += step) {
         const uint64_t left = piece->row + piece->rows - r, n = left < step ? left : step;
         mgr_normals_scaled(&stream, r * t->cols, n * t->cols, mean, 0.02f, e->out,
-                           job->target.layout.dtype);
+                           target_type(e, target));
         MGR_TRY(mgr_engine_write(e, target, r, n, e->out, err));
     }
     return MGR_OK;
@@ -246,7 +254,7 @@ static int check_range(const mgr_engine *e, const mgr_piece *piece, const unsign
                        mgr_err *err)
 {
     const mgr_tensor *const t = source_tensor(e, piece->source);
-    const mgr_dtype from = e->job->source.layout.dtype;
+    const mgr_dtype from = source_type(e, piece->source);
     char label[96];
     if (e->job->target.layout.dtype != MGR_DTYPE_F16 || from == MGR_DTYPE_F16 ||
         !mgr_any_beyond_f16(data, from, piece->rows * t->cols))
@@ -274,8 +282,7 @@ int mgr_engine_make(mgr_engine *e, const mgr_group *group, const mgr_unit *unit,
                         ? make_expert(e, group, target, piece, data, err)
                         : copy_rows(e, target, piece, data, err));
         }
-        data += piece->rows * source_tensor(e, piece->source)->cols *
-                mgr_dtype_size(e->job->source.layout.dtype);
+        data += piece->rows * mgr_layout_row_bytes(&e->job->source.layout, piece->source);
     }
     return MGR_OK;
 }

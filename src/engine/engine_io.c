@@ -108,11 +108,10 @@ static int collect_items(mgr_engine *e, const mgr_unit *unit, unsigned char *int
     e->n_items = 0;
     for (uint32_t p = 0; p < unit->n_pieces; p++) {
         const mgr_piece *const piece = &e->job->plan.pieces[unit->piece + p];
-        const mgr_tensor *const t = &layout->tensors->list[piece->source];
         for (size_t b = layout->first_box[piece->source]; b < layout->first_box[piece->source + 1];
              b++)
             MGR_TRY(add_box(e, &layout->boxes[b], piece, into, err));
-        into += piece->rows * t->cols * mgr_dtype_size(layout->dtype);
+        into += piece->rows * mgr_layout_row_bytes(layout, piece->source);
     }
     qsort(e->items, e->n_items, sizeof *e->items, by_file_order);
     return MGR_OK;
@@ -237,7 +236,7 @@ static int write_transposed(mgr_engine *e, const mgr_box *box, uint64_t from, ui
                             const unsigned char *rows, mgr_err *err)
 {
     const mgr_layout *const layout = &e->job->target.layout;
-    const size_t element = mgr_dtype_size(layout->dtype);
+    const size_t element = mgr_dtype_size(layout->types[box->tensor]);
     const size_t stride = layout->tensors->list[box->tensor].cols * element;
     const size_t n = (size_t)(end - from), len = n * element;
     const uint64_t fit = e->job->plan.chunk_bytes / len;
@@ -258,7 +257,7 @@ static int write_box(mgr_engine *e, const mgr_box *box, uint64_t row, uint64_t n
                      const unsigned char *rows, mgr_err *err)
 {
     const mgr_layout *const layout = &e->job->target.layout;
-    const size_t element = mgr_dtype_size(layout->dtype);
+    const size_t element = mgr_dtype_size(layout->types[box->tensor]);
     const size_t stride = layout->tensors->list[box->tensor].cols * element;
     const size_t row_bytes = box->cols * element;
     const uint64_t from = box->row > row ? box->row : row;
@@ -302,8 +301,7 @@ static int note_rows(mgr_engine *e, uint32_t target, uint64_t row, uint64_t n,
                      const unsigned char *rows, mgr_err *err)
 {
     const mgr_layout *const layout = &e->job->target.layout;
-    const uint64_t row_bytes =
-        layout->tensors->list[target].cols * (uint64_t)mgr_dtype_size(layout->dtype);
+    const uint64_t row_bytes = mgr_layout_row_bytes(layout, target);
     if (e->job->defines[target].op != MGR_OP_EXPERT || mgr_is_whole(layout, target))
         return MGR_OK;
     const mgr_extent extent = {mgr_note_what(e->job, MGR_NOTE_ROWS, target),

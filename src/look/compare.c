@@ -185,7 +185,7 @@ static int compare_matrices(comparison *c, const matrix *a, const matrix *b, mgr
 static matrix logical(const side *s, uint32_t idx, const char *name)
 {
     const mgr_tensor *const t = &s->view.tensors.list[idx];
-    return (matrix){name, idx, NULL, s->view.layout.dtype, t->rows, t->cols};
+    return (matrix){name, idx, NULL, s->view.layout.types[idx], t->rows, t->cols};
 }
 
 /* By name only what lies row by row in its file, in a type of known size, can be compared. */
@@ -286,7 +286,7 @@ static int make_buffers(side *s, mgr_err *err)
 {
     uint64_t bytes = BLOCK;
     for (uint32_t i = 0; i < s->view.tensors.n; i++) {
-        const uint64_t row = s->view.tensors.list[i].cols * mgr_dtype_size(s->view.layout.dtype);
+        const uint64_t row = s->view.has_model ? mgr_layout_row_bytes(&s->view.layout, i) : 0;
         bytes = row > bytes ? row : bytes;
     }
     for (size_t i = 0; !s->view.has_model && i < s->view.cat.n_stored; i++) {

@@ -49,7 +49,8 @@ static void print_text(const mgr_view *v, const mgr_inspect_options *o)
            v->split.len ? ": " : "", v->split.len ? v->split.data : "");
     if (v->refusal.len)
         printf("source    not one for mgr-upcycle: %s\n", v->refusal.data);
-    if (v->has_model && mgr_view_model(m, &model, &ignored) == MGR_OK)
+    if (v->has_model && mgr_view_model(m, &model, &ignored) == MGR_OK &&
+        mgr_view_types(&v->layout, &model, &ignored) == MGR_OK)
         printf("model     %s\n", model.data);
     printf("tensors   %zu stored, %llu elements, %s\n", v->cat.n_stored, (unsigned long long)count,
            mgr_format_bytes(bytes, text, sizeof text));

@@ -51,6 +51,8 @@ static int describe(mgr_view *v, const mgr_source_format *format, const mgr_conf
     if (rc == MGR_OK)
         rc = mgr_layout_finish(&v->layout, err);
     if (rc == MGR_OK)
+        v->tensors.model.dtype = v->layout.dtype;
+    if (rc == MGR_OK)
         rc = format->summary(state, &v->split, err);
     format->release(state);
     v->has_model = rc == MGR_OK;
@@ -146,6 +148,18 @@ int mgr_view_model(const mgr_model *m, mgr_buf *out, mgr_err *err)
                         m->tied ? ", tied" : "", mgr_dtype_name(m->dtype)));
     for (size_t i = 0; mgr_model_feature(m, i); i++)
         MGR_TRY(mgr_buf_fmt(out, err, "%s%s", i ? ", " : "; with ", mgr_model_feature(m, i)));
+    return MGR_OK;
+}
+
+int mgr_view_types(const mgr_layout *layout, mgr_buf *out, mgr_err *err)
+{
+    uint32_t count[MGR_DTYPE_COUNT] = {0};
+    for (uint32_t i = 0; i < layout->tensors->n; i++)
+        count[layout->types[i]]++;
+    for (int d = 0; d < MGR_DTYPE_COUNT; d++)
+        if (count[d] && (mgr_dtype)d != layout->dtype)
+            MGR_TRY(mgr_buf_fmt(out, err, "; %s: %u of %u tensors", mgr_dtype_name((mgr_dtype)d),
+                                count[d], layout->tensors->n));
     return MGR_OK;
 }
 

@@ -35,6 +35,9 @@ void mgr_view_close(mgr_view *view);
 /* For people: "4 layers, hidden 256, ..., 8 experts of 704, top 2; LayerNorm, ..." */
 int mgr_view_model(const mgr_model *model, mgr_buf *out, mgr_err *err) MGR_NODISCARD;
 
+/* "", or, where a layout's tensors are of several types: "; float32: 9 of 41 tensors". Local. */
+int mgr_view_types(const mgr_layout *layout, mgr_buf *out, mgr_err *err) MGR_NODISCARD;
+
 /* "[2, 3]" into a caller's buffer; returns it. */
 const char *mgr_view_shape(const mgr_stored *stored, char *out, size_t size);
 uint64_t mgr_view_elements(const mgr_stored *stored);

@@ -107,7 +107,8 @@ static uint64_t stored_bytes(const walk *w, const mgr_tensor *t)
 {
     uint64_t shape[3];
     stored_shape(w, t, t->role, shape);
-    return shape[0] * shape[1] * shape[2] * mgr_dtype_size(w->layout->dtype);
+    return shape[0] * shape[1] * shape[2] *
+           mgr_dtype_size(w->layout->types[t - w->layout->tensors->list]);
 }
 
 static int32_t owner_of(const walk *w, const mgr_tensor *t)

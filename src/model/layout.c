@@ -59,10 +59,12 @@ int mgr_layout_init(mgr_layout *layout, const mgr_tensors *tensors, mgr_catalogu
                     bool declare, mgr_dtype dtype, mgr_err *err)
 {
     *layout = (mgr_layout){.tensors = tensors, .cat = cat, .declare = declare, .dtype = dtype};
-    if (declare)
-        return MGR_OK;
-    int rc = mgr_alloc(&layout->used, cat->n_stored, 1, err);
-    if (rc == MGR_OK)
+    int rc = mgr_alloc(&layout->types, tensors->n, sizeof *layout->types, err);
+    for (uint32_t i = 0; rc == MGR_OK && i < tensors->n; i++)
+        layout->types[i] = declare ? dtype : MGR_DTYPE_NONE;
+    if (rc == MGR_OK && !declare)
+        rc = mgr_alloc(&layout->used, cat->n_stored, 1, err);
+    if (rc == MGR_OK && !declare)
         rc = index_build(layout, err);
     if (rc != MGR_OK)
         mgr_layout_clear(layout);
@@ -75,6 +77,8 @@ void mgr_layout_clear(mgr_layout *layout)
         mgr_free(layout->index->slots);
     mgr_free(layout->index);
     mgr_free(layout->used);
+    mgr_free(layout->types);
+    mgr_free(layout->links);
     mgr_free(layout->boxes);
     mgr_free(layout->fills);
     mgr_free(layout->objects);
@@ -98,7 +102,7 @@ static int declare_tensor(mgr_layout *layout, uint32_t file, const char *name, u
                           const uint64_t *shape, mgr_err *err)
 {
     mgr_stored s = {
-        .name = name, .file = file, .record = MGR_NONE, .dtype = layout->dtype, .ndim = ndim};
+        .name = name, .file = file, .record = MGR_NONE, .dtype = MGR_DTYPE_NONE, .ndim = ndim};
     uint64_t stride = 1;
     for (uint32_t d = ndim; d-- > 0;) {
         s.shape[d] = shape[d];
@@ -133,11 +137,11 @@ static int find_tensor(mgr_layout *layout, uint32_t file, const char *name, uint
         return mgr_fail(err, MGR_ERR_FORMAT, "tensor '%s' in '%s': shape %s, expected %s", name,
                         path, shape_text(s->ndim, s->shape, is, sizeof is),
                         shape_text(ndim, shape, wanted, sizeof wanted));
-    if (!mgr_dtype_is_weight(s->dtype) || s->dtype != layout->dtype)
-        return mgr_fail(err, mgr_dtype_is_weight(s->dtype) ? MGR_ERR_FORMAT : MGR_ERR_UNSUPPORTED,
-                        "tensor '%s' in '%s' has type %s, expected %s", name, path,
-                        mgr_dtype_name(s->dtype) ? mgr_dtype_name(s->dtype) : "of another kind",
-                        mgr_dtype_name(layout->dtype));
+    if (!mgr_dtype_is_weight(s->dtype))
+        return mgr_fail(err, MGR_ERR_UNSUPPORTED,
+                        "tensor '%s' in '%s' has type %s; weights are bfloat16, float16 or float32",
+                        name, path,
+                        mgr_dtype_name(s->dtype) ? mgr_dtype_name(s->dtype) : "of another kind");
     layout->used[at] = 1;
     *stored = at;
     return check_strides(layout, s, err);
@@ -158,10 +162,30 @@ bool mgr_layout_has(const mgr_layout *layout, uint32_t file, const char *name)
     return !layout->declare && index_find(layout, file, name) != MGR_NONE;
 }
 
+/* The pieces and copies of a source's tensor are of one type, which is the tensor's. */
+static int take_type(mgr_layout *layout, const mgr_box *box, mgr_err *err)
+{
+    mgr_dtype *const type = &layout->types[box->tensor];
+    const mgr_stored *const s = &layout->cat->stored[box->stored];
+    char label[96];
+    if (layout->declare)
+        return MGR_OK;
+    if (*type == MGR_DTYPE_NONE)
+        *type = s->dtype;
+    if (*type == s->dtype)
+        return MGR_OK;
+    return mgr_fail(err, MGR_ERR_FORMAT,
+                    "tensor '%s' in '%s' has type %s, but another part or copy of %s is %s",
+                    s->name, layout->cat->files[s->file].path, mgr_dtype_name(s->dtype),
+                    mgr_tensor_label(&layout->tensors->list[box->tensor], label, sizeof label),
+                    mgr_dtype_name(*type));
+}
+
 int mgr_layout_box(mgr_layout *layout, const mgr_box *box, mgr_err *err)
 {
     if (box->rows == 0 || box->cols == 0)
         return MGR_OK;
+    MGR_TRY(take_type(layout, box, err));
     MGR_TRY(mgr_grow(&layout->boxes, &layout->cap_boxes, layout->n_boxes + 1, sizeof *box, err));
     mgr_box *const b = &layout->boxes[layout->n_boxes++];
     *b = *box;
@@ -193,6 +217,81 @@ int mgr_layout_object(mgr_layout *layout, uint32_t file, const char *name, mgr_e
     layout->objects[layout->n_objects++] = (mgr_object){name, file};
     return MGR_OK;
 }
+
+int mgr_layout_link(mgr_layout *layout, uint32_t a, uint32_t b, mgr_err *err)
+{
+    if (!layout->declare || a == b)
+        return MGR_OK;
+    MGR_TRY(mgr_grow(&layout->links, &layout->cap_links, layout->n_links + 1, sizeof *layout->links,
+                     err));
+    layout->links[layout->n_links++] = (mgr_type_link){a, b};
+    return MGR_OK;
+}
+
+/* ---- element types ---- */
+
+/* Both become the narrowest type that holds all values of either; true if one was another before.
+ */
+static bool unify(mgr_dtype *a, mgr_dtype *b)
+{
+    const mgr_dtype x = *a, y = *b;
+    const mgr_dtype both = x == MGR_DTYPE_NONE || x == y ? y
+                           : y == MGR_DTYPE_NONE         ? x
+                                                         : MGR_DTYPE_F32;
+    *a = *b = both;
+    return both != x || both != y;
+}
+
+/* Types only widen, from one of two to float32, so that this ends: after the first round where no
+ * types are mixed. What holds padding alone is of the model's type. */
+static void settle_types(mgr_layout *layout)
+{
+    mgr_stored *const stored = layout->cat->stored;
+    for (bool changed = true; changed;) {
+        changed = false;
+        for (size_t i = 0; i < layout->n_boxes; i++)
+            changed |= unify(&layout->types[layout->boxes[i].tensor],
+                             &stored[layout->boxes[i].stored].dtype);
+        for (size_t i = 0; i < layout->n_links; i++)
+            changed |= unify(&stored[layout->links[i].a].dtype, &stored[layout->links[i].b].dtype);
+    }
+    for (size_t i = 0; i < layout->cat->n_stored; i++)
+        if (stored[i].dtype == MGR_DTYPE_NONE)
+            stored[i].dtype = layout->dtype;
+}
+
+/* The type that most elements have; what was said of the model where that is one of them. */
+static mgr_dtype most_common(const mgr_layout *layout)
+{
+    uint64_t elements[MGR_DTYPE_COUNT] = {0};
+    mgr_dtype most = layout->dtype;
+    for (uint32_t i = 0; i < layout->tensors->n; i++)
+        elements[layout->types[i]] += layout->tensors->list[i].rows * layout->tensors->list[i].cols;
+    for (int d = 0; d < MGR_DTYPE_COUNT; d++)
+        if (mgr_dtype_is_weight((mgr_dtype)d) && elements[d] > elements[most])
+            most = (mgr_dtype)d;
+    return most;
+}
+
+uint64_t mgr_layout_row_bytes(const mgr_layout *layout, uint32_t tensor)
+{
+    return layout->tensors->list[tensor].cols * mgr_dtype_size(layout->types[tensor]);
+}
+
+uint64_t mgr_layout_tensor_bytes(const mgr_layout *layout, uint32_t tensor)
+{
+    return layout->tensors->list[tensor].rows * mgr_layout_row_bytes(layout, tensor);
+}
+
+uint64_t mgr_layout_bytes(const mgr_layout *layout)
+{
+    uint64_t sum = 0;
+    for (uint32_t i = 0; i < layout->tensors->n; i++)
+        sum += mgr_layout_tensor_bytes(layout, i);
+    return sum;
+}
+
+/* ---- the proof ---- */
 
 static int compare_u64(uint64_t a, uint64_t b)
 {
@@ -274,6 +373,10 @@ static int check_left_over(const mgr_layout *layout, mgr_err *err)
 int mgr_layout_finish(mgr_layout *layout, mgr_err *err)
 {
     const uint32_t n = layout->tensors->n;
+    if (layout->declare)
+        settle_types(layout);
+    else
+        layout->dtype = most_common(layout);
     if (layout->n_boxes)
         qsort(layout->boxes, layout->n_boxes, sizeof *layout->boxes, by_place);
     MGR_TRY(mgr_alloc(&layout->first_box, (size_t)n + 1, sizeof *layout->first_box, err));

@@ -567,6 +567,9 @@ typedef struct writer {
     shelf *shelves; /* [0] shared, then one per expert-parallel rank */
     size_t cap_owners;
     mgr_buf key, name;
+    /* [of experts] First chunk of each key, MGR_NONE where there is none yet: .metadata names one
+     * element type for all of them. */
+    uint32_t first_chunk[2][N_KEYS];
 } writer;
 
 /* A key while it is declared. */
@@ -574,6 +577,7 @@ typedef struct entry {
     const struct key *key;
     uint32_t layer, expert; /* MGR_NONE where it has none */
     const mgr_tensor *tensor;
+    uint32_t idx; /* of the tensor */
 } entry;
 
 static int add_file(writer *w, size_t owner, uint32_t *file, mgr_err *err)
@@ -617,6 +621,19 @@ static int make_key(writer *w, const entry *e, const char *name, mgr_err *err)
     return mgr_buf_text(&w->key, name, err);
 }
 
+static void forget_chunks(writer *w)
+{
+    memset(w->first_chunk, 0xff, sizeof w->first_chunk);
+}
+
+static int link_chunk(writer *w, const entry *e, uint32_t stored, mgr_err *err)
+{
+    uint32_t *const first = &w->first_chunk[e->expert != MGR_NONE][e->key - keys];
+    if (*first == MGR_NONE)
+        *first = stored;
+    return mgr_layout_link(w->layout, *first, stored, err);
+}
+
 /* Declare rows [row, row + rows) of the key's tensor as one chunk. */
 static int add_chunk(writer *w, const entry *e, uint64_t row, uint64_t rows, mgr_err *err)
 {
@@ -636,9 +653,9 @@ static int add_chunk(writer *w, const entry *e, uint64_t row, uint64_t rows, mgr
     w->name.len = 0;
     MGR_TRY(make_key(w, e, e->key->name, err));
     MGR_TRY(mgr_megatron_dist_name(&w->name, w->key.data, n, offset, err));
-    MGR_TRY(
-        choose_file(w, e->expert, rows * t->cols * mgr_dtype_size(w->layout->dtype), &file, err));
+    MGR_TRY(choose_file(w, e->expert, rows * mgr_layout_row_bytes(w->layout, e->idx), &file, err));
     MGR_TRY(mgr_layout_tensor(w->layout, file, w->name.data, n, shape, &at.stored, err));
+    MGR_TRY(link_chunk(w, e, at.stored, err));
     if (!read_piece(&w->layout->cat->stored[at.stored], &c))
         return mgr_fail(err, MGR_ERR_INTERNAL, "chunk '%s' is not read back", w->name.data);
     return put_all(&at, err);
@@ -668,6 +685,7 @@ static int add_key(writer *w, entry *e, mgr_err *err)
     if (idx == MGR_NONE)
         return MGR_OK;
     e->tensor = &w->layout->tensors->list[idx];
+    e->idx = idx;
     const uint64_t rows = e->tensor->rows;
     if (form == VOCABULARY)
         return add_vocabulary(w, e, err);
@@ -707,6 +725,8 @@ static int add_keys(writer *w, size_t from, size_t to, key_place place, uint32_t
 
 static int add_layer(writer *w, uint32_t layer, mgr_err *err)
 {
+    if (!w->target->stacked)
+        forget_chunks(w);
     MGR_TRY(add_keys(w, 0, N_KEYS, LAYER, layer, MGR_NONE, err));
     if (!mgr_model_is_moe(w->model, layer))
         return add_keys(w, 0, N_KEYS, INNER, layer, MGR_NONE, err);
@@ -803,6 +823,7 @@ int mgr_megatron_dist_declare(mgr_layout *layout, const mgr_megatron_dist_target
                               mgr_err *err)
 {
     writer w = {.layout = layout, .target = target, .model = &layout->tensors->model};
+    forget_chunks(&w);
     int rc = mgr_alloc(&w.shelves, (size_t)target->expert_parallel + 1, sizeof *w.shelves, err);
     for (size_t i = 0; rc == MGR_OK && i <= target->expert_parallel; i++)
         w.shelves[i].file = MGR_NONE;

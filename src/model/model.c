@@ -80,6 +80,11 @@ const char *mgr_role_name(mgr_role role)
     return "?";
 }
 
+bool mgr_role_is_matrix(mgr_role role)
+{
+    return role == MGR_ROLE_GATE || role == MGR_ROLE_UP || role == MGR_ROLE_DOWN;
+}
+
 bool mgr_model_is_moe(const mgr_model *m, uint64_t layer)
 {
     return m->experts > 0 && layer < MGR_MAX_LAYERS &&

@@ -15,11 +15,6 @@
 #define CHUNK_MAX (8 * MIB)
 #define CHUNK_MIN (1 * MIB)
 
-static uint64_t row_bytes(const mgr_layout *layout, const mgr_tensor *t)
-{
-    return t->cols * mgr_dtype_size(layout->dtype);
-}
-
 /* How many times a target tensor is stored. */
 static uint64_t copies(const mgr_layout *layout, uint32_t tensor)
 {
@@ -68,7 +63,7 @@ static uint64_t made_bytes(const mgr_plan *plan, const mgr_plan_request *r, uint
     uint64_t bytes = 0;
     for (uint32_t k = plan->first_target[source]; k < plan->first_target[source + 1]; k++) {
         const uint32_t t = plan->targets[k];
-        bytes += copies(r->target, t) * rows * row_bytes(r->target, &r->target->tensors->list[t]);
+        bytes += copies(r->target, t) * rows * mgr_layout_row_bytes(r->target, t);
     }
     return bytes;
 }
@@ -81,7 +76,7 @@ static int cut_bundle(mgr_plan *plan, const mgr_plan_request *r, uint32_t first,
     uint32_t end = first;
     uint64_t step_bytes = 0;
     for (; end < ts->n && ts->list[end].bundle == first; end++)
-        step_bytes += ts->list[end].step * row_bytes(r->source, &ts->list[end]);
+        step_bytes += ts->list[end].step * mgr_layout_row_bytes(r->source, end);
     const mgr_tensor *const lead = &ts->list[first];
     const uint64_t n_steps = (lead->rows + lead->step - 1) / lead->step;
     const uint64_t per_unit = step_bytes && wanted > step_bytes ? wanted / step_bytes : 1;
@@ -94,7 +89,7 @@ static int cut_bundle(mgr_plan *plan, const mgr_plan_request *r, uint32_t first,
                 .source = i, .target = MGR_NONE, .row = at * t->step, .rows = per_unit * t->step};
             if (piece.rows > t->rows - piece.row)
                 piece.rows = t->rows - piece.row;
-            unit.in_bytes += piece.rows * row_bytes(r->source, t);
+            unit.in_bytes += piece.rows * mgr_layout_row_bytes(r->source, i);
             unit.out_bytes += made_bytes(plan, r, i, piece.rows);
             MGR_TRY(add_piece(plan, &piece, err));
         }
@@ -120,7 +115,7 @@ static int cut_generated(mgr_plan *plan, const mgr_plan_request *r, uint32_t tar
                          uint64_t wanted, mgr_err *err)
 {
     const mgr_tensor *const t = &r->target->tensors->list[target];
-    const uint64_t bytes = row_bytes(r->target, t);
+    const uint64_t bytes = mgr_layout_row_bytes(r->target, target);
     uint64_t per_unit = r->defines[target].op == MGR_OP_ROUTER ? t->rows : wanted / (bytes + 1) + 1;
     if (per_unit > t->rows)
         per_unit = t->rows;
@@ -149,11 +144,21 @@ static int close_group(mgr_plan *plan, size_t first_unit, uint32_t layer, uint32
     return MGR_OK;
 }
 
-/* Bytes of one layer's FFN, the same for all layers. */
+/* Bytes of the largest FFN matrix of the source. */
+static uint64_t matrix_bytes(const mgr_plan_request *r)
+{
+    const mgr_tensors *const ts = r->source->tensors;
+    uint64_t most = 0;
+    for (uint32_t i = 0; i < ts->n; i++)
+        if (mgr_role_is_matrix(ts->list[i].role) && mgr_layout_tensor_bytes(r->source, i) > most)
+            most = mgr_layout_tensor_bytes(r->source, i);
+    return most;
+}
+
+/* Bytes of one layer's FFN, at most. */
 static uint64_t ffn_bytes(const mgr_plan_request *r)
 {
-    const mgr_model *const m = &r->source->tensors->model;
-    return 3 * m->ffn * m->hidden * mgr_dtype_size(r->source->dtype);
+    return 3 * matrix_bytes(r);
 }
 
 static uint64_t layer_sums_bytes(const mgr_plan_request *r)
@@ -236,10 +241,14 @@ static uint64_t clamp(uint64_t value, uint64_t low, uint64_t high)
  * would be read and written in as many places as it has columns, so that units hold it whole. */
 static uint64_t transposed_matrix(const mgr_plan_request *r, const mgr_layout *layout)
 {
-    const mgr_layout *const side = r->source ? r->source : r->target;
+    const mgr_layout *const sides[] = {r->target, r->source ? r->source : r->target};
     const mgr_model *const m = &layout->tensors->model;
-    const size_t a = mgr_dtype_size(side->dtype), b = mgr_dtype_size(r->target->dtype);
-    return layout->transposed ? mgr_model_expert_ffn(m) * m->hidden * (a > b ? a : b) : 0;
+    size_t widest = 0;
+    for (size_t s = 0; s < 2; s++)
+        for (uint32_t i = 0; i < sides[s]->tensors->n; i++)
+            if (mgr_dtype_size(sides[s]->types[i]) > widest)
+                widest = mgr_dtype_size(sides[s]->types[i]);
+    return layout->transposed ? mgr_model_expert_ffn(m) * m->hidden * widest : 0;
 }
 
 /* The widest row that the output or read buffer must hold. */
@@ -248,13 +257,13 @@ static uint64_t widest_row(const mgr_plan_request *r)
     uint64_t widest = transposed_matrix(r, r->target);
     widest = widest ? widest : 1;
     for (uint32_t i = 0; r->source && i < r->source->tensors->n; i++) {
-        const uint64_t bytes = row_bytes(r->source, &r->source->tensors->list[i]);
+        const uint64_t bytes = mgr_layout_row_bytes(r->source, i);
         widest = bytes > widest ? bytes : widest;
     }
     for (uint32_t i = 0; i < r->target->tensors->n; i++) {
         const mgr_tensor *const t = &r->target->tensors->list[i];
         const uint64_t rows = t->role == MGR_ROLE_ROUTER ? t->rows : 1; /* filled in one piece */
-        const uint64_t bytes = rows * row_bytes(r->target, t);
+        const uint64_t bytes = rows * mgr_layout_row_bytes(r->target, i);
         widest = bytes > widest ? bytes : widest;
     }
     return widest;
@@ -263,8 +272,7 @@ static uint64_t widest_row(const mgr_plan_request *r)
 /* Input bytes that a unit should have. */
 static uint64_t wanted_unit(const mgr_plan_request *r)
 {
-    const mgr_layout *const side = r->source ? r->source : r->target;
-    const uint64_t all = mgr_tensors_elements(side->tensors) * mgr_dtype_size(side->dtype);
+    const uint64_t all = mgr_layout_bytes(r->source ? r->source : r->target);
     const uint64_t wanted = clamp(all / r->ranks / UNITS_PER_RANK, UNIT_MIN, UNIT_MAX);
     const uint64_t bound = r->memory / 8 > MIB / 4 ? r->memory / 8 : MIB / 4;
     const uint64_t must = transposed_matrix(r, r->target);
@@ -279,7 +287,7 @@ static uint64_t wanted_unit(const mgr_plan_request *r)
 static uint64_t wanted_expert_unit(const mgr_plan_request *r, uint64_t wanted)
 {
     const mgr_model *const m = &r->source->tensors->model;
-    const uint64_t matrix = ffn_bytes(r) / 3;
+    const uint64_t matrix = matrix_bytes(r);
     if (r->shuffle && matrix <= r->memory / 3 && m->layers * 3 >= 2 * (uint64_t)r->ranks)
         return matrix;
     return wanted;
@@ -330,7 +338,7 @@ static uint64_t largest_step(const mgr_plan_request *r)
         uint64_t bytes = 0;
         for (end = i; end < r->source->tensors->n && list[end].bundle == i; end++)
             bytes += (list[end].step < list[end].rows ? list[end].step : list[end].rows) *
-                     row_bytes(r->source, &list[end]);
+                     mgr_layout_row_bytes(r->source, end);
         if (bytes > largest)
             largest = bytes;
     }

@@ -15,10 +15,31 @@ static void print_source(const mgr_job *job)
     printf("source    %s, %zu files: %s\n", job->source_format->name, job->source.cat.n_files,
            layout.data ? layout.data : "");
     printf("          %s\n", job->source_files.directory);
-    if (mgr_view_model(&job->source.tensors.model, &model, &ignored) == MGR_OK)
+    if (mgr_view_model(&job->source.tensors.model, &model, &ignored) == MGR_OK &&
+        mgr_view_types(&job->source.layout, &model, &ignored) == MGR_OK)
         printf("model     %s\n", model.data);
     mgr_buf_clear(&model);
     mgr_buf_clear(&layout);
+}
+
+/* The target's types, and where a format that keeps several tensors as one has widened some. */
+static void print_types(const mgr_job *job)
+{
+    const mgr_layout *const to = &job->target.layout;
+    const bool as_source = strcmp(job->config.target.dtype, "source") == 0;
+    mgr_buf types = {0};
+    mgr_err ignored = MGR_ERR_INIT;
+    uint32_t widened = 0;
+    for (uint32_t i = 0; as_source && i < to->tensors->n; i++)
+        widened += job->defines[i].source != MGR_NONE &&
+                   to->types[i] != job->source.layout.types[job->defines[i].source];
+    if (mgr_view_types(to, &types, &ignored) == MGR_OK)
+        printf("%s%s", mgr_dtype_name(to->dtype), types.data ? types.data : "");
+    if (widened)
+        printf(" (%u of them wider than in the source, as this format stores them with others)",
+               widened);
+    printf("\n");
+    mgr_buf_clear(&types);
 }
 
 static void print_method(const mgr_job *job)
@@ -120,7 +141,7 @@ static void print_target(const mgr_job *job)
     printf("target    %s, %zu files, ", job->target_format->name, job->target.cat.n_files);
     if (job->method)
         printf("%llu expert-parallel ranks, ", (unsigned long long)c->target.expert_parallel);
-    printf("%s\n", mgr_dtype_name(job->target.layout.dtype));
+    print_types(job);
     printf("          %s\n", c->target.path);
     if (strcmp(job->target_format->name, "moe-recipes") == 0)
         printf("          config.json has output_router_logits: false, so that generate() works; a "

@@ -147,13 +147,12 @@ static int take_notes(mgr_job *job, const mgr_extents *written, mgr_err *err)
     const mgr_layout *const layout = &job->target.layout;
     const mgr_tensors *const ts = layout->tensors;
     const uint32_t n_source = job->source.tensors.n;
-    const size_t element = mgr_dtype_size(layout->dtype);
     size_t at = 0;
     MGR_TRY(mgr_alloc(&job->tensor_crc, ts->n, sizeof *job->tensor_crc, err));
     MGR_TRY(mgr_alloc(&job->target_moment, ts->n, sizeof *job->target_moment, err));
     MGR_TRY(mgr_alloc(&job->source_moment, n_source, sizeof *job->source_moment, err));
     for (uint32_t i = 0; i < ts->n; i++) {
-        const uint64_t bytes = ts->list[i].rows * ts->list[i].cols * element;
+        const uint64_t bytes = mgr_layout_tensor_bytes(layout, i);
         const size_t n = count_of(written, &at, mgr_note_what(job, MGR_NOTE_ROWS, i));
         if (mgr_is_whole(layout, i))
             job->tensor_crc[i] = job->stored_crc[layout->boxes[layout->first_box[i]].stored];

@@ -101,7 +101,11 @@ static int resolve(mgr_job *job, mgr_err *err)
         return unknown_name(c, "target.format", c->target.format, target_name, NULL, err);
     if (strcmp(c->source.format, "auto") != 0 && !mgr_source_find(c->source.format))
         return unknown_name(c, "source.format", c->source.format, source_name, "auto", err);
-    if (strcmp(c->mode, "upcycle") == 0)
+    const bool upcycle = strcmp(c->mode, "upcycle") == 0;
+    if (strcmp(c->target.dtype, "auto") == 0)
+        snprintf(job->config.target.dtype, sizeof c->target.dtype, "%s",
+                 upcycle ? "bfloat16" : "source");
+    if (upcycle)
         MGR_TRY(resolve_upcycle(job, err));
     return mgr_sidecar_check_tokenizer(c, err);
 }
@@ -214,6 +218,7 @@ static int describe_source(mgr_job *job, mgr_err *err)
     MGR_TRY(mgr_layout_init(&s->layout, &s->tensors, &s->cat, false, model.dtype, err));
     MGR_TRY(job->source_format->layout(job->source_state, &s->layout, err));
     MGR_TRY(mgr_layout_finish(&s->layout, err));
+    s->tensors.model.dtype = s->layout.dtype;
     job->origin = (mgr_origin){job->source_format->name, job->source_files.directory, &s->cat,
                                &s->tensors.model};
     return MGR_OK;
@@ -300,12 +305,15 @@ static int describe_target(mgr_job *job, mgr_err *err)
     mgr_side *const t = &job->target;
     mgr_model model;
     MGR_TRY(target_model(job, &model, err));
-    const mgr_dtype dtype =
-        strcmp(c->target.dtype, "source") == 0 ? model.dtype : mgr_dtype_from_name(c->target.dtype);
+    const bool as_source = strcmp(c->target.dtype, "source") == 0;
+    const mgr_dtype dtype = as_source ? model.dtype : mgr_dtype_from_name(c->target.dtype);
     MGR_TRY(job->target_format->check(c, &model, err));
     MGR_TRY(mgr_tensors_init(&t->tensors, &model, err));
     MGR_TRY(define_targets(job, err));
     MGR_TRY(mgr_layout_init(&t->layout, &t->tensors, &t->cat, true, dtype, err));
+    for (uint32_t i = 0; as_source && i < t->tensors.n; i++)
+        if (job->defines[i].source != MGR_NONE)
+            t->layout.types[i] = job->source.layout.types[job->defines[i].source];
     MGR_TRY(job->target_format->layout(c, &job->origin, &t->layout, &job->target_state, err));
     return mgr_layout_finish(&t->layout, err);
 }

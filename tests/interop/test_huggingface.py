@@ -727,14 +727,6 @@ def test_biases_that_config_does_not_mention(scratch):
     refused(scratch, source, "unknown tensor", "layers.1.self_attn.q_proj.bias")
 
 
-def test_mixed_types(scratch):
-    source = save(scratch / "dense", ml.dense_model(SHAPE))
-    tensors = load_file(source / "model.safetensors")
-    tensors["model.norm.weight"] = tensors["model.norm.weight"].float()
-    save_file(tensors, source / "model.safetensors", metadata={"format": "pt"})
-    refused(scratch, source, "model.norm.weight", "float32", "bfloat16")
-
-
 @pytest.mark.parametrize("form", ["single", "sharded", "bin-sharded"])
 def test_a_tensor_is_missing(scratch, form):
     model = ml.dense_model(SHAPE)

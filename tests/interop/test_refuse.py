@@ -115,7 +115,7 @@ def test_query_norms(scratch):
     def edit(content, t, p):
         content["model"]["decoder.layers.0.self_attention.q_layernorm.weight"] = torch.ones(SHAPE.head_dim)
 
-    refused(scratch, edit, "q_layernorm")
+    refused(scratch, edit, "k_layernorm")
 
 
 def test_a_last_stage_whose_tied_embedding_differs(scratch):

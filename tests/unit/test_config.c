@@ -80,7 +80,7 @@ static void test_defaults(void)
     CHECK_INT(c.target.make_vocab_size_divisible_by, 128);
     CHECK_TEXT(c.target.names, "auto");
     CHECK_INT(c.target.iteration, 0);
-    CHECK_TEXT(c.target.dtype, "bfloat16");
+    CHECK_TEXT(c.target.dtype, "auto");
     CHECK_INT(c.target.max_shard_size, 5000000000);
     CHECK_TEXT(c.target.compression, "none");
     CHECK_TEXT(c.file, "x.yaml");
@@ -241,8 +241,8 @@ static const struct {
     {"source: {iteration: 12345678901234567890}\n",
      "x.yaml:1:10: 'source.iteration' is '12345678901234567890', must be latest, release or a "
      "number"},
-    {"target: {dtype: bf16}\n", "x.yaml:1:10: 'target.dtype' is 'bf16', must be source, bfloat16, "
-                                "float16 or float32"},
+    {"target: {dtype: bf16}\n", "x.yaml:1:10: 'target.dtype' is 'bf16', must be auto, source, "
+                                "bfloat16, float16 or float32"},
     {"upcycle:\n  experts: eight\n",
      "x.yaml:2:3: 'upcycle.experts' is 'eight', must be a whole number"},
     {"upcycle:\n  experts: 8x\n", "x.yaml:2:3: 'upcycle.experts' is '8x', must be a whole number"},

@@ -376,6 +376,7 @@ static void test_large_files(void)
         CHECK_INT(mgr_layout_tensor(&l, file[i == 4], "x", 3, shapes[i % 4], &stored, &err),
                   MGR_OK);
     CHECK_INT(mgr_layout_object(&l, file[0], "o/shard_0_1", &err), MGR_OK);
+    CHECK_INT(mgr_layout_finish(&l, &err), MGR_OK);
     for (int f = 0; f < 2; f++) {
         CHECK_INT(mgr_container_dist.place(&l, file[f], NULL, &err), MGR_OK);
         check_file(&l, crc, file[f]);

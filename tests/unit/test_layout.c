@@ -169,7 +169,7 @@ static void check_refusals(void)
     static const char *const expected[] = {
         "unknown tensor 'model.extra'", "tensor 'model.output_layer.weight' is missing in 'f'",
         "tensor 'model.output_layer.weight' in 'f': shape [12, 4], expected [12, 6]",
-        "tensor 'model.output_layer.weight' in 'f' has type float32, expected bfloat16"};
+        "tensor 'model.output_layer.weight' in 'f' has type int64; weights are"};
     for (int lie = 0; lie < 4; lie++) {
         mgr_err err = MGR_ERR_INIT;
         const mgr_model m = {.layers = 1,
@@ -196,6 +196,7 @@ static void check_refusals(void)
                                  .files = &file};
         CHECK_INT(mgr_layout_init(&l, &tensors, &cat, true, MGR_DTYPE_BF16, &err), MGR_OK);
         CHECK_INT(mgr_megatron_layout(&l, &mg, &err), MGR_OK);
+        CHECK_INT(mgr_layout_finish(&l, &err), MGR_OK);
         mgr_layout_clear(&l);
         mgr_stored *const last = &cat.stored[cat.n_stored - 1]; /* the output layer */
         if (lie == 0) {
@@ -207,13 +208,13 @@ static void check_refusals(void)
         } else if (lie == 2) {
             last->shape[1] = 4;
         } else {
-            last->dtype = MGR_DTYPE_F32;
+            last->dtype = MGR_DTYPE_I64;
         }
         CHECK_INT(mgr_layout_init(&l, &tensors, &cat, false, MGR_DTYPE_BF16, &err), MGR_OK);
         int rc = mgr_megatron_layout(&l, &mg, &err);
         if (rc == MGR_OK)
             rc = mgr_layout_finish(&l, &err);
-        CHECK_INT(rc, MGR_ERR_FORMAT);
+        CHECK_INT(rc, lie == 3 ? MGR_ERR_UNSUPPORTED : MGR_ERR_FORMAT);
         CHECK_HAS(err.msg, expected[lie]);
         mgr_layout_clear(&l);
         mgr_catalogue_clear(&cat);
@@ -254,6 +255,75 @@ static void check_coverage(void)
         mgr_catalogue_clear(&cat);
         mgr_tensors_clear(&tensors);
     }
+}
+
+static const mgr_model small = {
+    .layers = 2, .hidden = 6, .ffn = 4, .heads = 2, .kv_groups = 1, .head_dim = 3, .vocab = 12};
+
+static const uint32_t one_stage = 2, one_file = 0;
+static const mgr_megatron whole = {.tensor_parallel = 1,
+                                   .pipeline_parallel = 1,
+                                   .expert_parallel = 1,
+                                   .expert_tensor_parallel = 1,
+                                   .virtual_pipeline = 1,
+                                   .padded_vocab = 12,
+                                   .stage_layers = &one_stage,
+                                   .files = &one_file};
+
+static mgr_dtype type_of(const mgr_layout *l, mgr_role role, uint32_t layer)
+{
+    return l->types[mgr_tensors_find(l->tensors, role, layer, MGR_NONE)];
+}
+
+/* What lies in one stored tensor has the narrowest type that holds all of it; the rest keeps its
+ * own. */
+static void check_types(void)
+{
+    mgr_err err = MGR_ERR_INIT;
+    mgr_tensors tensors;
+    mgr_catalogue cat = {0};
+    mgr_layout l;
+    uint32_t file;
+    CHECK_INT(mgr_tensors_init(&tensors, &small, &err), MGR_OK);
+    CHECK_INT(mgr_catalogue_add_file(&cat, "f", 0, &file, &err), MGR_OK);
+    CHECK_INT(mgr_layout_init(&l, &tensors, &cat, true, MGR_DTYPE_BF16, &err), MGR_OK);
+    l.types[mgr_tensors_find(&tensors, MGR_ROLE_K, 0, MGR_NONE)] = MGR_DTYPE_F16;
+    l.types[mgr_tensors_find(&tensors, MGR_ROLE_UP, 1, MGR_NONE)] = MGR_DTYPE_F32;
+    l.types[mgr_tensors_find(&tensors, MGR_ROLE_MLP_NORM, 1, MGR_NONE)] = MGR_DTYPE_F16;
+    CHECK_INT(mgr_megatron_layout(&l, &whole, &err), MGR_OK);
+    CHECK_INT(mgr_layout_finish(&l, &err), MGR_OK);
+    CHECK_INT(type_of(&l, MGR_ROLE_Q, 0), MGR_DTYPE_F32);
+    CHECK_INT(type_of(&l, MGR_ROLE_V, 0), MGR_DTYPE_F32);
+    CHECK_INT(type_of(&l, MGR_ROLE_Q, 1), MGR_DTYPE_BF16);
+    CHECK_INT(type_of(&l, MGR_ROLE_GATE, 1), MGR_DTYPE_F32);
+    CHECK_INT(type_of(&l, MGR_ROLE_GATE, 0), MGR_DTYPE_BF16);
+    CHECK_INT(type_of(&l, MGR_ROLE_MLP_NORM, 1), MGR_DTYPE_F16);
+    for (size_t i = 0; i < l.n_boxes; i++)
+        CHECK_INT(cat.stored[l.boxes[i].stored].dtype, l.types[l.boxes[i].tensor]);
+    mgr_layout_clear(&l);
+    mgr_catalogue_clear(&cat);
+    mgr_tensors_clear(&tensors);
+}
+
+/* Linked tensors share a type, and padding alone has the model's. */
+static void check_links(void)
+{
+    mgr_err err = MGR_ERR_INIT;
+    const mgr_tensors none = {.n = 0};
+    mgr_catalogue cat = {0};
+    mgr_layout l;
+    uint32_t file, stored[3];
+    CHECK_INT(mgr_catalogue_add_file(&cat, "f", 0, &file, &err), MGR_OK);
+    CHECK_INT(mgr_layout_init(&l, &none, &cat, true, MGR_DTYPE_F16, &err), MGR_OK);
+    for (int i = 0; i < 3; i++)
+        CHECK_INT(mgr_layout_tensor(&l, file, "x", 1, &(uint64_t){4}, &stored[i], &err), MGR_OK);
+    cat.stored[0].dtype = MGR_DTYPE_BF16;
+    CHECK_INT(mgr_layout_link(&l, 1, 0, &err), MGR_OK);
+    CHECK_INT(mgr_layout_finish(&l, &err), MGR_OK);
+    CHECK_INT(cat.stored[1].dtype, MGR_DTYPE_BF16);
+    CHECK_INT(cat.stored[2].dtype, MGR_DTYPE_F16);
+    mgr_layout_clear(&l);
+    mgr_catalogue_clear(&cat);
 }
 
 /* Shards: one owner each, filled up to the limit, in rank order. */
@@ -304,5 +374,7 @@ int main(void)
     check_refusals();
     check_coverage();
     check_shards();
+    check_types();
+    check_links();
     return CHECK_DONE();
 }
