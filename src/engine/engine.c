@@ -503,19 +503,12 @@ int mgr_engine_run(mgr_job *job, const char *directory, double journal_seconds,
         local = mgr_journal_open(&journal, job, directory, journal_seconds, &e.read_extents,
                                  &e.write_extents, err);
     int rc = mgr_agree(job->comm, local, err);
-    if (rc == MGR_OK && job->container->open)
-        rc = job->container->open(&e.writer, &job->target.layout, directory, job->comm, err);
     const double start = mgr_now();
     local = rc; /* from here on: what has gone wrong on this rank */
     if (rc == MGR_OK)
         rc = run_groups(&e, &local, err);
     job->tally.seconds_write = mgr_now() - start - job->tally.seconds_sums;
     const double sync_start = mgr_now();
-    if (e.writer) {
-        mgr_barrier(job->comm); /* waits politely, which the library would not */
-        const int closed = job->container->close(e.writer, err);
-        local = local != MGR_OK ? local : closed;
-    }
     local = close_files(&e, rc != MGR_OK ? rc : local, err);
     job->tally.seconds_sync = mgr_now() - sync_start;
     if (local == MGR_OK)

@@ -36,7 +36,6 @@ typedef struct mgr_engine {
     mgr_extents read_extents, write_extents;
     mgr_progress *progress;
     void *fetcher; /* the source format's, where bytes do not lie in its files as they are */
-    void *writer;  /* the container's, where it writes itself */
     struct mgr_journal *journal;
     uint32_t unit_idx; /* the unit at hand */
 } mgr_engine;

@@ -217,10 +217,7 @@ static int write_stretch(mgr_engine *e, const mgr_box *box, uint64_t row, uint64
     int fd;
     MGR_TRY(mgr_check_stop(err));
     MGR_TRY(mgr_open_files_get(&e->write_files, s->file, &fd, err));
-    MGR_TRY(
-        e->writer
-            ? e->job->container->write(e->writer, box->stored, offset - s->offset, bytes, len, err)
-            : mgr_pwrite_full(fd, layout->cat->files[s->file].path, bytes, len, offset, err));
+    MGR_TRY(mgr_pwrite_full(fd, layout->cat->files[s->file].path, bytes, len, offset, err));
     if (len >= WRITEBACK_MIN)
         mgr_begin_writeback(fd, offset, len);
     e->job->tally.bytes_written += len;

@@ -1,25 +1,27 @@
 #include "fmt/h5.h"
 
-#include <hdf5.h>
-#include <mpi.h>
+#include <assert.h>
 #include <stdio.h>
 #include <string.h>
 
 #include "core/mem.h"
+#include "fmt/h5_driver.h"
 #include "io/fault.h"
+#include "io/file.h"
 
 /* Large data sets begin at multiples of this, so that writes are aligned. */
 #define ALIGN 4096
 #define ALIGN_FROM 65536
 #define META_BLOCK ((hsize_t)1 << 20)
-/* HDF5 1.10 fails on an independent write of more than 2 GiB. */
-#define WRITE_MAX ((uint64_t)1 << 30)
+/* HDF5 1.10 fails on more than 2 GiB at once. */
+#define READ_MAX ((uint64_t)1 << 30)
 #define NAME_MAX_BYTES 256
 
 struct mgr_h5 {
     hid_t file;
     char *path;
-    bool shared;
+    bool writable;
+    mgr_h5_channel channel;
     /* the data set at hand, open; -1 if there is none */
     hid_t set;
     char set_name[NAME_MAX_BYTES];
@@ -39,10 +41,19 @@ static herr_t keep_innermost(unsigned n, const H5E_error2_t *e, void *data)
     return 0;
 }
 
-/* Fail with what the library says is the cause. */
+/* Has a call on the file failed? The first failure is the cause of all that follows. */
+static int check(const mgr_h5 *h, mgr_err *err)
+{
+    if (h->channel.rc != MGR_OK && err->code == MGR_OK)
+        *err = h->channel.trouble;
+    return h->channel.rc;
+}
+
+/* Fail with what the file system, or else the library, says is the cause. */
 static int fail(mgr_err *err, mgr_code code, const mgr_h5 *h, const char *what, const char *name)
 {
     char cause[160] = "no cause given";
+    MGR_TRY(check(h, err));
     H5Ewalk2(H5E_DEFAULT, H5E_WALK_DOWNWARD, keep_innermost, cause);
     H5Eclear2(H5E_DEFAULT);
     return mgr_fail(err, code, "%s '%s'%s%s%s: HDF5: %s", what, h->path, name ? " data set '" : "",
@@ -108,14 +119,18 @@ static mgr_dtype dtype_of(hid_t type)
 
 /* ---- files ---- */
 
-static int make(mgr_h5 **out, const char *path, bool shared, mgr_err *err)
+static int make(mgr_h5 **out, const char *path, bool writable, mgr_err *err)
 {
     mgr_h5 *h;
+    H5dont_atexit();                       /* what could not be closed is not tried again at exit */
     H5Eset_auto2(H5E_DEFAULT, NULL, NULL); /* errors are ours to report */
     MGR_TRY(mgr_alloc(&h, 1, sizeof *h, err));
     h->file = h->set = -1;
-    h->shared = shared;
+    h->writable = writable;
+    h->channel.fd = -1;
     const int rc = mgr_strdup(&h->path, path, err);
+    h->channel.path = h->path;
+    h->channel.trouble = (mgr_err)MGR_ERR_INIT;
     if (rc != MGR_OK)
         mgr_free(h);
     else
@@ -123,96 +138,87 @@ static int make(mgr_h5 **out, const char *path, bool shared, mgr_err *err)
     return rc;
 }
 
+/* Forget it, whatever the library still holds of it. */
 static void discard(mgr_h5 *h)
 {
+    if (h->channel.fd >= 0)
+        mgr_close(h->channel.fd);
     mgr_free(h->path);
     mgr_free(h);
 }
 
 /* Version 1.8's format: newer ones mark a file that is open for writing, and then a killed run's
  * cannot be opened to continue it. */
-static hid_t access_list(void)
+static hid_t access_list(mgr_h5_channel *channel)
 {
     const hid_t list = H5Pcreate(H5P_FILE_ACCESS);
-    if (list >= 0 && (H5Pset_libver_bounds(list, H5F_LIBVER_V18, H5F_LIBVER_V18) < 0 ||
-                      H5Pset_alignment(list, ALIGN_FROM, ALIGN) < 0 ||
-                      H5Pset_meta_block_size(list, META_BLOCK) < 0 ||
-                      H5Pset_file_locking(list, false, true) < 0)) {
+    if (list >= 0 &&
+        (H5Pset_libver_bounds(list, H5F_LIBVER_V18, H5F_LIBVER_V18) < 0 ||
+         H5Pset_alignment(list, ALIGN_FROM, ALIGN) < 0 ||
+         H5Pset_meta_block_size(list, META_BLOCK) < 0 || mgr_h5_set_channel(list, channel) < 0)) {
         H5Pclose(list);
         return -1;
     }
     return list;
 }
 
+static void create_file(mgr_h5 *h)
+{
+    const hid_t access = access_list(&h->channel), creation = H5Pcreate(H5P_FILE_CREATE);
+    if (access >= 0 && creation >= 0 && H5Pset_obj_track_times(creation, false) >= 0)
+        h->file = H5Fcreate(h->path, H5F_ACC_EXCL, creation, access);
+    H5Pclose(creation);
+    H5Pclose(access);
+}
+
 int mgr_h5_create(mgr_h5 **out, const char *path, mgr_err *err)
 {
     mgr_h5 *h;
-    MGR_TRY(make(&h, path, false, err));
-    const int fault = mgr_fault("create");
-    const hid_t access = access_list(), creation = H5Pcreate(H5P_FILE_CREATE);
-    if (!fault && access >= 0 && creation >= 0 && H5Pset_obj_track_times(creation, false) >= 0)
-        h->file = H5Fcreate(path, H5F_ACC_EXCL, creation, access);
-    H5Pclose(creation);
-    H5Pclose(access);
-    if (h->file >= 0) {
-        *out = h;
-        return MGR_OK;
+    MGR_TRY(make(&h, path, true, err));
+    int rc = mgr_create_open(path, &h->channel.fd, err);
+    if (rc == MGR_OK) {
+        create_file(h);
+        rc = h->file < 0 ? fail(err, MGR_ERR_CREATE, h, "cannot create", NULL) : MGR_OK;
     }
-    const int rc = fault ? mgr_fail_errno(err, MGR_ERR_CREATE, fault, "cannot create '%s'", path)
-                         : fail(err, MGR_ERR_CREATE, h, "cannot create", NULL);
-    discard(h);
+    if (rc != MGR_OK)
+        discard(h);
+    else
+        *out = h;
+    return rc;
+}
+
+/* The library only ever reads a file that exists. */
+static int open_file(mgr_h5 *h, mgr_err *err)
+{
+    MGR_TRY(h->writable ? mgr_open_both(h->path, &h->channel.fd, err)
+                        : mgr_open_read(h->path, &h->channel.fd, err));
+    MGR_TRY(mgr_file_bytes(h->path, &h->channel.size, err));
+    const hid_t access = access_list(&h->channel);
+    h->file = access < 0 ? -1 : H5Fopen(h->path, H5F_ACC_RDONLY, access);
+    H5Pclose(access);
+    return h->file < 0 ? fail(err, MGR_ERR_FORMAT, h, "cannot open", NULL) : MGR_OK;
+}
+
+static int open_as(mgr_h5 **out, const char *path, bool writable, mgr_err *err)
+{
+    mgr_h5 *h;
+    MGR_TRY(make(&h, path, writable, err));
+    const int rc = open_file(h, err);
+    if (rc != MGR_OK)
+        discard(h);
+    else
+        *out = h;
     return rc;
 }
 
 int mgr_h5_open(mgr_h5 **out, const char *path, mgr_err *err)
 {
-    mgr_h5 *h;
-    MGR_TRY(make(&h, path, false, err));
-    const hid_t access = access_list();
-    h->file = access < 0 ? -1 : H5Fopen(path, H5F_ACC_RDONLY, access);
-    H5Pclose(access);
-    if (h->file >= 0) {
-        *out = h;
-        return MGR_OK;
-    }
-    const int rc = fail(err, MGR_ERR_FORMAT, h, "cannot open", NULL);
-    discard(h);
-    return rc;
+    return open_as(out, path, false, err);
 }
 
-/* All writes are of whole rows in large pieces: no data sieving, which reads before it writes. What
- * metadata changes (the places of compressed pieces) is written by all ranks together; reading it
- * must stay each rank's own affair, since ranks open data sets when they need them. */
-static hid_t shared_access_list(MPI_Comm comm)
+int mgr_h5_open_rows(mgr_h5 **out, const char *path, mgr_err *err)
 {
-    const hid_t list = access_list();
-    MPI_Info info = MPI_INFO_NULL;
-    if (list < 0 || MPI_Info_create(&info) != MPI_SUCCESS)
-        return list;
-    MPI_Info_set(info, "romio_ds_write", "disable");
-    herr_t set = H5Pset_fapl_mpio(list, comm, info);
-    set |= H5Pset_coll_metadata_write(list, true);
-    MPI_Info_free(&info);
-    if (set >= 0)
-        return list;
-    H5Pclose(list);
-    return -1;
-}
-
-int mgr_h5_open_shared(mgr_h5 **out, const char *path, const void *mpi, mgr_err *err)
-{
-    mgr_h5 *h;
-    MGR_TRY(make(&h, path, true, err));
-    const hid_t access = shared_access_list(*(const MPI_Comm *)mpi);
-    h->file = access < 0 ? -1 : H5Fopen(path, H5F_ACC_RDWR, access);
-    H5Pclose(access);
-    if (h->file >= 0) {
-        *out = h;
-        return MGR_OK;
-    }
-    const int rc = fail(err, MGR_ERR_IO, h, "cannot open to write", NULL);
-    discard(h);
-    return rc;
+    return open_as(out, path, true, err);
 }
 
 static void drop_set(mgr_h5 *h)
@@ -227,10 +233,14 @@ int mgr_h5_close(mgr_h5 *h, mgr_err *err)
 {
     if (!h)
         return MGR_OK;
-    int rc = MGR_OK;
     drop_set(h);
-    if (H5Fclose(h->file) < 0)
-        rc = fail(err, MGR_ERR_IO, h, "cannot close", NULL);
+    int rc = H5Fclose(h->file) < 0 ? fail(err, MGR_ERR_IO, h, "cannot close", NULL) : MGR_OK;
+    if (rc == MGR_OK)
+        rc = check(h, err);
+    if (rc == MGR_OK && h->writable) {
+        rc = mgr_sync_close(h->channel.fd, h->path, err);
+        h->channel.fd = -1;
+    }
     discard(h);
     return rc;
 }
@@ -288,6 +298,7 @@ static hid_t create_set(mgr_h5 *h, const char *name, hid_t type, hid_t space,
 int mgr_h5_add(mgr_h5 *h, const char *name, const mgr_h5_shape *s, mgr_err *err)
 {
     hsize_t dims[MGR_MAX_NDIM];
+    MGR_TRY(check(h, err));
     for (uint32_t d = 0; d < s->ndim; d++)
         dims[d] = s->shape[d];
     const hid_t type = type_of(s->dtype), space = H5Screate_simple((int)s->ndim, dims, NULL);
@@ -304,6 +315,7 @@ int mgr_h5_add(mgr_h5 *h, const char *name, const mgr_h5_shape *s, mgr_err *err)
 static int add_strings(mgr_h5 *h, const char *name, const hsize_t *dims, size_t width,
                        const char *bytes, mgr_err *err)
 {
+    MGR_TRY(check(h, err));
     const hid_t type = H5Tcopy(H5T_C_S1);
     const hid_t space = dims ? H5Screate_simple(1, dims, NULL) : H5Screate(H5S_SCALAR);
     /* compact ones live in the object header, which holds 64 KiB */
@@ -345,6 +357,7 @@ int mgr_h5_add_texts(mgr_h5 *h, const char *name, const char *const *texts, size
 
 int mgr_h5_add_note(mgr_h5 *h, const char *name, const char *key, const char *text, mgr_err *err)
 {
+    MGR_TRY(check(h, err));
     const hid_t object = H5Oopen(h->file, name, H5P_DEFAULT), type = H5Tcopy(H5T_C_S1);
     const hid_t space = H5Screate(H5S_SCALAR);
     hid_t attr = -1;
@@ -363,6 +376,7 @@ int mgr_h5_add_note(mgr_h5 *h, const char *name, const char *key, const char *te
 
 int mgr_h5_add_link(mgr_h5 *h, const char *name, const char *other, mgr_err *err)
 {
+    MGR_TRY(check(h, err));
     const hid_t links = link_list();
     const herr_t made = H5Lcreate_external(other, name, h->file, name, links, H5P_DEFAULT);
     H5Pclose(links);
@@ -393,6 +407,7 @@ static bool describe_set(mgr_h5 *h)
 /* Open `name`, or keep it open: neighbours are written one after the other. */
 static int take_set(mgr_h5 *h, const char *name, mgr_err *err)
 {
+    MGR_TRY(check(h, err));
     if (h->set >= 0 && strcmp(h->set_name, name) == 0)
         return MGR_OK;
     drop_set(h);
@@ -420,67 +435,59 @@ int mgr_h5_offset(mgr_h5 *h, const char *name, uint64_t *offset, mgr_err *err)
     return MGR_OK;
 }
 
-/* Move rows [row, row+rows) of the data set at hand; none with `rows` 0. */
-static herr_t move_rows(const mgr_h5 *h, uint64_t row, uint64_t rows, const void *from, void *to,
-                        hid_t transfer)
+int mgr_h5_write(mgr_h5 *h, const char *name, uint64_t row, uint64_t rows, const void *bytes,
+                 mgr_err *err)
+{
+    uint64_t offset;
+    MGR_TRY(mgr_h5_offset(h, name, &offset, err));
+    assert(row + rows <= h->shape.shape[0]);
+    return mgr_pwrite_full(h->channel.fd, h->path, bytes, rows * h->row_bytes,
+                           offset + row * h->row_bytes, err);
+}
+
+/* The library is told of a piece with these many bytes; what they are it only passes on to the
+ * channel, which keeps no more of them than their place. */
+static herr_t place(mgr_h5 *h, uint64_t row, size_t len)
+{
+    const hsize_t first[MGR_MAX_NDIM] = {row};
+    char *nothing;
+    mgr_err ignored = MGR_ERR_INIT;
+    if (mgr_alloc(&nothing, len, 1, &ignored) != MGR_OK)
+        return -1;
+    h->channel.placing = true;
+    h->channel.place_bytes = 0;
+    const herr_t placed = H5Dwrite_chunk(h->set, H5P_DEFAULT, 0, first, len, nothing);
+    h->channel.placing = false;
+    mgr_free(nothing);
+    return placed;
+}
+
+int mgr_h5_place(mgr_h5 *h, const char *name, uint64_t row, size_t len, uint64_t *offset,
+                 mgr_err *err)
+{
+    MGR_TRY(take_set(h, name, err));
+    if (place(h, row, len) < 0 || h->channel.place_bytes != len)
+        return fail(err, MGR_ERR_CREATE, h, "no place in", name);
+    *offset = h->channel.place;
+    return check(h, err);
+}
+
+/* Read rows [row, row+rows) of the data set at hand. */
+static herr_t read_rows(const mgr_h5 *h, uint64_t row, uint64_t rows, void *to)
 {
     hsize_t start[MGR_MAX_NDIM] = {row}, count[MGR_MAX_NDIM];
     for (uint32_t d = 0; d < h->shape.ndim; d++)
         count[d] = d ? h->shape.shape[d] : rows;
     const hid_t type = type_of(h->shape.dtype), space = H5Dget_space(h->set);
-    hsize_t one[MGR_MAX_NDIM];
-    memcpy(one, count, sizeof one);
-    one[0] = rows ? rows : 1;
-    const hid_t memory = H5Screate_simple((int)h->shape.ndim, one, NULL);
-    herr_t moved = -1;
-    if (type >= 0 && space >= 0 && memory >= 0) {
-        moved = rows ? H5Sselect_hyperslab(space, H5S_SELECT_SET, start, NULL, count, NULL)
-                     : H5Sselect_none(space) | H5Sselect_none(memory);
-        if (moved >= 0)
-            moved = to ? H5Dread(h->set, type, memory, space, transfer, to)
-                       : H5Dwrite(h->set, type, memory, space, transfer, from);
-    }
+    const hid_t memory = H5Screate_simple((int)h->shape.ndim, count, NULL);
+    herr_t read = -1;
+    if (type >= 0 && space >= 0 && memory >= 0 &&
+        H5Sselect_hyperslab(space, H5S_SELECT_SET, start, NULL, count, NULL) >= 0)
+        read = H5Dread(h->set, type, memory, space, H5P_DEFAULT, to);
     H5Sclose(memory);
     H5Sclose(space);
     H5Tclose(type);
-    return moved;
-}
-
-int mgr_h5_write(mgr_h5 *h, const char *name, uint64_t row, uint64_t rows, const void *bytes,
-                 mgr_err *err)
-{
-    const char *from = bytes;
-    MGR_TRY(take_set(h, name, err));
-    const uint64_t fit = WRITE_MAX / h->row_bytes, step = fit ? fit : 1;
-    for (uint64_t done = 0; done < rows; done += step) {
-        const uint64_t n = rows - done < step ? rows - done : step;
-        const int fault = mgr_fault("h5write");
-        if (fault)
-            return mgr_fail_errno(err, MGR_ERR_IO, fault, "write '%s' data set '%s'", h->path,
-                                  name);
-        if (move_rows(h, row + done, n, from, NULL, H5P_DEFAULT) < 0)
-            return fail(err, MGR_ERR_IO, h, "write", name);
-        from += n * h->row_bytes;
-    }
-    return MGR_OK;
-}
-
-int mgr_h5_write_together(mgr_h5 *h, const char *name, uint64_t row, uint64_t rows,
-                          const void *bytes, mgr_err *err)
-{
-    int rc = take_set(h, name, err);
-    const int fault = rows ? mgr_fault("h5pack") : 0;
-    if (fault) /* the others wait in the call: be there, with nothing */
-        rc = mgr_fail_errno(err, MGR_ERR_IO, fault, "write '%s' data set '%s'", h->path, name);
-    if (h->set < 0)
-        return rc;
-    const hid_t transfer = H5Pcreate(H5P_DATASET_XFER);
-    H5Pset_dxpl_mpio(transfer, H5FD_MPIO_COLLECTIVE);
-    const herr_t moved = move_rows(h, row, rc == MGR_OK ? rows : 0, bytes, NULL, transfer);
-    H5Pclose(transfer);
-    if (moved < 0 && rc == MGR_OK)
-        rc = fail(err, MGR_ERR_IO, h, "write", name);
-    return rc;
+    return read;
 }
 
 int mgr_h5_read_bytes(mgr_h5 *h, const char *name, uint64_t at, void *out, size_t len, mgr_err *err)
@@ -489,18 +496,55 @@ int mgr_h5_read_bytes(mgr_h5 *h, const char *name, uint64_t at, void *out, size_
     MGR_TRY(take_set(h, name, err));
     if (at % h->row_bytes || len % h->row_bytes)
         return mgr_fail(err, MGR_ERR_INTERNAL, "'%s' is read by parts of a row", name);
-    const uint64_t fit = WRITE_MAX / h->row_bytes, step = fit ? fit : 1;
+    const uint64_t fit = READ_MAX / h->row_bytes, step = fit ? fit : 1;
     const uint64_t rows = len / h->row_bytes;
     for (uint64_t done = 0; done < rows; done += step) {
         const uint64_t n = rows - done < step ? rows - done : step;
         const int fault = mgr_fault("pread");
         if (fault)
             return mgr_fail_errno(err, MGR_ERR_IO, fault, "read '%s' data set '%s'", h->path, name);
-        if (move_rows(h, at / h->row_bytes + done, n, NULL, to, H5P_DEFAULT) < 0)
+        if (read_rows(h, at / h->row_bytes + done, n, to) < 0)
             return fail(err, MGR_ERR_FORMAT, h, "read", name);
         to += n * h->row_bytes;
     }
     return MGR_OK;
+}
+
+/* ---- reading back ---- */
+
+static int differs(const mgr_h5 *h, const char *name, mgr_err *err)
+{
+    return mgr_fail(err, MGR_ERR_IO, "'%s' data set '%s' reads back differently than written",
+                    h->path, name);
+}
+
+int mgr_h5_compare(mgr_h5 *h, const char *name, uint64_t row, uint64_t rows, const void *bytes,
+                   mgr_err *err)
+{
+    const char *meant = bytes;
+    void *found;
+    MGR_TRY(take_set(h, name, err));
+    if (row + rows > h->shape.shape[0])
+        return differs(h, name, err);
+    MGR_TRY(mgr_alloc(&found, 1, h->row_bytes, err));
+    int rc = MGR_OK;
+    for (uint64_t r = 0; rc == MGR_OK && r < rows; r++) {
+        rc = mgr_h5_read_bytes(h, name, (row + r) * h->row_bytes, found, h->row_bytes, err);
+        if (rc == MGR_OK && memcmp(found, meant + r * h->row_bytes, h->row_bytes) != 0)
+            rc = differs(h, name, err);
+    }
+    mgr_free(found);
+    return rc;
+}
+
+int mgr_h5_compare_text(mgr_h5 *h, const char *name, const char *text, size_t len, mgr_err *err)
+{
+    mgr_buf found = {0};
+    int rc = mgr_h5_read_text(h, name, len, &found, err);
+    if (rc == MGR_OK && (found.len != len || memcmp(found.data, text, len) != 0))
+        rc = differs(h, name, err);
+    mgr_buf_clear(&found);
+    return rc;
 }
 
 /* ---- looking ---- */

@@ -7,8 +7,9 @@
  * custom floats that h5py and h5dump show as numbers. Files do not depend on when or by whom they
  * were made: no times are kept, nothing is filled in.
  *
- * Sharing: one rank creates a file with all its data sets, alone; then all ranks open it through
- * the MPI-IO driver and write rows.
+ * Sharing: one rank makes a file with all its metadata, alone; then all ranks write rows and pieces
+ * at the places that the library has given them, with calls of our own. The library's driver for
+ * MPI-IO is not used: it loses errors of writing, and waits for ranks that failed.
  */
 #ifndef MGR_FMT_H5_H
 #define MGR_FMT_H5_H
@@ -37,17 +38,17 @@ typedef struct mgr_h5_shape {
  * are large. Local. Errors: MGR_ERR_CREATE. */
 int mgr_h5_create(mgr_h5 **out, const char *path, mgr_err *err) MGR_NODISCARD;
 
-/* Open to read, alone. Links to other files are not followed. Local. Errors: MGR_ERR_FORMAT. */
+/* Open to read. Links to other files are not followed. Local. Errors: MGR_ERR_FORMAT. */
 int mgr_h5_open(mgr_h5 **out, const char *path, mgr_err *err) MGR_NODISCARD;
 
-/* Open to write rows, through MPI-IO; `mpi` is mgr_comm_mpi's. Collective over it. */
-int mgr_h5_open_shared(mgr_h5 **out, const char *path, const void *mpi, mgr_err *err) MGR_NODISCARD;
+/* Open to write rows of the data sets that are there; any number of ranks may. Local. */
+int mgr_h5_open_rows(mgr_h5 **out, const char *path, mgr_err *err) MGR_NODISCARD;
 
-/* Close; errors of writing may show only here. Collective for a shared file, then also after a
- * failure. NULL-safe. */
+/* Close; what was written is durable if this succeeds, and errors of making the file may show only
+ * here. NULL-safe. Local. */
 int mgr_h5_close(mgr_h5 *file, mgr_err *err);
 
-/* Add a data set; '/' in its name makes groups. A file not shared only. Local. */
+/* Add a data set; '/' in its name makes groups. Local. */
 int mgr_h5_add(mgr_h5 *file, const char *name, const mgr_h5_shape *shape,
                mgr_err *err) MGR_NODISCARD;
 
@@ -69,14 +70,15 @@ int mgr_h5_add_link(mgr_h5 *file, const char *name, const char *other, mgr_err *
 /* Where the bytes of a data set in one piece begin. Local. */
 int mgr_h5_offset(mgr_h5 *file, const char *name, uint64_t *offset, mgr_err *err) MGR_NODISCARD;
 
-/* Write rows row .. row+rows-1 in pieces of at most 1 GiB. Local. */
+/* Write rows row .. row+rows-1 of a data set in one piece. Local. */
 int mgr_h5_write(mgr_h5 *file, const char *name, uint64_t row, uint64_t rows, const void *bytes,
                  mgr_err *err) MGR_NODISCARD;
 
-/* The same with all ranks in one call, for compressed data sets of a shared file; `rows` may be 0,
- * and must be below 1 GiB. Collective over the file's ranks; a rank that fails has been there. */
-int mgr_h5_write_together(mgr_h5 *file, const char *name, uint64_t row, uint64_t rows,
-                          const void *bytes, mgr_err *err) MGR_NODISCARD;
+/* Give the piece of a compressed data set that begins with `row` a place for the `len` bytes that
+ * mgr_h5_pack made of it; they are the caller's to write there. Only where the file is made. Local.
+ */
+int mgr_h5_place(mgr_h5 *file, const char *name, uint64_t row, size_t len, uint64_t *offset,
+                 mgr_err *err) MGR_NODISCARD;
 
 /* A text of at most `limit` bytes, appended to *out. MGR_ERR_NOT_FOUND if there is none. Local. */
 int mgr_h5_read_text(mgr_h5 *file, const char *name, uint64_t limit, mgr_buf *out,
@@ -89,5 +91,11 @@ int mgr_h5_catalogue(mgr_h5 *file, mgr_catalogue *cat, uint32_t idx, mgr_err *er
 /* `len` bytes at byte `at` of the row-major image of data set `name`, whole rows. Local. */
 int mgr_h5_read_bytes(mgr_h5 *file, const char *name, uint64_t at, void *out, size_t len,
                       mgr_err *err) MGR_NODISCARD;
+
+/* Are rows row .. row+rows-1, or a text, what they were meant to be? Errors: MGR_ERR_IO. Local. */
+int mgr_h5_compare(mgr_h5 *file, const char *name, uint64_t row, uint64_t rows, const void *bytes,
+                   mgr_err *err) MGR_NODISCARD;
+int mgr_h5_compare_text(mgr_h5 *file, const char *name, const char *text, size_t len,
+                        mgr_err *err) MGR_NODISCARD;
 
 #endif

@@ -34,23 +34,10 @@ typedef struct mgr_container {
     int (*finish)(const mgr_layout *layout, uint32_t file, const void *context, const uint32_t *crc,
                   const mgr_blob_sink *sink, mgr_err *err);
 
-    /* --- for files that a library makes; all NULL: files are made empty at the size that `place`
-     * gave them, and tensors are written at their offsets --- */
-
-    /* Make the files below `directory`, or take over those that a stopped run left; give each
-     * tensor its true offset and each file its size. Rank 0 only. */
+    /* NULL: files are made empty at the size that `place` gave them. Or, for files that a library
+     * makes: make the files below `directory`, or take over those that a stopped run left; give
+     * each tensor its true offset and each file its size. Rank 0 only. */
     int (*create)(mgr_layout *layout, void *context, const char *directory, mgr_err *err);
-
-    /* Open all files for writing. After an error there is no writer on any rank. Collective. */
-    int (*open)(void **writer, const mgr_layout *layout, const char *directory, mgr_comm *comm,
-                mgr_err *err);
-
-    /* `len` bytes at byte `at` of a stored tensor, whole rows. Local. */
-    int (*write)(void *writer, uint32_t stored, uint64_t at, const void *bytes, size_t len,
-                 mgr_err *err);
-
-    /* Close all files and forget the writer. Collective. */
-    int (*close)(void *writer, mgr_err *err);
 
     /* NULL, or: when all is written and proven, replace each file by one that holds the same in
      * another form, and set its size in the catalogue of rank 0; files[f].bytes then says all there

@@ -3,39 +3,31 @@
  *
  * Rank 0 makes each file with all its metadata, alone, under a name of its own, and renames it; so
  * a file that is there is whole but for the tensors' bytes. In one piece, a data set's place in the
- * file is fixed then, and every rank writes its rows independently through MPI-IO. Compressed, a
- * data set lies in pieces of rows, and HDF5 writes those only in calls that all ranks make
- * together: ranks meet in rounds, in which each says what it has.
+ * file is fixed then, and the engine writes there as into any other file. Compressed, a data set
+ * lies in pieces of rows, whose places are known when their sizes are: such a file is written
+ * plain, proven, and then packed (hdf5_pack.c).
  */
 #include <stdlib.h>
 #include <string.h>
 
 #include "core/mem.h"
-#include "core/stop.h"
-#include "fmt/h5.h"
 #include "form/container.h"
+#include "form/hdf5_files.h"
 #include "io/file.h"
 
 #define ALIGN 4096
 #define CHUNK_BYTES ((uint64_t)1 << 20)
-/* Most of what deflate can do for weights it does at its fastest level. */
-#define LEVEL 1
-
-/* Smaller ones stay plain: there is nothing to gain, and each costs a call of all ranks. */
+/* Smaller ones stay plain: there is nothing to gain. */
 #define PACK_MIN ((uint64_t)64 << 10)
-/* After so many bytes ranks ask each other whether all is well. */
-#define AGREE_BYTES ((uint64_t)1 << 30)
-/* Pieces that a rank takes at a time. */
-#define PIECES ((uint64_t)8)
 
-static uint64_t row_bytes(const mgr_stored *s)
+uint64_t mgr_hdf5_row_bytes(const mgr_stored *s)
 {
     return s->stride[0] * mgr_dtype_size(s->dtype);
 }
 
-static uint64_t stored_bytes(const mgr_stored *s)
+uint64_t mgr_hdf5_bytes(const mgr_stored *s)
 {
-    return s->shape[0] * row_bytes(s);
+    return s->shape[0] * mgr_hdf5_row_bytes(s);
 }
 
 /* A good guess, for the plan; the library places them when the files are made. */
@@ -48,7 +40,7 @@ static int place(mgr_layout *layout, uint32_t file, const void *context, mgr_err
         if (s->file != file)
             continue;
         s->offset = at;
-        at += (stored_bytes(s) + ALIGN - 1) / ALIGN * ALIGN;
+        at += (mgr_hdf5_bytes(s) + ALIGN - 1) / ALIGN * ALIGN;
     }
     layout->cat->files[file].bytes = at;
     return MGR_OK;
@@ -64,24 +56,24 @@ static int place_twice(mgr_layout *layout, uint32_t file, const void *context, m
     return MGR_OK;
 }
 
-static uint64_t piece_rows(const mgr_stored *s)
+uint64_t mgr_hdf5_piece_rows(const mgr_stored *s)
 {
-    const uint64_t fit = CHUNK_BYTES / row_bytes(s);
+    const uint64_t fit = CHUNK_BYTES / mgr_hdf5_row_bytes(s);
     return fit < 1 ? 1 : fit < s->shape[0] ? fit : s->shape[0];
 }
 
-static bool is_packed(const mgr_stored *s)
+bool mgr_hdf5_is_packed(const mgr_stored *s)
 {
-    return stored_bytes(s) >= PACK_MIN;
+    return mgr_hdf5_bytes(s) >= PACK_MIN;
 }
 
 static mgr_h5_shape shape_of(const mgr_stored *s, bool deflate)
 {
     mgr_h5_shape shape = {.dtype = s->dtype, .ndim = s->ndim};
     memcpy(shape.shape, s->shape, sizeof shape.shape);
-    if (deflate && is_packed(s)) {
-        shape.chunk_rows = piece_rows(s);
-        shape.level = LEVEL;
+    if (deflate && mgr_hdf5_is_packed(s)) {
+        shape.chunk_rows = mgr_hdf5_piece_rows(s);
+        shape.level = MGR_HDF5_LEVEL;
     }
     return shape;
 }
@@ -99,30 +91,28 @@ static int add_sets(mgr_h5 *h, const mgr_catalogue *cat, uint32_t file, bool def
     return MGR_OK;
 }
 
-static int sync_file(const char *path, mgr_err *err)
+int mgr_hdf5_make(mgr_h5 **out, const mgr_catalogue *cat, uint32_t file, const char *path,
+                  bool deflate, mgr_err *err)
 {
-    int fd;
-    MGR_TRY(mgr_open_write(path, &fd, err));
-    return mgr_sync_close(fd, path, err);
-}
-
-/* A file with its data sets, durable. */
-static int make_draft(const mgr_catalogue *cat, uint32_t file, const char *draft, bool deflate,
-                      mgr_err *err)
-{
+    mgr_err ignored = MGR_ERR_INIT;
     mgr_h5 *h;
-    MGR_TRY(mgr_h5_create(&h, draft, err));
+    MGR_TRY(mgr_h5_create(&h, path, err));
     const int rc = add_sets(h, cat, file, deflate, err);
-    const int closed = mgr_h5_close(h, err);
-    MGR_TRY(rc != MGR_OK ? rc : closed);
-    return sync_file(draft, err);
+    if (rc != MGR_OK)
+        mgr_h5_close(h, &ignored);
+    else
+        *out = h;
+    return rc;
 }
 
 static int make_file(const mgr_catalogue *cat, uint32_t file, const char *path, mgr_err *err)
 {
     mgr_buf draft = {0};
+    mgr_h5 *h = NULL;
     MGR_TRY(mgr_buf_fmt(&draft, err, "%s.draft", path));
-    int rc = make_draft(cat, file, draft.data, false, err);
+    int rc = mgr_hdf5_make(&h, cat, file, draft.data, false, err);
+    if (rc == MGR_OK)
+        rc = mgr_h5_close(h, err);
     if (rc == MGR_OK)
         rc = mgr_rename(draft.data, path, err);
     mgr_buf_clear(&draft);
@@ -192,7 +182,7 @@ static int put_gaps(int fd, const char *path, const mgr_stored *const *sorted, s
     uint64_t at = 0;
     for (size_t i = 0; i < n; i++) {
         MGR_TRY(put_gap(fd, path, at, sorted[i]->offset, sink, err));
-        at = sorted[i]->offset + stored_bytes(sorted[i]);
+        at = sorted[i]->offset + mgr_hdf5_bytes(sorted[i]);
     }
     return put_gap(fd, path, at, total, sink, err);
 }
@@ -224,200 +214,7 @@ static int finish(const mgr_layout *layout, uint32_t file, const void *context, 
     return rc;
 }
 
-/* ---- writing: all ranks ---- */
-
-typedef struct writer {
-    const mgr_layout *layout;
-    mgr_h5 **files;
-} writer;
-
-static void discard(writer *w)
-{
-    mgr_free(w->files);
-    mgr_free(w);
-}
-
-static int make_writer(writer **out, const mgr_layout *layout, mgr_err *err)
-{
-    writer *w;
-    MGR_TRY(mgr_alloc(&w, 1, sizeof *w, err));
-    w->layout = layout;
-    *out = w;
-    return mgr_alloc(&w->files, layout->cat->n_files, sizeof *w->files, err);
-}
-
-/* Opening is collective: a file that is open on one rank is open on all. */
-static int open_files(void **out, const mgr_layout *layout, const char *directory, mgr_comm *comm,
-                      mgr_err *err)
-{
-    writer *w = NULL;
-    mgr_err ignored = MGR_ERR_INIT;
-    int rc = mgr_agree(comm, make_writer(&w, layout, err), err);
-    uint32_t n = 0;
-    if (!w) /* here, or all had room for it */
-        return rc;
-    for (; rc == MGR_OK && n < layout->cat->n_files; n++) {
-        mgr_buf path = {0};
-        rc = mgr_buf_fmt(&path, err, "%s/%s", directory, layout->cat->files[n].path);
-        rc = mgr_agree(comm, rc, err);
-        if (rc == MGR_OK)
-            rc = mgr_h5_open_shared(&w->files[n], path.data, mgr_comm_mpi(comm), err);
-        rc = mgr_agree(comm, rc, err);
-        mgr_buf_clear(&path);
-    }
-    if (rc == MGR_OK) {
-        *out = w;
-        return MGR_OK;
-    }
-    for (uint32_t f = 0; w->files && f + 1 < n; f++)
-        mgr_h5_close(w->files[f], &ignored);
-    discard(w);
-    return rc;
-}
-
-static int close_files(void *opaque, mgr_err *err)
-{
-    writer *const w = opaque;
-    int rc = MGR_OK;
-    for (size_t f = 0; f < w->layout->cat->n_files; f++) {
-        const int closed = mgr_h5_close(w->files[f], err);
-        rc = rc != MGR_OK ? rc : closed;
-    }
-    discard(w);
-    return rc;
-}
-
-static int write_rows(void *opaque, uint32_t stored, uint64_t at, const void *bytes, size_t len,
-                      mgr_err *err)
-{
-    writer *const w = opaque;
-    const mgr_stored *const s = &w->layout->cat->stored[stored];
-    const uint64_t row = row_bytes(s);
-    if (at % row || len % row)
-        return mgr_fail(err, MGR_ERR_INTERNAL, "'%s' is written by parts of a row", s->name);
-    return mgr_h5_write(w->files[s->file], s->name, at / row, len / row, bytes, err);
-}
-
-/* ---- packing: all ranks ---- */
-
-/* One file on its way from plain to packed. */
-typedef struct packing {
-    const mgr_catalogue *cat;
-    mgr_comm *comm;
-    mgr_h5 *to;
-    int from; /* the plain file */
-    const char *path;
-    unsigned char *rows; /* PIECES of any tensor */
-} packing;
-
-/* The pieces of a tensor that each rank takes in a round: the same for all, and no more than there
- * are left. */
-static uint64_t share_of(const packing *p, uint64_t rows_left, uint64_t piece)
-{
-    const uint64_t pieces = (rows_left + piece - 1) / piece;
-    const uint64_t ranks = (uint64_t)mgr_comm_size(p->comm), even = (pieces + ranks - 1) / ranks;
-    return even < PIECES ? even : PIECES;
-}
-
-/* A round for tensor `s`: each rank packs its share of the rows from `first` on. A rank that has
- * none, or has failed, takes part with nothing. `turn` says whose the first share is. */
-static int pack_round(packing *p, const mgr_stored *s, uint64_t first, uint64_t share,
-                      uint64_t turn, int rc, mgr_err *err)
-{
-    const uint64_t place =
-        ((uint64_t)mgr_comm_rank(p->comm) + turn) % (uint64_t)mgr_comm_size(p->comm);
-    const uint64_t row = first + place * share;
-    uint64_t rows = row >= s->shape[0] ? 0 : s->shape[0] - row < share ? s->shape[0] - row : share;
-    if (rc == MGR_OK && rows)
-        rc = mgr_pread_full(p->from, p->path, p->rows, rows * row_bytes(s),
-                            s->offset + row * row_bytes(s), err);
-    rows = rc == MGR_OK ? rows : 0;
-    const int wrote = mgr_h5_write_together(p->to, s->name, rows ? row : 0, rows, p->rows, err);
-    return rc != MGR_OK ? rc : wrote;
-}
-
-static int pack_tensor(packing *p, const mgr_stored *s, uint64_t turn, int rc, mgr_err *err)
-{
-    const uint64_t ranks = (uint64_t)mgr_comm_size(p->comm), piece = piece_rows(s);
-    for (uint64_t first = 0; first < s->shape[0];) {
-        const uint64_t share = piece * share_of(p, s->shape[0] - first, piece);
-        rc = pack_round(p, s, first, share, turn, rc, err);
-        first += share * ranks;
-    }
-    return rc;
-}
-
-/* Small ones are rank 0's. */
-static int copy_tensor(packing *p, const mgr_stored *s, mgr_err *err)
-{
-    if (mgr_comm_rank(p->comm) != 0)
-        return MGR_OK;
-    MGR_TRY(mgr_pread_full(p->from, p->path, p->rows, stored_bytes(s), s->offset, err));
-    return mgr_h5_write(p->to, s->name, 0, s->shape[0], p->rows, err);
-}
-
-/* A rank that fails goes on with nothing to write, so that no other waits for it; all learn of it
- * after some tensors. Collective. */
-static int pack_tensors(packing *p, uint32_t file, mgr_err *err)
-{
-    int rc = MGR_OK;
-    uint64_t since = 0;
-    for (size_t i = 0; i < p->cat->n_stored; i++) {
-        const mgr_stored *const s = &p->cat->stored[i];
-        if (s->file != file)
-            continue;
-        if (is_packed(s))
-            rc = pack_tensor(p, s, i, rc, err);
-        else if (rc == MGR_OK)
-            rc = copy_tensor(p, s, err);
-        since += stored_bytes(s);
-        if (since < AGREE_BYTES)
-            continue;
-        since = 0;
-        MGR_TRY(mgr_agree(p->comm, rc, err));
-    }
-    return mgr_agree(p->comm, rc, err);
-}
-
-static uint64_t most_rows_bytes(const mgr_catalogue *cat)
-{
-    uint64_t most = PACK_MIN;
-    for (size_t i = 0; i < cat->n_stored; i++) {
-        const uint64_t bytes = PIECES * piece_rows(&cat->stored[i]) * row_bytes(&cat->stored[i]);
-        most = bytes > most ? bytes : most;
-    }
-    return most;
-}
-
-/* What each rank needs to take part, or on rank 0 the draft that it goes to. */
-static int begin(packing *p, uint32_t file, const char *draft, mgr_err *err)
-{
-    MGR_TRY(mgr_check_stop(err));
-    if (mgr_comm_rank(p->comm) == 0)
-        MGR_TRY(make_draft(p->cat, file, draft, true, err));
-    MGR_TRY(mgr_alloc_aligned(&p->rows, most_rows_bytes(p->cat), err));
-    return mgr_open_read(p->path, &p->from, err);
-}
-
-static int pack_file(const mgr_catalogue *cat, uint32_t file, const char *path, const char *draft,
-                     mgr_comm *comm, mgr_err *err)
-{
-    packing p = {.cat = cat, .comm = comm, .path = path, .from = -1};
-    int rc = mgr_agree(comm, begin(&p, file, draft, err), err);
-    if (rc == MGR_OK)
-        rc = mgr_agree(comm, mgr_h5_open_shared(&p.to, draft, mgr_comm_mpi(comm), err), err);
-    if (rc == MGR_OK) {
-        rc = pack_tensors(&p, file, err);
-        const int closed = mgr_h5_close(p.to, err);
-        rc = rc != MGR_OK ? rc : mgr_agree(comm, closed, err);
-    }
-    if (rc == MGR_OK) /* what this node wrote */
-        rc = mgr_agree(comm, sync_file(draft, err), err);
-    mgr_free_aligned(p.rows);
-    if (p.from >= 0)
-        mgr_close(p.from);
-    return rc;
-}
+/* ---- packing ---- */
 
 /* What is still plain lies elsewhere now. */
 static int read_plain_places(mgr_catalogue *cat, uint32_t file, const char *path, mgr_err *err)
@@ -427,7 +224,7 @@ static int read_plain_places(mgr_catalogue *cat, uint32_t file, const char *path
     MGR_TRY(mgr_h5_open(&h, path, err));
     int rc = MGR_OK;
     for (size_t i = 0; rc == MGR_OK && i < cat->n_stored; i++)
-        if (cat->stored[i].file == file && !is_packed(&cat->stored[i]))
+        if (cat->stored[i].file == file && !mgr_hdf5_is_packed(&cat->stored[i]))
             rc = mgr_h5_offset(h, cat->stored[i].name, &cat->stored[i].offset, err);
     const int closed = mgr_h5_close(h, err);
     return rc != MGR_OK ? rc : closed;
@@ -463,7 +260,7 @@ static int seal(mgr_layout *layout, const char *directory, mgr_comm *comm, mgr_e
             rc = mgr_buf_fmt(&draft, err, "%s.draft", path.data);
         rc = mgr_agree(comm, rc, err);
         if (rc == MGR_OK)
-            rc = pack_file(cat, f, path.data, draft.data, comm, err);
+            rc = mgr_hdf5_pack(cat, f, path.data, draft.data, comm, err);
         mgr_buf_clear(&path);
         mgr_buf_clear(&draft);
     }
@@ -478,17 +275,11 @@ const mgr_container mgr_container_hdf5 = {
     .place = place,
     .finish = finish,
     .create = create_files,
-    .open = open_files,
-    .write = write_rows,
-    .close = close_files,
 };
 
 const mgr_container mgr_container_hdf5_deflate = {
     .place = place_twice,
     .finish = finish,
     .create = create_files,
-    .open = open_files,
-    .write = write_rows,
-    .close = close_files,
     .seal = seal,
 };

@@ -1,8 +1,7 @@
 /*
  * Planted faults for tests, in builds with MGR_FAULT_HOOK. The environment variable MGR_FAULT holds
  * "call:k[:errno]" (the k-th such call of a rank fails, once; default EIO) or "call:k:kill"; calls:
- * pread, pwrite, fsync, rename, create, space, name, h5write and h5pack (through HDF5: a rank's own
- * rows, a compressed piece in a call of all ranks). "space:k" makes the file system look full,
+ * pread, pwrite, fsync, rename, create, space and name. "space:k" makes the file system look full,
  * "name:k" misspells the k-th tensor of the target.
  * "rank:r," before it limits the fault to one rank.
  */

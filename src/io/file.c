@@ -55,9 +55,9 @@ int mgr_pwrite_full(int fd, const char *name, const void *bytes, size_t len, uin
                   : pwrite(fd, at, len < TRANSFER_MAX ? len : TRANSFER_MAX, (off_t)offset);
         if (n < 0 && errno == EINTR)
             continue;
-        if (n < 0)
-            return mgr_fail_errno(err, write_code(errno), errno, "write '%s' at byte %llu", name,
-                                  (unsigned long long)offset);
+        if (n <= 0) /* nothing taken, and nothing said: never try for ever */
+            return mgr_fail_errno(err, write_code(n < 0 ? errno : EIO), n < 0 ? errno : EIO,
+                                  "write '%s' at byte %llu", name, (unsigned long long)offset);
         at += n;
         len -= (size_t)n;
         offset += (uint64_t)n;
@@ -85,13 +85,23 @@ int mgr_open_read(const char *path, int *fd, mgr_err *err)
     return MGR_OK;
 }
 
-int mgr_open_write(const char *path, int *fd, mgr_err *err)
+static int open_existing(const char *path, int how, int *fd, mgr_err *err)
 {
-    const int f = open(path, O_WRONLY | O_CLOEXEC);
+    const int f = open(path, how | O_CLOEXEC);
     if (f < 0)
         return mgr_fail_errno(err, MGR_ERR_CREATE, errno, "cannot open '%s' for writing", path);
     *fd = f;
     return MGR_OK;
+}
+
+int mgr_open_write(const char *path, int *fd, mgr_err *err)
+{
+    return open_existing(path, O_WRONLY, fd, err);
+}
+
+int mgr_open_both(const char *path, int *fd, mgr_err *err)
+{
+    return open_existing(path, O_RDWR, fd, err);
 }
 
 int mgr_sync(int fd, const char *name, mgr_err *err)
@@ -118,21 +128,28 @@ void mgr_close(int fd)
     close(fd);
 }
 
-static int create(const char *path, int *fd, mgr_err *err)
+int mgr_create_open(const char *path, int *fd, mgr_err *err)
 {
     const int fault = mgr_fault("create");
     const int f =
-        fault ? (errno = fault, -1) : open(path, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
+        fault ? (errno = fault, -1) : open(path, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
     if (f < 0)
         return mgr_fail_errno(err, MGR_ERR_CREATE, errno, "cannot create '%s'", path);
     *fd = f;
     return MGR_OK;
 }
 
+int mgr_set_size(int fd, const char *name, uint64_t bytes, mgr_err *err)
+{
+    if (ftruncate(fd, (off_t)bytes) != 0)
+        return mgr_fail_errno(err, write_code(errno), errno, "cannot size '%s'", name);
+    return MGR_OK;
+}
+
 int mgr_create_sized(const char *path, uint64_t bytes, mgr_err *err)
 {
     int fd;
-    MGR_TRY(create(path, &fd, err));
+    MGR_TRY(mgr_create_open(path, &fd, err));
     const int sys = ftruncate(fd, (off_t)bytes) != 0 ? errno : 0;
     close(fd);
     if (sys)
@@ -143,7 +160,7 @@ int mgr_create_sized(const char *path, uint64_t bytes, mgr_err *err)
 int mgr_write_file(const char *path, const void *bytes, size_t len, mgr_err *err)
 {
     int fd;
-    MGR_TRY(create(path, &fd, err));
+    MGR_TRY(mgr_create_open(path, &fd, err));
     const int rc = mgr_pwrite_full(fd, path, bytes, len, 0, err);
     const int sync = mgr_sync_close(fd, path, err);
     return rc != MGR_OK ? rc : sync;

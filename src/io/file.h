@@ -23,9 +23,11 @@ int mgr_pwrite_full(int fd, const char *name, const void *bytes, size_t len, uin
  * not all at once in fsync. A hint: nothing fails, nothing is promised. Local. */
 void mgr_begin_writeback(int fd, uint64_t offset, size_t len);
 
-/* Open for reading, or for writing an existing file; *fd is the caller's to close. Local. */
+/* Open for reading, for writing an existing file, or for both; *fd is the caller's to close. Local.
+ */
 int mgr_open_read(const char *path, int *fd, mgr_err *err) MGR_NODISCARD;
 int mgr_open_write(const char *path, int *fd, mgr_err *err) MGR_NODISCARD;
+int mgr_open_both(const char *path, int *fd, mgr_err *err) MGR_NODISCARD;
 
 /* fsync, and leave open. Local. */
 int mgr_sync(int fd, const char *name, mgr_err *err) MGR_NODISCARD;
@@ -34,6 +36,12 @@ int mgr_sync(int fd, const char *name, mgr_err *err) MGR_NODISCARD;
  * reports success the next time. Local. */
 int mgr_sync_close(int fd, const char *name, mgr_err *err) MGR_NODISCARD;
 void mgr_close(int fd);
+
+/* Create `path`, which must not exist, to read and write. Local. */
+int mgr_create_open(const char *path, int *fd, mgr_err *err) MGR_NODISCARD;
+
+/* Cut or stretch a file to `bytes` bytes. Local. */
+int mgr_set_size(int fd, const char *name, uint64_t bytes, mgr_err *err) MGR_NODISCARD;
 
 /* Create `path`, which must not exist, with `bytes` bytes (sparse). Local. */
 int mgr_create_sized(const char *path, uint64_t bytes, mgr_err *err) MGR_NODISCARD;

@@ -13,7 +13,7 @@
 #define REDUCE_CHUNK ((size_t)1 << 20) /* elements per reduction: bounds MPI's own buffers */
 
 struct mgr_comm {
-    MPI_Comm comm, progress, first;
+    MPI_Comm comm, progress;
     int rank, size;
     uint64_t posted, taken; /* progress messages */
     uint64_t slot[3];       /* of the one message that may be under way */
@@ -65,7 +65,6 @@ int mgr_comm_start(mgr_comm **out, mgr_err *err)
     MPI_Comm_rank(c->comm, &c->rank);
     MPI_Comm_size(c->comm, &c->size);
     c->pending = MPI_REQUEST_NULL;
-    c->first = MPI_COMM_NULL;
     *out = c;
     return MGR_OK;
 }
@@ -74,8 +73,6 @@ void mgr_comm_stop(mgr_comm *comm)
 {
     if (!comm)
         return;
-    if (comm->first != MPI_COMM_NULL)
-        MPI_Comm_free(&comm->first);
     MPI_Comm_free(&comm->progress);
     MPI_Comm_free(&comm->comm);
     mgr_free(comm);
@@ -85,25 +82,6 @@ void mgr_comm_stop(mgr_comm *comm)
 int mgr_comm_rank(const mgr_comm *comm)
 {
     return comm->rank;
-}
-
-const void *mgr_comm_mpi(const mgr_comm *comm)
-{
-    return &comm->comm;
-}
-
-const void *mgr_comm_first(mgr_comm *c, int n)
-{
-    MPI_Group all, some;
-    int range[1][3] = {{0, n - 1, 1}};
-    if (c->first != MPI_COMM_NULL)
-        MPI_Comm_free(&c->first);
-    MPI_Comm_group(c->comm, &all);
-    MPI_Group_range_incl(all, 1, range, &some);
-    MPI_Comm_create_group(c->comm, some, 0, &c->first);
-    MPI_Group_free(&some);
-    MPI_Group_free(&all);
-    return &c->first;
 }
 
 int mgr_comm_size(const mgr_comm *comm)

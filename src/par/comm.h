@@ -27,10 +27,6 @@ int mgr_comm_start(mgr_comm **out, mgr_err *err) MGR_NODISCARD;
 void mgr_comm_stop(mgr_comm *comm);
 
 int mgr_comm_rank(const mgr_comm *comm);
-/* The MPI_Comm of all ranks, for a library that takes one. Ours; it duplicates it. Local. */
-const void *mgr_comm_mpi(const mgr_comm *comm);
-/* The same of ranks 0 .. n-1; it lives until the next call. Collective over these ranks. */
-const void *mgr_comm_first(mgr_comm *comm, int n);
 int mgr_comm_size(const mgr_comm *comm);
 
 /* One agreement of all ranks on `rc` and *err: returns MGR_OK everywhere if every rank passed

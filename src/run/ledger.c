@@ -32,6 +32,8 @@ typedef struct ledger {
     uint32_t *layer;     /* [layers]: their numbers */
     uint64_t first, end; /* of layers: this rank's */
     uint32_t writers;    /* ranks that have layers */
+    char ended[32];      /* when the run was */
+    bool check;          /* it is written, and now compared with what it should be */
     mgr_buf events;      /* of all ranks; rank 0 */
 } ledger;
 
@@ -83,6 +85,29 @@ static int gather_events(ledger *l, int rc, mgr_err *err)
     return rc;
 }
 
+/* ---- writing, and reading back: the same steps ---- */
+
+static int add(ledger *l, const char *name, mgr_dtype dtype, uint32_t ndim, const uint64_t *shape,
+               mgr_err *err)
+{
+    mgr_h5_shape s = {.dtype = dtype, .ndim = ndim};
+    memcpy(s.shape, shape, ndim * sizeof *shape);
+    return l->check ? MGR_OK : mgr_h5_add(l->file, name, &s, err);
+}
+
+static int put(ledger *l, const char *name, uint64_t row, uint64_t rows, const void *bytes,
+               mgr_err *err)
+{
+    return l->check ? mgr_h5_compare(l->file, name, row, rows, bytes, err)
+                    : mgr_h5_write(l->file, name, row, rows, bytes, err);
+}
+
+static int put_text(ledger *l, const char *name, const mgr_buf *text, mgr_err *err)
+{
+    return l->check ? mgr_h5_compare_text(l->file, name, text->data, text->len, err)
+                    : mgr_h5_add_text(l->file, name, text->data, text->len, err);
+}
+
 /* ---- rank 0: the file with all that it knows alone ---- */
 
 static int add_json(ledger *l, const char *name, const json_t *value, mgr_err *err)
@@ -90,7 +115,7 @@ static int add_json(ledger *l, const char *name, const json_t *value, mgr_err *e
     mgr_buf text = {0};
     int rc = mgr_json_dump(value, 2, &text, err);
     if (rc == MGR_OK)
-        rc = mgr_h5_add_text(l->file, name, text.data, text.len, err);
+        rc = put_text(l, name, &text, err);
     mgr_buf_clear(&text);
     return rc;
 }
@@ -99,16 +124,11 @@ static int add_run(ledger *l, mgr_err *err)
 {
     const mgr_job *const job = l->job;
     const mgr_config *const c = &job->config;
-    const time_t now = time(NULL);
-    struct tm utc;
-    char ended[32] = "";
-    if (gmtime_r(&now, &utc))
-        strftime(ended, sizeof ended, "%Y-%m-%dT%H:%M:%SZ", &utc);
     /* the seed is text, as in the manifest */
     json_t *const run = json_pack(
         "{s:s,s:s,s:i,s:s,s:s,s:i,s:s,s:s,s:s,s:o}", "program", "mgr-upcycle", "version",
-        MGR_VERSION, "contract", MGR_CONTRACT_VERSION, "written", ended, "mode", c->mode, "ranks",
-        (int)job->ranks, "source_format", job->source_format->name, "target_format",
+        MGR_VERSION, "contract", MGR_CONTRACT_VERSION, "written", l->ended, "mode", c->mode,
+        "ranks", (int)job->ranks, "source_format", job->source_format->name, "target_format",
         job->target_format->name, "dtype", mgr_dtype_name(job->target.layout.dtype), "seed",
         json_sprintf("%llu", (unsigned long long)c->upcycle.seed));
     if (run && job->method) {
@@ -133,21 +153,13 @@ static int add_texts(ledger *l, mgr_err *err)
     MGR_TRY(add_run(l, err));
     int rc = mgr_config_dump(&l->job->config, &config, err);
     if (rc == MGR_OK)
-        rc = mgr_h5_add_text(l->file, "config", config.data, config.len, err);
+        rc = put_text(l, "config", &config, err);
     mgr_buf_clear(&config);
     json_t *const sources = mgr_manifest_sources(l->job);
     if (rc == MGR_OK)
         rc = add_json(l, "sources", sources, err);
     json_decref(sources);
     return rc;
-}
-
-static int add(ledger *l, const char *name, mgr_dtype dtype, uint32_t ndim, const uint64_t *shape,
-               mgr_err *err)
-{
-    mgr_h5_shape s = {.dtype = dtype, .ndim = ndim};
-    memcpy(s.shape, shape, ndim * sizeof *shape);
-    return mgr_h5_add(l->file, name, &s, err);
 }
 
 static int add_expert_sets(ledger *l, mgr_err *err)
@@ -225,7 +237,7 @@ static int add_column(ledger *l, const char *name, mgr_dtype dtype, const mgr_bu
 {
     const uint64_t n = bytes->len / 8;
     MGR_TRY(add(l, name, dtype, 1, &n, err));
-    return mgr_h5_write(l->file, name, 0, n, bytes->data, err);
+    return put(l, name, 0, n, bytes->data, err);
 }
 
 static int add_timeline(ledger *l, mgr_err *err)
@@ -237,7 +249,7 @@ static int add_timeline(ledger *l, mgr_err *err)
         rc = add_column(l, columns[c].name, columns[c].dtype, &out[c], err);
     if (rc == MGR_OK)
         rc = add_column(l, "timeline/peak_rss", MGR_DTYPE_I64, &peaks, err);
-    if (rc == MGR_OK)
+    if (rc == MGR_OK && !l->check)
         rc = mgr_h5_add_texts(l->file, "timeline/phases", phase_names, MGR_PHASE_COUNT, err);
     for (int c = 0; c < COLUMNS; c++)
         mgr_buf_clear(&out[c]);
@@ -289,11 +301,11 @@ static int write_settled(ledger *l, mgr_err *err)
             rc = collect(l, i, MGR_NONE, of_dense, err);
     }
     for (int k = 0; rc == MGR_OK && k < 3; k++)
-        rc = mgr_h5_write(l->file, names[k], 0, l->layers, of_experts[k].data, err);
+        rc = put(l, names[k], 0, l->layers, of_experts[k].data, err);
     if (rc == MGR_OK)
-        rc = mgr_h5_write(l->file, "dense/mean", 0, l->layers, of_dense[1].data, err);
+        rc = put(l, "dense/mean", 0, l->layers, of_dense[1].data, err);
     if (rc == MGR_OK)
-        rc = mgr_h5_write(l->file, "dense/std", 0, l->layers, of_dense[2].data, err);
+        rc = put(l, "dense/std", 0, l->layers, of_dense[2].data, err);
     for (int k = 0; k < 3; k++) {
         mgr_buf_clear(&of_experts[k]);
         mgr_buf_clear(&of_dense[k]);
@@ -301,19 +313,14 @@ static int write_settled(ledger *l, mgr_err *err)
     return rc;
 }
 
-static int make_file(ledger *l, const char *path, mgr_err *err)
+static int put_all(ledger *l, mgr_err *err)
 {
-    MGR_TRY(mgr_h5_create(&l->file, path, err));
-    int rc = add_texts(l, err);
-    if (rc == MGR_OK)
-        rc = add_timeline(l, err);
-    if (rc == MGR_OK && l->layers)
-        rc = add_expert_sets(l, err);
-    if (rc == MGR_OK && l->layers)
-        rc = write_settled(l, err);
-    const int closed = mgr_h5_close(l->file, err);
-    l->file = NULL;
-    return rc != MGR_OK ? rc : closed;
+    MGR_TRY(add_texts(l, err));
+    MGR_TRY(add_timeline(l, err));
+    if (!l->layers)
+        return MGR_OK;
+    MGR_TRY(add_expert_sets(l, err));
+    return write_settled(l, err);
 }
 
 /* ---- all ranks: their layers ---- */
@@ -407,13 +414,12 @@ static int write_sets(ledger *l, uint64_t i, page *p, mgr_err *err)
         }
     }
     fill_overlap(l, p);
-    MGR_TRY(mgr_h5_write(l->file, "experts/selected", i, 1, p->selected, err));
-    MGR_TRY(mgr_h5_write(l->file, "experts/kept", i, 1, p->share, err));
-    MGR_TRY(mgr_h5_write(l->file, "experts/mask", i, 1, p->mask, err));
-    MGR_TRY(mgr_h5_write(l->file, "experts/overlap", i, 1, p->overlap, err));
-    return p->selection.dense_of
-               ? mgr_h5_write(l->file, "experts/dense_of", i, 1, p->selection.dense_of, err)
-               : MGR_OK;
+    MGR_TRY(put(l, "experts/selected", i, 1, p->selected, err));
+    MGR_TRY(put(l, "experts/kept", i, 1, p->share, err));
+    MGR_TRY(put(l, "experts/mask", i, 1, p->mask, err));
+    MGR_TRY(put(l, "experts/overlap", i, 1, p->overlap, err));
+    return p->selection.dense_of ? put(l, "experts/dense_of", i, 1, p->selection.dense_of, err)
+                                 : MGR_OK;
 }
 
 static int write_router(ledger *l, uint64_t i, page *p, mgr_err *err)
@@ -439,11 +445,11 @@ static int write_router(ledger *l, uint64_t i, page *p, mgr_err *err)
     }
     const double mean = sum / (double)n, variance = squares / (double)n - mean * mean;
     const double std = variance > 0 ? sqrt(variance) : 0.0;
-    MGR_TRY(mgr_h5_write(l->file, "router/mean", i, 1, &mean, err));
-    MGR_TRY(mgr_h5_write(l->file, "router/std", i, 1, &std, err));
-    MGR_TRY(mgr_h5_write(l->file, "router/min", i, 1, &low, err));
-    MGR_TRY(mgr_h5_write(l->file, "router/max", i, 1, &high, err));
-    return mgr_h5_write(l->file, "router/norm", i, 1, p->norm, err);
+    MGR_TRY(put(l, "router/mean", i, 1, &mean, err));
+    MGR_TRY(put(l, "router/std", i, 1, &std, err));
+    MGR_TRY(put(l, "router/min", i, 1, &low, err));
+    MGR_TRY(put(l, "router/max", i, 1, &high, err));
+    return put(l, "router/norm", i, 1, p->norm, err);
 }
 
 static int write_layers(ledger *l, mgr_err *err)
@@ -454,7 +460,7 @@ static int write_layers(ledger *l, mgr_err *err)
     int rc = page_init(&p, l, err);
     for (uint64_t i = l->first; rc == MGR_OK && i < l->end; i++) {
         const int64_t layer = l->layer[i];
-        rc = mgr_h5_write(l->file, "layers", i, 1, &layer, err);
+        rc = put(l, "layers", i, 1, &layer, err);
         if (rc == MGR_OK)
             rc = write_sets(l, i, &p, err);
         if (rc == MGR_OK)
@@ -464,22 +470,49 @@ static int write_layers(ledger *l, mgr_err *err)
     return rc;
 }
 
-/* The writers' part. They have the file open all or none, since opening it is collective; what
- * fails between is agreed on when it is closed. Collective over the writers. */
-static int fill(ledger *l, const char *path, mgr_err *err)
+/* ---- phases ---- */
+
+static int close_file(ledger *l, int rc, mgr_err *err)
 {
-    const void *const mpi = mgr_comm_first(l->job->comm, (int)l->writers);
-    MGR_TRY(mgr_h5_open_shared(&l->file, path, mpi, err));
-    const int rc = write_layers(l, err);
-    const int closed = mgr_h5_close(l->file, err);
+    mgr_err ignored = MGR_ERR_INIT;
+    const int closed = mgr_h5_close(l->file, rc == MGR_OK ? err : &ignored);
+    l->file = NULL;
     return rc != MGR_OK ? rc : closed;
 }
 
-static int sync_file(const char *path, mgr_err *err)
+static int make_file(ledger *l, const char *path, mgr_err *err)
 {
-    int fd;
-    MGR_TRY(mgr_open_write(path, &fd, err));
-    return mgr_sync_close(fd, path, err);
+    const time_t now = time(NULL);
+    struct tm utc;
+    if (gmtime_r(&now, &utc))
+        strftime(l->ended, sizeof l->ended, "%Y-%m-%dT%H:%M:%SZ", &utc);
+    MGR_TRY(mgr_h5_create(&l->file, path, err));
+    return close_file(l, put_all(l, err), err);
+}
+
+/* A writer's part. */
+static int fill(ledger *l, const char *path, mgr_err *err)
+{
+    if (l->first == l->end)
+        return MGR_OK;
+    MGR_TRY(mgr_h5_open_rows(&l->file, path, err));
+    return close_file(l, write_layers(l, err), err);
+}
+
+/* Each rank finds in the file what it put there. */
+static int read_back(ledger *l, const char *path, mgr_err *err)
+{
+    const bool root = l->job->rank == 0;
+    int rc = MGR_OK;
+    if (!root && l->first == l->end)
+        return MGR_OK;
+    MGR_TRY(mgr_h5_open(&l->file, path, err));
+    l->check = true;
+    if (root)
+        rc = put_all(l, err);
+    if (rc == MGR_OK)
+        rc = write_layers(l, err);
+    return close_file(l, rc, err);
 }
 
 int mgr_ledger_write(mgr_job *job, const char *directory, double settled, mgr_err *err)
@@ -499,11 +532,9 @@ int mgr_ledger_write(mgr_job *job, const char *directory, double settled, mgr_er
         rc = mgr_agree(job->comm, rc, err);
     }
     if (rc == MGR_OK && l.writers)
-        rc = mgr_agree(job->comm, job->rank < l.writers ? fill(&l, path.data, err) : MGR_OK, err);
-    if (rc == MGR_OK) {
-        rc = job->rank == 0 ? sync_file(path.data, err) : MGR_OK;
-        rc = mgr_agree(job->comm, rc, err);
-    }
+        rc = mgr_agree(job->comm, fill(&l, path.data, err), err);
+    if (rc == MGR_OK)
+        rc = mgr_agree(job->comm, read_back(&l, path.data, err), err);
     mgr_free(l.layer);
     mgr_buf_clear(&l.events);
     mgr_buf_clear(&path);

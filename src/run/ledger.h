@@ -24,8 +24,8 @@
 #define MGR_LEDGER_NAME "provenance.h5"
 
 /* Write the ledger into `directory`: rank 0 makes the file, and up to 16 ranks write what is of
- * their layers through MPI-IO. The engine is done, and `settled` is when its settling began.
- * Collective.
+ * their layers; then all read back what they wrote. The engine is done, and `settled` is when its
+ * settling began. Collective.
  */
 int mgr_ledger_write(mgr_job *job, const char *directory, double settled,
                      mgr_err *err) MGR_NODISCARD;

@@ -224,14 +224,3 @@ def test_other_methods(scratch, dense, method, ratio):
     assert np.isnan(ledger["experts/mean"][()]).all() == (method != "drop" or ratio == 0)
     if size == SHAPE.ffn:
         assert (ledger["experts/overlap"][()] == 0).all()
-
-
-@pytest.mark.parametrize("rank", [0, 1])
-def test_a_rank_that_cannot_write_it(scratch, dense, rank):
-    config = runner.write_config(
-        scratch / "run.yaml", dense[1], scratch / "Mixtral-out", upcycle__experts=EXPERTS,
-        model__vocab_size=SHAPE.vocab,
-    )
-    result = runner.upcycle(config, np=3, env={"MGR_FAULT": f"rank:{rank},h5write:2"}, timeout=30)
-    assert result.status == runner.IO_ERROR and len(result.errors()) == 1, str(result)
-    assert [p.name for p in scratch.iterdir()] == ["run.yaml"]

@@ -1,0 +1,21 @@
+/*
+ * Pieces of compressed HDF5 data sets: the filters shuffle and deflate, as the library has them.
+ * Ranks pack pieces by themselves; the library's own way is one call of all ranks per data set.
+ */
+#ifndef MGR_FMT_H5_FILTER_H
+#define MGR_FMT_H5_FILTER_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#include "mgr/err.h"
+
+/* The most that `len` bytes become. */
+size_t mgr_h5_packed_bound(size_t len);
+
+/* Shuffle the bytes of elements of `element` bytes each, and deflate. *out holds
+ * mgr_h5_packed_bound(len) bytes, scratch holds `len`. Local. */
+int mgr_h5_pack(const void *bytes, size_t len, size_t element, unsigned level, void *scratch,
+                void *out, size_t *out_len, mgr_err *err) MGR_NODISCARD;
+
+#endif
