@@ -1,16 +1,20 @@
 #!/usr/bin/env bash
-# mgr-upcycle under PBS. Edit the three lines marked EDIT, then: qsub configs/jobs/pbs.sh
+# mgr-upcycle under OpenPBS or PBS Professional (also with PALS, as on HPE Cray EX). Edit the three
+# lines marked EDIT, then: qsub configs/jobs/pbs.sh
 #
 # How many ranks: reading and writing decide, not arithmetic. 4 to 8 ranks per node fill most
-# network file systems; each takes memory_per_rank (default 2 GiB). No GPU is used.
+# network file systems. No GPU is used. Many sites also want a queue and a project:
+##PBS -q workq -P mygroup
 #PBS -N mgr-upcycle
 #PBS -j oe
+#PBS -r y
+# The walltime, and nowhere else: 5 minutes before its end the run is told to stop in order, with
+# exit status 75; the script then submits itself again and the run continues, 10 times at most.
 #PBS -l walltime=02:00:00
-# EDIT 1: nodes (select) and ranks per node (mpiprocs; ncpus at least as many).
-#PBS -l select=4:ncpus=8:mpiprocs=8
-# Many sites also want a queue and a project:
-##PBS -q workq -P mygroup
-set -euo pipefail
+# EDIT 1: nodes (select) and ranks per node (mpiprocs; ncpus at least as many; mem: for each rank
+# memory_per_rank, 2 GiB by default, and 1 GiB for MPI).
+#PBS -l select=4:ncpus=8:mpiprocs=8:mem=24gb
+set -uo pipefail
 
 # EDIT 2: where mgr-upcycle was built.
 bin=$HOME/mgr-upcycle/build/release/bin
@@ -24,17 +28,40 @@ config=$HOME/mgr-upcycle/configs/drop-8x1.5b.yaml
 # then uses many servers.
 # lfs setstripe -c -1 -S 16M /scratch/llm
 
-cd "${PBS_O_WORKDIR:-.}"
+cd "${PBS_O_WORKDIR:-.}" || exit
 [ -x "$bin/mgr-upcycle" ] || { echo "no program '$bin/mgr-upcycle': edit bin in this script" >&2; exit 66; }
 [ -r "$config" ] || { echo "no file '$config': edit config in this script" >&2; exit 66; }
 [ -r "${PBS_NODEFILE:-}" ] || { echo "no PBS_NODEFILE: submit this script with qsub" >&2; exit 64; }
 
-# One line per rank in the node file. 5 minutes before the walltime above, SIGTERM: the run then
-# stops cleanly, with exit status 75. Open MPI and Cray call the launcher and its options otherwise:
-# mpirun --hostfile, aprun -n.
+# What the job was given (qsub -l walltime=... may have changed it), or else what this script asks.
+wall=$(qstat -f "${PBS_JOBID:-}" 2>/dev/null | sed -n 's/.*Resource_List.walltime = //p')
+[ -n "$wall" ] || wall=$(sed -n 's/^#PBS -l walltime=//p' "$0")
+IFS=: read -r hours minutes seconds <<<"$wall"
+limit=$((10#$hours * 3600 + 10#$minutes * 60 + 10#$seconds - 300))
+[ $limit -gt 0 ] || { echo "walltime $wall leaves no time before the 5 minutes to stop in" >&2; exit 64; }
+
+# One line per rank in the node file. PALS and Cray read it themselves; Open MPI calls it otherwise.
 ranks=$(wc -l <"$PBS_NODEFILE")
-run=(timeout --preserve-status --signal=TERM 6900 mpiexec -n "$ranks" -f "$PBS_NODEFILE"
+launch=(mpiexec -n "$ranks" -f "$PBS_NODEFILE")
+case $(mpiexec --version 2>&1) in
+    *PALS*) launch=(mpiexec -n "$ranks") ;;
+    *"Open MPI"* | *OpenRTE*) launch=(mpiexec -n "$ranks" --hostfile "$PBS_NODEFILE") ;;
+esac
+run=(timeout --preserve-status --signal=TERM "$limit" "${launch[@]}"
     "$bin/mgr-upcycle" --resume --progress 30 "$config")
 
-echo "nodes $(sort -u "$PBS_NODEFILE" | wc -l), ranks $ranks: ${run[*]}"
-exec "${run[@]}"
+echo "nodes $(sort -u "$PBS_NODEFILE" | wc -l), ranks $ranks, start ${MGR_START:-0}: ${run[*]}"
+status=0
+"${run[@]}" || status=$?
+
+# Launchers have been seen to lose an exit status: what counts is that the target is there, and whole.
+target=$("$bin/mgr-upcycle" --get target.path "$config") || exit
+if [ ! -e "$target" ]; then
+    if [ $status = 75 ] && [ "${MGR_START:-0}" -lt 10 ]; then
+        qsub -v MGR_START=$((${MGR_START:-0} + 1)) "$0"
+    fi
+    [ $status != 0 ] || status=75
+    exit $status
+fi
+[ $status = 0 ] || exit $status
+"${launch[@]}" "$bin/mgr-verify" "$target"

@@ -2,19 +2,22 @@
 # mgr-upcycle under Slurm. Edit the three lines marked EDIT, then: sbatch configs/jobs/slurm.sh
 #
 # How many ranks: reading and writing decide, not arithmetic. 4 to 8 ranks per node fill most
-# network file systems; each takes memory_per_rank (default 2 GiB). No GPU is used.
+# network file systems. No GPU is used. Many sites also want a partition and an account:
+##SBATCH --partition=cpu --account=mygroup
 #SBATCH --job-name=mgr-upcycle
 #SBATCH --output=%x-%j.log
+#SBATCH --open-mode=append
+# memory_per_rank (default 2 GiB), and what MPI takes beside it:
+#SBATCH --mem-per-cpu=3G
+# The walltime, and nowhere else: 5 minutes before its end every rank gets SIGTERM and stops in
+# order with exit status 75; the job then goes back into the queue and continues, 10 times at most.
 #SBATCH --time=02:00:00
+#SBATCH --signal=TERM@300
+#SBATCH --requeue
 # EDIT 1 and 2: nodes, and ranks per node.
 #SBATCH --nodes=4
 #SBATCH --ntasks-per-node=8
-# Warn every rank 5 minutes before the time limit: the run then stops in order, with exit status 75.
-# Submit the same job again and it goes on where it stopped (--resume).
-#SBATCH --signal=TERM@300
-# Many sites also want a partition and an account:
-##SBATCH --partition=cpu --account=mygroup
-set -euo pipefail
+set -uo pipefail
 
 # EDIT 3: where mgr-upcycle was built, and the configuration file with your source and target.
 bin=$HOME/mgr-upcycle/build/release/bin config=$HOME/mgr-upcycle/configs/drop-8x1.5b.yaml
@@ -29,8 +32,21 @@ bin=$HOME/mgr-upcycle/build/release/bin config=$HOME/mgr-upcycle/configs/drop-8x
 [ -x "$bin/mgr-upcycle" ] || { echo "no program '$bin/mgr-upcycle': edit bin in this script" >&2; exit 66; }
 [ -r "$config" ] || { echo "no file '$config': edit config in this script" >&2; exit 66; }
 
-# MPICH speaks PMI2; --mpi=list shows what your Slurm offers (pmix for Open MPI, cray_shasta on Cray).
+# MPICH speaks PMI2, Open MPI PMIx, Cray's MPI its own; `srun --mpi=list` shows what your Slurm has.
 run=(srun --mpi=pmi2 "$bin/mgr-upcycle" --resume --progress 30 "$config")
+case $(ldd "$bin/mgr-upcycle") in
+    *libmpi_cray*) run[1]=--mpi=cray_shasta ;;
+    *libmpi.so.40*) run[1]=--mpi=pmix ;;
+esac
 
-echo "nodes ${SLURM_JOB_NUM_NODES:-?}, ranks ${SLURM_NTASKS:-?}: ${run[*]}"
-exec "${run[@]}"
+echo "nodes ${SLURM_JOB_NUM_NODES:-?}, ranks ${SLURM_NTASKS:-?}, start ${SLURM_RESTART_COUNT:-0}: ${run[*]}"
+status=0
+"${run[@]}" || status=$?
+if [ $status = 75 ] && [ "${SLURM_RESTART_COUNT:-0}" -lt 10 ]; then
+    scontrol requeue "$SLURM_JOB_ID" || true # where the site forbids it: submit the script again
+fi
+[ $status = 0 ] || exit $status
+
+# Launchers have been seen to lose an exit status: what counts is that the target is there, and whole.
+target=$("$bin/mgr-upcycle" --get target.path "$config") || exit
+srun "${run[1]}" "$bin/mgr-verify" "$target"
