@@ -5,7 +5,7 @@
 #   --quick   the release build only; without it the suite first runs under the address and
 #             undefined-behaviour sanitizers, and the summary at the end is the release build's
 #
-#   ASAN_SKIP   labels left out of the sanitizer run, a regular expression (default: slow|lint)
+#   ASAN_SKIP   labels left out of the sanitizer run, a regular expression (default: slow|site|lint)
 #   CI=true     a missing tool or Python package fails instead of skipping what needs it
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -49,7 +49,7 @@ if [ $quick = no ]; then
     build asan
     # Not by the preset: ctest would skip only tests with both its label and ours.
     ctest --test-dir build/asan --output-on-failure --no-tests=error --timeout 600 \
-        --label-exclude "${ASAN_SKIP:-slow|lint}" || asan=$?
+        --label-exclude "${ASAN_SKIP:-slow|site|lint}" || asan=$?
 fi
 
 build release
