@@ -1,0 +1,149 @@
+"""configs/jobs: slurm.sh under a real Slurm, to the end, stopped by its signal, requeued and finished; pbs.sh and age.sh by
+their grammar and under the variables that their schedulers set (of which there are no packages)."""
+
+import os
+import pathlib
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import unittest
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "cli"))
+import runner  # noqa: E402
+import slurm  # noqa: E402
+
+JOBS = runner.ROOT / "configs" / "jobs"
+
+
+class Jobs(unittest.TestCase):
+    @classmethod
+    def setUpClass(cls):
+        cls.folder = pathlib.Path(tempfile.mkdtemp(prefix="mgr-jobs-"))
+        cls.addClassCleanup(shutil.rmtree, cls.folder, ignore_errors=True)
+        cls.small = runner.synth(cls.folder / "small")
+        # packing makes it long enough to be stopped
+        cls.large = runner.synth(cls.folder / "large", layers=8, hidden=512, ffn=1408, heads=8, vocab=8000)
+
+    @classmethod
+    def config(cls, name, source, **changes):
+        return runner.write_config(cls.folder / (name + ".yaml"), source, cls.folder / ("Mixtral-" + name), **changes)
+
+    @classmethod
+    def packed(cls, name):
+        return cls.config(name, cls.large, target__format="hdf5", target__compression="deflate")
+
+    def script(self, job, name, config, *edits):
+        """The job script as a user would edit it."""
+        text = (JOBS / job).read_text()
+        edits = [(r"^bin=\S+", "bin=%s" % runner.BIN), (r"\bconfig=\S+", "config=%s" % config),
+                 ("--progress 30", "--progress 1"), *edits]
+        for pattern, value in edits:
+            text, count = re.subn(pattern, value, text, count=1, flags=re.M)
+            self.assertEqual(count, 1, pattern)
+        path = self.folder / (name + ".sh")
+        path.write_text(text)
+        return path
+
+    def same_as_in_one_go(self, name):
+        whole = self.folder / "Mixtral-whole"
+        if not whole.exists():
+            done = runner.upcycle(self.packed("whole"), np=2, timeout=120)
+            self.assertEqual(done.status, 0, str(done))
+        skip = (runner.MANIFEST, runner.LEDGER, "model.h5")  # they quote settings
+        self.assertEqual(runner.hashes(self.folder / ("Mixtral-" + name), skip), runner.hashes(whole, skip))
+
+
+@unittest.skipIf(slurm.missing(), slurm.missing())
+class UnderSlurm(Jobs):
+    def slurm_script(self, name, config, *edits):
+        return self.script("slurm.sh", name, config, (r"^#SBATCH --nodes=\d+", "#SBATCH --nodes=1"),
+                           (r"^#SBATCH --ntasks-per-node=\d+", "#SBATCH --ntasks-per-node=2"), *edits)
+
+    def test_whole_and_again_and_stopped_and_requeued(self):
+        with slurm.Slurm(self.folder / "slurm") as site:
+            script = self.slurm_script("plain", self.config("plain", self.small))
+            for again in (False, True):
+                state, code, log = site.run(script)
+                self.assertEqual((state, code), ("COMPLETED", "0:0"), log)
+                self.assertEqual("already complete" in log, again, log)
+            # Slurm warns 50 s before the end of the first minute; it restarts a requeued job after some time
+            script = self.slurm_script("requeued", self.packed("requeued"), ("02:00:00", "00:01:00"), ("TERM@300", "TERM@55"))
+            state, code, log = site.run(script, seconds=400)
+            self.assertEqual((state, code), ("COMPLETED", "0:0"), log)
+            self.assertIn("start 1", log)
+            self.same_as_in_one_go("requeued")
+
+    def test_a_step_without_an_mpi_is_refused(self):
+        with slurm.Slurm(self.folder / "slurm-wrong") as site:
+            script = self.slurm_script("wrong", self.config("wrong", self.small), ("--mpi=pmi2", "--mpi=none"))
+            state, code, log = site.run(script)
+            self.assertEqual(state, "FAILED", log)
+            self.assertFalse((self.folder / "Mixtral-wrong").exists(), log)
+
+
+class UnderTheirVariables(Jobs):
+    def run_job(self, script, **env):
+        return subprocess.run(["bash", str(script)], env=dict(os.environ, PATH=str(self.folder / "bin") + ":" + os.environ["PATH"], **env),
+                              cwd="/", capture_output=True, text=True, stdin=subprocess.DEVNULL)
+
+    def setUp(self):
+        (self.folder / "bin").mkdir(exist_ok=True)
+        submitted = self.folder / "submitted"
+        qsub = self.folder / "bin" / "qsub"  # stands for PBS's: notes what was submitted
+        qsub.write_text("#!/bin/sh\necho \"$@\" >>%s\n" % submitted)
+        qsub.chmod(0o755)
+        submitted.unlink(missing_ok=True)
+        self.submitted = submitted
+        (self.folder / "nodes").write_text("localhost\nlocalhost\n")
+
+    def test_pbs_grammar(self):
+        text = (JOBS / "pbs.sh").read_text()
+        head = [line for line in text.splitlines() if line.startswith("#PBS ")]
+        known = re.compile(r"#PBS (-N [A-Za-z][\w.+-]{0,229}|-j (oe|eo|n)|-r [yn]|-l walltime=\d+(:[0-5]\d){2}"
+                           r"|-l select=[1-9]\d*(:(ncpus|mpiprocs|ompthreads|mem)=[0-9a-z]+)*)")
+        self.assertEqual([line for line in head if not known.fullmatch(line)], [])
+        self.assertLess(text.rindex("#PBS "), text.index("set -uo pipefail"), "qsub stops at the first command")
+
+    def pbs(self, name, config, walltime, **env):
+        script = self.script("pbs.sh", name, config, (r"^#PBS -l walltime=\S+", "#PBS -l walltime=" + walltime))
+        return self.run_job(script, PBS_O_WORKDIR=str(self.folder), PBS_JOBID="1.local", PBS_NODEFILE=str(self.folder / "nodes"), **env)
+
+    def test_pbs_whole_again_stopped_and_submitted_again(self):
+        config = self.config("pbs", self.small)
+        for again in (False, True):
+            done = self.pbs("pbs", config, "00:10:00")
+            self.assertEqual(done.returncode, 0, done.stdout + done.stderr)
+            self.assertEqual("already complete" in done.stdout, again, done.stdout)
+        config = self.packed("pbs-stopped")
+        done = self.pbs("pbs-stopped", config, "00:05:03")
+        self.assertEqual(done.returncode, 75, done.stdout + done.stderr)
+        self.assertIn("-v MGR_START=1 ", self.submitted.read_text())
+        self.submitted.unlink()
+        done = self.pbs("pbs-stopped", config, "00:05:03", MGR_START="10")
+        self.assertEqual(done.returncode, 75, done.stdout + done.stderr)
+        self.assertFalse(self.submitted.exists(), "ten times at most")
+        done = self.pbs("pbs-stopped", config, "01:00:00")
+        self.assertEqual(done.returncode, 0, done.stdout + done.stderr)
+        self.same_as_in_one_go("pbs-stopped")
+
+    def test_pbs_without_a_node_file_and_without_time(self):
+        config = self.config("pbs-no", self.small)
+        script = self.script("pbs.sh", "pbs-no", config)
+        self.assertEqual(self.run_job(script, PBS_NODEFILE="").returncode, 64)
+        self.assertEqual(self.pbs("pbs-no", config, "00:04:00").returncode, 64)
+
+    def test_age_under_its_variables(self):
+        (self.folder / "pe").write_text("localhost 2 all.q UNDEFINED\n")
+        script = self.script("age.sh", "age", self.config("age", self.small), (r"^per_node=\d+", "per_node=2"))
+        done = self.run_job(script, PE_HOSTFILE=str(self.folder / "pe"))
+        self.assertEqual(done.returncode, 0, done.stdout + done.stderr)
+        config = self.packed("age-stopped")
+        script = self.script("age.sh", "age-stopped", config, (r"^#\$ -l h_rt=\S+", "#$ -l h_rt=00:05:03"), (r"^per_node=\d+", "per_node=2"))
+        done = self.run_job(script, PE_HOSTFILE=str(self.folder / "pe"))
+        self.assertEqual(done.returncode, 99, done.stdout + done.stderr)
+
+
+if __name__ == "__main__":
+    unittest.main()
