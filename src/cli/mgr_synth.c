@@ -72,7 +72,7 @@ static const mgr_option options[] = {
     [NAMES] =
         {"names", 0, "SPEC",
          "as target.names of mgr-upcycle: auto, te, local, per-expert or fused (default auto)"},
-    [FORCE] = {"force", 'f', NULL, "replace an existing OUT"},
+    [FORCE] = {"force", 'f', NULL, "replace an existing checkpoint OUT"},
     [QUIET] = {"quiet", 'q', NULL, "print errors only"},
 };
 

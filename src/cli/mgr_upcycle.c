@@ -13,7 +13,7 @@ enum { DRY_RUN, FORCE, RESUME, JOURNAL, SET, QUIET, VERBOSE, PROGRESS, SIMD };
 
 static const mgr_option options[] = {
     [DRY_RUN] = {"dry-run", 'n', NULL, "read headers, print the plan, check space; write nothing"},
-    [FORCE] = {"force", 'f', NULL, "replace an existing target once the new one is complete"},
+    [FORCE] = {"force", 'f', NULL, "replace an existing checkpoint once the new one is complete"},
     [RESUME] = {"resume", 'r', NULL, "continue a run that was stopped or killed, if there is one"},
     [JOURNAL] = {"journal", 0, "SECONDS", "how often finished work is made safe for --resume (20)"},
     [SET] = {"set", 's', "KEY=VALUE", "override a key of the configuration; may be repeated"},

@@ -8,6 +8,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#include "form/occupant.h"
 #include "form/source.h"
 #include "form/target.h"
 #include "mgr/config.h"
@@ -94,6 +95,7 @@ typedef struct mgr_job {
     double start; /* when all ranks began, about the same moment */
 
     mgr_tally tally;
+    mgr_occupant replaced; /* by the output, on rank 0; without a kind nothing */
 } mgr_job;
 
 #endif

@@ -108,37 +108,6 @@ int mgr_dirname(const char *path, mgr_arena *arena, const char **out, mgr_err *e
                : mgr_arena_strndup(arena, out, ".", 1, err);
 }
 
-/* Our own outputs are two levels deep; deeper trees are removed as well, up to a bound. */
-static int remove_below(int parent, const char *name, int depth)
-{
-    if (unlinkat(parent, name, 0) == 0 || errno == ENOENT)
-        return 0;
-    const int fd = openat(parent, name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
-    if (fd < 0 || depth > 16) {
-        if (fd >= 0)
-            close(fd);
-        return -1;
-    }
-    DIR *const dir = fdopendir(fd);
-    int rc = dir ? 0 : -1;
-    for (const struct dirent *e = dir ? readdir(dir) : NULL; e; e = readdir(dir))
-        if (strcmp(e->d_name, ".") != 0 && strcmp(e->d_name, "..") != 0 &&
-            remove_below(fd, e->d_name, depth + 1) != 0)
-            rc = -1;
-    if (dir)
-        closedir(dir);
-    else
-        close(fd);
-    return rc == 0 ? unlinkat(parent, name, AT_REMOVEDIR) : -1;
-}
-
-int mgr_remove_tree(const char *path, mgr_err *err)
-{
-    if (remove_below(AT_FDCWD, path, 0) != 0 && mgr_path_exists(path))
-        return mgr_fail_errno(err, MGR_ERR_IO, errno, "cannot remove '%s'", path);
-    return MGR_OK;
-}
-
 int mgr_hold_dir(const char *path, int *fd, bool *taken, mgr_err *err)
 {
     const int f = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);

@@ -226,6 +226,12 @@ bool mgr_is_dir(const char *path)
     return stat(path, &st) == 0 && S_ISDIR(st.st_mode);
 }
 
+bool mgr_is_link(const char *path)
+{
+    struct stat st;
+    return lstat(path, &st) == 0 && S_ISLNK(st.st_mode);
+}
+
 int mgr_free_space(const char *path, uint64_t *bytes, mgr_err *err)
 {
     struct statvfs fs;
@@ -239,8 +245,19 @@ int mgr_free_space(const char *path, uint64_t *bytes, mgr_err *err)
     return MGR_OK;
 }
 
+/* ru_maxrss counts the process that this one was before exec, too; VmHWM begins with the program.
+ */
 uint64_t mgr_peak_rss(void)
 {
+    char line[256] = "";
+    unsigned long long kib = 0;
+    FILE *const f = fopen("/proc/self/status", "r");
+    while (f && kib == 0 && fgets(line, sizeof line, f))
+        (void)sscanf(line, "VmHWM: %llu", &kib);
+    if (f)
+        fclose(f);
+    if (kib)
+        return kib * 1024;
     struct rusage usage;
     return getrusage(RUSAGE_SELF, &usage) == 0 ? (uint64_t)usage.ru_maxrss * 1024 : 0;
 }

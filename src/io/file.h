@@ -53,8 +53,9 @@ int mgr_write_file(const char *path, const void *bytes, size_t len, mgr_err *err
 int mgr_read_file(const char *path, uint64_t limit, mgr_buf *out, mgr_err *err) MGR_NODISCARD;
 
 /* Directories. mgr_make_dir fails with MGR_ERR_EXISTS if it is there; mgr_make_dirs does not and
- * makes parents. mgr_remove_tree is silent if there is nothing. mgr_sync_dir makes the names in a
- * directory durable. mgr_rename is rename(2) and makes both parents durable. Local. */
+ * makes parents. mgr_remove_tree is silent if there is nothing, removes links and not what they
+ * point to, and does not enter what is mounted. mgr_sync_dir makes the names in a directory
+ * durable. mgr_rename is rename(2) and makes both parents durable. Local. */
 int mgr_make_dir(const char *path, mgr_err *err) MGR_NODISCARD;
 int mgr_make_dirs(const char *path, mgr_err *err) MGR_NODISCARD;
 int mgr_remove_tree(const char *path, mgr_err *err) MGR_NODISCARD;
@@ -79,6 +80,7 @@ int mgr_file_bytes(const char *path, uint64_t *bytes, mgr_err *err) MGR_NODISCAR
 
 bool mgr_path_exists(const char *path);
 bool mgr_is_dir(const char *path);
+bool mgr_is_link(const char *path);
 /* Is the one the other, or below it, once links are followed? False if one is not there. */
 bool mgr_is_inside(const char *path, const char *directory);
 
@@ -86,13 +88,20 @@ bool mgr_is_inside(const char *path, const char *directory);
 int mgr_list_dir(const char *path, mgr_arena *arena, const char ***names, size_t *n,
                  mgr_err *err) MGR_NODISCARD;
 
+/* All that lies below the directory `path`, as paths relative to it, owned by `arena`: files,
+ * links, which are not followed, and empty directories, these with a slash at the end. No order.
+ * Local. Errors: MGR_ERR_EXISTS where it is a mount or holds one, or is very deep. */
+int mgr_list_tree(const char *path, mgr_arena *arena, const char ***names, size_t *n,
+                  mgr_err *err) MGR_NODISCARD;
+
 /* The directory part of a path ("." if there is none), owned by `arena`. */
 int mgr_dirname(const char *path, mgr_arena *arena, const char **out, mgr_err *err) MGR_NODISCARD;
 
 /* Bytes that this user can still write on the file system of `path`. Local. */
 int mgr_free_space(const char *path, uint64_t *bytes, mgr_err *err) MGR_NODISCARD;
 
-/* Peak and current resident memory of this process in bytes; 0 where unknown. */
+/* Peak (of this program, not of what it was started from) and current resident memory of this
+ * process in bytes; 0 where unknown. */
 uint64_t mgr_peak_rss(void);
 uint64_t mgr_current_rss(void);
 

@@ -4,8 +4,12 @@
 #define XXH_INLINE_ALL
 #include <xxhash.h>
 
+#include "engine/journal.h"
 #include "form/sidecar.h"
+#include "io/file.h"
 #include "mgr/version.h"
+
+#define MANIFEST "mgr-manifest.json"
 
 static json_t *hex(uint64_t value, int digits)
 {
@@ -95,8 +99,38 @@ static json_t *remarks(const mgr_job *job)
     return kinds;
 }
 
+static bool is_beside(const mgr_catalogue *cat, const char *name)
+{
+    for (uint32_t f = 0; f < cat->n_files; f++)
+        if (strcmp(cat->files[f].path, name) == 0)
+            return false;
+    return !mgr_has_prefix(name, MGR_JOURNAL_FOLDER "/") && strcmp(name, MANIFEST) != 0;
+}
+
+/* What --force may remove together with the tensors' files (form/occupant.h). The manifest that the
+ * small files were made with goes. */
+static int add_beside(const mgr_job *job, const char *directory, json_t *manifest, mgr_err *err)
+{
+    mgr_arena arena = {0};
+    const char **names = NULL;
+    size_t n = 0;
+    json_t *const list = json_array();
+    const char *first;
+    int rc = mgr_list_tree(directory, &arena, &names, &n, err);
+    for (size_t i = 0; i < n; i++)
+        if (is_beside(&job->target.cat, names[i]))
+            json_array_append_new(list, json_string(names[i]));
+    json_object_set_new(manifest, "beside", list);
+    if (rc == MGR_OK)
+        rc = mgr_arena_fmt(&arena, &first, err, "%s/" MANIFEST, directory);
+    if (rc == MGR_OK)
+        rc = mgr_remove_tree(first, err);
+    mgr_arena_clear(&arena);
+    return rc;
+}
+
 /* The parsed configuration comes back from its own dump, so that it is written in one place. */
-int mgr_manifest_write(const mgr_job *job, const char *directory, mgr_err *err)
+int mgr_manifest_write(const mgr_job *job, const char *directory, bool complete, mgr_err *err)
 {
     mgr_buf config = {0};
     MGR_TRY(mgr_config_dump(&job->config, &config, err));
@@ -114,8 +148,11 @@ int mgr_manifest_write(const mgr_job *job, const char *directory, mgr_err *err)
         job->source_files.directory ? job->source_files.directory : "", "skipped", skipped, "files",
         mgr_manifest_sources(job), "target", "format", job->target_format->name, "files",
         target_list(job), "remarks", remarks(job));
-    const int rc = manifest ? mgr_sidecar_json(directory, "mgr-manifest.json", manifest, err)
-                            : mgr_fail(err, MGR_ERR_INTERNAL, "cannot make the manifest");
+    int rc = manifest ? MGR_OK : mgr_fail(err, MGR_ERR_INTERNAL, "cannot make the manifest");
+    if (rc == MGR_OK && complete)
+        rc = add_beside(job, directory, manifest, err);
+    if (rc == MGR_OK)
+        rc = mgr_sidecar_json(directory, MANIFEST, manifest, err);
     json_decref(manifest);
     mgr_buf_clear(&config);
     return rc;

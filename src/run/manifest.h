@@ -12,7 +12,10 @@
 json_t *mgr_manifest_sources(const mgr_job *job);
 
 /* mgr-manifest.json: program, contract, configuration, seed, fingerprints of the source, and per
- * file of the output its size, CRC-32, expert-parallel rank and tensors with theirs. */
-int mgr_manifest_write(const mgr_job *job, const char *directory, mgr_err *err) MGR_NODISCARD;
+ * file of the output its size, CRC-32, expert-parallel rank and tensors with theirs. With
+ * `complete` also `beside`, the other files that now lie in `directory`: all of them are the
+ * output's. */
+int mgr_manifest_write(const mgr_job *job, const char *directory, bool complete,
+                       mgr_err *err) MGR_NODISCARD;
 
 #endif

@@ -201,6 +201,9 @@ static void print_done(const mgr_job *job)
            t->seconds_publish);
     printf("memory    %10s   peak of the largest rank\n",
            mgr_format_bytes(t->peak_rss, text, sizeof text));
+    if (job->replaced.kind)
+        printf("replaced  what was there: %s, %zu files\n", job->replaced.kind,
+               job->replaced.n_files);
     printf("done      %s\n", job->config.target.path);
     print_next(&job->remarks);
     fflush(stdout);
@@ -210,6 +213,9 @@ void mgr_print_summary(const mgr_job *job, bool dry_run)
 {
     if (dry_run) {
         print_next(&job->remarks);
+        if (job->replaced.kind)
+            printf("\na run would replace what is there: %s, %zu files\n", job->replaced.kind,
+                   job->replaced.n_files);
         printf("\ndry run: nothing was written\n");
     } else {
         print_done(job);

@@ -9,10 +9,14 @@
 /* Small files beside the tensors: headers are counted with the files, this is for the rest. */
 #define SLACK ((uint64_t)64 << 20)
 
-static int check_target(const mgr_stage *s, mgr_err *err)
+/* Looked at again before it is replaced: hours may have passed. */
+static int check_target(mgr_stage *s, mgr_err *err)
 {
-    if (!mgr_path_exists(s->target) || s->replace)
+    s->replaced = (mgr_occupant){0};
+    if (!mgr_path_exists(s->target))
         return MGR_OK;
+    if (s->replace)
+        return mgr_occupant_check(s->target, &s->replaced, err);
     mgr_fail(err, MGR_ERR_EXISTS, "'%s' exists already", s->target);
     return mgr_hint(err, "choose another target.path, or replace it with --force");
 }
@@ -159,6 +163,8 @@ int mgr_stage_publish(mgr_stage *s, mgr_err *err)
     MGR_TRY(mgr_arena_fmt(&s->arena, &journal, err, "%s/" MGR_JOURNAL_FOLDER, s->directory));
     MGR_TRY(mgr_remove_tree(journal, err));
     MGR_TRY(sync_tree(s, s->directory, 0, err));
+    if (s->replace)
+        MGR_TRY(check_target(s, err));
     MGR_TRY(mgr_publish(s->directory, s->target, s->replace, err));
     s->made = false;
     return MGR_OK;

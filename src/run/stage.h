@@ -9,6 +9,7 @@
 #include <stdint.h>
 
 #include "core/str.h"
+#include "form/occupant.h"
 #include "mgr/catalogue.h"
 #include "mgr/err.h"
 
@@ -17,6 +18,7 @@ typedef struct mgr_stage {
     const char *target; /* without a slash at the end */
     const char *parent;
     const char *directory; /* "<target>.partial-<id>" */
+    mgr_occupant replaced; /* what was there; without a kind nothing */
     bool made;             /* by this run */
     bool replace;          /* --force: an existing target, or a leftover, may go */
     bool dry_run;          /* nothing is removed */

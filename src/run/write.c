@@ -137,17 +137,20 @@ static int seal(mgr_job *job, const char *directory, mgr_err *err)
 /* Rank 0, at the end: small files, the final name. */
 static int publish(mgr_job *job, mgr_stage *stage, mgr_err *err)
 {
-    MGR_TRY(mgr_manifest_write(job, stage->directory, err));
+    MGR_TRY(mgr_manifest_write(job, stage->directory, false, err)); /* HDF5 holds a copy */
     const mgr_output out = {.config = &job->config,
                             .layout = &job->target.layout,
                             .state = job->target_state,
                             .origin = job->source_format ? &job->origin : NULL,
                             .file_sha256 = (const char(*)[65])job->file_sha256};
     MGR_TRY(job->target_format->sidecars(&out, stage->directory, err));
+    MGR_TRY(mgr_manifest_write(job, stage->directory, true, err));
     MGR_TRY(
         mgr_verify_output(job->target_format->name, &job->target.layout, stage->directory, err));
     MGR_TRY(mgr_check_stop(err));
-    return mgr_stage_publish(stage, err);
+    MGR_TRY(mgr_stage_publish(stage, err));
+    job->replaced = stage->replaced;
+    return MGR_OK;
 }
 
 static int write_all(mgr_job *job, mgr_stage *stage, double journal_seconds, mgr_progress *progress,
@@ -258,6 +261,7 @@ int mgr_run_write(mgr_job *job, const char *out, const char *id, const mgr_write
     if (job->rank == 0 && rc == MGR_OK)
         rc = mgr_stage_check(&stage, out, id, output_bytes(job), err);
     rc = mgr_agree_root(job, rc, err);
+    job->replaced = stage.replaced;
     if (rc != MGR_OK || o->dry_run)
         goto out;
     if (job->rank == 0)
