@@ -28,6 +28,7 @@ typedef struct mgr_config {
         char format[32];    /* auto | a registered source format */
         char iteration[32]; /* latest | release | a number */
         char tokenizer[MGR_CONFIG_TEXT];
+        char unknown[16]; /* refuse | warn */
     } source;
 
     /* What the checkpoint should say itself; 0 (or a negative number) is "not given". Given values

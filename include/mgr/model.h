@@ -104,6 +104,9 @@ typedef struct mgr_model {
     int64_t bos_token_id, eos_token_id; /* -1: unknown */
     double init_std;
     uint8_t dense_layers[MGR_MAX_LAYERS / 8]; /* bit of a layer: its FFN is dense all the same */
+    uint64_t
+        window; /* positions that a layer with a sliding window looks back on; 0: none has one */
+    uint8_t window_layers[MGR_MAX_LAYERS / 8]; /* bit of a layer: it has that window */
 } mgr_model;
 
 /* Does `layer` have experts? */
@@ -112,6 +115,9 @@ bool mgr_model_is_moe(const mgr_model *model, uint64_t layer);
 void mgr_model_set_dense(mgr_model *model, uint64_t layer);
 /* Layers that have experts. */
 uint64_t mgr_model_moe_layers(const mgr_model *model);
+/* Give `layer` the sliding window; layers that have it. */
+void mgr_model_set_window(mgr_model *model, uint64_t layer);
+uint64_t mgr_model_window_layers(const mgr_model *model);
 bool mgr_model_is_gated(const mgr_model *model);
 /* Intermediate size of an expert, or of the dense FFN without experts. */
 uint64_t mgr_model_expert_ffn(const mgr_model *model);

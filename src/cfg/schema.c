@@ -64,6 +64,8 @@ static const mgr_key schema[] = {
            "which iteration of a Megatron root"),
     TEXT("source.tokenizer", source.tokenizer, "",
          "folder of tokenizer files to carry along; empty: those beside the checkpoint"),
+    CHOICE("source.unknown", source.unknown, "refuse", "refuse|warn",
+           "a field of config.json that is not known, at a value that says something"),
 
     UINT("model.num_layers", model.num_layers, "0", 0, MOST_PARTS, "transformer layers"),
     UINT("model.hidden_size", model.hidden_size, "0", 0, I31, "width of the residual stream"),

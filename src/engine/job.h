@@ -76,7 +76,7 @@ typedef struct mgr_job {
     mgr_side source, target;
     void *target_state;
     mgr_origin origin;              /* of the target: the source */
-    mgr_remarks remarks;            /* equal on all ranks */
+    mgr_remarks remarks;            /* rank 0 */
     const mgr_container *container; /* of the target's files */
     mgr_define *defines;
     mgr_plan plan;

@@ -37,6 +37,55 @@ int mgr_json_parse(json_t **out, const char *name, const char *text, size_t len,
     return mgr_json_parse_at(out, name, 0, text, len, err);
 }
 
+/* The bare word at `at`, of those that JSON does not have, or NULL. */
+static const char *bare_word(const char *at, size_t left)
+{
+    static const char *const words[] = {"NaN", "Infinity", "-Infinity"};
+    for (size_t i = 0; i < sizeof words / sizeof words[0]; i++)
+        if (left >= strlen(words[i]) && memcmp(at, words[i], strlen(words[i])) == 0)
+            return words[i];
+    return NULL;
+}
+
+/* `text` with its bare words as marked strings. */
+static int mark_bare(const char *text, size_t len, mgr_buf *out, mgr_err *err)
+{
+    bool quoted = false;
+    for (size_t i = 0; i < len; i++) {
+        const char *const word = quoted ? NULL : bare_word(text + i, len - i);
+        if (word) {
+            MGR_TRY(mgr_buf_fmt(out, err, "\"\\u0001%s\"", word));
+            i += strlen(word) - 1;
+            continue;
+        }
+        if (text[i] == '"')
+            quoted = !quoted;
+        const size_t n = quoted && text[i] == '\\' && i + 1 < len ? 2 : 1;
+        MGR_TRY(mgr_buf_add(out, text + i, n, err));
+        i += n - 1;
+    }
+    return MGR_OK;
+}
+
+int mgr_json_parse_python(json_t **out, const char *name, const char *text, size_t len,
+                          mgr_err *err)
+{
+    mgr_buf marked = {0};
+    mgr_err plain = MGR_ERR_INIT;
+    if (mgr_json_parse(out, name, text, len, &plain) == MGR_OK)
+        return MGR_OK;
+    int rc = mark_bare(text, len, &marked, err);
+    if (rc == MGR_OK && marked.len > len && /* else there was no such word */
+        mgr_json_parse(out, name, marked.data, marked.len, &(mgr_err)MGR_ERR_INIT) == MGR_OK) {
+        mgr_buf_clear(&marked);
+        return MGR_OK;
+    }
+    mgr_buf_clear(&marked);
+    if (rc == MGR_OK)
+        *err = plain;
+    return rc != MGR_OK ? rc : plain.code;
+}
+
 /* jansson hands the text over in pieces. */
 typedef struct sink {
     mgr_buf *out;
@@ -130,6 +179,9 @@ static int dump_value(const json_t *value, int indent, int depth, mgr_buf *out, 
     case JSON_ARRAY:
         return dump_array(value, indent, depth, out, err);
     case JSON_STRING:
+        if (strncmp(json_string_value(value), MGR_JSON_BARE, 1) == 0 &&
+            bare_word(json_string_value(value) + 1, json_string_length(value) - 1))
+            return mgr_buf_text(out, json_string_value(value) + 1, err);
         return dump_string(value, out, err);
     case JSON_INTEGER:
         return mgr_buf_fmt(out, err, "%" PRId64, (int64_t)json_integer_value(value));

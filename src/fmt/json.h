@@ -20,6 +20,12 @@
 int mgr_json_parse(json_t **out, const char *name, const char *text, size_t len,
                    mgr_err *err) MGR_NODISCARD;
 
+/* The same, but NaN, Infinity and -Infinity, which Python writes, are taken: as texts that begin
+ * with MGR_JSON_BARE, which mgr_json_dump writes back as they were. */
+#define MGR_JSON_BARE "\x01"
+int mgr_json_parse_python(json_t **out, const char *name, const char *text, size_t len,
+                          mgr_err *err) MGR_NODISCARD;
+
 /* The same for a text that begins at byte `base` of the file `name`. */
 int mgr_json_parse_at(json_t **out, const char *name, uint64_t base, const char *text, size_t len,
                       mgr_err *err) MGR_NODISCARD;

@@ -1,21 +1,12 @@
-/* config.json: transformers' models/{llama,qwen2,qwen3,mixtral}/configuration_*.py; RoPE:
- * modeling_rope_utils.py. */
 #include "form/huggingface_sidecars.h"
 
 #include <jansson.h>
 #include <stdio.h>
 
+#include "form/huggingface_compose.h"
 #include "form/sidecar.h"
+#include "io/file.h"
 #include "model/huggingface.h"
-
-static const struct {
-    const char *architecture, *type;
-} classes[] = {
-    [MGR_HF_LLAMA] = {"LlamaForCausalLM", "llama"},
-    [MGR_HF_QWEN2] = {"Qwen2ForCausalLM", "qwen2"},
-    [MGR_HF_QWEN3] = {"Qwen3ForCausalLM", "qwen3"},
-    [MGR_HF_MIXTRAL] = {"MixtralForCausalLM", "mixtral"},
-};
 
 /* "LayerNorm, GELU and learned positions" */
 static void list_features(const mgr_model *m, char *out, size_t size)
@@ -38,139 +29,9 @@ int mgr_huggingface_check(const char *format, const mgr_model *model, mgr_err *e
     list_features(model, features, sizeof features);
     mgr_fail(err, MGR_ERR_UNSUPPORTED, "target format '%s' cannot express a model with %s", format,
              features);
-    return mgr_hint(err, "choose target format 'megatron-torch' or 'megatron-dist'");
-}
-
-static json_t *token_id(int64_t id)
-{
-    return id < 0 ? json_null() : json_integer(id);
-}
-
-typedef struct field {
-    const char *key;
-    json_t *value;
-} field;
-
-static void add_fields(json_t *object, const field *fields, size_t n)
-{
-    for (size_t i = 0; i < n; i++)
-        json_object_set_new(object, fields[i].key, fields[i].value);
-}
-
-/* transformers 5 wants the base of RoPE beside the scaling, 4 apart from it. */
-static json_t *rope_config(const mgr_rope *rope, const double *base)
-{
-    static const char *const types[] = {
-        [MGR_ROPE_PLAIN] = "default", [MGR_ROPE_LINEAR] = "linear", [MGR_ROPE_LLAMA3] = "llama3"};
-    json_t *const object = json_pack("{s:s}", "rope_type", types[rope->kind]);
-    if (base)
-        json_object_set_new(object, "rope_theta", json_real(*base));
-    if (rope->kind != MGR_ROPE_PLAIN)
-        json_object_set_new(object, "factor", json_real(rope->factor));
-    if (rope->kind != MGR_ROPE_LLAMA3)
-        return object;
-    const field fields[] = {
-        {"low_freq_factor", json_real(rope->low_freq)},
-        {"high_freq_factor", json_real(rope->high_freq)},
-        {"original_max_position_embeddings", json_integer((json_int_t)rope->original_positions)},
-    };
-    add_fields(object, fields, sizeof fields / sizeof fields[0]);
-    return object;
-}
-
-/* Every field is written, since defaults differ between versions; reals have a point, as
- * transformers 5 insists. Both spellings of RoPE: 4 reads rope_theta and rope_scaling, 5
- * rope_parameters. */
-static json_t *common_config(const mgr_model *m, mgr_dtype dtype)
-{
-    const mgr_hf_class class = mgr_huggingface_class(m);
-    const bool geglu = m->activation == MGR_ACTIVATION_GEGLU;
-    const field fields[] = {
-        {"architectures", json_pack("[s]", classes[class].architecture)},
-        {"model_type", json_string(classes[class].type)},
-        {"vocab_size", json_integer((json_int_t)m->vocab)},
-        {"hidden_size", json_integer((json_int_t)m->hidden)},
-        {"intermediate_size", json_integer((json_int_t)mgr_model_expert_ffn(m))},
-        {"num_hidden_layers", json_integer((json_int_t)m->layers)},
-        {"num_attention_heads", json_integer((json_int_t)m->heads)},
-        {"num_key_value_heads", json_integer((json_int_t)m->kv_groups)},
-        {"head_dim", json_integer((json_int_t)m->head_dim)},
-        {"hidden_act", json_string(geglu ? "gelu" : "silu")},
-        {"max_position_embeddings", json_integer((json_int_t)m->max_positions)},
-        {"rms_norm_eps", json_real(m->norm_epsilon)},
-        {"rope_theta", json_real(m->rotary_base)},
-        {"rope_parameters", rope_config(&m->rope, &m->rotary_base)},
-        {"attention_dropout", json_real(0.0)},
-        {"initializer_range", json_real(m->init_std)},
-        {"tie_word_embeddings", json_boolean(m->tied)},
-        {"use_cache", json_true()},
-        {"bos_token_id", token_id(m->bos_token_id)},
-        {"eos_token_id", token_id(m->eos_token_id)},
-        {"torch_dtype", json_string(mgr_dtype_name(dtype))},
-    };
-    json_t *const object = json_object();
-    add_fields(object, fields, sizeof fields / sizeof fields[0]);
-    if (m->rope.kind != MGR_ROPE_PLAIN)
-        json_object_set_new(object, "rope_scaling", rope_config(&m->rope, NULL));
-    return object;
-}
-
-/* output_router_logits makes transformers compute the balancing loss, in training and in
- * generate(), where it fails on a padded batch: who trains asks for it. */
-static void add_mixtral_fields(json_t *object, const mgr_model *m)
-{
-    const field fields[] = {
-        {"num_local_experts", json_integer((json_int_t)m->experts)},
-        {"num_experts_per_tok", json_integer((json_int_t)m->top_k)},
-        {"sliding_window", json_null()},
-        {"output_router_logits", json_false()},
-        {"router_aux_loss_coef", json_real(0.02)},
-        {"router_jitter_noise", json_real(0.0)},
-    };
-    add_fields(object, fields, sizeof fields / sizeof fields[0]);
-}
-
-static void add_llama_fields(json_t *object, const mgr_model *m)
-{
-    const field fields[] = {
-        {"attention_bias", json_boolean(m->bias_qkv)},
-        {"mlp_bias", json_boolean(m->bias_mlp)},
-        {"pretraining_tp", json_integer(1)},
-    };
-    add_fields(object, fields, sizeof fields / sizeof fields[0]);
-}
-
-/* Both classes look at the window only where it is switched on. */
-static void add_qwen_fields(json_t *object, const mgr_model *m)
-{
-    const field fields[] = {
-        {"use_sliding_window", json_false()},
-        {"sliding_window", json_null()},
-        {"max_window_layers", json_integer((json_int_t)m->layers)},
-    };
-    add_fields(object, fields, sizeof fields / sizeof fields[0]);
-    if (mgr_huggingface_class(m) == MGR_HF_QWEN3) /* Qwen2 has no such key: its biases are fixed */
-        json_object_set_new(object, "attention_bias", json_boolean(m->bias_qkv));
-}
-
-static json_t *make_config(const mgr_model *m, mgr_dtype dtype)
-{
-    json_t *const config = common_config(m, dtype);
-    switch (mgr_huggingface_class(m)) {
-    case MGR_HF_LLAMA:
-        add_llama_fields(config, m);
-        break;
-    case MGR_HF_QWEN2:
-    case MGR_HF_QWEN3:
-        add_qwen_fields(config, m);
-        break;
-    case MGR_HF_MIXTRAL:
-        add_mixtral_fields(config, m);
-        break;
-    case MGR_HF_NO_CLASS: /* refused before there was a plan */
-        break;
-    }
-    return config;
+    return model->window ? MGR_ERR_UNSUPPORTED
+                         : mgr_hint(err, "choose target format 'megatron-torch' or "
+                                         "'megatron-dist'");
 }
 
 static int write_index(const mgr_output *target, const char *directory, mgr_err *err)
@@ -190,35 +51,111 @@ static int write_index(const mgr_output *target, const char *directory, mgr_err 
     return rc;
 }
 
-/* Token ids that the configuration does not give are taken from files that came with the tokenizer.
- * A list of end tokens is cut to its first. */
-static void known_token_ids(const mgr_sidecar_tokenizer *tokenizer, mgr_model *m)
+/* Token ids from beside the tokenizer, or from what lies where source.tokenizer says. */
+static int look_up(const mgr_output *output, mgr_tokenizer_facts *facts, mgr_err *err)
 {
-    if (m->bos_token_id < 0)
-        m->bos_token_id = tokenizer->bos_token_id;
-    if (m->eos_token_id < 0)
-        m->eos_token_id = tokenizer->eos_token_id;
+    mgr_arena arena = {0};
+    const char *place;
+    *facts = (mgr_tokenizer_facts){-1, -1, -1, 0};
+    int rc = mgr_sidecar_find_tokenizer(output, &arena, &place, err);
+    if (rc == MGR_OK && place && mgr_is_dir(place))
+        rc = mgr_tokenizer_look_up(place, facts, err);
+    mgr_arena_clear(&arena);
+    return rc;
+}
+
+/* transformers' own, of a model that has none: what config.json says, for generate(). */
+static int write_generation(const char *directory, const json_t *config, mgr_err *err)
+{
+    static const char *const keys[] = {"bos_token_id", "eos_token_id", "pad_token_id"};
+    json_t *const generation = json_pack("{s:b}", "_from_model_config", 1);
+    for (size_t i = 0; i < sizeof keys / sizeof keys[0]; i++)
+        if (json_object_get(config, keys[i]))
+            json_object_set(generation, keys[i], json_object_get(config, keys[i]));
+    const int rc = mgr_sidecar_json(directory, "generation_config.json", generation, err);
+    json_decref(generation);
+    return rc;
+}
+
+static bool has_generation(const mgr_output *output)
+{
+    mgr_arena arena = {0};
+    mgr_err ignored = MGR_ERR_INIT;
+    const char *path;
+    const bool has = mgr_sidecar_find_generation(output, &arena, &path, &ignored) == MGR_OK && path;
+    mgr_arena_clear(&arena);
+    return has;
 }
 
 int mgr_huggingface_small_files(const mgr_output *target, const char *directory, json_t **out,
                                 mgr_err *err)
 {
-    mgr_model m = target->layout->tensors->model;
-    mgr_sidecar_tokenizer tokenizer;
-    MGR_TRY(mgr_sidecar_copy_tokenizer(target, directory, &tokenizer, err));
-    known_token_ids(&tokenizer, &m);
-    json_t *const config = make_config(&m, target->layout->dtype);
-    json_t *const generation =
-        json_pack("{s:b,s:o,s:o}", "_from_model_config", 1, "bos_token_id",
-                  token_id(m.bos_token_id), "eos_token_id", token_id(m.eos_token_id));
-    int rc = mgr_sidecar_json(directory, "config.json", config, err);
+    mgr_tokenizer_facts facts;
+    json_t *config = NULL;
+    MGR_TRY(look_up(target, &facts, err));
+    MGR_TRY(mgr_huggingface_compose(target, &facts, &config, NULL, err));
+    int rc = mgr_sidecar_copy(target, directory, err);
     if (rc == MGR_OK)
-        rc = mgr_sidecar_json(directory, "generation_config.json", generation, err);
-    json_decref(generation);
+        rc = mgr_sidecar_json(directory, "config.json", config, err);
+    if (rc == MGR_OK && !has_generation(target))
+        rc = write_generation(directory, config, err);
     if (rc == MGR_OK)
         *out = config;
     else
         json_decref(config);
+    return rc;
+}
+
+/* What an older release of transformers makes of this directory: 4.46 has no head_dim in Mixtral
+ * and, with Mistral, no scaled RoPE (modeling_mixtral.py of 4.46, 4.47, 4.48). */
+static int consumers(const mgr_model *m, mgr_hf_class class, mgr_remarks *remarks, mgr_err *err)
+{
+    const bool square = m->head_dim * m->heads == m->hidden;
+    if (class == MGR_HF_MIXTRAL && m->rope.kind != MGR_ROPE_PLAIN)
+        MGR_TRY(mgr_remarks_say(remarks, MGR_REMARK_WARNING, err,
+                                "RoPE scaling in a Mixtral directory is right from transformers "
+                                "4.48 on; older ones load it and ignore the scaling"));
+    if (class == MGR_HF_MIXTRAL && !square)
+        MGR_TRY(mgr_remarks_say(remarks, MGR_REMARK_WARNING, err,
+                                "a head_dim other than hidden_size by heads loads as a Mixtral "
+                                "from transformers 4.47 on"));
+    return MGR_OK;
+}
+
+static int speak_of_tokens(const mgr_output *output, const mgr_tokenizer_facts *facts,
+                           const json_t *config, mgr_remarks *remarks, mgr_err *err)
+{
+    const mgr_model *const m = &output->layout->tensors->model;
+    if (facts->length > m->vocab)
+        MGR_TRY(mgr_remarks_say(remarks, MGR_REMARK_WARNING, err,
+                                "the tokenizer gives out %llu ids, the vocabulary has %llu rows",
+                                (unsigned long long)facts->length, (unsigned long long)m->vocab));
+    if (has_generation(output))
+        return mgr_remarks_add(
+            remarks, &(mgr_remark){.kind = MGR_REMARK_CARRIED, .field = "generation_config.json"},
+            err);
+    if (output->origin && json_object_get(config, "eos_token_id"))
+        return mgr_remarks_add(
+            remarks, &(mgr_remark){.kind = MGR_REMARK_SET, .field = "generation_config.json"}, err);
+    return MGR_OK;
+}
+
+int mgr_huggingface_review(const mgr_output *output, mgr_remarks *remarks, mgr_err *err)
+{
+    const mgr_model *const m = &output->layout->tensors->model;
+    mgr_tokenizer_facts facts;
+    json_t *config = NULL;
+    MGR_TRY(mgr_sidecar_check(output, err));
+    MGR_TRY(look_up(output, &facts, err));
+    MGR_TRY(mgr_huggingface_compose(output, &facts, &config, remarks, err));
+    int rc = consumers(m, mgr_huggingface_class(m), remarks, err);
+    if (rc == MGR_OK && json_is_false(json_object_get(config, "output_router_logits")))
+        rc = mgr_remarks_say(remarks, MGR_REMARK_WARNING, err,
+                             "config.json has output_router_logits: false, so that generate() "
+                             "works; a trainer that takes it from there adds no balancing loss");
+    if (rc == MGR_OK)
+        rc = speak_of_tokens(output, &facts, config, remarks, err);
+    json_decref(config);
     return rc;
 }
 

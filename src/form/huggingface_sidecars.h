@@ -13,6 +13,11 @@
 int mgr_huggingface_sidecars(const mgr_output *target, const char *directory,
                              mgr_err *err) MGR_NODISCARD;
 
+/* As mgr_target_format.review: what becomes of the source's fields, and what older releases do not
+ * do. */
+int mgr_huggingface_review(const mgr_output *output, mgr_remarks *remarks,
+                           mgr_err *err) MGR_NODISCARD;
+
 /* Refuse a model that no class computes, naming its features and the targets that can hold it:
  * MGR_ERR_UNSUPPORTED. Local. */
 int mgr_huggingface_check(const char *format, const mgr_model *model, mgr_err *err) MGR_NODISCARD;

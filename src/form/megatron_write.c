@@ -52,6 +52,8 @@ int mgr_megatron_check_args(const mgr_model *m, mgr_err *err)
         what = "biases of the linear layers, but none of q, k and v";
     else if (!is_megatron_rope(&m->rope))
         what = "Llama 3 RoPE scaling with other bounds than 1, 4 and 8192 positions";
+    else if (m->window)
+        what = "sliding-window attention";
     if (!what)
         return MGR_OK;
     mgr_fail(err, MGR_ERR_UNSUPPORTED, "Megatron's args cannot say that the model has %s", what);

@@ -7,8 +7,8 @@
 
 #include "fmt/json.h"
 #include "form/megatron_root.h"
-#include "form/sidecar.h"
 #include "form/source.h"
+#include "form/tokenizer.h"
 #include "io/file.h"
 
 #define MANIFEST "mgr-manifest.json"
@@ -59,12 +59,8 @@ static bool matches(const char *const *patterns, const char *name)
 /* What lies in the folder of any format. */
 static bool is_common(const char *name)
 {
-    if (strcmp(name, MANIFEST) == 0 || strcmp(name, "provenance.h5") == 0)
-        return true;
-    for (size_t i = 0; mgr_sidecar_tokenizer_at(i); i++)
-        if (strcmp(mgr_sidecar_tokenizer_at(i), name) == 0)
-            return true;
-    return false;
+    return strcmp(name, MANIFEST) == 0 || strcmp(name, "provenance.h5") == 0 ||
+           mgr_tokenizer_is_file(name) || mgr_tokenizer_is_companion(name);
 }
 
 /* Behind the folder of the tensors; NULL outside of it. */

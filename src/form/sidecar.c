@@ -8,6 +8,7 @@
 #include "io/file.h"
 
 #define MAX_SIDECAR ((uint64_t)256 << 20)
+#define GENERATION "generation_config.json"
 
 int mgr_sidecar_json(const char *directory, const char *name, const json_t *value, mgr_err *err)
 {
@@ -22,124 +23,237 @@ int mgr_sidecar_json(const char *directory, const char *name, const json_t *valu
     return rc;
 }
 
-/* What the tokenizers of transformers read, beside config.json and generation_config.json. */
-static const char *const tokenizer_files[] = {
-    "tokenizer.json",
-    "tokenizer.model",
-    "tokenizer_config.json",
-    "vocab.json",
-    "merges.txt",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "chat_template.jinja",
-    "chat_template.json",
-    "vocab.txt",
-    "tekken.json",
-    "tokenizer.model.v3",
-    "spiece.model",
-    "sentencepiece.bpe.model",
-};
-#define N_TOKENIZER_FILES (sizeof tokenizer_files / sizeof tokenizer_files[0])
+/* ---- where things lie ---- */
 
-const char *mgr_sidecar_tokenizer_at(size_t idx)
+static bool is_file(const char *path)
 {
-    return idx < N_TOKENIZER_FILES ? tokenizer_files[idx] : NULL;
-}
-
-static bool has_file(const char *directory, const char *name)
-{
-    char path[MGR_CONFIG_TEXT + 64];
-    snprintf(path, sizeof path, "%s/%s", directory, name);
     return mgr_path_exists(path) && !mgr_is_dir(path);
 }
 
-static unsigned count_files(const char *directory)
+static bool is_carried(const char *name)
 {
-    unsigned n = 0;
-    for (size_t i = 0; i < N_TOKENIZER_FILES; i++)
-        n += has_file(directory, tokenizer_files[i]);
-    return n;
+    return mgr_tokenizer_is_file(name) || mgr_tokenizer_is_companion(name);
+}
+
+/* Does the folder have a tokenizer's file? */
+static bool has_tokenizer(const char *directory)
+{
+    mgr_arena arena = {0};
+    mgr_err ignored = MGR_ERR_INIT;
+    const char **names;
+    size_t n = 0;
+    bool found = false;
+    if (mgr_is_dir(directory) && mgr_list_dir(directory, &arena, &names, &n, &ignored) == MGR_OK)
+        for (size_t i = 0; i < n && !found; i++)
+            found = mgr_tokenizer_is_file(names[i]);
+    mgr_arena_clear(&arena);
+    return found;
+}
+
+static const char *base_name(const char *path)
+{
+    const char *const slash = strrchr(path, '/');
+    return slash ? slash + 1 : path;
+}
+
+/* A tokenizer's file that the user named: what it is called in the output. */
+static const char *name_of_file(const char *path)
+{
+    const char *const name = base_name(path);
+    return mgr_tokenizer_is_file(name)     ? name
+           : mgr_has_suffix(name, ".model") ? "tokenizer.model"
+           : mgr_has_suffix(name, ".json")  ? "tokenizer.json"
+                                            : NULL;
 }
 
 int mgr_sidecar_check_tokenizer(const mgr_config *config, mgr_err *err)
 {
     const char *const from = config->source.tokenizer;
-    if (from[0] == '\0' || count_files(from) > 0)
+    if (from[0] == '\0' || has_tokenizer(from) || (is_file(from) && name_of_file(from)))
         return MGR_OK;
+    if (is_file(from))
+        return mgr_config_fail(config, "source.tokenizer", err,
+                               "'%s' is no file of a tokenizer, by its name", from);
     return mgr_config_fail(config, "source.tokenizer", err, "no tokenizer file in '%s'", from);
 }
 
-static int copy_file(const char *from, const char *to, const char *name, mgr_err *err)
+int mgr_sidecar_find_tokenizer(const mgr_output *output, mgr_arena *arena, const char **out,
+                               mgr_err *err)
 {
-    mgr_buf path = {0}, bytes = {0};
+    const char *const given = output->config->source.tokenizer;
+    const char *places[] = {output->origin ? output->origin->directory : NULL, NULL,
+                            output->config->source.path};
+    *out = given[0] ? given : NULL;
+    if (given[0] || !places[0])
+        return MGR_OK;
+    MGR_TRY(mgr_arena_fmt(arena, &places[1], err, "%s/tokenizer", places[0]));
+    for (size_t i = 0; i < sizeof places / sizeof places[0] && !*out; i++)
+        *out = has_tokenizer(places[i]) ? places[i] : NULL;
+    return MGR_OK;
+}
+
+int mgr_sidecar_find_generation(const mgr_output *output, mgr_arena *arena, const char **out,
+                                mgr_err *err)
+{
+    const char *const from = output->origin ? output->origin->directory : NULL;
+    const char *const given = output->config->source.tokenizer;
+    const char *paths[3];
+    *out = NULL;
+    if (!from)
+        return MGR_OK;
+    MGR_TRY(mgr_arena_fmt(arena, &paths[0], err, "%s/" GENERATION, from));
+    MGR_TRY(mgr_arena_fmt(arena, &paths[1], err, "%s/tokenizer/" GENERATION, from));
+    MGR_TRY(mgr_arena_fmt(arena, &paths[2], err, "%s/" GENERATION, given));
+    for (size_t i = 0; i < 2u + (given[0] != '\0') && !*out; i++)
+        *out = is_file(paths[i]) ? paths[i] : NULL;
+    return MGR_OK;
+}
+
+int mgr_sidecar_check_link(const char *path, const char *directory, mgr_err *err)
+{
+    mgr_buf snapshots = {0}, blobs = {0};
+    int rc = mgr_buf_fmt(&snapshots, err, "%s/../../snapshots", directory);
+    if (rc == MGR_OK)
+        rc = mgr_buf_fmt(&blobs, err, "%s/../../blobs", directory);
+    if (rc == MGR_OK && mgr_path_exists(path) && !mgr_is_inside(path, directory) &&
+        !(mgr_is_inside(directory, snapshots.data) && mgr_is_inside(path, blobs.data))) {
+        mgr_fail(err, MGR_ERR_UNSUPPORTED, "'%s' is a link to a place outside of '%s'", path,
+                 directory);
+        rc = mgr_hint(err, "put a copy in its place");
+    }
+    mgr_buf_clear(&snapshots);
+    mgr_buf_clear(&blobs);
+    return rc;
+}
+
+/* ---- what is carried ---- */
+
+typedef int (*visit)(const char *from, const char *to, const char *name, mgr_err *err);
+
+/* `act` on each of a folder's files that are carried. */
+static int for_each(const char *from, const char *to, visit act, mgr_err *err)
+{
+    mgr_arena arena = {0};
+    const char **names;
+    size_t n;
+    int rc = mgr_list_dir(from, &arena, &names, &n, err);
+    for (size_t i = 0; rc == MGR_OK && i < n; i++)
+        if (is_carried(names[i]))
+            rc = act(from, to, names[i], err);
+    mgr_arena_clear(&arena);
+    return rc;
+}
+
+static int check_one(const char *from, const char *to, const char *name, mgr_err *err)
+{
+    mgr_buf path = {0};
+    (void)to;
     int rc = mgr_buf_fmt(&path, err, "%s/%s", from, name);
     if (rc == MGR_OK)
-        rc = mgr_read_file(path.data, MAX_SIDECAR, &bytes, err);
-    path.len = 0;
-    if (rc == MGR_OK)
-        rc = mgr_buf_fmt(&path, err, "%s/%s", to, name);
-    if (rc == MGR_OK)
-        rc = mgr_write_file(path.data, bytes.data ? bytes.data : "", bytes.len, err);
+        rc = mgr_sidecar_check_link(path.data, from, err);
     mgr_buf_clear(&path);
+    return rc;
+}
+
+static int copy_file(const char *from, const char *to, mgr_err *err)
+{
+    mgr_buf bytes = {0};
+    int rc = mgr_read_file(from, MAX_SIDECAR, &bytes, err);
+    if (rc == MGR_OK)
+        rc = mgr_write_file(to, bytes.data ? bytes.data : "", bytes.len, err);
     mgr_buf_clear(&bytes);
     return rc;
 }
 
-static int64_t id_of(const json_t *object, const char *key)
+/* A folder of templates; what lies deeper is no template. */
+static int copy_folder(const char *from, const char *to, mgr_err *err)
 {
-    const json_t *value = json_object_get(object, key);
-    if (json_is_array(value))
-        value = json_array_get(value, 0);
-    return json_is_integer(value) ? (int64_t)json_integer_value(value) : -1;
-}
-
-/* generation_config.json and config.json of the dense model name the special tokens. They are
- * helpful, not needed: one that makes no sense is passed over. */
-static int look_up_ids(const char *directory, mgr_sidecar_tokenizer *found, mgr_err *err)
-{
-    static const char *const names[] = {"generation_config.json", "config.json"};
-    int rc = MGR_OK;
-    for (size_t i = 0; i < 2 && rc == MGR_OK; i++) {
-        mgr_err ignored = MGR_ERR_INIT;
-        mgr_buf path = {0}, text = {0};
-        json_t *object = NULL;
-        if (mgr_buf_fmt(&path, &ignored, "%s/%s", directory, names[i]) == MGR_OK &&
-            mgr_read_file(path.data, MAX_SIDECAR, &text, &ignored) == MGR_OK &&
-            mgr_json_parse(&object, path.data, text.data, text.len, &ignored) == MGR_OK) {
-            if (found->bos_token_id < 0)
-                found->bos_token_id = id_of(object, "bos_token_id");
-            if (found->eos_token_id < 0)
-                found->eos_token_id = id_of(object, "eos_token_id");
-        }
-        if (ignored.code == MGR_ERR_IO || ignored.code == MGR_ERR_NOMEM) {
-            *err = ignored;
-            rc = ignored.code;
-        }
-        json_decref(object);
-        mgr_buf_clear(&path);
-        mgr_buf_clear(&text);
+    mgr_arena arena = {0};
+    const char **names, *in, *out;
+    size_t n;
+    int rc = mgr_list_dir(from, &arena, &names, &n, err);
+    if (rc == MGR_OK)
+        rc = mgr_make_dir(to, err);
+    for (size_t i = 0; rc == MGR_OK && i < n; i++) {
+        rc = check_one(from, NULL, names[i], err);
+        if (rc == MGR_OK)
+            rc = mgr_arena_fmt(&arena, &in, err, "%s/%s", from, names[i]);
+        if (rc == MGR_OK)
+            rc = mgr_arena_fmt(&arena, &out, err, "%s/%s", to, names[i]);
+        if (rc == MGR_OK && is_file(in))
+            rc = copy_file(in, out, err);
     }
+    if (rc == MGR_OK)
+        rc = mgr_sync_dir(to, err);
+    mgr_arena_clear(&arena);
     return rc;
 }
 
-int mgr_sidecar_copy_tokenizer(const mgr_output *out, const char *directory,
-                               mgr_sidecar_tokenizer *found, mgr_err *err)
+static int copy_one(const char *from, const char *to, const char *name, mgr_err *err)
 {
-    const char *const places[] = {out->config->source.tokenizer,
-                                  out->origin ? out->origin->directory : NULL,
-                                  out->config->source.path};
-    const size_t first = places[0][0] ? 0 : 1, end = places[0][0] ? 1 : 3;
-    *found = (mgr_sidecar_tokenizer){-1, -1, 0};
-    for (size_t p = first; p < end; p++) {
-        if (!places[p] || count_files(places[p]) == 0)
-            continue;
-        for (size_t i = 0; i < N_TOKENIZER_FILES; i++) {
-            if (!has_file(places[p], tokenizer_files[i]))
-                continue;
-            MGR_TRY(copy_file(places[p], directory, tokenizer_files[i], err));
-            found->n_files++;
-        }
-        return look_up_ids(places[p], found, err);
-    }
-    return MGR_OK;
+    mgr_buf in = {0}, out = {0};
+    int rc = check_one(from, to, name, err);
+    if (rc == MGR_OK)
+        rc = mgr_buf_fmt(&in, err, "%s/%s", from, name);
+    if (rc == MGR_OK)
+        rc = mgr_buf_fmt(&out, err, "%s/%s", to, name);
+    if (rc == MGR_OK)
+        rc = mgr_is_dir(in.data) ? copy_folder(in.data, out.data, err)
+                                 : copy_file(in.data, out.data, err);
+    mgr_buf_clear(&in);
+    mgr_buf_clear(&out);
+    return rc;
+}
+
+static int copy_named(const char *path, const char *directory, mgr_err *err)
+{
+    mgr_buf out = {0};
+    int rc = mgr_buf_fmt(&out, err, "%s/%s", directory, name_of_file(path));
+    if (rc == MGR_OK)
+        rc = copy_file(path, out.data, err);
+    mgr_buf_clear(&out);
+    return rc;
+}
+
+static int copy_all(const mgr_output *output, const char *directory, mgr_arena *arena, mgr_err *err)
+{
+    const char *tokenizer, *generation, *to;
+    MGR_TRY(mgr_sidecar_find_tokenizer(output, arena, &tokenizer, err));
+    MGR_TRY(mgr_sidecar_find_generation(output, arena, &generation, err));
+    if (tokenizer)
+        MGR_TRY(is_file(tokenizer) ? copy_named(tokenizer, directory, err)
+                                   : for_each(tokenizer, directory, copy_one, err));
+    if (!generation)
+        return MGR_OK;
+    MGR_TRY(mgr_arena_fmt(arena, &to, err, "%s/" GENERATION, directory));
+    return copy_file(generation, to, err);
+}
+
+int mgr_sidecar_copy(const mgr_output *output, const char *directory, mgr_err *err)
+{
+    mgr_arena arena = {0};
+    const int rc = copy_all(output, directory, &arena, err);
+    mgr_arena_clear(&arena);
+    return rc;
+}
+
+static int check_all(const mgr_output *output, mgr_arena *arena, mgr_err *err)
+{
+    const char *tokenizer, *generation, *folder;
+    MGR_TRY(mgr_sidecar_find_tokenizer(output, arena, &tokenizer, err));
+    MGR_TRY(mgr_sidecar_find_generation(output, arena, &generation, err));
+    if (tokenizer && mgr_is_dir(tokenizer))
+        MGR_TRY(for_each(tokenizer, NULL, check_one, err));
+    if (!generation)
+        return MGR_OK;
+    MGR_TRY(mgr_dirname(generation, arena, &folder, err));
+    return mgr_sidecar_check_link(generation, folder, err);
+}
+
+int mgr_sidecar_check(const mgr_output *output, mgr_err *err)
+{
+    mgr_arena arena = {0};
+    const int rc = check_all(output, &arena, err);
+    mgr_arena_clear(&arena);
+    return rc;
 }

@@ -45,8 +45,8 @@ typedef struct mgr_source_format {
     /* One line on the layout for people: "tensor parallel 2 x pipeline parallel 2, ...". Local. */
     int (*summary)(const void *state, mgr_buf *out, mgr_err *err);
 
-    /* NULL, or: what people should know of the source's fields, into `remarks`. Called on all ranks
-     * when it has been described. Local. */
+    /* NULL, or: what people should know of the source's fields, into `remarks`. Rank 0 only,
+     * when it has been described. */
     int (*review)(const void *state, const mgr_catalogue *cat, const mgr_config *config,
                   mgr_remarks *remarks, mgr_err *err);
 

@@ -11,6 +11,7 @@
 #include "fmt/h5.h"
 #include "fmt/json.h"
 #include "form/hdf5_model.h"
+#include "form/huggingface_compose.h"
 #include "form/source.h"
 #include "io/file.h"
 #include "model/flat.h"
@@ -93,6 +94,23 @@ static int add_member(mgr_catalogue *cat, uint32_t file, const char *key, const 
     return mgr_catalogue_add_attr(cat, &attr, err);
 }
 
+/* Hugging Face's config.json, which an output's may carry on. */
+static int read_config(mgr_h5 *h, mgr_catalogue *cat, uint32_t file, mgr_err *err)
+{
+    mgr_err ignored = MGR_ERR_INIT;
+    mgr_buf text = {0};
+    int rc = MGR_OK;
+    if (mgr_h5_read_text(h, "mgr/config.json", MAX_JSON, &text, &ignored) == MGR_OK && text.len)
+        rc = mgr_catalogue_add_attr(cat,
+                                    &(mgr_attr){.key = MGR_HF_CONFIG_TEXT,
+                                                .file = file,
+                                                .kind = MGR_ATTR_TEXT,
+                                                .text = text.data},
+                                    err);
+    mgr_buf_clear(&text);
+    return rc;
+}
+
 static int read_model(mgr_h5 *h, mgr_catalogue *cat, uint32_t file, const char *name, mgr_err *err)
 {
     mgr_buf text = {0};
@@ -110,7 +128,7 @@ static int read_model(mgr_h5 *h, mgr_catalogue *cat, uint32_t file, const char *
         }
     json_decref(root);
     mgr_buf_clear(&text);
-    return rc;
+    return rc == MGR_OK ? read_config(h, cat, file, err) : rc;
 }
 
 static int read_source_file(mgr_catalogue *cat, uint32_t file, const mgr_reader *reader,

@@ -3,6 +3,7 @@
  * or 3, or a Mixtral, in one file or in shards with an index (transformers' modeling_utils.py). It
  * goes by the name of the target `moe-recipes`, too.
  */
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -12,9 +13,11 @@
 #include "fmt/json.h"
 #include "fmt/safetensors.h"
 #include "fmt/torch_file.h"
+#include "form/huggingface_compose.h"
 #include "form/source.h"
 #include "io/file.h"
 #include "model/huggingface.h"
+#include "model/huggingface_keys.h"
 
 #define CONFIG "config.json"
 #define INDEX_SUFFIX ".index.json"
@@ -155,10 +158,11 @@ static int find(const mgr_config *config, mgr_arena *arena, mgr_source_files *fi
 
 /* ---- headers ---- */
 
-/* A JSON file on its way into attributes: keys joined with '.', of a list the first element. */
+/* A JSON file on its way into attributes: keys joined with '.', elements of a list by number. */
 typedef struct flattening {
     mgr_catalogue *cat;
     uint32_t file;
+    bool tensors; /* an index, whose keys are names with points */
     const char *name;
     mgr_buf key;
     size_t bytes;
@@ -171,9 +175,11 @@ static int add_attr(flattening *f, const json_t *value)
     switch (json_typeof(value)) {
     case JSON_OBJECT:
         attr.text = "object";
+        attr.i = (int64_t)json_object_size(value);
         break;
     case JSON_ARRAY:
         attr.text = "list";
+        attr.i = (int64_t)json_array_size(value);
         break;
     case JSON_STRING:
         attr.kind = MGR_ATTR_TEXT;
@@ -213,6 +219,8 @@ static int flatten_member(flattening *f, const char *name, json_t *value, int de
         return mgr_fail(f->err, MGR_ERR_UNSUPPORTED, "a key in '%s' has more than %d bytes",
                         f->name, MAX_KEY);
     MGR_TRY(mgr_buf_fmt(&f->key, f->err, "%s%s", len ? "." : "", name));
+    for (char *c = f->key.data + len + 1; !f->tensors && len && *c; c++)
+        *c = *c == '.' ? '/' : *c; /* a point in a name is not one between names */
     MGR_TRY(flatten(f, value, depth));
     f->key.len = len;
     f->key.data[len] = '\0';
@@ -228,14 +236,34 @@ static int flatten(flattening *f, json_t *value, int depth)
     if (depth == MAX_DEPTH)
         return MGR_OK;
     json_object_foreach(value, name, member) MGR_TRY(flatten_member(f, name, member, depth + 1));
-    if (json_array_size(value) > 0)
-        MGR_TRY(flatten_member(f, "0", json_array_get(value, 0), depth + 1));
+    for (size_t i = 0; i < json_array_size(value); i++) {
+        char number[24];
+        snprintf(number, sizeof number, "%zu", i);
+        MGR_TRY(flatten_member(f, number, json_array_get(value, i), depth + 1));
+    }
     return MGR_OK;
+}
+
+/* The whole of config.json, which an output's may carry on. */
+static int keep_text(flattening *f, const char *text, size_t len)
+{
+    mgr_buf copy = {0};
+    int rc = mgr_buf_add(&copy, text, len, f->err);
+    if (rc == MGR_OK)
+        rc = mgr_catalogue_add_attr(f->cat,
+                                    &(mgr_attr){.key = MGR_HF_CONFIG_TEXT,
+                                                .file = f->file,
+                                                .kind = MGR_ATTR_TEXT,
+                                                .text = copy.data},
+                                    f->err);
+    mgr_buf_clear(&copy);
+    return rc;
 }
 
 static int read_json(mgr_catalogue *cat, uint32_t file, const mgr_reader *reader, mgr_err *err)
 {
-    flattening f = {.cat = cat, .file = file, .name = reader->name, .err = err};
+    const bool index = mgr_has_suffix(reader->name, INDEX_SUFFIX);
+    flattening f = {.cat = cat, .file = file, .tensors = index, .name = reader->name, .err = err};
     char *text = NULL;
     json_t *root = NULL;
     if (reader->size > MAX_JSON)
@@ -245,13 +273,15 @@ static int read_json(mgr_catalogue *cat, uint32_t file, const mgr_reader *reader
     if (rc == MGR_OK)
         rc = mgr_reader_read(reader, 0, text, reader->size, err);
     if (rc == MGR_OK)
-        rc = mgr_json_parse(&root, reader->name, text, reader->size, err);
+        rc = mgr_json_parse_python(&root, reader->name, text, reader->size, err);
     if (rc == MGR_OK && !json_is_object(root))
         rc = mgr_fail(err, MGR_ERR_FORMAT, "'%s' holds no JSON object", reader->name);
-    if (rc == MGR_OK && !mgr_has_suffix(reader->name, INDEX_SUFFIX))
+    if (rc == MGR_OK && !index)
         rc = mgr_buf_text(&f.key, "config", err);
     if (rc == MGR_OK)
         rc = flatten(&f, root, 0);
+    if (rc == MGR_OK && !index)
+        rc = keep_text(&f, text, reader->size);
     json_decref(root);
     mgr_buf_clear(&f.key);
     mgr_free(text);
@@ -405,6 +435,39 @@ static int summary(const void *state, mgr_buf *out, mgr_err *err)
                        hf->n_files == 1 ? "" : "s");
 }
 
+/* What is not understood and says nothing, or is of another class. */
+static int review_key(const mgr_attr *a, const mgr_huggingface *hf, mgr_hf_verdict verdict,
+                      mgr_remarks *remarks, mgr_err *err)
+{
+    char value[NAME_SHOWN], why[NAME_SHOWN];
+    const bool ignored = verdict == MGR_HF_PASSED_OVER;
+    mgr_huggingface_value(a, value, sizeof value);
+    snprintf(why, sizeof why, ignored ? "%s does not look at it" : "not known to be of %s",
+             hf->kind);
+    const mgr_remark r = {.kind = MGR_REMARK_UNKNOWN,
+                          .field = a->key + sizeof "config." - 1,
+                          .was = value,
+                          .why = why};
+    return mgr_remarks_add(remarks, &r, err);
+}
+
+static int review(const void *state, const mgr_catalogue *cat, const mgr_config *config,
+                  mgr_remarks *remarks, mgr_err *err)
+{
+    const mgr_huggingface *const hf = state;
+    const mgr_hf_key *row;
+    (void)config;
+    for (size_t i = 0; i < cat->n_attrs; i++) {
+        const mgr_attr *const a = &cat->attrs[i];
+        if (a->file != hf->config || !mgr_has_prefix(a->key, "config."))
+            continue;
+        const mgr_hf_verdict verdict = mgr_huggingface_judge(cat, a, hf->family, &row);
+        if (verdict != MGR_HF_KNOWN)
+            MGR_TRY(review_key(a, hf, verdict, remarks, err));
+    }
+    return MGR_OK;
+}
+
 static void release(void *state)
 {
     mgr_free(state);
@@ -418,6 +481,7 @@ const mgr_source_format mgr_source_huggingface = {
     .describe = describe,
     .layout = layout,
     .summary = summary,
+    .review = review,
     .release = release,
 };
 
@@ -436,5 +500,6 @@ const mgr_source_format mgr_source_moe_recipes = {
     .describe = describe,
     .layout = layout,
     .summary = summary,
+    .review = review,
     .release = release,
 };

@@ -43,7 +43,7 @@ typedef struct mgr_target_format {
                   void **state, mgr_err *err);
 
     /* NULL, or: what becomes of the source's fields, what people should know of this output and how
-     * to go on with it, into `remarks`. Called on all ranks when the plan is made. Local. */
+     * to go on with it, into `remarks`. Rank 0 only, before the plan is made. */
     int (*review)(const mgr_output *out, mgr_remarks *remarks, mgr_err *err);
 
     /* Write the small files beside the tensors into `directory`, the one that makes the output

@@ -97,18 +97,18 @@ static int add_manifest(mgr_h5 *h, const char *directory, mgr_err *err)
 
 static int add_tokenizer(mgr_h5 *h, const char *directory, mgr_err *err)
 {
-    json_t *const names = json_array();
-    int rc = MGR_OK;
-    for (size_t i = 0; rc == MGR_OK && mgr_sidecar_tokenizer_at(i); i++) {
-        mgr_buf path = {0};
-        rc = mgr_buf_fmt(&path, err, "%s/%s", directory, mgr_sidecar_tokenizer_at(i));
-        if (rc == MGR_OK && mgr_path_exists(path.data))
-            json_array_append_new(names, json_string(mgr_sidecar_tokenizer_at(i)));
-        mgr_buf_clear(&path);
-    }
+    json_t *const list = json_array();
+    mgr_arena arena = {0};
+    const char **names;
+    size_t n = 0;
+    int rc = mgr_list_dir(directory, &arena, &names, &n, err);
+    for (size_t i = 0; rc == MGR_OK && i < n; i++)
+        if (mgr_tokenizer_is_file(names[i]) || mgr_tokenizer_is_companion(names[i]))
+            json_array_append_new(list, json_string(names[i]));
     if (rc == MGR_OK)
-        rc = add_json(h, "mgr/tokenizer.json", names, err);
-    json_decref(names);
+        rc = add_json(h, "mgr/tokenizer.json", list, err);
+    json_decref(list);
+    mgr_arena_clear(&arena);
     return rc;
 }
 
@@ -159,6 +159,7 @@ const mgr_target_format mgr_target_hdf5 = {
     .choose = choose,
     .check = check,
     .layout = layout,
+    .review = mgr_huggingface_review,
     .sidecars = sidecars,
     .release = release,
 };

@@ -38,5 +38,6 @@ const mgr_target_format mgr_target_huggingface = {
     .container = &mgr_container_safetensors,
     .check = check,
     .layout = layout,
+    .review = mgr_huggingface_review,
     .sidecars = mgr_huggingface_sidecars,
 };

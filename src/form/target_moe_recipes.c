@@ -68,5 +68,6 @@ const mgr_target_format mgr_target_moe_recipes = {
     .container = &mgr_container_safetensors,
     .check = check,
     .layout = layout,
+    .review = mgr_huggingface_review,
     .sidecars = mgr_huggingface_sidecars,
 };

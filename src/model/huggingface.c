@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "core/mem.h"
+#include "model/huggingface_keys.h"
 
 /* Roles that all models name alike; %u is the layer. */
 static const char *const shared_names[MGR_ROLE_COUNT] = {
@@ -269,19 +270,45 @@ int mgr_huggingface_layout(mgr_layout *layout, const mgr_huggingface *hf, mgr_er
 
 /* ---- which class ---- */
 
+static mgr_hf_class mixture_class(const mgr_model *m, bool biased)
+{
+    const uint64_t windows = mgr_model_window_layers(m);
+    return biased || m->qk_norm || m->bias_router || m->router_pre_softmax ||
+                   mgr_model_moe_layers(m) < m->layers || (m->window && windows < m->layers)
+               ? MGR_HF_NO_CLASS
+               : MGR_HF_MIXTRAL;
+}
+
 mgr_hf_class mgr_huggingface_class(const mgr_model *m)
 {
     const bool biased = m->bias_qkv || m->bias_o || m->bias_mlp;
     if (m->norm != MGR_NORM_RMS || !mgr_model_is_gated(m) || m->positions != MGR_POSITIONS_ROPE)
         return MGR_HF_NO_CLASS;
     if (m->experts)
-        return biased || m->qk_norm || m->bias_router || m->router_pre_softmax ||
-                       mgr_model_moe_layers(m) < m->layers
-                   ? MGR_HF_NO_CLASS
-                   : MGR_HF_MIXTRAL;
+        return mixture_class(m, biased);
     if (m->qk_norm)
         return m->bias_qkv == m->bias_o && !m->bias_mlp ? MGR_HF_QWEN3 : MGR_HF_NO_CLASS;
-    if (m->bias_qkv == m->bias_o)
-        return MGR_HF_LLAMA;
-    return m->bias_qkv && !m->bias_mlp ? MGR_HF_QWEN2 : MGR_HF_NO_CLASS;
+    if (m->bias_qkv && !m->bias_o)
+        return m->bias_mlp ? MGR_HF_NO_CLASS : MGR_HF_QWEN2;
+    if (m->window)
+        return biased || mgr_model_window_layers(m) < m->layers ? MGR_HF_NO_CLASS : MGR_HF_MISTRAL;
+    return m->bias_qkv == m->bias_o ? MGR_HF_LLAMA : MGR_HF_NO_CLASS;
+}
+
+mgr_hf_class mgr_huggingface_class_like(const mgr_model *m, const char *type)
+{
+    const mgr_hf_class class = mgr_huggingface_class(m);
+    const bool biased = m->bias_qkv || m->bias_o || m->bias_mlp;
+    return class == MGR_HF_LLAMA && !biased && strcmp(type, "mistral") == 0 ? MGR_HF_MISTRAL
+                                                                            : class;
+}
+
+unsigned mgr_huggingface_family(mgr_hf_class class)
+{
+    static const unsigned families[] = {[MGR_HF_LLAMA] = MGR_HF_F_LLAMA,
+                                        [MGR_HF_MISTRAL] = MGR_HF_F_MISTRAL,
+                                        [MGR_HF_QWEN2] = MGR_HF_F_QWEN2,
+                                        [MGR_HF_QWEN3] = MGR_HF_F_QWEN3,
+                                        [MGR_HF_MIXTRAL] = MGR_HF_F_MIXTRAL};
+    return class < sizeof families / sizeof families[0] ? families[class] : 0;
 }

@@ -26,6 +26,7 @@ typedef struct mgr_huggingface {
     mgr_hf_ffn ffn;
     /* of a source */
     const char *kind;             /* "Llama", "Qwen2", ... */
+    unsigned family;              /* of huggingface_keys.h */
     uint32_t config;              /* file whose attributes "config.*" are config.json */
     uint32_t first_file, n_files; /* the weights */
     uint64_t vocab_rows;          /* as stored; the model's vocabulary may be cut; 0: not cut */
@@ -60,6 +61,7 @@ int mgr_huggingface_model(const mgr_catalogue *cat, const mgr_config *config, mg
 /* The classes of transformers that can be written. */
 typedef enum mgr_hf_class {
     MGR_HF_LLAMA,
+    MGR_HF_MISTRAL,
     MGR_HF_QWEN2,
     MGR_HF_QWEN3,
     MGR_HF_MIXTRAL,
@@ -68,5 +70,11 @@ typedef enum mgr_hf_class {
 
 /* The class that computes what `model` computes; MGR_HF_NO_CLASS if none does. Pure. */
 mgr_hf_class mgr_huggingface_class(const mgr_model *model);
+
+/* The same, but the class of model_type `type` where that computes it, too. Pure. */
+mgr_hf_class mgr_huggingface_class_like(const mgr_model *model, const char *type);
+
+/* The bit of huggingface_keys.h. */
+unsigned mgr_huggingface_family(mgr_hf_class class);
 
 #endif

@@ -1,11 +1,13 @@
-/* The model from config.json: transformers' models/{llama,mistral,qwen2,qwen3,mixtral}/
- * configuration_*.py; RoPE: modeling_rope_utils.py. */
+/* The model from config.json: transformers' models/{llama,mistral,qwen2,qwen3,mixtral,qwen3_moe}/
+ * configuration_*.py; RoPE: modeling_rope_utils.py. Which keys there may be: huggingface_keys.c. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <strings.h>
 
 #include "core/str.h"
 #include "model/huggingface.h"
+#include "model/huggingface_keys.h"
 
 #define NAME_SHOWN 200
 #define MAX_SIZE (INT64_C(1) << 31) /* of any size: products of two fit 64 bits */
@@ -17,15 +19,17 @@ enum {
     QKV_BIAS = 4,       /* always */
     QK_NORM = 8,        /* always */
     WINDOW_SWITCH = 16, /* sliding_window counts with use_sliding_window alone */
-    EXPERTS = 32
+    WINDOW_LAYERS = 32, /* from max_window_layers on, or as layer_types says; else all layers */
+    NO_WINDOWS = 64,
+    EXPERTS = 128
 };
 
 #define NO_WINDOW 0
 
 /* A model_type, and transformers' defaults for keys that config.json leaves out. */
 typedef struct kind {
-    const char *type, *name;
-    unsigned has;
+    const char *type, *name, *architecture;
+    unsigned family, has;
     uint64_t groups;   /* 0: as many as heads */
     uint64_t head_dim; /* 0: hidden size by heads */
     uint64_t positions;
@@ -34,11 +38,16 @@ typedef struct kind {
 } kind;
 
 static const kind kinds[] = {
-    {"llama", "Llama", ATTENTION_BIAS | MLP_BIAS, 0, 0, 2048, NO_WINDOW, 1e-6, 1e4},
-    {"mistral", "Mistral", 0, 8, 0, 131072, 4096, 1e-6, 1e4},
-    {"qwen2", "Qwen2", QKV_BIAS | WINDOW_SWITCH, 32, 0, 32768, 4096, 1e-6, 1e4},
-    {"qwen3", "Qwen3", ATTENTION_BIAS | QK_NORM | WINDOW_SWITCH, 32, 128, 32768, 4096, 1e-6, 1e4},
-    {"mixtral", "Mixtral", EXPERTS, 8, 0, 131072, NO_WINDOW, 1e-5, 1e6},
+    {"llama", "Llama", "LlamaForCausalLM", MGR_HF_F_LLAMA, ATTENTION_BIAS | MLP_BIAS | NO_WINDOWS,
+     0, 0, 2048, NO_WINDOW, 1e-6, 1e4},
+    {"mistral", "Mistral", "MistralForCausalLM", MGR_HF_F_MISTRAL, 0, 8, 0, 131072, 4096, 1e-6,
+     1e4},
+    {"qwen2", "Qwen2", "Qwen2ForCausalLM", MGR_HF_F_QWEN2, QKV_BIAS | WINDOW_SWITCH | WINDOW_LAYERS,
+     32, 0, 32768, 4096, 1e-6, 1e4},
+    {"qwen3", "Qwen3", "Qwen3ForCausalLM", MGR_HF_F_QWEN3,
+     ATTENTION_BIAS | QK_NORM | WINDOW_SWITCH | WINDOW_LAYERS, 32, 128, 32768, 4096, 1e-6, 1e4},
+    {"mixtral", "Mixtral", "MixtralForCausalLM", MGR_HF_F_MIXTRAL, EXPERTS, 8, 0, 131072, NO_WINDOW,
+     1e-5, 1e6},
 };
 
 #define N_KINDS (sizeof kinds / sizeof kinds[0])
@@ -105,10 +114,26 @@ static int unknown_type(const evidence *ev, const char *type, mgr_err *err)
                     known_types(known, sizeof known));
 }
 
+/* The classes that the file names, if any, must be this kind's; "LLaMAForCausalLM" is of 2023. */
+static int check_class(const evidence *ev, const mgr_attr *class, mgr_err *err)
+{
+    char shown[NAME_SHOWN];
+    const bool text = class->kind == MGR_ATTR_TEXT;
+    if (text && strcasecmp(class->text, ev->kind->architecture) == 0)
+        return MGR_OK;
+    mgr_huggingface_value(class, shown, sizeof shown);
+    if (text && !mgr_has_suffix(class->text, "ForCausalLM"))
+        return mgr_fail(err, MGR_ERR_UNSUPPORTED, "'%s' is of architecture %s, no causal LM",
+                        path(ev), shown);
+    return mgr_fail(err, MGR_ERR_UNSUPPORTED,
+                    "'%s' contradicts itself: architectures says %s, model_type '%s' means '%s'",
+                    path(ev), shown, ev->kind->type, ev->kind->architecture);
+}
+
 static int check_type(evidence *ev, mgr_err *err)
 {
-    const mgr_attr *const type = arg(ev, "model_type"), *const class = arg(ev, "architectures.0");
-    char shown[NAME_SHOWN];
+    const mgr_attr *const type = arg(ev, "model_type");
+    char name[64];
     if (!type || type->kind != MGR_ATTR_TEXT)
         return mgr_fail(err, MGR_ERR_FORMAT, "'%s' names no model_type", path(ev));
     for (size_t i = 0; i < N_KINDS; i++)
@@ -116,53 +141,45 @@ static int check_type(evidence *ev, mgr_err *err)
             ev->kind = &kinds[i];
     if (!ev->kind)
         return unknown_type(ev, type->text, err);
-    if (class && !(class->kind == MGR_ATTR_TEXT && mgr_has_suffix(class->text, "ForCausalLM")))
-        return mgr_fail(err, MGR_ERR_UNSUPPORTED, "'%s' is of architecture '%s', no causal LM",
-                        path(ev),
-                        class->kind == MGR_ATTR_TEXT
-                            ? mgr_printable(class->text, strlen(class->text), shown, sizeof shown)
-                            : "?");
-    return MGR_OK;
+    for (unsigned i = 0;; i++) {
+        snprintf(name, sizeof name, "architectures.%u", i);
+        const mgr_attr *const class = arg(ev, name);
+        if (!class)
+            return MGR_OK;
+        MGR_TRY(check_class(ev, class, err));
+    }
 }
 
-typedef enum refuse_when {
-    UNLESS_FALSE, /* present, and neither false nor 0 */
-    IF_SET,       /* present and not null */
-    IF_NOT_ONE    /* a number other than 1 */
-} refuse_when;
-
-static const struct {
-    const char *name;
-    refuse_when when;
-    const char *what;
-    unsigned unless; /* the kind has that */
-} refusals[] = {
-    {"quantization_config", IF_SET, "quantized weights", 0},
-    {"compression_config", IF_SET, "quantized weights", 0},
-    {"attention_bias", UNLESS_FALSE, "attention with biases", ATTENTION_BIAS},
-    {"mlp_bias", UNLESS_FALSE, "an MLP with biases", MLP_BIAS},
-    {"num_local_experts", UNLESS_FALSE, "a mixture of experts", EXPERTS},
-    {"num_experts", UNLESS_FALSE, "a mixture of experts", EXPERTS},
-    {"partial_rotary_factor", IF_NOT_ONE, "RoPE on a part of the head", 0},
-    {"rope_parameters.partial_rotary_factor", IF_NOT_ONE, "RoPE on a part of the head", 0},
-    {"rope_scaling.partial_rotary_factor", IF_NOT_ONE, "RoPE on a part of the head", 0},
-    {"rope_parameters.full_attention", IF_SET, "RoPE that differs between layers", 0},
-    {"rope_parameters.sliding_attention", IF_SET, "RoPE that differs between layers", 0},
-    {"transformers_weights", IF_SET, "weights under a name of their own", 0},
-};
-
-static bool refused(const mgr_attr *a, refuse_when when)
+/* A key of config.json in a message. */
+static int refuse_key(const evidence *ev, const mgr_attr *a, const mgr_hf_key *row, mgr_err *err)
 {
-    switch (when) {
-    case UNLESS_FALSE:
-        return !((a->kind == MGR_ATTR_BOOL || a->kind == MGR_ATTR_INT) && a->i == 0);
-    case IF_NOT_ONE:
-        return !(a->kind == MGR_ATTR_INT && a->i == 1) &&
-               !(a->kind == MGR_ATTR_REAL && a->r >= 1.0 && a->r <= 1.0);
-    case IF_SET:
-        break;
+    const char *const name = a->key + sizeof "config." - 1;
+    char shown[NAME_SHOWN], value[NAME_SHOWN];
+    mgr_printable(name, strlen(name), shown, sizeof shown);
+    mgr_huggingface_value(a, value, sizeof value);
+    if (row)
+        return mgr_fail(err, MGR_ERR_UNSUPPORTED, "'%s' has %s (%s: %s), which is not supported",
+                        path(ev), row->what, shown, value);
+    mgr_fail(err, MGR_ERR_UNSUPPORTED,
+             "'%s' has the key '%s' (%s), of which it is not known whether %s computes with it",
+             path(ev), shown, value, ev->kind->name);
+    return mgr_hint(err, "if it does not, set 'source.unknown: warn'");
+}
+
+/* Every key is known, or says nothing. */
+static int check_supported(const evidence *ev, mgr_err *err)
+{
+    const bool refuse = strcmp(ev->config->source.unknown, "warn") != 0;
+    for (size_t i = 0; i < ev->cat->n_attrs; i++) {
+        const mgr_attr *const a = &ev->cat->attrs[i];
+        const mgr_hf_key *row;
+        if (a->file != ev->hf->config || !mgr_has_prefix(a->key, "config."))
+            continue;
+        const mgr_hf_verdict verdict = mgr_huggingface_judge(ev->cat, a, ev->kind->family, &row);
+        if (verdict == MGR_HF_REFUSED || (verdict == MGR_HF_UNKNOWN && refuse))
+            return refuse_key(ev, a, row, err);
     }
-    return true;
+    return MGR_OK;
 }
 
 static bool is_text(const mgr_attr *a, const char *text)
@@ -178,16 +195,6 @@ static int unsupported(const evidence *ev, const char *name, const char *what, m
     return mgr_fail(err, MGR_ERR_UNSUPPORTED, "'%s' has %s (%s%s%s), which is not supported",
                     path(ev), what, name, *text ? ": " : "",
                     mgr_printable(text, strlen(text), shown, sizeof shown));
-}
-
-static int check_supported(const evidence *ev, mgr_err *err)
-{
-    for (size_t i = 0; i < sizeof refusals / sizeof refusals[0]; i++) {
-        const mgr_attr *const a = arg(ev, refusals[i].name);
-        if (a && !(ev->kind->has & refusals[i].unless) && refused(a, refusals[i].when))
-            return unsupported(ev, refusals[i].name, refusals[i].what, err);
-    }
-    return MGR_OK;
 }
 
 /* "gelu" is the exact one, as Megatron's; the others that go by a similar name are not. */
@@ -440,10 +447,12 @@ static int rope_at(const evidence *ev, const char *place, bool typed, mgr_rope *
     snprintf(newer, sizeof newer, "%s.rope_type", place);
     snprintf(older, sizeof older, "%s.type", place);
     const char *const key = arg(ev, newer) ? newer : older;
-    const mgr_attr *const type = arg(ev, key);
+    const mgr_attr *const type = arg(ev, key), *const other = arg(ev, older);
     *rope = (mgr_rope){.kind = MGR_ROPE_PLAIN};
     if (!type && typed)
         return unsupported(ev, place, "RoPE scaling of no kind", err);
+    if (other && !(other->kind == MGR_ATTR_TEXT && is_text(type, other->text)))
+        return mgr_fail(err, MGR_ERR_FORMAT, "%s and %s in '%s' differ", newer, older, path(ev));
     if (!type || is_text(type, "default"))
         return MGR_OK;
     rope->kind = is_text(type, "linear") ? MGR_ROPE_LINEAR : MGR_ROPE_LLAMA3;
@@ -465,18 +474,41 @@ static bool same_rope(const mgr_rope *a, const mgr_rope *b)
            a->original_positions == b->original_positions;
 }
 
+/* An empty object is as good as none. */
+static bool has_members(const evidence *ev, const char *name)
+{
+    const mgr_attr *const a = arg(ev, name);
+    return a && !(a->kind == MGR_ATTR_OTHER && a->i == 0);
+}
+
+/* transformers 5 prefers the one at the top where it is written (modeling_rope_utils.py), 4 does
+ * not look there. */
+static int check_original(const evidence *ev, const mgr_rope *rope, mgr_err *err)
+{
+    static const char name[] = "original_max_position_embeddings";
+    const mgr_attr *const top = arg(ev, name);
+    char shown[NAME_SHOWN];
+    if (!top || rope->kind != MGR_ROPE_LLAMA3 ||
+        (top->kind == MGR_ATTR_INT && top->i >= 0 && (uint64_t)top->i == rope->original_positions))
+        return MGR_OK;
+    return mgr_fail(err, MGR_ERR_FORMAT, "'%s' has two values of %s: %s, and %llu in the RoPE",
+                    path(ev), name, mgr_huggingface_value(top, shown, sizeof shown),
+                    (unsigned long long)rope->original_positions);
+}
+
 /* transformers 4 writes rope_scaling, 5 rope_parameters; where both are, they must agree. */
 static int rope_scaling(const evidence *ev, mgr_rope *out, mgr_err *err)
 {
     mgr_rope older = {.kind = MGR_ROPE_PLAIN}, newer = {.kind = MGR_ROPE_PLAIN};
-    const bool has_older = arg(ev, "rope_scaling"), has_newer = arg(ev, "rope_parameters");
+    const bool has_older = has_members(ev, "rope_scaling"),
+               has_newer = has_members(ev, "rope_parameters");
     MGR_TRY(rope_at(ev, "rope_scaling", has_older, &older, err));
     MGR_TRY(rope_at(ev, "rope_parameters", false, &newer, err));
     if (has_older && has_newer && !same_rope(&older, &newer))
         return mgr_fail(err, MGR_ERR_FORMAT, "rope_scaling and rope_parameters in '%s' differ",
                         path(ev));
     *out = older.kind == MGR_ROPE_PLAIN ? newer : older;
-    return MGR_OK;
+    return check_original(ev, out, err);
 }
 
 /* A token id; of a list, the first. */
@@ -528,25 +560,92 @@ static int scalars(const evidence *ev, mgr_model *m, mgr_err *err)
     return MGR_OK;
 }
 
-/* A window that no position leaves is none, and so is one that is switched off. */
-static int check_window(const evidence *ev, const mgr_model *m, mgr_err *err)
+/* The window that counts: what is given, or the class's default; 0: none. */
+static int window_size(const evidence *ev, const mgr_model *m, uint64_t *out, mgr_err *err)
 {
     const bool written = mgr_catalogue_attr(ev->cat, ev->hf->config, "config.sliding_window");
     const mgr_attr *const a = arg(ev, "sliding_window");
+    const int64_t otherwise = written ? NO_WINDOW : ev->kind->window;
     bool on = true;
     if (ev->kind->has & WINDOW_SWITCH)
         MGR_TRY(flag(ev, "use_sliding_window", &on, err));
-    int64_t window = !written && ev->kind->window != NO_WINDOW ? ev->kind->window : INT64_MAX;
-    if (a)
-        window = a->kind == MGR_ATTR_INT ? a->i : 0;
-    if (!on || (window >= 0 && (uint64_t)window >= m->max_positions))
+    if (a && on && (a->kind != MGR_ATTR_INT || a->i < 1 || a->i >= MAX_SIZE))
+        return unsupported(ev, "sliding_window", "a window that is no positive number", err);
+    const uint64_t window = !on ? 0 : (uint64_t)(a ? a->i : otherwise);
+    *out = window < m->max_positions ? window : 0; /* else no position leaves it */
+    return MGR_OK;
+}
+
+/* The first layer that slides where layer_types does not say. */
+static int first_window(const evidence *ev, uint64_t *out, mgr_err *err)
+{
+    const mgr_attr *const a = arg(ev, "max_window_layers");
+    *out = 0;
+    if (!(ev->kind->has & WINDOW_LAYERS))
         return MGR_OK;
-    mgr_fail(err, MGR_ERR_UNSUPPORTED,
-             "'%s' has sliding-window attention (sliding_window%s: %lld of %llu positions), which "
-             "is not supported",
-             path(ev), a ? "" : ", by default", (long long)window,
-             (unsigned long long)m->max_positions);
-    return mgr_hint(err, "set 'model.max_position_embeddings' to no more than the window");
+    *out = 28;
+    if (a && (a->kind != MGR_ATTR_INT || a->i < 0 || a->i >= MAX_SIZE))
+        return mgr_fail(err, MGR_ERR_FORMAT, "'max_window_layers' in '%s' is no whole number",
+                        path(ev));
+    *out = a ? (uint64_t)a->i : *out;
+    return MGR_OK;
+}
+
+/* Does layer_types say that `layer` slides? */
+static int layer_type(const evidence *ev, uint64_t layer, bool *slides, mgr_err *err)
+{
+    char name[64], shown[NAME_SHOWN];
+    snprintf(name, sizeof name, "layer_types.%llu", (unsigned long long)layer);
+    const mgr_attr *const a = arg(ev, name);
+    *slides = is_text(a, "sliding_attention");
+    if (*slides || is_text(a, "full_attention"))
+        return MGR_OK;
+    return mgr_fail(err, MGR_ERR_UNSUPPORTED, "'%s' has %s %s, which is not supported", path(ev),
+                    name, a ? mgr_huggingface_value(a, shown, sizeof shown) : "missing");
+}
+
+/* Layer by layer; layer_types must say what the class does, or be what decides it. */
+static int window_layers(const evidence *ev, uint64_t window, uint64_t first, mgr_model *m,
+                         mgr_err *err)
+{
+    const mgr_attr *const types = arg(ev, "layer_types");
+    const bool decides = ev->kind->has & WINDOW_LAYERS;
+    if (types && types->kind == MGR_ATTR_OTHER && (uint64_t)types->i != m->layers)
+        return mgr_fail(err, MGR_ERR_FORMAT, "layer_types of '%s' has %lld entries, not %llu",
+                        path(ev), (long long)types->i, (unsigned long long)m->layers);
+    for (uint64_t layer = 0; layer < m->layers; layer++) {
+        bool slides = window > 0 && layer >= first, said = slides;
+        if (types)
+            MGR_TRY(layer_type(ev, layer, &said, err));
+        if (said != slides && (!decides || window == 0))
+            return mgr_fail(
+                err, MGR_ERR_UNSUPPORTED,
+                "'%s': layer_types.%llu is \"%s\", but of the sliding_window %s", path(ev),
+                (unsigned long long)layer, said ? "sliding_attention" : "full_attention",
+                said ? "there is none that counts" : "all layers of this class have one");
+        if (said)
+            mgr_model_set_window(m, layer);
+    }
+    return MGR_OK;
+}
+
+/* A window that no position leaves is none, and so is one that is switched off, or of no layer. */
+static int windows(const evidence *ev, mgr_model *m, mgr_err *err)
+{
+    uint64_t window, first;
+    MGR_TRY(window_size(ev, m, &window, err));
+    MGR_TRY(first_window(ev, &first, err));
+    if (window && (ev->kind->has & NO_WINDOWS)) {
+        mgr_fail(err, MGR_ERR_UNSUPPORTED,
+                 "'%s' has a sliding_window of %llu of %llu positions, which %s has not and "
+                 "transformers 5 applies to its cache all the same",
+                 path(ev), (unsigned long long)window, (unsigned long long)m->max_positions,
+                 ev->kind->name);
+        return mgr_hint(err, "set it to null, or 'model.max_position_embeddings' to the window");
+    }
+    MGR_TRY(window_layers(ev, window, first, m, err));
+    m->window = mgr_model_window_layers(m) ? window : 0;
+    return MGR_OK;
 }
 
 /* The source has no ranks; who says it has means another checkpoint. */
@@ -569,6 +668,7 @@ int mgr_huggingface_model(const mgr_catalogue *cat, const mgr_config *config, mg
     mgr_model m = {0};
     MGR_TRY(check_type(&ev, err));
     hf->kind = ev.kind->name;
+    hf->family = ev.kind->family;
     hf->ffn = find_ffn(&ev);
     MGR_TRY(check_supported(&ev, err));
     MGR_TRY(check_parallel(config, err));
@@ -578,7 +678,7 @@ int mgr_huggingface_model(const mgr_catalogue *cat, const mgr_config *config, mg
     MGR_TRY(layer_sizes(&ev, &m, err));
     MGR_TRY(expert_sizes(&ev, &m, err));
     MGR_TRY(scalars(&ev, &m, err));
-    MGR_TRY(check_window(&ev, &m, err));
+    MGR_TRY(windows(&ev, &m, err));
     *model = m;
     return MGR_OK;
 }

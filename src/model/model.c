@@ -104,6 +104,20 @@ uint64_t mgr_model_moe_layers(const mgr_model *m)
     return n;
 }
 
+void mgr_model_set_window(mgr_model *m, uint64_t layer)
+{
+    if (layer < MGR_MAX_LAYERS)
+        m->window_layers[layer / 8] |= (uint8_t)(1u << layer % 8);
+}
+
+uint64_t mgr_model_window_layers(const mgr_model *m)
+{
+    uint64_t n = 0;
+    for (uint64_t l = 0; l < m->layers && l < MGR_MAX_LAYERS; l++)
+        n += m->window_layers[l / 8] >> l % 8 & 1;
+    return n;
+}
+
 bool mgr_model_is_gated(const mgr_model *m)
 {
     return m->activation == MGR_ACTIVATION_SWIGLU || m->activation == MGR_ACTIVATION_GEGLU;
@@ -133,6 +147,7 @@ const char *mgr_model_feature(const mgr_model *m, size_t idx)
         {m->bias_router, "a bias of the router"},
         {m->qk_norm, "norms of q and k"},
         {m->router_pre_softmax, "a router with softmax before top-k"},
+        {m->window > 0, "sliding-window attention"},
         {mgr_model_moe_layers(m) > 0 && mgr_model_moe_layers(m) < m->layers,
          "dense layers between those with experts"},
     };

@@ -143,9 +143,6 @@ static void print_target(const mgr_job *job)
         printf("%llu expert-parallel ranks, ", (unsigned long long)c->target.expert_parallel);
     print_types(job);
     printf("          %s\n", c->target.path);
-    if (strcmp(job->target_format->name, "moe-recipes") == 0)
-        printf("          config.json has output_router_logits: false, so that generate() works; a "
-               "trainer that\n          takes it from there adds no balancing loss\n");
 }
 
 void mgr_print_plan(const mgr_job *job)

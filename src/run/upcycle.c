@@ -362,7 +362,7 @@ static int plan(mgr_job *job, mgr_err *err)
         rc = select_count(job, err);
     if (rc == MGR_OK)
         rc = describe_target(job, err);
-    if (rc == MGR_OK)
+    if (rc == MGR_OK && job->rank == 0)
         rc = review(job, err);
     rc = mgr_agree(job->comm, rc, err);
     if (rc == MGR_OK)

@@ -174,7 +174,13 @@ static void check_entries(void)
     check_entry("config.hidden_act", MGR_ATTR_TEXT, 0, "silu", MGR_OK, "");
     check_entry("config.quantization_config", MGR_ATTR_OTHER, 0, "object", no, "quantized");
     check_entry("config.num_local_experts", MGR_ATTR_INT, 8, NULL, no, "mixture of experts");
-    check_entry("config.rope_scaling", MGR_ATTR_OTHER, 0, "object", no, "(rope_scaling)");
+    check_entry("config.rope_scaling", MGR_ATTR_OTHER, 1, "object", no, "(rope_scaling)");
+    check_entry("config.rope_scaling", MGR_ATTR_OTHER, 0, "object", MGR_OK, "");
+    check_entry("config.is_causal", MGR_ATTR_BOOL, 0, NULL, no, "not causal (is_causal: false)");
+    check_entry("config.is_causal", MGR_ATTR_BOOL, 1, NULL, MGR_OK, "");
+    check_entry("config.new_trick", MGR_ATTR_REAL, 0.5, NULL, no, "the key 'new_trick' (0.5)");
+    check_entry("config.new_trick", MGR_ATTR_INT, 0, NULL, MGR_OK, "");
+    check_entry("config.architectures.0", MGR_ATTR_TEXT, 0, "Qwen2ForCausalLM", no, "contradicts");
     check_entry("config.rope_scaling", MGR_ATTR_NULL, 0, NULL, MGR_OK, "");
     check_entry("config.rope_scaling.type", MGR_ATTR_TEXT, 0, "dynamic", no, "type: dynamic");
     check_entry("config.rope_scaling.type", MGR_ATTR_TEXT, 0, "linear", bad, "scaling.factor");
@@ -207,8 +213,9 @@ static void check_mistral(void)
     } cases[] = {
         {"config.sliding_window", MGR_ATTR_NULL, 0, MGR_OK, ""},
         {"config.max_position_embeddings", MGR_ATTR_INT, 4096, MGR_OK, ""},
-        {"config.max_position_embeddings", MGR_ATTR_INT, 4097, MGR_ERR_UNSUPPORTED, "by default"},
-        {"config.sliding_window", MGR_ATTR_INT, 512, MGR_ERR_UNSUPPORTED, "512 of 131072"},
+        {"config.max_position_embeddings", MGR_ATTR_INT, 4097, MGR_OK, ""}, /* carried */
+        {"config.sliding_window", MGR_ATTR_INT, 512, MGR_OK, ""},
+        {"config.sliding_window", MGR_ATTR_INT, 0, MGR_ERR_UNSUPPORTED, "no positive number"},
     };
     for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
         mgr_err err = MGR_ERR_INIT;
@@ -340,7 +347,8 @@ static void check_rope(void)
             char key[80];
             if (!(turn >> k & 1))
                 continue;
-            attr(&cat, k ? "config.rope_parameters" : "config.rope_scaling", MGR_ATTR_OTHER, 0, "");
+            attr(&cat, k ? "config.rope_parameters" : "config.rope_scaling", MGR_ATTR_OTHER, 1,
+                 "object");
             snprintf(key, sizeof key, "config.%s.rope_type", places[k]);
             attr(&cat, key, MGR_ATTR_TEXT, 0, "llama3");
             snprintf(key, sizeof key, "config.%s.factor", places[k]);

@@ -1,0 +1,241 @@
+#include "form/huggingface_compose.h"
+
+#include <string.h>
+
+#include "fmt/json.h"
+#include "model/huggingface_keys.h"
+
+/* What a composition is made of. */
+typedef struct composition {
+    const mgr_output *out;
+    const mgr_model *model;
+    mgr_hf_class class;
+    unsigned family;
+    json_t *base; /* the source's config.json, or NULL */
+    bool same;    /* it is of the class that is written */
+    json_t *derived, *result;
+    mgr_remarks *remarks;
+    mgr_err *err;
+} composition;
+
+static const char *text_of(const json_t *object, const char *key)
+{
+    const char *const text = json_string_value(json_object_get(object, key));
+    return text ? text : "";
+}
+
+/* ---- values ---- */
+
+static bool same_number(const json_t *a, const json_t *b)
+{
+    const double x = json_number_value(a), y = json_number_value(b);
+    return json_is_number(a) && json_is_number(b) && x >= y && x <= y;
+}
+
+static bool means(const char *key, const json_t *value, const json_t *wanted);
+
+/* Every member that is wanted is there; "type" is the older word for "rope_type". */
+static bool has_members(const json_t *value, const json_t *wanted)
+{
+    const char *key;
+    json_t *member;
+    json_object_foreach((json_t *)(uintptr_t)wanted, key, member)
+    {
+        const json_t *found = json_object_get(value, key);
+        if (!found && strcmp(key, "rope_type") == 0)
+            found = json_object_get(value, "type");
+        if (!found || !means(key, found, member))
+            return false;
+    }
+    return true;
+}
+
+/* Does the source's value say what is wanted? */
+static bool means(const char *key, const json_t *value, const json_t *wanted)
+{
+    if (json_is_object(value) && json_is_object(wanted))
+        return has_members(value, wanted);
+    if (strcmp(key, "hidden_act") == 0 && strcmp(json_string_value(wanted), "silu") == 0 &&
+        json_is_string(value) && strcmp(json_string_value(value), "swish") == 0)
+        return true;
+    return same_number(value, wanted) || json_equal(value, wanted);
+}
+
+/* A value in a remark, in one line; the caller's to clear. */
+static int spell(const json_t *value, mgr_buf *out, mgr_err *err)
+{
+    return value ? mgr_json_dump(value, 0, out, err) : MGR_OK;
+}
+
+static int remark(const composition *c, mgr_remark_kind kind, const char *key, const json_t *was,
+                  const json_t *now)
+{
+    mgr_buf before = {0}, after = {0};
+    if (!c->remarks)
+        return MGR_OK;
+    int rc = spell(was, &before, c->err);
+    if (rc == MGR_OK)
+        rc = spell(now, &after, c->err);
+    const mgr_remark r = {.kind = kind, .field = key, .was = before.data, .now = after.data};
+    if (rc == MGR_OK)
+        rc = mgr_remarks_add(c->remarks, &r, c->err);
+    mgr_buf_clear(&before);
+    mgr_buf_clear(&after);
+    return rc;
+}
+
+/* ---- the source's fields ---- */
+
+/* One field of the source: carried, altered or dropped. */
+static int take(const composition *c, const char *key, json_t *value)
+{
+    json_t *const wanted = json_object_get(c->derived, key);
+    const bool known = c->same || mgr_huggingface_key(key, c->family);
+    if (wanted && !means(key, value, wanted)) {
+        json_object_set(c->result, key, wanted);
+        return remark(c, MGR_REMARK_ALTERED, key, value, wanted);
+    }
+    if (!known)
+        return remark(c, MGR_REMARK_DROPPED, key, value, NULL);
+    json_object_set(c->result, key, value);
+    return remark(c, MGR_REMARK_CARRIED, key, value, NULL);
+}
+
+static int take_all(const composition *c)
+{
+    const char *key;
+    json_t *value;
+    json_object_foreach(c->base, key, value)
+    {
+        if (strcmp(key, "auto_map") == 0)
+            MGR_TRY(remark(c, MGR_REMARK_DROPPED, key, value, NULL));
+        else
+            MGR_TRY(take(c, key, value));
+    }
+    return MGR_OK;
+}
+
+/* What the source does not have. */
+static int set_missing(const composition *c, json_t *fields)
+{
+    const char *key;
+    json_t *value;
+    json_object_foreach(fields, key, value)
+    {
+        if (json_object_get(c->result, key))
+            continue;
+        json_object_set(c->result, key, value);
+        MGR_TRY(remark(c, MGR_REMARK_SET, key, NULL, value));
+    }
+    return MGR_OK;
+}
+
+/* ---- what is wanted ---- */
+
+static bool is_plain_rope(const json_t *scaling)
+{
+    const char *const type = text_of(scaling, "rope_type"), *const older = text_of(scaling, "type");
+    return json_is_null(scaling) || strcmp(*type ? type : older, "default") == 0;
+}
+
+/* A field that is wanted only where the source has one. */
+static void want_too(const composition *c, const char *key, const char *as)
+{
+    if (json_object_get(c->base, key))
+        json_object_set(c->derived, key, json_object_get(c->derived, as));
+}
+
+/* Windows: of the same class the source's fields say them, of another the model. A window that no
+ * position leaves stays as it is written. */
+static void want_window(const composition *c)
+{
+    const mgr_model *const m = c->model;
+    const json_t *const given = json_object_get(c->base, "sliding_window");
+    const bool has = mgr_huggingface_key("use_sliding_window", c->family)->use == MGR_HF_READ;
+    if (c->same || !c->base || c->class == MGR_HF_LLAMA)
+        return;
+    if (has)
+        json_object_set_new(c->derived, "use_sliding_window", json_boolean(m->window));
+    if (m->window)
+        json_object_set_new(c->derived, "sliding_window", json_integer((json_int_t)m->window));
+    else if (!json_is_integer(given) ||
+             (uint64_t)json_integer_value(given) < m->max_positions) /* it was switched off */
+        json_object_set_new(c->derived, "sliding_window", json_null());
+}
+
+/* A token's id: what the user says, else what the source's field says, else the tokenizer's. */
+static void want_token(const composition *c, const char *key, int64_t said, int64_t found)
+{
+    const bool given = json_object_get(c->base, key);
+    if (said >= 0)
+        json_object_set_new(c->derived, key, json_integer(said));
+    else if (!given && found >= 0 && (uint64_t)found < c->model->vocab)
+        json_object_set_new(c->derived, key, json_integer(found));
+    else if (!c->base && strcmp(key, "pad_token_id") != 0)
+        json_object_set_new(c->derived, key, json_null());
+}
+
+static void want(const composition *c, const mgr_tokenizer_facts *tokens)
+{
+    const mgr_config *const config = c->out->config;
+    const mgr_model *const m = c->model;
+    const json_t *const scaling = json_object_get(c->base, "rope_scaling");
+    want_too(c, "dtype", "torch_dtype");
+    want_too(c, "num_experts", "num_local_experts");
+    want_window(c);
+    if (scaling && !json_object_get(c->derived, "rope_scaling") && !is_plain_rope(scaling))
+        json_object_set_new(c->derived, "rope_scaling", json_null());
+    want_token(c, "bos_token_id", config->model.bos_token_id,
+               m->bos_token_id >= 0 ? m->bos_token_id : tokens->bos);
+    want_token(c, "eos_token_id", config->model.eos_token_id,
+               m->eos_token_id >= 0 ? m->eos_token_id : tokens->eos);
+    want_token(c, "pad_token_id", -1, tokens->pad);
+}
+
+/* ---- all of it ---- */
+
+static int parse_base(composition *c)
+{
+    const mgr_origin *const origin = c->out->origin;
+    const mgr_attr *const text =
+        origin ? mgr_catalogue_attr(origin->cat, 0, MGR_HF_CONFIG_TEXT) : NULL;
+    if (!text)
+        return MGR_OK;
+    return mgr_json_parse_python(&c->base, "config.json", text->text, strlen(text->text), c->err);
+}
+
+static int compose(composition *c, const mgr_tokenizer_facts *tokens)
+{
+    const char *const type = text_of(c->base, "model_type");
+    c->class = mgr_huggingface_class_like(c->model, type);
+    json_t *const defaults = mgr_huggingface_defaults(c->model, c->class);
+    c->same = strcmp(type, mgr_huggingface_model_type(c->class)) == 0;
+    c->family = mgr_huggingface_family(c->class);
+    c->derived = mgr_huggingface_derived(c->model, c->class, c->out->layout->dtype);
+    c->result = json_object();
+    want(c, tokens);
+    int rc = take_all(c);
+    if (rc == MGR_OK)
+        rc = set_missing(c, c->derived);
+    if (rc == MGR_OK && !c->same)
+        rc = set_missing(c, defaults);
+    json_decref(defaults);
+    return rc;
+}
+
+int mgr_huggingface_compose(const mgr_output *out, const mgr_tokenizer_facts *tokens,
+                            json_t **config, mgr_remarks *remarks, mgr_err *err)
+{
+    composition c = {
+        .out = out, .model = &out->layout->tensors->model, .remarks = remarks, .err = err};
+    int rc = parse_base(&c);
+    if (rc == MGR_OK)
+        rc = compose(&c, tokens);
+    json_decref(c.base);
+    json_decref(c.derived);
+    if (rc == MGR_OK)
+        *config = c.result;
+    else
+        json_decref(c.result);
+    return rc;
+}

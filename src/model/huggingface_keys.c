@@ -1,0 +1,340 @@
+#include "model/huggingface_keys.h"
+
+#include <stdio.h>
+#include <string.h>
+
+#include "core/str.h"
+
+#define LLAMA MGR_HF_F_LLAMA
+#define MISTRAL MGR_HF_F_MISTRAL
+#define QWEN2 MGR_HF_F_QWEN2
+#define QWEN3 MGR_HF_F_QWEN3
+#define MIXTRAL MGR_HF_F_MIXTRAL
+#define QWEN3_MOE MGR_HF_F_QWEN3_MOE
+#define MOE (MIXTRAL | QWEN3_MOE)
+#define QWENS (QWEN2 | QWEN3 | QWEN3_MOE)
+#define ALL MGR_HF_F_ALL
+
+#define READ(name, families, source)                                                               \
+    {                                                                                              \
+        name, families, MGR_HF_READ, NULL, NULL, source                                            \
+    }
+#define CARRIED(name, families, source)                                                            \
+    {                                                                                              \
+        name, families, MGR_HF_CARRIED, NULL, NULL, source                                         \
+    }
+#define IGNORED(name, families, source)                                                            \
+    {                                                                                              \
+        name, families, MGR_HF_IGNORED, NULL, NULL, source                                         \
+    }
+#define NEUTRAL(name, families, value, what, source)                                               \
+    {                                                                                              \
+        name, families, MGR_HF_NEUTRAL, value, what, source                                        \
+    }
+#define ROPE(place)                                                                                \
+    READ(place ".rope_type", ALL, ROPE_UTILS), READ(place ".type", ALL, ROPE_UTILS),               \
+        READ(place ".rope_theta", ALL, ROPE_UTILS), READ(place ".factor", ALL, ROPE_UTILS),        \
+        READ(place ".low_freq_factor", ALL, ROPE_UTILS),                                           \
+        READ(place ".high_freq_factor", ALL, ROPE_UTILS),                                          \
+        READ(place ".original_max_position_embeddings", ALL, ROPE_UTILS),                          \
+        NEUTRAL(place ".partial_rotary_factor", ALL, "1", PARTIAL, ROPE_UTILS),                    \
+        NEUTRAL(place ".attention_factor", ALL, "1", "scaled RoPE", ROPE_UTILS),                   \
+        NEUTRAL(place ".full_attention", ALL, NULL, PER_LAYER_ROPE, ROPE_UTILS),                   \
+        NEUTRAL(place ".sliding_attention", ALL, NULL, PER_LAYER_ROPE, ROPE_UTILS)
+
+/* Sources: files of transformers 4.46, 4.57 and 5. */
+#define CONFIGS "models/*/configuration_*.py"
+#define BASE "configuration_utils.py"
+#define MODELING "models/*/modeling_*.py"
+#define ROPE_UTILS "modeling_rope_utils.py"
+#define MASKS "masking_utils.py"
+#define CACHES "cache_utils.py"
+#define LOADER "modeling_utils.py"
+#define GENERATION "generation/configuration_utils.py, which takes it from a config.json"
+#define TRAINERS "written by trainers, read by no class"
+
+#define PARTIAL "RoPE on a part of the head"
+#define PER_LAYER_ROPE "RoPE that differs between layers"
+#define NESTED "a model inside the model"
+#define OTHER_HALF "an encoder and a decoder"
+
+static const mgr_hf_key keys[] = {
+    READ("model_type", ALL, BASE),
+    READ("architectures", ALL, BASE),
+    READ("auto_map", ALL, "dynamic_module_utils.py"),
+    READ("vocab_size", ALL, CONFIGS),
+    READ("hidden_size", ALL, CONFIGS),
+    READ("intermediate_size", ALL, CONFIGS),
+    READ("num_hidden_layers", ALL, CONFIGS),
+    READ("num_attention_heads", ALL, CONFIGS),
+    READ("num_key_value_heads", ALL, CONFIGS),
+    READ("head_dim", ALL, CONFIGS),
+    READ("hidden_act", ALL, CONFIGS),
+    READ("max_position_embeddings", ALL, CONFIGS),
+    READ("rms_norm_eps", ALL, CONFIGS),
+    READ("initializer_range", ALL, CONFIGS),
+    READ("tie_word_embeddings", ALL, BASE),
+    READ("torch_dtype", ALL, BASE),
+    READ("dtype", ALL, BASE),
+    READ("bos_token_id", ALL, CONFIGS),
+    READ("eos_token_id", ALL, CONFIGS),
+    READ("rope_theta", ALL, ROPE_UTILS),
+    READ("rope_parameters", ALL, ROPE_UTILS),
+    READ("rope_scaling", ALL, ROPE_UTILS),
+    READ("original_max_position_embeddings", ALL, ROPE_UTILS),
+    ROPE("rope_parameters"),
+    ROPE("rope_scaling"),
+    NEUTRAL("partial_rotary_factor", ALL, "1", PARTIAL, ROPE_UTILS),
+
+    READ("attention_bias", LLAMA | QWEN3 | QWEN3_MOE, CONFIGS),
+    IGNORED("attention_bias", MISTRAL | QWEN2 | MIXTRAL, MODELING ": biases are fixed"),
+    READ("mlp_bias", LLAMA, CONFIGS),
+    IGNORED("mlp_bias", ALL & ~LLAMA, MODELING ": no bias"),
+    CARRIED("pretraining_tp", LLAMA, MODELING " of 4: slices the same product"),
+    IGNORED("pretraining_tp", ALL & ~LLAMA, MODELING),
+
+    READ("sliding_window", ALL, MASKS ", " CACHES),
+    READ("layer_types", ALL, MASKS ", " CACHES),
+    READ("use_sliding_window", QWENS, CONFIGS),
+    IGNORED("use_sliding_window", ALL & ~QWENS, MODELING),
+    READ("max_window_layers", QWEN2 | QWEN3, CONFIGS),
+    CARRIED("max_window_layers", QWEN3_MOE, CONFIGS " of 4"),
+    IGNORED("max_window_layers", LLAMA | MISTRAL | MIXTRAL, MODELING),
+    NEUTRAL("is_causal", ALL, "true", "attention that is not causal", MASKS),
+    NEUTRAL("attention_chunk_size", ALL, NULL, "attention in chunks", MASKS ", " CACHES),
+
+    READ("num_local_experts", MOE, CONFIGS),
+    READ("num_experts", MOE, CONFIGS ": attribute_map"),
+    READ("num_experts_per_tok", MOE, CONFIGS),
+    NEUTRAL("num_local_experts", ALL & ~MOE, "false", "a mixture of experts", CONFIGS),
+    NEUTRAL("num_experts", ALL & ~MOE, "false", "a mixture of experts", CONFIGS),
+    CARRIED("output_router_logits", MOE, MODELING ": a loss for training"),
+    CARRIED("router_aux_loss_coef", MOE, MODELING ": a loss for training"),
+    CARRIED("router_jitter_noise", MIXTRAL, MODELING ": in training alone"),
+    IGNORED("router_jitter_noise", QWEN3_MOE, MODELING),
+    READ("norm_topk_prob", QWEN3_MOE, MODELING),
+    IGNORED("norm_topk_prob", MIXTRAL, MODELING ": always normalised"),
+    READ("moe_intermediate_size", QWEN3_MOE, CONFIGS),
+    READ("decoder_sparse_step", QWEN3_MOE, MODELING),
+    READ("mlp_only_layers", QWEN3_MOE, MODELING),
+
+    NEUTRAL("quantization_config", ALL, NULL, "quantized weights", LOADER),
+    NEUTRAL("compression_config", ALL, NULL, "quantized weights", LOADER),
+    NEUTRAL("transformers_weights", ALL, NULL, "weights under a name of their own", LOADER),
+    NEUTRAL("per_layer_config", ALL, "empty", "layers that differ", BASE),
+    NEUTRAL("text_config", ALL, NULL, NESTED, BASE ": get_text_config"),
+    NEUTRAL("decoder", ALL, NULL, NESTED, BASE ": get_text_config"),
+    NEUTRAL("generator", ALL, NULL, NESTED, BASE ": get_text_config"),
+    NEUTRAL("text_encoder", ALL, NULL, NESTED, BASE ": get_text_config"),
+    NEUTRAL("pruned_heads", ALL, "empty", "heads that were cut out", BASE " of 4"),
+    NEUTRAL("is_encoder_decoder", ALL, "false", OTHER_HALF, BASE),
+    NEUTRAL("add_cross_attention", ALL, "false", OTHER_HALF, BASE " of 4"),
+    NEUTRAL("cross_attention_hidden_size", ALL, NULL, OTHER_HALF, BASE " of 4"),
+    NEUTRAL("tie_encoder_decoder", ALL, "false", OTHER_HALF, BASE " of 4"),
+
+    CARRIED("attention_dropout", ALL, MODELING ": in training alone"),
+    CARRIED("use_cache", ALL, MODELING ": whether, not what"),
+    CARRIED("pad_token_id", ALL, MODELING ": a row without gradient"),
+    CARRIED("chunk_size_feed_forward", ALL, BASE ": not of these classes"),
+    CARRIED("is_decoder", ALL, BASE " of 4"),
+    CARRIED("output_hidden_states", ALL, BASE),
+    CARRIED("output_attentions", ALL, BASE),
+    CARRIED("return_dict", ALL, BASE),
+    CARRIED("use_return_dict", ALL, BASE),
+    CARRIED("torchscript", ALL, BASE " of 4"),
+    CARRIED("use_bfloat16", ALL, BASE " of 4"),
+    CARRIED("tf_legacy_loss", ALL, BASE " of 4"),
+    CARRIED("id2label", ALL, BASE),
+    CARRIED("label2id", ALL, BASE),
+    CARRIED("num_labels", ALL, BASE),
+    CARRIED("problem_type", ALL, BASE),
+    CARRIED("finetuning_task", ALL, BASE " of 4"),
+    CARRIED("task_specific_params", ALL, BASE " of 4"),
+    CARRIED("tokenizer_class", ALL, BASE),
+    CARRIED("prefix", ALL, BASE " of 4"),
+    CARRIED("sep_token_id", ALL, BASE " of 4"),
+    CARRIED("decoder_start_token_id", ALL, BASE " of 4"),
+    CARRIED("transformers_version", ALL, BASE),
+    CARRIED("_name_or_path", ALL, BASE),
+    CARRIED("name_or_path", ALL, BASE),
+    CARRIED("_commit_hash", ALL, BASE),
+    CARRIED("_attn_implementation", ALL, BASE ": how, not what"),
+    CARRIED("_attn_implementation_internal", ALL, BASE ": how, not what"),
+    CARRIED("_attn_implementation_autoset", ALL, BASE),
+    CARRIED("attn_implementation", ALL, BASE ": how, not what"),
+    CARRIED("_experts_implementation", ALL, BASE ": how, not what"),
+    CARRIED("_experts_implementation_internal", ALL, BASE ": how, not what"),
+    CARRIED("experts_implementation", ALL, BASE ": how, not what"),
+    CARRIED("_output_attentions", ALL, BASE),
+    CARRIED("gradient_checkpointing", ALL, LOADER ": in training alone"),
+    CARRIED("initializer_factor", ALL, TRAINERS),
+    CARRIED("unsloth_version", ALL, TRAINERS),
+    CARRIED("unsloth_fixed", ALL, TRAINERS),
+    CARRIED("seq_length", ALL, TRAINERS),
+    CARRIED("max_sequence_length", ALL, TRAINERS),
+    CARRIED("model_max_length", ALL, TRAINERS),
+    CARRIED("tokenizer_model_max_length", ALL, TRAINERS),
+    CARRIED("tokenizer_padding_side", ALL, TRAINERS),
+    CARRIED("transformers/js_config", ALL, TRAINERS),
+
+    CARRIED("bad_words_ids", ALL, GENERATION),
+    CARRIED("begin_suppress_tokens", ALL, GENERATION),
+    CARRIED("cache_implementation", ALL, GENERATION),
+    CARRIED("diversity_penalty", ALL, GENERATION),
+    CARRIED("do_sample", ALL, GENERATION),
+    CARRIED("early_stopping", ALL, GENERATION),
+    CARRIED("encoder_no_repeat_ngram_size", ALL, GENERATION),
+    CARRIED("exponential_decay_length_penalty", ALL, GENERATION),
+    CARRIED("forced_bos_token_id", ALL, GENERATION),
+    CARRIED("forced_eos_token_id", ALL, GENERATION),
+    CARRIED("length_penalty", ALL, GENERATION),
+    CARRIED("max_length", ALL, GENERATION),
+    CARRIED("max_new_tokens", ALL, GENERATION),
+    CARRIED("min_length", ALL, GENERATION),
+    CARRIED("no_repeat_ngram_size", ALL, GENERATION),
+    CARRIED("num_beam_groups", ALL, GENERATION),
+    CARRIED("num_beams", ALL, GENERATION),
+    CARRIED("num_return_sequences", ALL, GENERATION),
+    CARRIED("output_scores", ALL, GENERATION),
+    CARRIED("remove_invalid_values", ALL, GENERATION),
+    CARRIED("repetition_penalty", ALL, GENERATION),
+    CARRIED("return_dict_in_generate", ALL, GENERATION),
+    CARRIED("suppress_tokens", ALL, GENERATION),
+    CARRIED("temperature", ALL, GENERATION),
+    CARRIED("top_k", ALL, GENERATION),
+    CARRIED("top_p", ALL, GENERATION),
+    CARRIED("typical_p", ALL, GENERATION),
+};
+
+#define N_KEYS (sizeof keys / sizeof keys[0])
+#define PREFIX "config."
+#define MAX_NAME 256
+
+const mgr_hf_key *mgr_huggingface_key_at(size_t idx)
+{
+    return idx < N_KEYS ? &keys[idx] : NULL;
+}
+
+const mgr_hf_key *mgr_huggingface_key(const char *name, unsigned family)
+{
+    for (size_t i = 0; i < N_KEYS; i++)
+        if ((keys[i].families & family) && strcmp(keys[i].name, name) == 0)
+            return &keys[i];
+    return NULL;
+}
+
+/* null, false, 0, "" and what is empty. */
+static bool is_nil(const mgr_attr *a)
+{
+    switch (a->kind) {
+    case MGR_ATTR_NULL:
+        return true;
+    case MGR_ATTR_BOOL:
+    case MGR_ATTR_INT:
+    case MGR_ATTR_OTHER: /* of these `i` is the number of members */
+        return a->i == 0;
+    case MGR_ATTR_REAL:
+        return a->r >= 0 && a->r <= 0;
+    case MGR_ATTR_TEXT:
+        break;
+    }
+    return a->text[0] == '\0';
+}
+
+static bool is_neutral(const mgr_attr *a, const char *neutral)
+{
+    const bool number = a->kind == MGR_ATTR_INT || a->kind == MGR_ATTR_REAL;
+    if (a->kind == MGR_ATTR_NULL)
+        return true;
+    if (!neutral)
+        return false;
+    if (strcmp(neutral, "true") == 0)
+        return a->kind == MGR_ATTR_BOOL && a->i == 1;
+    if (strcmp(neutral, "false") == 0)
+        return (a->kind == MGR_ATTR_BOOL || a->kind == MGR_ATTR_INT) && a->i == 0;
+    if (strcmp(neutral, "empty") == 0)
+        return a->kind == MGR_ATTR_OTHER && a->i == 0;
+    const double value = a->kind == MGR_ATTR_INT ? (double)a->i : a->r;
+    return number && value >= 1 && value <= 1;
+}
+
+/* The nearest ancestor of `name` that has a row, and in *direct whether it is the parent. */
+static const mgr_hf_key *ancestor(const char *name, unsigned family, char parent[MAX_NAME],
+                                  bool *direct)
+{
+    snprintf(parent, MAX_NAME, "%s", name);
+    *direct = true;
+    for (char *dot = strrchr(parent, '.'); dot; dot = strrchr(parent, '.')) {
+        *dot = '\0';
+        const mgr_hf_key *const row = mgr_huggingface_key(parent, family);
+        if (row)
+            return row;
+        *direct = false;
+    }
+    return NULL;
+}
+
+/* Is `name` a member that its container's verdict does not cover? Of objects that are read each
+ * member counts; lists are read as a whole, and so is what is carried. */
+static bool stands_alone(const mgr_catalogue *cat, const mgr_attr *a, const char *name,
+                         unsigned family)
+{
+    char parent[MAX_NAME], key[MAX_NAME + sizeof PREFIX];
+    bool direct;
+    if (!strchr(name, '.'))
+        return true;
+    const mgr_hf_key *const row = ancestor(name, family, parent, &direct);
+    if (!row || !direct || row->use != MGR_HF_READ)
+        return false;
+    snprintf(key, sizeof key, PREFIX "%s", parent);
+    const mgr_attr *const container = mgr_catalogue_attr(cat, a->file, key);
+    return container && container->text && strcmp(container->text, "object") == 0 &&
+           strcmp(parent, "auto_map") != 0;
+}
+
+mgr_hf_verdict mgr_huggingface_judge(const mgr_catalogue *cat, const mgr_attr *a, unsigned family,
+                                     const mgr_hf_key **row)
+{
+    const char *const name = a->key + sizeof PREFIX - 1;
+    *row = mgr_huggingface_key(name, family);
+    if (*row)
+        switch ((*row)->use) {
+        case MGR_HF_NEUTRAL:
+            return is_neutral(a, (*row)->neutral) ? MGR_HF_KNOWN : MGR_HF_REFUSED;
+        case MGR_HF_IGNORED:
+            return is_nil(a) ? MGR_HF_KNOWN : MGR_HF_PASSED_OVER;
+        case MGR_HF_READ:
+        case MGR_HF_CARRIED:
+            return MGR_HF_KNOWN;
+        }
+    if (!stands_alone(cat, a, name, family))
+        return MGR_HF_KNOWN;
+    return is_nil(a) ? MGR_HF_UNKNOWN_NIL : MGR_HF_UNKNOWN;
+}
+
+const char *mgr_huggingface_value(const mgr_attr *a, char *out, size_t size)
+{
+    char text[128];
+    switch (a->kind) {
+    case MGR_ATTR_NULL:
+        snprintf(out, size, "null");
+        break;
+    case MGR_ATTR_BOOL:
+        snprintf(out, size, "%s", a->i ? "true" : "false");
+        break;
+    case MGR_ATTR_INT:
+        snprintf(out, size, "%lld", (long long)a->i);
+        break;
+    case MGR_ATTR_REAL:
+        snprintf(out, size, "%g", a->r);
+        break;
+    case MGR_ATTR_TEXT:
+        snprintf(out, size, "\"%s\"", mgr_printable(a->text, strlen(a->text), text, sizeof text));
+        break;
+    case MGR_ATTR_OTHER:
+        snprintf(out, size, "%s%s", a->i ? (a->text[0] == 'o' ? "an " : "a ") : "an empty ",
+                 a->text);
+        break;
+    }
+    return out;
+}
