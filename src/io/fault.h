@@ -1,27 +1,15 @@
 /*
- * Planted faults for tests, in builds with MGR_FAULT_HOOK. The environment variable MGR_FAULT holds
- * "call:k[:errno]" (the k-th such call of a rank fails, once; default EIO) or "call:k:kill"; calls:
- * pread, pwrite, fsync, rename, create, space and name. "space:k" makes the file system look full,
- * "name:k" misspells the k-th tensor of the target.
- * "rank:r," before it limits the fault to one rank.
+ * Planted faults, in the programs that tests run (io/fault.c). The environment variable MGR_FAULT
+ * holds "call:k[:errno]" (the k-th such call of a rank fails, once; default EIO) or "call:k:kill";
+ * calls: pread, pwrite, fsync, rename, create, space and name. "space:k" makes the file system look
+ * full, "name:k" misspells the k-th tensor of the target. "rank:r," before it limits the fault to
+ * one rank.
  */
 #ifndef MGR_IO_FAULT_H
 #define MGR_IO_FAULT_H
 
-/* Nonzero (an errno) if this call is to fail now. Without the hook it is always 0. */
-#ifdef MGR_FAULT_HOOK
+/* Nonzero (an errno) if this call is to fail now. In what is installed it is always 0. */
 int mgr_fault(const char *call);
 void mgr_fault_set_rank(int rank);
-#else
-static inline int mgr_fault(const char *call)
-{
-    (void)call;
-    return 0;
-}
-static inline void mgr_fault_set_rank(int rank)
-{
-    (void)rank;
-}
-#endif
 
 #endif
