@@ -1,8 +1,9 @@
 /*
  * The configuration of a run, as the user wrote it, typed and range-checked.
  *
- * Names of formats, methods and router inits stay text here: who owns a registry resolves them,
- * and mgr_config_fail reports a wrong one with the place where it was written.
+ * Names of formats, methods and router inits stay text here: who owns a registry resolves them.
+ * Each of them declares the keys that it reads; a key that none of the chosen ones reads is an
+ * error.
  */
 #ifndef MGR_CONFIG_H
 #define MGR_CONFIG_H
@@ -18,6 +19,15 @@ extern "C" {
 #endif
 
 #define MGR_CONFIG_TEXT 1024
+#define MGR_CONFIG_MAP 4096
+#define MGR_CONFIG_MAX_KEYS 128
+#define MGR_PLACE_SET (-1) /* "line" of a key that --set gave */
+
+/* A key that the user wrote, and where: line and column (1-based), or MGR_PLACE_SET. */
+typedef struct mgr_place {
+    char key[48];
+    int32_t line, column;
+} mgr_place;
 
 typedef struct mgr_config {
     char mode[16];            /* upcycle | reshard */
@@ -67,24 +77,26 @@ typedef struct mgr_config {
         char dtype[16];        /* source | bfloat16 | float16 | float32 */
         uint64_t max_shard_size;
         bool sha256;
-        char compression[16]; /* none | deflate */
+        char compression[16];        /* none | deflate */
+        char config[MGR_CONFIG_MAP]; /* fields of config.json to set: a JSON object, "" for none */
     } target;
 
-    /* Where each key of the schema was written: line and column (1-based), 0 for a default; -1 for
-     * --set. Indexed like the schema. */
     char file[MGR_CONFIG_TEXT];
-    int32_t line[64], column[64];
+    mgr_place written[MGR_CONFIG_MAX_KEYS];
+    uint32_t n_written;
 } mgr_config;
 
-/* One key of the schema: the parser, the dump and --help are driven by this table. */
+/* One key: the parser, the dump and --help are driven by tables of these (mgr/keys.h). */
 typedef enum mgr_key_kind {
     MGR_KEY_TEXT,
-    MGR_KEY_CHOICE, /* text, one of `choices` ("a|b|c") */
+    MGR_KEY_PATH,   /* text in which nothing is expanded, so "~" and "$NAME" are refused */
+    MGR_KEY_CHOICE, /* text, one of `choices` ("a|b|c"; "N" is any number) */
     MGR_KEY_UINT,
     MGR_KEY_INT,
     MGR_KEY_REAL,
     MGR_KEY_BOOL,
-    MGR_KEY_BYTES
+    MGR_KEY_BYTES,
+    MGR_KEY_MAP /* keys of the user's own: kept as the text of a JSON object */
 } mgr_key_kind;
 
 typedef struct mgr_key {
@@ -98,24 +110,58 @@ typedef struct mgr_key {
     const char *help;
 } mgr_key;
 
-/* The schema; *n keys. */
-const mgr_key *mgr_config_schema(size_t *n);
+/* Who reads a key. A key may have several owners, of one kind, each with its own choices, default
+ * and help; field, type and range are the same for all. */
+typedef enum mgr_owner {
+    MGR_OWNER_ALL,    /* every run */
+    MGR_OWNER_MODE,   /* runs of that 'mode' */
+    MGR_OWNER_SOURCE, /* those whose 'source.format' is that */
+    MGR_OWNER_TARGET, /* ... 'target.format' */
+    MGR_OWNER_METHOD, /* ... 'upcycle.method' */
+    MGR_OWNER_ROUTER, /* ... 'upcycle.router' */
+    MGR_OWNER_COUNT
+} mgr_owner;
+
+typedef struct mgr_key_table {
+    mgr_owner kind;
+    const char *owner; /* its name; NULL for MGR_OWNER_ALL */
+    const mgr_key *keys;
+    size_t n;
+} mgr_key_table;
+
+/* All tables: table `idx`, NULL behind the last. Every name that a format, method or router can be
+ * chosen by has a table, maybe an empty one. */
+typedef const mgr_key_table *mgr_schema(size_t idx);
+
+/* The schema of everything that this program has registered. */
+const mgr_key_table *mgr_config_tables(size_t idx);
 
 /* Parse YAML `text` (`len` bytes), named `file` in messages, into *config with defaults filled in,
- * then apply the `n_sets` overrides "key=value" of the command line, then check required keys.
+ * then apply the `n_sets` overrides "key=value" of the command line, then mgr_config_settle.
  * Refused, as "file:line:column: ...": unknown key (with the nearest one), duplicate key, wrong
  * type, value out of range, anchors, aliases, tags, several documents. Errors: MGR_ERR_CONFIG;
  * MGR_ERR_USAGE for a malformed --set. Local. */
-int mgr_config_parse(mgr_config *config, const char *file, const char *text, size_t len,
-                     const char *const *sets, size_t n_sets, mgr_err *err) MGR_NODISCARD;
+int mgr_config_parse(mgr_config *config, mgr_schema *schema, const char *file, const char *text,
+                     size_t len, const char *const *sets, size_t n_sets,
+                     mgr_err *err) MGR_NODISCARD;
 
-/* Report a wrong value of `key` (a schema name) at the place where it was written. */
+/* Check what was written against the formats, method and router that are chosen: unknown names,
+ * keys that none of them owns, missing ones; then fill in the owners' defaults. To be called again
+ * when 'source.format: auto', which owns every source's keys, has been replaced by what was found.
+ * Errors: as above. Local. */
+int mgr_config_settle(mgr_config *config, mgr_schema *schema, mgr_err *err) MGR_NODISCARD;
+
+/* Report a wrong value of `key` ("target.names") at the place where it was written. */
 int mgr_config_fail(const mgr_config *config, const char *key, mgr_err *err, const char *fmt, ...)
     MGR_PRINTF(4, 5);
 
-/* The effective configuration as YAML that parses back to the same values. */
+/* Where the user wrote `key`; NULL if nowhere. */
+const mgr_place *mgr_config_place(const mgr_config *config, const char *key);
+
+/* The effective configuration, of the keys that apply, as YAML that parses back to the same. */
 struct mgr_buf;
-int mgr_config_dump(const mgr_config *config, struct mgr_buf *out, mgr_err *err) MGR_NODISCARD;
+int mgr_config_dump(const mgr_config *config, mgr_schema *schema, struct mgr_buf *out,
+                    mgr_err *err) MGR_NODISCARD;
 
 #ifdef __cplusplus
 }

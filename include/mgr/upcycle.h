@@ -15,6 +15,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "mgr/config.h"
 #include "mgr/dtype.h"
 #include "mgr/err.h"
 #include "mgr/rng.h"
@@ -46,6 +47,7 @@ typedef struct mgr_expert {
 /* A method: adding one is adding a file and a line to the table in kern/method.c. */
 typedef struct mgr_method {
     const char *name;
+    mgr_key_table keys;   /* of the configuration, that this method reads */
     bool needs_selection; /* has an S of floor(ratio*F) neurons */
     bool needs_moments;   /* has a mean and a std per matrix */
 
@@ -81,6 +83,9 @@ typedef enum mgr_router {
 /* "uniform", "uniform01", "uniform01-centred", "normal"; MGR_ROUTER_COUNT for an unknown name. */
 const char *mgr_router_name(mgr_router router);
 mgr_router mgr_router_find(const char *name);
+
+/* The keys of the configuration that this router reads; NULL for no router. */
+const mgr_key_table *mgr_router_keys(mgr_router router);
 
 /* The router of one layer: [experts, hidden] row-major into out of type `to`. Element (e, h) is
  * element h of stream (seed, MGR_PURPOSE_ROUTER, layer, e). `std` is used by NORMAL only. */

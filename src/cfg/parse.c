@@ -9,16 +9,16 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "cfg/map.h"
 #include "cfg/schema.h"
 #include "cfg/value.h"
 #include "cfg/yaml_events.h"
 #include "core/str.h"
 #include "mgr/config.h"
 
-#define SET_PLACE (-1)
-
 typedef struct walk {
     mgr_config *config;
+    mgr_schema *schema;
     mgr_yaml yaml;
     int32_t section_line[MGR_N_SECTIONS]; /* where a section was opened, 0 if not yet */
 } walk;
@@ -29,17 +29,12 @@ typedef struct word {
     yaml_mark_t mark;
 } word;
 
-static int fail_at(const mgr_config *config, size_t idx, mgr_err *err, const char *what)
+const mgr_place *mgr_config_place(const mgr_config *config, const char *key)
 {
-    const char *file = config->file;
-    const int32_t line = config->line[idx], column = config->column[idx];
-    size_t n = 0;
-    if (line == SET_PLACE)
-        return mgr_fail(err, MGR_ERR_USAGE, "--set %s: %s", mgr_config_schema(&n)[idx].name, what);
-    if (line > 0)
-        return mgr_fail(err, MGR_ERR_CONFIG, "%s:%" PRId32 ":%" PRId32 ": %s", file, line, column,
-                        what);
-    return mgr_fail(err, MGR_ERR_CONFIG, "%s: %s", file, what);
+    for (uint32_t i = 0; i < config->n_written; i++)
+        if (strcmp(config->written[i].key, key) == 0)
+            return &config->written[i];
+    return NULL;
 }
 
 int mgr_config_fail(const mgr_config *config, const char *key, mgr_err *err, const char *fmt, ...)
@@ -49,25 +44,39 @@ int mgr_config_fail(const mgr_config *config, const char *key, mgr_err *err, con
     va_start(args, fmt);
     (void)vsnprintf(what, sizeof what, fmt, args);
     va_end(args);
-    const mgr_key *found = mgr_config_key(key);
-    if (!found)
-        return mgr_fail(err, MGR_ERR_INTERNAL, "no configuration key '%s': %s", key, what);
-    return fail_at(config, mgr_config_key_idx(found), err, what);
+    const mgr_place *const place = mgr_config_place(config, key);
+    if (!place)
+        return mgr_fail(err, MGR_ERR_CONFIG, "%s: %s", config->file, what);
+    if (place->line == MGR_PLACE_SET)
+        return mgr_fail(err, MGR_ERR_USAGE, "--set %s: %s", key, what);
+    return mgr_fail(err, MGR_ERR_CONFIG, "%s:%" PRId32 ":%" PRId32 ": %s", config->file,
+                    place->line, place->column, what);
 }
 
-static int fill_defaults(mgr_config *config, mgr_err *err)
+/* Note that `key` was written there; a second --set of it keeps its place. */
+static int note_place(mgr_config *config, const mgr_key *key, int32_t line, int32_t column,
+                      mgr_err *err)
 {
-    char why[320];
-    size_t n = 0;
-    const mgr_key *keys = mgr_config_schema(&n);
-    for (size_t i = 0; i < n; i++) {
-        const char *text = keys[i].fallback;
-        if (!text)
-            continue;
-        const mgr_scalar scalar = {text, strlen(text), true};
-        if (!mgr_value_set(config, &keys[i], &scalar, why, sizeof why))
-            return mgr_fail(err, MGR_ERR_INTERNAL, "default of a configuration key: %s", why);
-    }
+    const mgr_place *const before = mgr_config_place(config, key->name);
+    const size_t idx = before ? (size_t)(before - config->written) : config->n_written;
+    const size_t len = strlen(key->name);
+    if (idx >= MGR_CONFIG_MAX_KEYS || len >= sizeof config->written[0].key)
+        return mgr_fail(err, MGR_ERR_INTERNAL, "no place for key '%s'", key->name);
+    mgr_place *const place = &config->written[idx];
+    memcpy(place->key, key->name, len);
+    place->line = line;
+    place->column = column;
+    config->n_written += before == NULL;
+    return MGR_OK;
+}
+
+/* Any owner's, so that every field has a value: mgr_config_settle knows whose counts. */
+static int fill_defaults(mgr_config *config, mgr_schema *schema, mgr_err *err)
+{
+    mgr_row_walk at = {0};
+    for (const mgr_key *key; (key = mgr_schema_next(schema, &at, NULL));)
+        if (key->fallback)
+            MGR_TRY(mgr_value_default(config, key, err));
     return MGR_OK;
 }
 
@@ -86,7 +95,7 @@ static int read_word(const mgr_yaml *yaml, word *out, mgr_err *err)
 static int fail_unknown(const walk *w, int section, const word *key, mgr_err *err)
 {
     char suggestion[160];
-    mgr_config_suggest(section, key->text, suggestion, sizeof suggestion);
+    mgr_config_suggest(w->schema, section, key->text, suggestion, sizeof suggestion);
     if (suggestion[0] == '\0' && section >= 0)
         (void)snprintf(suggestion, sizeof suggestion, " in '%s'", mgr_config_sections[section]);
     return mgr_yaml_fail(&w->yaml, key->mark, err, "unknown key '%s'%s", key->text, suggestion);
@@ -98,34 +107,47 @@ static int fail_duplicate(const walk *w, const word *key, int32_t first, mgr_err
                          key->text, first);
 }
 
-/* Read the value of a key (the next event) into its field. */
-static int walk_value(walk *w, int section, const word *key, mgr_err *err)
+/* The key of this word in a section; a dotted name is none of the top level. */
+static const mgr_key *find_key(const walk *w, int section, const word *key)
 {
-    char name[192], why[320];
+    char name[192];
+    if (section < 0 && strchr(key->text, '.'))
+        return NULL;
     (void)snprintf(name, sizeof name, "%s%s%s", section < 0 ? "" : mgr_config_sections[section],
                    section < 0 ? "" : ".", key->text);
-    /* a dotted name is no key of the top level */
-    const mgr_key *found = section < 0 && strchr(key->text, '.') ? NULL : mgr_config_key(name);
-    if (!found)
-        return fail_unknown(w, section, key, err);
-    const size_t idx = mgr_config_key_idx(found);
-    if (w->config->line[idx])
-        return fail_duplicate(w, key, w->config->line[idx], err);
-    w->config->line[idx] = (int32_t)(key->mark.line + 1);
-    w->config->column[idx] = (int32_t)(key->mark.column + 1);
+    return mgr_schema_find(w->schema, name);
+}
 
+/* Read the value of a key (the next event) into its field. */
+static int walk_value(walk *w, int section, const word *written, mgr_err *err)
+{
+    char why[320];
+    const mgr_key *const key = find_key(w, section, written);
+    if (!key)
+        return fail_unknown(w, section, written, err);
+    const mgr_place *const before = mgr_config_place(w->config, key->name);
+    if (before)
+        return fail_duplicate(w, written, before->line, err);
+    MGR_TRY(note_place(w->config, key, (int32_t)(written->mark.line + 1),
+                       (int32_t)(written->mark.column + 1), err));
     MGR_TRY(mgr_yaml_next(&w->yaml, err));
     const yaml_event_t *event = &w->yaml.event;
+    if (key->kind == MGR_KEY_MAP)
+        return mgr_map_read(w->config, key, &w->yaml, err);
     if (event->type != YAML_SCALAR_EVENT)
-        return mgr_config_fail(w->config, name, err, "'%s' is %s, must be a single value", name,
-                               mgr_yaml_event_name(&w->yaml));
+        return mgr_config_fail(w->config, key->name, err, "'%s' is %s, must be a single value",
+                               key->name, mgr_yaml_event_name(&w->yaml));
     const mgr_scalar scalar = {(const char *)event->data.scalar.value, event->data.scalar.length,
                                event->data.scalar.style == YAML_PLAIN_SCALAR_STYLE};
     if (scalar.plain && scalar.len == 0)
-        return mgr_config_fail(w->config, name, err, "'%s' has no value", name);
-    if (!mgr_value_set(w->config, found, &scalar, why, sizeof why))
-        return fail_at(w->config, idx, err, why);
-    return MGR_OK;
+        return mgr_config_fail(w->config, key->name, err, "'%s' has no value", key->name);
+    if (mgr_value_set(w->config, key, &scalar, why, sizeof why))
+        return MGR_OK;
+    if (scalar.plain && event->end_mark.line > event->start_mark.line)
+        return mgr_config_fail(w->config, key->name, err,
+                               "'%s' goes on in the next line: is that indented too far?",
+                               key->name);
+    return mgr_config_fail(w->config, key->name, err, "%s", why);
 }
 
 /* Read the mapping (the next event) of a section. */
@@ -197,10 +219,10 @@ static int walk_stream(walk *w, mgr_err *err)
     return MGR_OK;
 }
 
-static int read_yaml(mgr_config *config, const char *file, const char *text, size_t len,
-                     mgr_err *err)
+static int read_yaml(mgr_config *config, mgr_schema *schema, const char *file, const char *text,
+                     size_t len, mgr_err *err)
 {
-    walk w = {.config = config};
+    walk w = {.config = config, .schema = schema};
     int rc = mgr_yaml_open(&w.yaml, file, text, len, err);
     if (rc == MGR_OK)
         rc = walk_stream(&w, err);
@@ -208,56 +230,44 @@ static int read_yaml(mgr_config *config, const char *file, const char *text, siz
     return rc;
 }
 
+/* The value of --set for a map is YAML: "{a: 1}". */
+static int set_map(mgr_config *config, const mgr_key *key, const char *text, mgr_err *err)
+{
+    mgr_yaml yaml;
+    int rc = mgr_yaml_open(&yaml, "--set", text, strlen(text), err);
+    for (int i = 0; rc == MGR_OK && i < 3; i++) /* stream start, document start, the value */
+        rc = mgr_yaml_next(&yaml, err);
+    if (rc == MGR_OK)
+        rc = mgr_map_read(config, key, &yaml, err);
+    mgr_yaml_close(&yaml);
+    return rc;
+}
+
 /* One "key=value" of the command line; the value is taken as if written without quotes. */
-static int apply_set(mgr_config *config, const char *set, mgr_err *err)
+static int apply_set(mgr_config *config, mgr_schema *schema, const char *set, mgr_err *err)
 {
     char name[128], why[320];
     const char *equals = strchr(set, '=');
     mgr_printable(set, equals ? (size_t)(equals - set) : strlen(set), name, sizeof name);
     if (!equals || equals == set)
         return mgr_fail(err, MGR_ERR_USAGE, "--set: '%s' is not of the form key=value", name);
-    const mgr_key *key = mgr_config_key(name);
+    const mgr_key *key = mgr_schema_find(schema, name);
     if (!key) {
         char suggestion[160];
         return mgr_fail(err, MGR_ERR_USAGE, "--set: unknown key '%s'%s", name,
-                        mgr_config_suggest_full(name, suggestion, sizeof suggestion));
+                        mgr_config_suggest_full(schema, name, suggestion, sizeof suggestion));
     }
-    const size_t idx = mgr_config_key_idx(key);
+    MGR_TRY(note_place(config, key, MGR_PLACE_SET, MGR_PLACE_SET, err));
+    if (key->kind == MGR_KEY_MAP)
+        return set_map(config, key, equals + 1, err);
     const mgr_scalar scalar = {equals + 1, strlen(equals + 1), true};
-    config->line[idx] = SET_PLACE;
-    config->column[idx] = SET_PLACE;
     if (!mgr_value_set(config, key, &scalar, why, sizeof why))
-        return fail_at(config, idx, err, why);
+        return mgr_config_fail(config, key->name, err, "%s", why);
     return MGR_OK;
 }
 
-static int check_required(const mgr_config *config, mgr_err *err)
-{
-    size_t n = 0;
-    const mgr_key *keys = mgr_config_schema(&n);
-    for (size_t i = 0; i < n; i++)
-        if (keys[i].required && config->line[i] == 0)
-            return mgr_fail(err, MGR_ERR_CONFIG, "%s: required key '%s' is missing", config->file,
-                            keys[i].name);
-    return MGR_OK;
-}
-
-/* Rules between keys. */
-static int check_together(const mgr_config *config, mgr_err *err)
-{
-    const uint64_t experts = config->upcycle.experts, top_k = config->upcycle.top_k;
-    if (top_k <= experts)
-        return MGR_OK;
-    /* complain where the user wrote something: at 'experts', if top_k is the default */
-    const bool written = config->line[mgr_config_key_idx(mgr_config_key("upcycle.top_k"))] != 0;
-    return mgr_config_fail(config, written ? "upcycle.top_k" : "upcycle.experts", err,
-                           "'upcycle.top_k' is %" PRIu64 "%s, must not exceed 'upcycle.experts', "
-                           "which is %" PRIu64,
-                           top_k, written ? "" : " by default", experts);
-}
-
-int mgr_config_parse(mgr_config *config, const char *file, const char *text, size_t len,
-                     const char *const *sets, size_t n_sets, mgr_err *err)
+int mgr_config_parse(mgr_config *config, mgr_schema *schema, const char *file, const char *text,
+                     size_t len, const char *const *sets, size_t n_sets, mgr_err *err)
 {
     mgr_config made;
     memset(&made, 0, sizeof made); /* padding too: the struct is broadcast as bytes */
@@ -267,12 +277,11 @@ int mgr_config_parse(mgr_config *config, const char *file, const char *text, siz
                         "the name of the configuration file has %zu bytes, at most %zu fit",
                         file_len, sizeof made.file - 1);
     memcpy(made.file, file, file_len);
-    MGR_TRY(fill_defaults(&made, err));
-    MGR_TRY(read_yaml(&made, file, text, len, err));
+    MGR_TRY(fill_defaults(&made, schema, err));
+    MGR_TRY(read_yaml(&made, schema, file, text, len, err));
     for (size_t i = 0; i < n_sets; i++)
-        MGR_TRY(apply_set(&made, sets[i], err));
-    MGR_TRY(check_required(&made, err));
-    MGR_TRY(check_together(&made, err));
+        MGR_TRY(apply_set(&made, schema, sets[i], err));
+    MGR_TRY(mgr_config_settle(&made, schema, err));
     memcpy(config, &made, sizeof made);
     return MGR_OK;
 }

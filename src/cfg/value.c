@@ -59,7 +59,7 @@ static const char *exact_bytes(uint64_t bytes, char *out, size_t size)
 
 /* The shortest decimal that reads back to the same double, always with a point: YAML 1.1 readers
  * take "1e-05" for a text. */
-static const char *exact_real(double value, char *out, size_t size)
+const char *mgr_exact_real(double value, char *out, size_t size)
 {
     char digits[40];
     int precision = 15; /* as many digits as every double holds */
@@ -104,7 +104,7 @@ static size_t count_digits(const char *text)
 }
 
 /* -?(0|[1-9][0-9]*): no plus, no leading zeros (YAML 1.1 reads 010 as 8), no other base. */
-static bool is_whole(const mgr_scalar *scalar)
+bool mgr_scalar_is_whole(const mgr_scalar *scalar)
 {
     const char *digits = scalar->text + (scalar->text[0] == '-');
     const size_t n = count_digits(digits);
@@ -112,7 +112,7 @@ static bool is_whole(const mgr_scalar *scalar)
 }
 
 /* [-+]?([0-9]+(.[0-9]*)?|.[0-9]+)([eE][-+]?[0-9]+)? */
-static bool is_real(const mgr_scalar *scalar)
+bool mgr_scalar_is_real(const mgr_scalar *scalar)
 {
     const char *p = scalar->text;
     p += *p == '-' || *p == '+';
@@ -139,7 +139,7 @@ static bool set_uint(const task *t)
 {
     if (!t->scalar->plain)
         return refuse_quoted(t, "a whole number");
-    if (!is_whole(t->scalar))
+    if (!mgr_scalar_is_whole(t->scalar))
         return refuse(t, "'", ", must be a whole number");
     errno = 0;
     const uint64_t value = strtoull(t->scalar->text, NULL, 10);
@@ -156,7 +156,7 @@ static bool set_int(const task *t)
 {
     if (!t->scalar->plain)
         return refuse_quoted(t, "a whole number");
-    if (!is_whole(t->scalar))
+    if (!mgr_scalar_is_whole(t->scalar))
         return refuse(t, "'", ", must be a whole number");
     errno = 0;
     const int64_t value = strtoll(t->scalar->text, NULL, 10);
@@ -170,7 +170,7 @@ static bool set_real(const task *t)
 {
     if (!t->scalar->plain)
         return refuse_quoted(t, "a number");
-    if (!is_real(t->scalar))
+    if (!mgr_scalar_is_real(t->scalar))
         return refuse(t, "'", ", must be a number");
     const double value = strtod(t->scalar->text, NULL) + 0.0; /* -0 becomes 0 */
     if (!(value >= t->key->min && value <= t->key->max))
@@ -179,20 +179,43 @@ static bool set_real(const task *t)
     return true;
 }
 
+bool mgr_scalar_is_bool(const mgr_scalar *scalar, bool *value)
+{
+    static const char *const words[2][3] = {{"false", "False", "FALSE"}, {"true", "True", "TRUE"}};
+    for (int i = 0; scalar->plain && i < 6; i++)
+        if (strcmp(scalar->text, words[i / 3][i % 3]) == 0) {
+            *value = i / 3;
+            return true;
+        }
+    return false;
+}
+
 static bool set_bool(const task *t)
 {
     if (!t->scalar->plain)
         return refuse_quoted(t, "true or false");
-    const bool value = strcmp(t->scalar->text, "true") == 0;
-    if (!value && strcmp(t->scalar->text, "false") != 0)
+    bool value = false;
+    if (!mgr_scalar_is_bool(t->scalar, &value))
         return refuse(t, "'", ", must be true or false");
     memcpy(t->field, &value, sizeof value);
     return true;
 }
 
+/* "2G": whether that is 2^30 or 10^9 differs from program to program, so we ask. */
+static bool refuse_unit(const task *t, size_t digits)
+{
+    const char unit = (char)toupper((unsigned char)t->scalar->text[digits]);
+    return refuse(t, "'", ", which may mean either: write %.*s%ciB (binary) or %.*s%cB (decimal)",
+                  (int)digits, t->scalar->text, unit, (int)digits, t->scalar->text, unit);
+}
+
 static bool set_bytes(const task *t)
 {
     uint64_t value = 0;
+    const size_t digits = count_digits(t->scalar->text);
+    const bool one_letter = digits > 0 && digits < 20 && t->scalar->len == digits + 1;
+    if (one_letter && strchr("kKmMgGtT", t->scalar->text[digits]))
+        return refuse_unit(t, digits);
     if (!mgr_parse_bytes(t->scalar->text, &value))
         return refuse(t, "'", ", must be a size in bytes such as 512MiB or 5GB");
     if (value < (uint64_t)t->key->min || value > (uint64_t)t->key->max)
@@ -254,15 +277,57 @@ static const char *choices_text(const char *choices, char *out, size_t size)
     return out;
 }
 
+/* Other spellings of element types, as torch and its users have them. */
+static const struct {
+    const char *alias, *word;
+} aliases[] = {
+    {"bf16", "bfloat16"},         {"torch.bfloat16", "bfloat16"}, {"fp16", "float16"},
+    {"half", "float16"},          {"torch.float16", "float16"},   {"fp32", "float32"},
+    {"torch.float32", "float32"},
+};
+
+/* Which choices there are may depend on keys that come later: mgr_value_check asks. */
 static bool set_choice(const task *t)
 {
+    task exact = *t;
+    mgr_scalar word = *t->scalar;
+    for (size_t i = 0; i < sizeof aliases / sizeof aliases[0]; i++)
+        if (strcmp(word.text, aliases[i].alias) == 0 && strstr(t->key->choices, aliases[i].word))
+            word = (mgr_scalar){aliases[i].word, strlen(aliases[i].word), true};
+    exact.scalar = &word;
+    return set_text(&exact);
+}
+
+bool mgr_value_check(const mgr_config *config, const mgr_key *key, char *why, size_t size)
+{
     char words[160];
-    if (!is_choice(t->key->choices, t->scalar))
-        return refuse(t, "'", ", must be %s", choices_text(t->key->choices, words, sizeof words));
+    const char *const field = (const char *)config + key->offset;
+    if (key->kind != MGR_KEY_CHOICE)
+        return true;
+    const mgr_scalar scalar = {field, strlen(field), true};
+    const task t = {NULL, key, &scalar, why, size};
+    return is_choice(key->choices, &scalar) ||
+           refuse(&t, "'", ", must be %s", choices_text(key->choices, words, sizeof words));
+}
+
+/* Nothing expands "~" and "$NAME" here, and a folder of that name is never what was meant. */
+static bool set_path(const task *t)
+{
+    const char *const text = t->scalar->text;
+    const char *dollar = strchr(text, '$');
+    while (dollar && !isalpha((unsigned char)dollar[1]) && dollar[1] != '_' && dollar[1] != '{')
+        dollar = strchr(dollar + 1, '$');
+    if (text[0] == '~')
+        return refuse(t, "'", ", but '~' is not expanded: write the home folder in full");
+    if (dollar)
+        return refuse(t, "'",
+                      ", but variables are not expanded: write the path in full, or use "
+                      "--set %s=... and let the shell do it",
+                      t->key->name);
     return set_text(t);
 }
 
-static bool is_null(const mgr_scalar *scalar)
+bool mgr_scalar_is_null(const mgr_scalar *scalar)
 {
     static const char *const words[] = {"~", "null", "Null", "NULL"};
     for (size_t i = 0; scalar->plain && i < sizeof words / sizeof words[0]; i++)
@@ -282,16 +347,16 @@ static const char *bad_text(const mgr_scalar *scalar)
         if (n == 0)
             return "is not valid UTF-8";
     }
-    return is_null(scalar) ? "is null, leave it out for its default" : NULL;
+    return mgr_scalar_is_null(scalar) ? "is null, leave it out for its default" : NULL;
 }
 
 bool mgr_value_set(mgr_config *config, const mgr_key *key, const mgr_scalar *scalar, char *why,
                    size_t size)
 {
     static bool (*const setters[])(const task *) = {
-        [MGR_KEY_TEXT] = set_text,   [MGR_KEY_CHOICE] = set_choice, [MGR_KEY_UINT] = set_uint,
-        [MGR_KEY_INT] = set_int,     [MGR_KEY_REAL] = set_real,     [MGR_KEY_BOOL] = set_bool,
-        [MGR_KEY_BYTES] = set_bytes,
+        [MGR_KEY_TEXT] = set_text, [MGR_KEY_PATH] = set_path,   [MGR_KEY_CHOICE] = set_choice,
+        [MGR_KEY_UINT] = set_uint, [MGR_KEY_INT] = set_int,     [MGR_KEY_REAL] = set_real,
+        [MGR_KEY_BOOL] = set_bool, [MGR_KEY_BYTES] = set_bytes, [MGR_KEY_MAP] = set_text,
     };
     const char *bad = bad_text(scalar);
     if (bad) {
@@ -300,6 +365,15 @@ bool mgr_value_set(mgr_config *config, const mgr_key *key, const mgr_scalar *sca
     }
     const task t = {(char *)config + key->offset, key, scalar, why, size};
     return setters[key->kind](&t);
+}
+
+int mgr_value_default(mgr_config *config, const mgr_key *key, mgr_err *err)
+{
+    char why[320];
+    const mgr_scalar scalar = {key->fallback, strlen(key->fallback), true};
+    if (!mgr_value_set(config, key, &scalar, why, sizeof why))
+        return mgr_fail(err, MGR_ERR_INTERNAL, "default of a configuration key: %s", why);
+    return MGR_OK;
 }
 
 /* Texts that every YAML reader takes for this very text without quotes: they begin like a path or
@@ -330,7 +404,7 @@ static bool needs_escape(uint32_t code)
            code == 0xfeff || code == 0xfffe || code == 0xffff;
 }
 
-static int dump_quoted(const char *text, mgr_buf *out, mgr_err *err)
+int mgr_dump_quoted(const char *text, mgr_buf *out, mgr_err *err)
 {
     const size_t len = strlen(text);
     uint32_t code = 0;
@@ -359,9 +433,13 @@ int mgr_value_dump(const mgr_config *config, const mgr_key *key, mgr_buf *out, m
     bool b = false;
     switch (key->kind) {
     case MGR_KEY_TEXT:
-        return is_safe_plain(field) ? mgr_buf_text(out, field, err) : dump_quoted(field, out, err);
+    case MGR_KEY_PATH:
+        return is_safe_plain(field) ? mgr_buf_text(out, field, err)
+                                    : mgr_dump_quoted(field, out, err);
     case MGR_KEY_CHOICE: /* one of our own words, or a number */
         return mgr_buf_text(out, field, err);
+    case MGR_KEY_MAP: /* JSON is YAML */
+        return mgr_buf_text(out, field[0] ? field : "{}", err);
     case MGR_KEY_UINT:
         memcpy(&u, field, sizeof u);
         return mgr_buf_fmt(out, err, "%" PRIu64, u);
@@ -370,7 +448,7 @@ int mgr_value_dump(const mgr_config *config, const mgr_key *key, mgr_buf *out, m
         return mgr_buf_fmt(out, err, "%" PRId64, i);
     case MGR_KEY_REAL:
         memcpy(&r, field, sizeof r);
-        return mgr_buf_text(out, exact_real(r, text, sizeof text), err);
+        return mgr_buf_text(out, mgr_exact_real(r, text, sizeof text), err);
     case MGR_KEY_BOOL:
         memcpy(&b, field, sizeof b);
         return mgr_buf_text(out, b ? "true" : "false", err);

@@ -81,6 +81,33 @@ void mgr_yaml_close(mgr_yaml *yaml)
     yaml_parser_delete(&yaml->parser);
 }
 
+/* What libyaml says, and what it means to who wrote it. */
+static const char *plain_words(const char *problem)
+{
+    static const struct {
+        const char *theirs, *ours;
+    } words[] = {
+        {"found a tab character", "a tab indents this line, YAML takes blanks only"},
+        {"mapping values are not allowed",
+         "no key is expected here: is this line, or the one before, indented too far? a text with "
+         "': ' in it needs quotes"},
+        {"did not find expected key",
+         "this line is not indented as the keys before it, or a quote or bracket is not closed"},
+        {"could not find expected ':'", "the line before is no 'key: value'"},
+        {"found unexpected end of stream", "a quote is not closed"},
+    };
+    for (size_t i = 0; i < sizeof words / sizeof words[0]; i++)
+        if (strncmp(problem, words[i].theirs, strlen(words[i].theirs)) == 0)
+            return words[i].ours;
+    return problem;
+}
+
+/* A tab where a token should begin: libyaml speaks of a character that cannot start one. */
+static bool at_tab(const yaml_parser_t *p)
+{
+    return p->buffer.pointer < p->buffer.last && *p->buffer.pointer == '\t';
+}
+
 static int fail_syntax(const mgr_yaml *yaml, mgr_err *err)
 {
     const yaml_parser_t *p = &yaml->parser;
@@ -90,8 +117,11 @@ static int fail_syntax(const mgr_yaml *yaml, mgr_err *err)
     if (p->error == YAML_READER_ERROR)
         return mgr_fail(err, MGR_ERR_CONFIG, "%s: %s at byte %zu", yaml->file, problem,
                         p->problem_offset);
-    if (!p->context)
-        return mgr_yaml_fail(yaml, p->problem_mark, err, "not valid YAML: %s", problem);
+    if (at_tab(p))
+        problem = "found a tab character";
+    if (plain_words(problem) != problem || !p->context)
+        return mgr_yaml_fail(yaml, p->problem_mark, err, "not valid YAML: %s",
+                             plain_words(problem));
     return mgr_yaml_fail(yaml, p->problem_mark, err, "not valid YAML: %s (%s at line %zu)", problem,
                          p->context, p->context_mark.line + 1);
 }

@@ -2,6 +2,7 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "cfg/schema.h"
 #include "cli/cli.h"
 #include "core/mem.h"
 #include "io/fault.h"
@@ -25,7 +26,7 @@ static const mgr_option options[] = {
 };
 
 #define HELP_COLUMN 34
-#define HELP_WIDTH 62
+#define HELP_WIDTH 45
 
 /* `text` from HELP_COLUMN on, broken at blanks; the cursor is behind `used` characters. */
 static void print_wrapped(const char *text, int used)
@@ -41,42 +42,90 @@ static void print_wrapped(const char *text, int used)
     printf("%s\n", text);
 }
 
-/* What a key of `model:` has by default is what the checkpoint says. */
-static void print_key(const mgr_key *key, size_t section_len)
+static bool same_row(const mgr_key *a, const mgr_key *b)
 {
-    char text[512], fallback[64] = "";
-    const char *const leaf = section_len ? key->name + section_len + 1 : key->name;
-    if (key->required)
-        snprintf(fallback, sizeof fallback, " (required)");
-    else if (key->fallback && key->fallback[0] && strncmp(key->name, "model.", 6) != 0)
-        snprintf(fallback, sizeof fallback, " (default %s)", key->fallback);
-    snprintf(text, sizeof text, "%s%s", key->help, fallback);
-    print_wrapped(text, printf("%s%s:", section_len ? "    " : "  ", leaf));
+    return strcmp(a->name, b->name) == 0 && strcmp(a->help, b->help) == 0;
 }
 
-/* The schema as the file is written: sections with their keys below. */
+/* "[megatron-torch, hdf5] ": whose this row is; nothing for rows of every run and every mode. */
+static void list_owners(const mgr_key *row, char *out, size_t size)
+{
+    mgr_row_walk at = {0};
+    const mgr_key_table *table;
+    size_t used = 0;
+    out[0] = '\0';
+    for (const mgr_key *key;
+         (key = mgr_schema_next(mgr_config_tables, &at, &table)) && used < size;)
+        if (same_row(key, row) && table->kind > MGR_OWNER_MODE)
+            used +=
+                (size_t)snprintf(out + used, size - used, "%s%s", used ? ", " : "[", table->owner);
+    if (used && used + 2 < size)
+        memcpy(out + used, "] ", 3);
+}
+
+/* " (a, b or c; default a)": what a row takes and has. */
+static void list_values(const mgr_key *key, char *out, size_t size)
+{
+    const bool has_default = key->fallback && key->fallback[0];
+    size_t used = (size_t)snprintf(out, size, "%s", key->choices ? " (" : "");
+    for (const char *c = key->choices; c && *c && used < size;) {
+        const size_t n = strcspn(c, "|");
+        const char *const lead = c == key->choices ? "" : c[n] ? ", " : " or ";
+        used += (size_t)snprintf(out + used, size - used, "%s%.*s", lead, (int)n, c);
+        c += n + (c[n] != '\0');
+    }
+    if (key->required)
+        snprintf(out, size, " (required)");
+    else if (has_default && used < size)
+        snprintf(out + used, size - used, "%sdefault %s)", key->choices ? "; " : " (",
+                 key->fallback);
+}
+
+/* What a key of `model:` has by default is what the checkpoint says. */
+static void print_row(const mgr_key *key, const char *indent)
+{
+    char text[640], owners[160], values[160] = "";
+    if (strncmp(key->name, "model.", 6) != 0)
+        list_values(key, values, sizeof values);
+    list_owners(key, owners, sizeof owners);
+    snprintf(text, sizeof text, "%s%s%s", owners, key->help, values);
+    print_wrapped(text, printf("%s%s:", indent, mgr_config_key_leaf(key)));
+}
+
+/* A key, once for each meaning that its owners give it. */
+static void print_key(const mgr_key *first, const char *indent)
+{
+    mgr_row_walk at = {0};
+    const mgr_key *last = NULL;
+    for (const mgr_key *key; (key = mgr_schema_next(mgr_config_tables, &at, NULL));) {
+        if (strcmp(key->name, first->name) != 0 || (last && same_row(key, last)))
+            continue;
+        print_row(key, indent);
+        last = key;
+    }
+}
+
+/* The keys as the file is written: sections with their keys below. */
 static void print_keys(void)
 {
-    size_t n;
-    const mgr_key *const keys = mgr_config_schema(&n);
-    const char *section = "";
-    size_t section_len = 0;
-    printf("\nCONFIG is YAML with these keys:\n");
-    for (size_t i = 0; i < n; i++) {
-        const char *const dot = strchr(keys[i].name, '.');
-        const size_t len = dot ? (size_t)(dot - keys[i].name) : 0;
-        if (len && (len != section_len || strncmp(section, keys[i].name, len) != 0))
-            printf("  %.*s:%s\n", (int)len, keys[i].name,
-                   len == 5 && strncmp(keys[i].name, "model", 5) == 0
-                       ? "  (what the checkpoint does not say; what it says is checked)"
-                       : "");
-        section = keys[i].name;
-        section_len = len;
-        print_key(&keys[i], section_len);
+    static const char *const notes[MGR_N_SECTIONS] = {
+        "", "  (what the checkpoint does not say; what it says is checked)",
+        "  (with 'mode: upcycle')", ""};
+    mgr_key_list all;
+    int section = -1;
+    mgr_schema_list(mgr_config_tables, &all);
+    printf("\nCONFIG is YAML with these keys; [names] say whose a key is, and with any other\n"
+           "format, method or router it is an error:\n");
+    for (size_t i = 0; i < all.n; i++) {
+        const int own = mgr_config_key_section(all.keys[i]);
+        if (own != section)
+            printf("  %s:%s\n", mgr_config_sections[own], notes[own]);
+        section = own;
+        print_key(all.keys[i], own < 0 ? "  " : "    ");
     }
     printf("\nexit status: 0 done, 64 usage, 65 bad input, 66 input missing, 70 internal,\n"
-           "71 system, 73 output exists or cannot be made or does not fit, 74 I/O, 75 stopped,\n"
-           "78 configuration\n");
+           "71 system, 73 output exists or cannot be made or does not fit, 74 I/O,\n"
+           "75 stopped, 78 configuration\n");
 }
 
 static const mgr_program program = {

@@ -27,11 +27,8 @@ int mgr_huggingface_check(const char *format, const mgr_model *model, mgr_err *e
     if (mgr_huggingface_class(model) != MGR_HF_NO_CLASS)
         return MGR_OK;
     list_features(model, features, sizeof features);
-    mgr_fail(err, MGR_ERR_UNSUPPORTED, "target format '%s' cannot express a model with %s", format,
-             features);
-    return model->window ? MGR_ERR_UNSUPPORTED
-                         : mgr_hint(err, "choose target format 'megatron-torch' or "
-                                         "'megatron-dist'");
+    return mgr_fail(err, MGR_ERR_UNSUPPORTED, "target format '%s' cannot express a model with %s",
+                    format, features);
 }
 
 static int write_index(const mgr_output *target, const char *directory, mgr_err *err)

@@ -24,6 +24,7 @@ typedef struct mgr_source_files {
 
 typedef struct mgr_source_format {
     const char *name;
+    mgr_key_table keys; /* of the configuration, that this format reads */
 
     /* Is `path` of this kind? Local, reads directories only. */
     bool (*probe)(const char *path);

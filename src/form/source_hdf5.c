@@ -10,6 +10,7 @@
 #include "core/mem.h"
 #include "fmt/h5.h"
 #include "fmt/json.h"
+#include "form/format_keys.h"
 #include "form/hdf5_model.h"
 #include "form/huggingface_compose.h"
 #include "form/source.h"
@@ -295,6 +296,7 @@ static void fetched(void *opaque)
 
 const mgr_source_format mgr_source_hdf5 = {
     .name = "hdf5",
+    .keys = MGR_NO_KEYS(MGR_OWNER_SOURCE, "hdf5"),
     .probe = probe,
     .find = find,
     .read = read_source_file,

@@ -13,6 +13,7 @@
 #include "fmt/json.h"
 #include "fmt/safetensors.h"
 #include "fmt/torch_file.h"
+#include "form/format_keys.h"
 #include "form/huggingface_compose.h"
 #include "form/source.h"
 #include "io/file.h"
@@ -30,6 +31,7 @@
 
 extern const mgr_source_format mgr_source_huggingface;
 extern const mgr_source_format mgr_source_moe_recipes;
+extern const mgr_source_format mgr_source_mixtral;
 
 /* In the order in which transformers looks for them; an index names further files. */
 static const char *const weight_files[] = {"model.safetensors", "model.safetensors" INDEX_SUFFIX,
@@ -473,8 +475,11 @@ static void release(void *state)
     mgr_free(state);
 }
 
+static const mgr_key keys[] = {MGR_ROW_UNKNOWN};
+
 const mgr_source_format mgr_source_huggingface = {
     .name = "huggingface",
+    .keys = MGR_KEY_TABLE(MGR_OWNER_SOURCE, "huggingface", keys),
     .probe = probe,
     .find = find,
     .read = read_source_file,
@@ -494,6 +499,19 @@ static bool probe_nothing(const char *path)
 
 const mgr_source_format mgr_source_moe_recipes = {
     .name = "moe-recipes",
+    .keys = MGR_KEY_TABLE(MGR_OWNER_SOURCE, "moe-recipes", keys),
+    .probe = probe_nothing,
+    .find = find,
+    .read = read_source_file,
+    .describe = describe,
+    .layout = layout,
+    .summary = summary,
+    .release = release,
+};
+
+const mgr_source_format mgr_source_mixtral = {
+    .name = "mixtral",
+    .keys = MGR_KEY_TABLE(MGR_OWNER_SOURCE, "mixtral", keys),
     .probe = probe_nothing,
     .find = find,
     .read = read_source_file,

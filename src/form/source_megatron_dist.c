@@ -13,6 +13,7 @@
 #include "fmt/dcp.h"
 #include "fmt/json.h"
 #include "fmt/torch_file.h"
+#include "form/format_keys.h"
 #include "form/megatron_root.h"
 #include "form/source.h"
 #include "io/file.h"
@@ -322,8 +323,11 @@ static int summary(const void *opaque, mgr_buf *out, mgr_err *err)
                        s->dist.singleton ? ", gate and up apart" : "");
 }
 
+static const mgr_key keys[] = {MGR_ROW_SOURCE_ITERATION, MGR_ROW_UNKNOWN};
+
 const mgr_source_format mgr_source_megatron_dist = {
     .name = "megatron-dist",
+    .keys = MGR_KEY_TABLE(MGR_OWNER_SOURCE, "megatron-dist", keys),
     .probe = probe,
     .find = find,
     .read = read_file,

@@ -10,6 +10,7 @@
 
 #include "core/mem.h"
 #include "fmt/torch_file.h"
+#include "form/format_keys.h"
 #include "form/megatron_root.h"
 #include "form/source.h"
 #include "io/file.h"
@@ -329,8 +330,18 @@ static int summary(const void *opaque, mgr_buf *out, mgr_err *err)
                        mg->tensor_parallel, mg->pipeline_parallel, chunks, experts, s->names);
 }
 
+static const mgr_key keys[] = {
+    MGR_ROW_SOURCE_ITERATION,
+    MGR_ROW_UNKNOWN,
+    MGR_ROW_UINT("model.tensor_parallel", model.tensor_parallel, "0", 0, MGR_MOST_PARTS,
+                 "tensor parallel size of the source"),
+    MGR_ROW_UINT("model.pipeline_parallel", model.pipeline_parallel, "0", 0, MGR_MOST_PARTS,
+                 "pipeline parallel size of the source"),
+};
+
 const mgr_source_format mgr_source_megatron_torch = {
     .name = "megatron-torch",
+    .keys = MGR_KEY_TABLE(MGR_OWNER_SOURCE, "megatron-torch", keys),
     .probe = probe,
     .find = find,
     .read = mgr_torch_file_read,

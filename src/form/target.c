@@ -1,16 +1,21 @@
 #include "form/target.h"
 
+#include <stdio.h>
 #include <string.h>
 
+#include "cfg/value.h"
+#include "core/mem.h"
+
 extern const mgr_target_format mgr_target_moe_recipes;
+extern const mgr_target_format mgr_target_mixtral;
 extern const mgr_target_format mgr_target_megatron_torch;
 extern const mgr_target_format mgr_target_megatron_dist;
 extern const mgr_target_format mgr_target_huggingface;
 extern const mgr_target_format mgr_target_hdf5;
 
 static const mgr_target_format *const table[] = {
-    &mgr_target_moe_recipes, &mgr_target_megatron_torch, &mgr_target_megatron_dist,
-    &mgr_target_huggingface, &mgr_target_hdf5,
+    &mgr_target_huggingface,    &mgr_target_moe_recipes,   &mgr_target_mixtral,
+    &mgr_target_megatron_torch, &mgr_target_megatron_dist, &mgr_target_hdf5,
 };
 
 const mgr_target_format *mgr_target_at(size_t idx)
@@ -24,4 +29,46 @@ const mgr_target_format *mgr_target_find(const char *name)
         if (strcmp(mgr_target_at(i)->name, name) == 0)
             return mgr_target_at(i);
     return NULL;
+}
+
+/* Would this format take the model, with its own keys at their defaults? */
+static bool takes(const mgr_target_format *format, mgr_config *plain, const mgr_model *model)
+{
+    mgr_err ignored = MGR_ERR_INIT;
+    for (size_t i = 0; i < format->keys.n; i++)
+        if (format->keys.keys[i].fallback &&
+            mgr_value_default(plain, &format->keys.keys[i], &ignored) != MGR_OK)
+            return false;
+    snprintf(plain->target.format, sizeof plain->target.format, "%s", format->name);
+    return format->check(plain, model, &ignored) == MGR_OK;
+}
+
+/* Where it is the model that is refused, and not a key: which formats hold it? */
+static void hint_formats(const mgr_target_format *refused, mgr_config *plain,
+                         const mgr_model *model, mgr_err *err)
+{
+    char names[160] = "";
+    size_t used = 0;
+    if (takes(refused, plain, model))
+        return;
+    for (size_t i = 0; mgr_target_at(i) && used < sizeof names; i++)
+        if (takes(mgr_target_at(i), plain, model))
+            used += (size_t)snprintf(names + used, sizeof names - used, "%s%s", used ? ", " : "",
+                                     mgr_target_at(i)->name);
+    if (used)
+        mgr_hint(err, "target formats that hold this model: %s", names);
+}
+
+int mgr_target_check(const mgr_target_format *format, const mgr_config *config,
+                     const mgr_model *model, mgr_err *err)
+{
+    mgr_config *plain = NULL;
+    mgr_err ignored = MGR_ERR_INIT;
+    const int rc = format->check(config, model, err);
+    if (rc != MGR_OK && mgr_alloc(&plain, 1, sizeof *plain, &ignored) == MGR_OK) {
+        *plain = *config;
+        hint_formats(format, plain, model, err);
+        mgr_free(plain);
+    }
+    return rc;
 }

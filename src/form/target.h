@@ -30,6 +30,7 @@ typedef struct mgr_output {
 
 typedef struct mgr_target_format {
     const char *name;
+    mgr_key_table keys; /* of the configuration, that this format reads */
     const mgr_container *container;
     /* NULL, or what to take in its place. Pure. */
     const mgr_container *(*choose)(const mgr_config *config);
@@ -55,5 +56,10 @@ typedef struct mgr_target_format {
 
 const mgr_target_format *mgr_target_find(const char *name);
 const mgr_target_format *mgr_target_at(size_t idx);
+
+/* The format's check; where it is the model that is refused, the hint names the formats that would
+ * take it. Local. */
+int mgr_target_check(const mgr_target_format *format, const mgr_config *config,
+                     const mgr_model *model, mgr_err *err) MGR_NODISCARD;
 
 #endif

@@ -11,6 +11,7 @@
 #include "core/mem.h"
 #include "fmt/h5.h"
 #include "fmt/json.h"
+#include "form/format_keys.h"
 #include "form/hdf5_model.h"
 #include "form/huggingface_sidecars.h"
 #include "form/sidecar.h"
@@ -153,8 +154,16 @@ static int sidecars(const mgr_output *target, const char *directory, mgr_err *er
     return rc;
 }
 
+static const mgr_key keys[] = {
+    MGR_ROW_EXPERT_PARALLEL,
+    MGR_ROW_CONFIG,
+    MGR_ROW_CHOICE("target.compression", target.compression, "none", "none|deflate",
+                   "deflate: each piece of rows is shuffled by bytes and deflated"),
+};
+
 const mgr_target_format mgr_target_hdf5 = {
     .name = "hdf5",
+    .keys = MGR_KEY_TABLE(MGR_OWNER_TARGET, "hdf5", keys),
     .container = &mgr_container_hdf5,
     .choose = choose,
     .check = check,

@@ -14,6 +14,7 @@
 #include "fmt/pickle_write.h"
 #include "fmt/sha256.h"
 #include "fmt/torch_write.h"
+#include "form/format_keys.h"
 #include "form/megatron_write.h"
 #include "form/sidecar.h"
 #include "form/target.h"
@@ -37,29 +38,6 @@ typedef struct state {
 
 /* ---- what cannot be expressed ---- */
 
-/* The loader cuts as its run is set, so these would have no effect. */
-static int check_sizes(const mgr_config *config, mgr_err *err)
-{
-    const struct {
-        const char *key;
-        uint64_t value, without;
-    } sizes[] = {{"target.pipeline_parallel", config->target.pipeline_parallel, 1},
-                 {"target.virtual_pipeline", config->target.virtual_pipeline, 1},
-                 {"target.expert_tensor_parallel", config->target.expert_tensor_parallel, 1},
-                 {"target.first_stage_layers", config->target.first_stage_layers, 0},
-                 {"target.last_stage_layers", config->target.last_stage_layers, 0}};
-    for (size_t i = 0; i < sizeof sizes / sizeof sizes[0]; i++) {
-        if (sizes[i].value <= sizes[i].without)
-            continue;
-        mgr_config_fail(config, sizes[i].key, err,
-                        "'%s' is %llu, but torch_dist checkpoints are not split by it",
-                        sizes[i].key, (unsigned long long)sizes[i].value);
-        return mgr_hint(err, "remove '%s': the training run chooses it when it loads",
-                        sizes[i].key);
-    }
-    return MGR_OK;
-}
-
 static int check_experts(const mgr_config *config, const mgr_model *model, mgr_err *err)
 {
     const uint64_t ep = config->target.expert_parallel;
@@ -70,14 +48,8 @@ static int check_experts(const mgr_config *config, const mgr_model *model, mgr_e
                            (unsigned long long)model->experts, (unsigned long long)ep);
 }
 
-static int check_names(const mgr_config *config, const mgr_model *model, mgr_err *err)
+static int check_keys(const mgr_config *config, const mgr_model *model, mgr_err *err)
 {
-    const char *const names = config->target.names;
-    if (strcmp(names, "per-expert") == 0 || strcmp(names, "fused") == 0)
-        return mgr_config_fail(config, "target.names", err,
-                               "'target.names' is '%s', which Megatron does not have; choose te or "
-                               "local",
-                               names);
     if (strcmp(config->target.dist_keys, "stacked") == 0 && !mgr_megatron_dist_can_stack(model))
         return mgr_config_fail(config, "target.dist_keys", err,
                                "'target.dist_keys' is 'stacked', but of %llu layers only %llu have "
@@ -89,8 +61,7 @@ static int check_names(const mgr_config *config, const mgr_model *model, mgr_err
 
 static int check(const mgr_config *config, const mgr_model *model, mgr_err *err)
 {
-    MGR_TRY(check_names(config, model, err));
-    MGR_TRY(check_sizes(config, err));
+    MGR_TRY(check_keys(config, model, err));
     MGR_TRY(check_experts(config, model, err));
     return mgr_megatron_check_args(model, err);
 }
@@ -406,8 +377,21 @@ static int sidecars(const mgr_output *target, const char *directory, mgr_err *er
     return mgr_megatron_write_tracker(directory, target->config->target.iteration, err);
 }
 
+static const mgr_key keys[] = {
+    MGR_ROW_TENSOR_PARALLEL,
+    MGR_ROW_EXPERT_PARALLEL,
+    MGR_ROW_VOCAB_DIVISOR,
+    MGR_ROW_MEGATRON_NAMES,
+    MGR_ROW_CHOICE("target.dist_keys", target.dist_keys, "auto", "auto|stacked|per-layer",
+                   "layers stacked, as a moe_layer_freq of 1 asks for, or each by its number, as a "
+                   "list does"),
+    MGR_ROW_TARGET_ITERATION,
+    MGR_ROW_MAX_SHARD_SIZE,
+};
+
 const mgr_target_format mgr_target_megatron_dist = {
     .name = "megatron-dist",
+    .keys = MGR_KEY_TABLE(MGR_OWNER_TARGET, "megatron-dist", keys),
     .container = &mgr_container_dist,
     .check = check,
     .layout = layout,

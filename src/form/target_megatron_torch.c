@@ -8,6 +8,7 @@
 #include <string.h>
 
 #include "core/mem.h"
+#include "form/format_keys.h"
 #include "form/megatron_write.h"
 #include "form/target.h"
 #include "model/megatron.h"
@@ -104,12 +105,7 @@ static int check_names(const mgr_config *config, mgr_err *err)
         return mgr_config_fail(config, "target.expert_names", err,
                                "'target.expert_names' is 'grouped', which the local spec of "
                                "'target.names' does not have");
-    if (strcmp(names, "per-expert") != 0 && strcmp(names, "fused") != 0)
-        return MGR_OK;
-    return mgr_config_fail(config, "target.names", err,
-                           "'target.names' is '%s', which Megatron does not have; choose te or "
-                           "local",
-                           names);
+    return MGR_OK;
 }
 
 static int check(const mgr_config *config, const mgr_model *model, mgr_err *err)
@@ -237,8 +233,31 @@ static int sidecars(const mgr_output *target, const char *directory, mgr_err *er
     return mgr_megatron_write_tracker(directory, target->config->target.iteration, err);
 }
 
+static const mgr_key keys[] = {
+    MGR_ROW_TENSOR_PARALLEL,
+    MGR_ROW_UINT("target.pipeline_parallel", target.pipeline_parallel, "1", 1, MGR_MOST_PARTS,
+                 "pipeline parallel size"),
+    MGR_ROW_EXPERT_PARALLEL,
+    MGR_ROW_UINT("target.expert_tensor_parallel", target.expert_tensor_parallel, "0", 0,
+                 MGR_MOST_PARTS, "tensor parallel size of the experts; 0: as the rest"),
+    MGR_ROW_UINT("target.virtual_pipeline", target.virtual_pipeline, "1", 1, MGR_MOST_PARTS,
+                 "virtual pipeline chunks in each stage"),
+    MGR_ROW_UINT("target.first_stage_layers", target.first_stage_layers, "0", 0, MGR_MOST_PARTS,
+                 "layers of the first pipeline stage; 0: as the stages between"),
+    MGR_ROW_UINT("target.last_stage_layers", target.last_stage_layers, "0", 0, MGR_MOST_PARTS,
+                 "layers of the last pipeline stage; 0: as the stages between"),
+    MGR_ROW_VOCAB_DIVISOR,
+    MGR_ROW_MEGATRON_NAMES,
+    MGR_ROW_CHOICE("target.expert_names", target.expert_names, "sequential",
+                   "sequential|grouped|grouped-old",
+                   "experts as SequentialMLP, TEGroupedMLP, or GroupedMLP (before core 0.17) name "
+                   "them"),
+    MGR_ROW_TARGET_ITERATION,
+};
+
 const mgr_target_format mgr_target_megatron_torch = {
     .name = "megatron-torch",
+    .keys = MGR_KEY_TABLE(MGR_OWNER_TARGET, "megatron-torch", keys),
     .container = &mgr_container_torch,
     .check = check,
     .layout = layout,

@@ -7,6 +7,7 @@
 #include <string.h>
 
 #include "kern/kern.h"
+#include "kern/method_keys.h"
 #include "kern/method.h"
 
 static void drop_neuron_rows(const mgr_expert *x, uint32_t first, uint32_t n, const void *dense,
@@ -60,8 +61,11 @@ static void drop_hidden_rows(const mgr_expert *x, uint64_t first, uint64_t n, co
     mgr_down_rows(x, first, n, dense, from, out, to, drop_columns);
 }
 
+static const mgr_key keys[] = {MGR_ROW_RATIO("starts anew"), MGR_ROW_INDEX_SETS};
+
 const mgr_method mgr_method_drop = {
     .name = "drop",
+    .keys = MGR_KEY_TABLE(MGR_OWNER_METHOD, "drop", keys),
     .needs_selection = true,
     .needs_moments = true,
     .neuron_rows = drop_neuron_rows,

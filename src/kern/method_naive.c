@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "kern/kern.h"
+#include "kern/method_keys.h"
 #include "kern/method.h"
 
 static uint32_t min_u32(uint64_t a, uint32_t b)
@@ -129,6 +130,7 @@ static void naive_hidden_rows(const mgr_expert *x, uint64_t first, uint64_t n, c
 
 const mgr_method mgr_method_naive = {
     .name = "naive",
+    .keys = MGR_NO_KEYS(MGR_OWNER_METHOD, "naive"),
     .needs_selection = false,
     .needs_moments = false,
     .neuron_rows = naive_neuron_rows,

@@ -7,6 +7,7 @@
 #include <string.h>
 
 #include "kern/kern.h"
+#include "kern/method_keys.h"
 #include "kern/method.h"
 
 #define CHUNK 512
@@ -92,8 +93,16 @@ static void noise_hidden_rows(const mgr_expert *x, uint64_t first, uint64_t n, c
     mgr_down_rows(x, first, n, dense, from, out, to, noise_columns);
 }
 
+static const mgr_key keys[] = {
+    MGR_ROW_RATIO("has noise in"),
+    MGR_ROW_INDEX_SETS,
+    MGR_ROW_REAL("upcycle.noise_std", upcycle.noise_std, "0.02", 0, 100,
+                 "standard deviation of the noise"),
+};
+
 const mgr_method mgr_method_noise = {
     .name = "noise",
+    .keys = MGR_KEY_TABLE(MGR_OWNER_METHOD, "noise", keys),
     .needs_selection = true,
     .needs_moments = false,
     .neuron_rows = noise_neuron_rows,

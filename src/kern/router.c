@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "kern/kern.h"
+#include "mgr/keys.h"
 #include "mgr/upcycle.h"
 
 #define CHUNK 1024
@@ -12,22 +13,33 @@
 /* The standard deviation 0.02 of UNIFORM, over that of a uniform number: 0.02 * sqrt(12). */
 #define UNIFORM_SCALE 0.06928203230275509
 
-static const char *const names[N_NAMES] = {
-    [MGR_ROUTER_UNIFORM] = "uniform",
-    [MGR_ROUTER_UNIFORM01] = "uniform01",
-    [MGR_ROUTER_UNIFORM01_CENTRED] = "uniform01-centred",
-    [MGR_ROUTER_NORMAL] = "normal",
+static const mgr_key normal_keys[] = {
+    MGR_ROW_REAL("upcycle.router_std", upcycle.router_std, "0.02", 0, 100,
+                 "standard deviation of the router 'normal'"),
 };
+
+/* Names and keys in one: a name is a table's owner. */
+static const mgr_key_table tables[N_NAMES] = {
+    [MGR_ROUTER_UNIFORM] = MGR_NO_KEYS(MGR_OWNER_ROUTER, "uniform"),
+    [MGR_ROUTER_UNIFORM01] = MGR_NO_KEYS(MGR_OWNER_ROUTER, "uniform01"),
+    [MGR_ROUTER_UNIFORM01_CENTRED] = MGR_NO_KEYS(MGR_OWNER_ROUTER, "uniform01-centred"),
+    [MGR_ROUTER_NORMAL] = MGR_KEY_TABLE(MGR_OWNER_ROUTER, "normal", normal_keys),
+};
+
+const mgr_key_table *mgr_router_keys(mgr_router router)
+{
+    return (unsigned)router < N_NAMES ? &tables[router] : NULL;
+}
 
 const char *mgr_router_name(mgr_router router)
 {
-    return (unsigned)router < N_NAMES ? names[router] : "unknown";
+    return (unsigned)router < N_NAMES ? tables[router].owner : "unknown";
 }
 
 mgr_router mgr_router_find(const char *name)
 {
     int i = 0;
-    while (i < N_NAMES && strcmp(names[i], name) != 0)
+    while (i < N_NAMES && strcmp(tables[i].owner, name) != 0)
         i++;
     return (mgr_router)i;
 }

@@ -151,7 +151,7 @@ static int add_texts(ledger *l, mgr_err *err)
 {
     mgr_buf config = {0};
     MGR_TRY(add_run(l, err));
-    int rc = mgr_config_dump(&l->job->config, &config, err);
+    int rc = mgr_config_dump(&l->job->config, mgr_config_tables, &config, err);
     if (rc == MGR_OK)
         rc = put_text(l, "config", &config, err);
     mgr_buf_clear(&config);

@@ -133,7 +133,7 @@ static int add_beside(const mgr_job *job, const char *directory, json_t *manifes
 int mgr_manifest_write(const mgr_job *job, const char *directory, bool complete, mgr_err *err)
 {
     mgr_buf config = {0};
-    MGR_TRY(mgr_config_dump(&job->config, &config, err));
+    MGR_TRY(mgr_config_dump(&job->config, mgr_config_tables, &config, err));
     json_t *const skipped = json_object();
     for (int k = 0; k < MGR_SKIP_COUNT; k++)
         json_object_set_new(skipped, mgr_skip_name((mgr_skip)k),

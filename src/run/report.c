@@ -172,7 +172,7 @@ void mgr_print_config(const mgr_job *job)
 {
     mgr_buf text = {0};
     mgr_err ignored = MGR_ERR_INIT;
-    if (mgr_config_dump(&job->config, &text, &ignored) == MGR_OK)
+    if (mgr_config_dump(&job->config, mgr_config_tables, &text, &ignored) == MGR_OK)
         printf("\n%s", text.data);
     mgr_buf_clear(&text);
     fflush(stdout);

@@ -5,18 +5,46 @@
 #include "core/mem.h"
 #include "run/run.h"
 
-/* The configuration that the options amount to: the schema's defaults, and what a target reads. */
+/* Options that have a key, as overrides: what the format does not own is refused. */
+typedef struct overrides {
+    char text[16][96];
+    const char *list[16];
+    size_t n;
+} overrides;
+
+static void add_size(overrides *o, const char *key, uint64_t value, uint64_t fallback)
+{
+    if (value == fallback)
+        return;
+    snprintf(o->text[o->n], sizeof o->text[0], "target.%s=%llu", key, (unsigned long long)value);
+    o->n++;
+}
+
+static void add_text(overrides *o, const char *key, const char *value)
+{
+    snprintf(o->text[o->n++], sizeof o->text[0], "%s=%s", key, value);
+}
+
+/* The configuration that the options amount to. */
 static int fill_config(mgr_config *c, const mgr_synth_options *o, mgr_err *err)
 {
-    static const char *const required[] = {"source.path=none", "target.path=none"};
-    MGR_TRY(mgr_config_parse(c, "command line", "{}", 2, required, 2, err));
+    overrides sets = {.n = 0};
+    add_text(&sets, "source.path", "none");
+    add_text(&sets, "target.path", "none");
+    add_text(&sets, "mode", "reshard");
+    add_text(&sets, "target.format", o->format);
+    if (strcmp(o->names, "auto") != 0)
+        add_text(&sets, "target.names", o->names);
+    add_size(&sets, "tensor_parallel", o->tensor_parallel, 1);
+    add_size(&sets, "pipeline_parallel", o->pipeline_parallel, 1);
+    add_size(&sets, "virtual_pipeline", o->virtual_pipeline, 1);
+    add_size(&sets, "expert_parallel", o->expert_parallel, 1);
+    add_size(&sets, "expert_tensor_parallel", o->expert_tensor_parallel, 0);
+    for (size_t i = 0; i < sets.n; i++)
+        sets.list[i] = sets.text[i];
+    MGR_TRY(
+        mgr_config_parse(c, mgr_config_tables, "command line", "{}", 2, sets.list, sets.n, err));
     snprintf(c->target.path, sizeof c->target.path, "%s", o->out);
-    snprintf(c->target.names, sizeof c->target.names, "%s", o->names);
-    c->target.tensor_parallel = o->tensor_parallel;
-    c->target.pipeline_parallel = o->pipeline_parallel;
-    c->target.virtual_pipeline = o->virtual_pipeline;
-    c->target.expert_parallel = o->expert_parallel;
-    c->target.expert_tensor_parallel = o->expert_tensor_parallel;
     c->target.make_vocab_size_divisible_by = o->vocab_divisor;
     c->target.iteration = 1;
     c->upcycle.seed = o->seed;
@@ -33,7 +61,7 @@ static int set_up(mgr_job *job, const mgr_synth_options *o, mgr_err *err)
     job->target_format = mgr_target_find(o->format);
     if (!job->target_format)
         return mgr_fail(err, MGR_ERR_USAGE, "no format '%s'", o->format);
-    MGR_TRY(job->target_format->check(c, &o->model, err));
+    MGR_TRY(mgr_target_check(job->target_format, c, &o->model, err));
     MGR_TRY(mgr_tensors_init(&t->tensors, &o->model, err));
     MGR_TRY(mgr_alloc(&job->defines, t->tensors.n, sizeof *job->defines, err));
     for (uint32_t i = 0; i < t->tensors.n; i++)

@@ -22,8 +22,8 @@ static int read_config(mgr_job *job, const mgr_run_options *o, mgr_err *err)
     if (job->rank == 0) {
         rc = mgr_read_file(o->config_path, MAX_CONFIG, &text, err);
         if (rc == MGR_OK)
-            rc = mgr_config_parse(&job->config, o->config_path, text.data ? text.data : "",
-                                  text.len, o->sets, o->n_sets, err);
+            rc = mgr_config_parse(&job->config, mgr_config_tables, o->config_path,
+                                  text.data ? text.data : "", text.len, o->sets, o->n_sets, err);
         text.len = 0;
         if (rc == MGR_OK)
             rc = mgr_buf_add(&text, &job->config, sizeof job->config, err);
@@ -37,77 +37,35 @@ static int read_config(mgr_job *job, const mgr_run_options *o, mgr_err *err)
     return rc;
 }
 
-/* "known: a, b, c" for the names of a registry. */
-static void known(char *out, size_t size, const char *(*name_at)(size_t), const char *first)
-{
-    size_t used = (size_t)snprintf(out, size, "%s", first ? first : "");
-    for (size_t i = 0; name_at(i) && used < size; i++)
-        used += (size_t)snprintf(out + used, size - used, "%s%s", used ? ", " : "", name_at(i));
-}
-
-static const char *method_name(size_t i)
-{
-    return mgr_method_at(i) ? mgr_method_at(i)->name : NULL;
-}
-
-static const char *source_name(size_t i)
-{
-    return mgr_source_at(i) ? mgr_source_at(i)->name : NULL;
-}
-
-static const char *target_name(size_t i)
-{
-    return mgr_target_at(i) ? mgr_target_at(i)->name : NULL;
-}
-
-static const char *router_name(size_t i)
-{
-    return i < MGR_ROUTER_COUNT ? mgr_router_name((mgr_router)i) : NULL;
-}
-
-static int unknown_name(const mgr_config *c, const char *key, const char *value,
-                        const char *(*name_at)(size_t), const char *first, mgr_err *err)
-{
-    char list[256];
-    known(list, sizeof list, name_at, first);
-    return mgr_config_fail(c, key, err, "'%s' is '%s'; known are: %s", key, value, list);
-}
-
-/* Names of the `upcycle:` section to entries of the registries. */
-static int resolve_upcycle(mgr_job *job, mgr_err *err)
-{
-    const mgr_config *const c = &job->config;
-    job->method = mgr_method_find(c->upcycle.method);
-    if (!job->method)
-        return unknown_name(c, "upcycle.method", c->upcycle.method, method_name, NULL, err);
-    job->router = mgr_router_find(c->upcycle.router);
-    if (job->router == MGR_ROUTER_COUNT)
-        return unknown_name(c, "upcycle.router", c->upcycle.router, router_name, NULL, err);
-    if (c->upcycle.experts % c->target.expert_parallel != 0)
-        return mgr_config_fail(c, "target.expert_parallel", err,
-                               "%llu experts do not divide among %llu expert-parallel ranks",
-                               (unsigned long long)c->upcycle.experts,
-                               (unsigned long long)c->target.expert_parallel);
-    job->independent = strcmp(c->upcycle.index_sets, "independent") == 0;
-    return MGR_OK;
-}
-
-/* Names of the configuration to entries of the registries. */
+/* Names of the configuration to entries of the registries; mgr_config_settle knows them all. */
 static int resolve(mgr_job *job, mgr_err *err)
 {
     const mgr_config *const c = &job->config;
     job->target_format = mgr_target_find(c->target.format);
-    if (!job->target_format)
-        return unknown_name(c, "target.format", c->target.format, target_name, NULL, err);
-    if (strcmp(c->source.format, "auto") != 0 && !mgr_source_find(c->source.format))
-        return unknown_name(c, "source.format", c->source.format, source_name, "auto", err);
-    const bool upcycle = strcmp(c->mode, "upcycle") == 0;
-    if (strcmp(c->target.dtype, "auto") == 0)
-        snprintf(job->config.target.dtype, sizeof c->target.dtype, "%s",
-                 upcycle ? "bfloat16" : "source");
-    if (upcycle)
-        MGR_TRY(resolve_upcycle(job, err));
+    if (strcmp(c->mode, "upcycle") == 0) {
+        job->method = mgr_method_find(c->upcycle.method);
+        job->router = mgr_router_find(c->upcycle.router);
+        job->independent = strcmp(c->upcycle.index_sets, "independent") == 0;
+    }
     return mgr_sidecar_check_tokenizer(c, err);
+}
+
+/* "owner/name", as the hub has it and no path that was meant? */
+static bool like_hub_name(const char *path)
+{
+    const char *const slash = strchr(path, '/');
+    return slash && slash != path && slash[1] != '\0' && !strchr(slash + 1, '/') && path[0] != '.';
+}
+
+static int no_source(const char *path, mgr_err *err)
+{
+    mgr_fail(err, MGR_ERR_NOT_FOUND, "source.path '%s' does not exist", path);
+    if (like_hub_name(path))
+        mgr_hint(err,
+                 "names of the Hugging Face hub are not downloaded: hf download %s "
+                 "--local-dir DIR, then 'source.path: DIR'",
+                 path);
+    return err->code;
 }
 
 static int detect_source(mgr_job *job, mgr_err *err)
@@ -115,7 +73,7 @@ static int detect_source(mgr_job *job, mgr_err *err)
     const mgr_config *const c = &job->config;
     const bool automatic = strcmp(c->source.format, "auto") == 0;
     if (automatic && !mgr_path_exists(c->source.path))
-        return mgr_fail(err, MGR_ERR_NOT_FOUND, "source.path '%s' does not exist", c->source.path);
+        return no_source(c->source.path, err);
     job->source_format =
         automatic ? mgr_source_probe(c->source.path) : mgr_source_find(c->source.format);
     if (!job->source_format) {
@@ -154,6 +112,15 @@ static int unpack_files(mgr_job *job, const mgr_buf *in, mgr_err *err)
     return MGR_OK;
 }
 
+/* What 'auto' turned out to be, and whether the keys that are written are its own. */
+static int settle_format(mgr_job *job, mgr_err *err)
+{
+    mgr_config *const c = &job->config;
+    memset(c->source.format, 0, sizeof c->source.format);
+    memcpy(c->source.format, job->source_format->name, strlen(job->source_format->name));
+    return mgr_config_settle(c, mgr_config_tables, err);
+}
+
 static int find_source(mgr_job *job, mgr_err *err)
 {
     mgr_buf list = {0};
@@ -168,6 +135,8 @@ static int find_source(mgr_job *job, mgr_err *err)
         rc = mgr_bcast_bytes(job->comm, &list, err);
     if (rc == MGR_OK && job->rank != 0)
         rc = unpack_files(job, &list, err);
+    if (rc == MGR_OK)
+        rc = settle_format(job, err);
     mgr_buf_clear(&list);
     return mgr_agree(job->comm, rc, err);
 }
@@ -307,7 +276,7 @@ static int describe_target(mgr_job *job, mgr_err *err)
     MGR_TRY(target_model(job, &model, err));
     const bool as_source = strcmp(c->target.dtype, "source") == 0;
     const mgr_dtype dtype = as_source ? model.dtype : mgr_dtype_from_name(c->target.dtype);
-    MGR_TRY(job->target_format->check(c, &model, err));
+    MGR_TRY(mgr_target_check(job->target_format, c, &model, err));
     MGR_TRY(mgr_tensors_init(&t->tensors, &model, err));
     MGR_TRY(define_targets(job, err));
     MGR_TRY(mgr_layout_init(&t->layout, &t->tensors, &t->cat, true, dtype, err));
@@ -375,7 +344,7 @@ static int plan(mgr_job *job, mgr_err *err)
 static int config_id(const mgr_job *job, char out[17], mgr_err *err)
 {
     mgr_buf text = {0};
-    const int rc = mgr_config_dump(&job->config, &text, err);
+    const int rc = mgr_config_dump(&job->config, mgr_config_tables, &text, err);
     if (rc == MGR_OK)
         snprintf(out, 17, "%016llx", (unsigned long long)XXH3_64bits(text.data, text.len));
     mgr_buf_clear(&text);

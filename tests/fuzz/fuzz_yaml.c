@@ -7,6 +7,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "cfg/schema.h"
 #include "core/mem.h"
 #include "core/str.h"
 #include "mgr/config.h"
@@ -20,19 +21,22 @@ static void check_round_trip(const mgr_config *config)
     mgr_buf text = {0};
     mgr_config again;
     mgr_err err = MGR_ERR_INIT;
-    size_t n = 0;
-    const mgr_key *keys = mgr_config_schema(&n);
-    if (mgr_config_dump(config, &text, &err) != MGR_OK ||
-        mgr_config_parse(&again, "dump", text.data, text.len, NULL, 0, &err) != MGR_OK) {
+    mgr_key_list all;
+    if (mgr_config_dump(config, mgr_config_tables, &text, &err) != MGR_OK ||
+        mgr_config_parse(&again, mgr_config_tables, "dump", text.data, text.len, NULL, 0, &err) !=
+            MGR_OK) {
         fprintf(stderr, "%s\n%s\n", err.msg, text.data ? text.data : "");
         abort();
     }
-    for (size_t i = 0; i < n; i++)
-        if (memcmp((const char *)config + keys[i].offset, (const char *)&again + keys[i].offset,
-                   keys[i].size) != 0) {
-            fprintf(stderr, "'%s' changed\n%s\n", keys[i].name, text.data);
+    mgr_schema_list(mgr_config_tables, &all);
+    for (size_t i = 0; i < all.n; i++) {
+        const mgr_key *const key = mgr_schema_row(mgr_config_tables, config, all.keys[i]->name);
+        if (key && memcmp((const char *)config + key->offset, (const char *)&again + key->offset,
+                          key->size) != 0) {
+            fprintf(stderr, "'%s' changed\n%s\n", key->name, text.data);
             abort();
         }
+    }
     mgr_buf_clear(&text);
 }
 
@@ -53,7 +57,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
         sets[n_sets++] = copy + at + 1;
     }
     mgr_config config;
-    const int rc = mgr_config_parse(&config, "fuzz", copy, len, sets, n_sets, &err);
+    const int rc =
+        mgr_config_parse(&config, mgr_config_tables, "fuzz", copy, len, sets, n_sets, &err);
     if (rc == MGR_OK)
         check_round_trip(&config);
     else if (err.code != rc || err.msg[0] == '\0' || rc == MGR_ERR_INTERNAL)

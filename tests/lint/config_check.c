@@ -30,7 +30,8 @@ static void check_config(const char *path)
     size_t len;
     char *text = read_text(path, &len);
     mgr_config *config = calloc(1, sizeof *config);
-    if (!config || mgr_config_parse(config, path, text, len, NULL, 0, &err) != MGR_OK) {
+    if (!config ||
+        mgr_config_parse(config, mgr_config_tables, path, text, len, NULL, 0, &err) != MGR_OK) {
         fprintf(stderr, "%s\n", err.msg);
         check_failures++;
     } else {
@@ -52,14 +53,15 @@ static void check_config(const char *path)
 
 static void check_document(const char *path)
 {
-    size_t len, n;
+    size_t len;
     char *text = read_text(path, &len);
-    const mgr_key *keys = mgr_config_schema(&n);
-    for (size_t i = 0; i < n; i++)
-        if (!strstr(text, keys[i].name)) {
-            fprintf(stderr, "%s: no key '%s'\n", path, keys[i].name);
-            check_failures++;
-        }
+    const mgr_key_table *table;
+    for (size_t t = 0; (table = mgr_config_tables(t)); t++)
+        for (size_t i = 0; i < table->n; i++)
+            if (!strstr(text, table->keys[i].name)) {
+                fprintf(stderr, "%s: no key '%s'\n", path, table->keys[i].name);
+                check_failures++;
+            }
     free(text);
 }
 

@@ -6,6 +6,7 @@
 #include "core/mem.h"
 #include "core/str.h"
 #include "mgr/config.h"
+#include "mgr/keys.h"
 #include "support/check.h"
 
 #define PATHS "source: {path: /in}\ntarget: {path: /out}\n"
@@ -14,37 +15,66 @@ static int parse(mgr_config *config, const char *text, size_t len, mgr_err *err)
 {
     *err = (mgr_err)MGR_ERR_INIT;
     memset(config, 0x5a, sizeof *config);
-    return mgr_config_parse(config, "x.yaml", text, len, NULL, 0, err);
+    return mgr_config_parse(config, mgr_config_tables, "x.yaml", text, len, NULL, 0, err);
 }
 
 static int parse_set(mgr_config *config, const char *text, const char *set, mgr_err *err)
 {
     *err = (mgr_err)MGR_ERR_INIT;
-    return mgr_config_parse(config, "x.yaml", text, strlen(text), &set, 1, err);
+    return mgr_config_parse(config, mgr_config_tables, "x.yaml", text, strlen(text), &set, 1, err);
+}
+
+static void check_row(const mgr_key *key, const mgr_key_table *table)
+{
+    CHECK_INT(key->required, key->fallback == NULL);
+    CHECK_INT(key->kind == MGR_KEY_CHOICE, key->choices != NULL);
+    CHECK(key->help[0] != '\0' && !strchr(key->help, '\n'));
+    CHECK(key->offset + key->size <= offsetof(mgr_config, file));
+    CHECK_INT(table->kind == MGR_OWNER_ALL, table->owner == NULL);
+}
+
+/* Several owners may have a key; what is stored must be the same. */
+static void check_agrees(const mgr_key *first)
+{
+    mgr_row_walk at = {0};
+    const mgr_key_table *table = NULL;
+    mgr_owner kind = MGR_OWNER_COUNT;
+    for (const mgr_key *key; (key = mgr_schema_next(mgr_config_tables, &at, &table));) {
+        if (strcmp(key->name, first->name) != 0) { /* two keys never share a field */
+            CHECK(key->offset + key->size <= first->offset ||
+                  first->offset + first->size <= key->offset);
+            continue;
+        }
+        CHECK(key->kind == first->kind && key->offset == first->offset && key->size == first->size);
+        CHECK(key->min >= first->min && key->min <= first->min && key->max >= first->max &&
+              key->max <= first->max);
+        CHECK_INT(kind == MGR_OWNER_COUNT || kind == table->kind, true);
+        if (table->kind == MGR_OWNER_SOURCE) /* 'auto' has one default for all */
+            CHECK_TEXT(key->fallback, first->fallback);
+        kind = table->kind;
+    }
 }
 
 static void test_schema(void)
 {
-    size_t n = 0;
-    const mgr_key *keys = mgr_config_schema(&n);
+    mgr_key_list all;
     int last = -1;
-    for (size_t i = 0; i < n; i++) {
-        const int section = mgr_config_key_section(&keys[i]);
-        CHECK_INT(section < 0, strchr(keys[i].name, '.') == NULL);
-        CHECK(section >= last); /* sections do not interleave: the dump opens each once */
+    mgr_row_walk at = {0};
+    const mgr_key_table *table = NULL;
+    for (const mgr_key *key; (key = mgr_schema_next(mgr_config_tables, &at, &table));)
+        check_row(key, table);
+    mgr_schema_list(mgr_config_tables, &all);
+    CHECK(all.n > 40);
+    for (size_t i = 0; i < all.n; i++) {
+        const int section = mgr_config_key_section(all.keys[i]);
+        CHECK_INT(section < 0, strchr(all.keys[i]->name, '.') == NULL);
+        CHECK(section >= last); /* the dump opens each section once */
         last = section;
-        CHECK_INT(mgr_config_key_idx(mgr_config_key(keys[i].name)), i);
-        CHECK_INT(keys[i].required, keys[i].fallback == NULL);
-        CHECK_INT(keys[i].kind == MGR_KEY_CHOICE, keys[i].choices != NULL);
-        CHECK(keys[i].help[0] != '\0' && !strchr(keys[i].help, '\n'));
-        CHECK(keys[i].offset + keys[i].size <= offsetof(mgr_config, file));
-        for (size_t j = 0; j < i; j++) /* two keys never share a field */
-            CHECK(keys[j].offset + keys[j].size <= keys[i].offset ||
-                  keys[i].offset + keys[i].size <= keys[j].offset);
+        check_agrees(all.keys[i]);
     }
-    CHECK(mgr_config_key("upcycle") == NULL);
-    CHECK_TEXT(mgr_config_key_leaf(mgr_config_key("upcycle.seed")), "seed");
-    CHECK_TEXT(mgr_config_key_leaf(mgr_config_key("mode")), "mode");
+    CHECK(mgr_schema_find(mgr_config_tables, "upcycle") == NULL);
+    CHECK_TEXT(mgr_config_key_leaf(mgr_schema_find(mgr_config_tables, "upcycle.seed")), "seed");
+    CHECK_TEXT(mgr_config_key_leaf(mgr_schema_find(mgr_config_tables, "mode")), "mode");
 }
 
 static void test_defaults(void)
@@ -80,17 +110,17 @@ static void test_defaults(void)
     CHECK_INT(c.target.make_vocab_size_divisible_by, 128);
     CHECK_TEXT(c.target.names, "auto");
     CHECK_INT(c.target.iteration, 0);
-    CHECK_TEXT(c.target.dtype, "auto");
+    CHECK_TEXT(c.target.dtype, "bfloat16");
     CHECK_INT(c.target.max_shard_size, 5000000000);
     CHECK_TEXT(c.target.compression, "none");
     CHECK_TEXT(c.file, "x.yaml");
 }
 
-static const char full[] = "mode: reshard                 # a comment\n"
+static const char full[] = "mode: upcycle                 # a comment\n"
                            "memory_per_rank: 512 MiB\n"
                            "source:\n"
                            "  path: \"/a b/\\u00e9\\n\"\n"
-                           "  format: 'hdf5'\n"
+                           "  format: 'megatron-dist'\n"
                            "  iteration: 0001000\n"
                            "  tokenizer: |-\n"
                            "    /t\n"
@@ -113,10 +143,10 @@ static void test_full(void)
     mgr_err err;
     CHECK_INT(parse(&c, full, sizeof full - 1, &err), MGR_OK);
     CHECK_TEXT(err.msg, "");
-    CHECK_TEXT(c.mode, "reshard");
+    CHECK_TEXT(c.mode, "upcycle");
     CHECK_INT(c.memory_per_rank, 512 << 20);
     CHECK_TEXT(c.source.path, "/a b/\xc3\xa9\n");
-    CHECK_TEXT(c.source.format, "hdf5");
+    CHECK_TEXT(c.source.format, "megatron-dist");
     CHECK_TEXT(c.source.iteration, "0001000");
     CHECK_TEXT(c.source.tokenizer, "/t");
     CHECK_INT(c.model.num_layers, 24);
@@ -130,12 +160,11 @@ static void test_full(void)
     CHECK_TEXT(c.upcycle.index_sets, "independent");
     CHECK(c.upcycle.shuffle);
     CHECK_INT(c.target.max_shard_size, 1500000000);
-    const size_t seed = mgr_config_key_idx(mgr_config_key("upcycle.seed"));
-    CHECK_INT(c.line[seed], 16);
-    CHECK_INT(c.column[seed], 11);
-    CHECK_INT(c.line[mgr_config_key_idx(mgr_config_key("upcycle.router"))], 0);
-    CHECK_INT(c.line[mgr_config_key_idx(mgr_config_key("mode"))], 1);
-    CHECK_INT(c.column[mgr_config_key_idx(mgr_config_key("mode"))], 1);
+    CHECK_INT(mgr_config_place(&c, "upcycle.seed")->line, 16);
+    CHECK_INT(mgr_config_place(&c, "upcycle.seed")->column, 11);
+    CHECK(mgr_config_place(&c, "upcycle.router") == NULL);
+    CHECK_INT(mgr_config_place(&c, "mode")->line, 1);
+    CHECK_INT(mgr_config_place(&c, "mode")->column, 1);
 }
 
 /* Each text is refused with exactly this message. */
@@ -205,12 +234,22 @@ static const struct {
     {"%TAG ! tag:x,1:\n---\nmode: upcycle\n",
      "x.yaml:1:1: directive '%TAG' is not allowed in a configuration"},
     {"mode: upcycle: a\n",
-     "x.yaml:1:14: not valid YAML: mapping values are not allowed in this context"},
-    {"mode: \"upcycle\n", "x.yaml:2:1: not valid YAML: found unexpected end of stream (while "
-                          "scanning a quoted scalar at line 1)"},
+     "x.yaml:1:14: not valid YAML: no key is expected here: is this line, or the one before, "
+     "indented too far? a text with ': ' in it needs quotes"},
+    {"mode: \"upcycle\n", "x.yaml:2:1: not valid YAML: a quote is not closed"},
     {"mode: upcycle\n\tseed: 1\n",
-     "x.yaml:2:1: not valid YAML: found a tab character that violates "
-     "indentation (while scanning a plain scalar at line 1)"},
+     "x.yaml:2:1: not valid YAML: a tab indents this line, YAML takes blanks only"},
+    {"upcycle:\n\tseed: 1\n",
+     "x.yaml:2:1: not valid YAML: a tab indents this line, YAML takes blanks only"},
+    {"upcycle:\n  seed: 1\n\texperts: 1\n",
+     "x.yaml:3:1: not valid YAML: a tab indents this line, YAML takes blanks only"},
+    {"upcycle:\n  seed: 1\n ratio: 1\n",
+     "x.yaml:3:2: not valid YAML: this line is not indented as the keys before it, or a quote or "
+     "bracket is not closed"},
+    {"upcycle:\n  seed: 1\n    ratio: 1\n",
+     "x.yaml:2:3: 'upcycle.seed' goes on in the next line: is that indented too far?"},
+    {"mode: upcycle\nsource\ntarget: {path: a}\n",
+     "x.yaml:3:1: not valid YAML: the line before is no 'key: value'"},
     {"mode: @a\n", "x.yaml:1:7: not valid YAML: found character that cannot start any token (while "
                    "scanning for the next token at line 1)"},
 
@@ -228,6 +267,8 @@ static const struct {
     {"source: {path: \"a\\0b\"}\n", "x.yaml:1:10: 'source.path' contains a NUL byte"},
 
     /* values */
+    {"upcycle: {shuffle: True}\nmode: merge\n",
+     "x.yaml:2:1: 'mode' is 'merge', must be upcycle or reshard"},
     {"mode: merge\n", "x.yaml:1:1: 'mode' is 'merge', must be upcycle or reshard"},
     {"mode: Upcycle\n", "x.yaml:1:1: 'mode' is 'Upcycle', must be upcycle or reshard"},
     {"mode: upcycle|reshard\n",
@@ -241,8 +282,8 @@ static const struct {
     {"source: {iteration: 12345678901234567890}\n",
      "x.yaml:1:10: 'source.iteration' is '12345678901234567890', must be latest, release or a "
      "number"},
-    {"target: {dtype: bf16}\n", "x.yaml:1:10: 'target.dtype' is 'bf16', must be auto, source, "
-                                "bfloat16, float16 or float32"},
+    {"target: {dtype: bf15}\n", "x.yaml:1:10: 'target.dtype' is 'bf15', must be source, bfloat16, "
+                                "float16 or float32"},
     {"upcycle:\n  experts: eight\n",
      "x.yaml:2:3: 'upcycle.experts' is 'eight', must be a whole number"},
     {"upcycle:\n  experts: 8x\n", "x.yaml:2:3: 'upcycle.experts' is '8x', must be a whole number"},
@@ -299,8 +340,6 @@ static const struct {
                                      "number without quotes"},
     {"upcycle:\n  shuffle: yes\n", "x.yaml:2:3: 'upcycle.shuffle' is 'yes', must be true or false"},
     {"upcycle:\n  shuffle: off\n", "x.yaml:2:3: 'upcycle.shuffle' is 'off', must be true or false"},
-    {"upcycle:\n  shuffle: True\n",
-     "x.yaml:2:3: 'upcycle.shuffle' is 'True', must be true or false"},
     {"upcycle:\n  shuffle: 1\n", "x.yaml:2:3: 'upcycle.shuffle' is '1', must be true or false"},
     {"upcycle:\n  shuffle: 'true'\n", "x.yaml:2:3: 'upcycle.shuffle' is 'true' in quotes, must be "
                                       "true or false without quotes"},
@@ -314,12 +353,20 @@ static const struct {
     {"memory_per_rank: 2GiBs\n",
      "x.yaml:1:1: 'memory_per_rank' is '2GiBs', must be a size in bytes "
      "such as 512MiB or 5GB"},
+    {"memory_per_rank: 2G\n", "x.yaml:1:1: 'memory_per_rank' is '2G', which may mean either: write "
+                              "2GiB (binary) or 2GB (decimal)"},
+    {"source:\n  path: ~/in\n", "x.yaml:2:3: 'source.path' is '~/in', but '~' is not expanded: "
+                                "write the home folder in full"},
+    {"target:\n  path: $SCRATCH/out\n",
+     "x.yaml:2:3: 'target.path' is '$SCRATCH/out', but variables are not expanded: write the path "
+     "in full, or use --set target.path=... and let the shell do it"},
+    {"target:\n  path: /a/${USER}\n",
+     "x.yaml:2:3: 'target.path' is '/a/${USER}', but variables are not expanded: write the path in "
+     "full, or use --set target.path=... and let the shell do it"},
     {"memory_per_rank: lots\n", "x.yaml:1:1: 'memory_per_rank' is 'lots', must be a size in bytes "
                                 "such as 512MiB or 5GB"},
     {"source: {format: 12345678901234567890123456789012}\n",
      "x.yaml:1:10: 'source.format' is 32 bytes long, at most 31 fit"},
-    {"source: {format: 1234567890123456789012345678901}\ntarget: {path: a}\n",
-     "x.yaml: required key 'source.path' is missing"},
 };
 
 static void test_refused(void)
@@ -375,7 +422,8 @@ static void test_large(void)
     char name[1025] = {0};
     memset(name, 'n', 1024);
     err = (mgr_err)MGR_ERR_INIT;
-    CHECK_INT(mgr_config_parse(&c, name, PATHS, strlen(PATHS), NULL, 0, &err), MGR_ERR_CONFIG);
+    CHECK_INT(mgr_config_parse(&c, mgr_config_tables, name, PATHS, strlen(PATHS), NULL, 0, &err),
+              MGR_ERR_CONFIG);
     CHECK_TEXT(err.msg, "the name of the configuration file has 1024 bytes, at most 1023 fit");
 }
 
@@ -412,11 +460,12 @@ static void test_sets(void)
     static const char *const sets[] = {"upcycle.seed=6", "source.path=/x=y z", "upcycle.seed=7",
                                        "source.tokenizer="};
     err = (mgr_err)MGR_ERR_INIT;
-    CHECK_INT(mgr_config_parse(&c, "x.yaml", text, strlen(text), sets, 4, &err), MGR_OK);
+    CHECK_INT(mgr_config_parse(&c, mgr_config_tables, "x.yaml", text, strlen(text), sets, 4, &err),
+              MGR_OK);
     CHECK_INT(c.upcycle.seed, 7);
     CHECK_TEXT(c.source.path, "/x=y z"); /* split at the first '=' */
     CHECK_TEXT(c.source.tokenizer, "");
-    CHECK_INT(c.line[mgr_config_key_idx(mgr_config_key("upcycle.seed"))], -1);
+    CHECK_INT(mgr_config_place(&c, "upcycle.seed")->line, MGR_PLACE_SET);
 
     /* a shorter text over a longer one leaves nothing behind */
     CHECK_INT(parse_set(&c, "source: {path: /long}\ntarget: {path: b}\n", "source.path=s", &err),
@@ -442,19 +491,19 @@ static void test_fail(void)
     check_fail(&c, "upcycle.method", MGR_ERR_CONFIG, "x.yaml:4:4: no such 1");
     check_fail(&c, "upcycle.router", MGR_ERR_CONFIG, "x.yaml: no such 1");
     check_fail(&c, "target.dtype", MGR_ERR_USAGE, "--set target.dtype: no such 1");
-    check_fail(&c, "dtype", MGR_ERR_INTERNAL, "no configuration key 'dtype': no such 1");
 }
 
-/* Same values; places and file name may differ. */
+/* Same values of the keys that apply; places and file name may differ. */
 static void check_same(const mgr_config *a, const mgr_config *b)
 {
-    size_t n = 0;
-    const mgr_key *keys = mgr_config_schema(&n);
-    for (size_t i = 0; i < n; i++) {
-        const char *x = (const char *)a + keys[i].offset, *y = (const char *)b + keys[i].offset;
-        if (memcmp(x, y, keys[i].size) != 0) {
+    mgr_key_list all;
+    mgr_schema_list(mgr_config_tables, &all);
+    for (size_t i = 0; i < all.n; i++) {
+        const mgr_key *const key = mgr_schema_row(mgr_config_tables, a, all.keys[i]->name);
+        if (key &&
+            memcmp((const char *)a + key->offset, (const char *)b + key->offset, key->size) != 0) {
             CHECK(!"the dump changed a value");
-            fprintf(stderr, "  key '%s'\n", keys[i].name);
+            fprintf(stderr, "  key '%s'\n", key->name);
         }
     }
 }
@@ -464,20 +513,20 @@ static void round_trip(const mgr_config *c, mgr_buf *text)
     mgr_config again;
     mgr_err err = MGR_ERR_INIT;
     text->len = 0;
-    CHECK_INT(mgr_config_dump(c, text, &err), MGR_OK);
+    CHECK_INT(mgr_config_dump(c, mgr_config_tables, text, &err), MGR_OK);
     CHECK_INT(parse(&again, text->data, text->len, &err), MGR_OK);
     CHECK_TEXT(err.msg, "");
     if (err.code == MGR_OK)
         check_same(c, &again);
 }
 
-static const char dumped[] = "mode: reshard\n"
+static const char dumped[] = "mode: upcycle\n"
                              "memory_per_rank: 512MiB\n"
                              "source:\n"
                              "  path: \"/a b/\xc3\xa9\\u000A\"\n"
-                             "  format: hdf5\n"
-                             "  iteration: 0001000\n"
+                             "  format: megatron-dist\n"
                              "  tokenizer: /t\n"
+                             "  iteration: 0001000\n"
                              "  unknown: refuse\n"
                              "model:\n"
                              "  num_layers: 24\n"
@@ -489,8 +538,6 @@ static const char dumped[] = "mode: reshard\n"
                              "  vocab_size: 0\n"
                              "  max_position_embeddings: 0\n"
                              "  moe_router_topk: 0\n"
-                             "  tensor_parallel: 0\n"
-                             "  pipeline_parallel: 0\n"
                              "  norm_epsilon: 1.0e-05\n"
                              "  rotary_base: 1000000.0\n"
                              "  bos_token_id: -1\n"
@@ -499,33 +546,21 @@ static const char dumped[] = "mode: reshard\n"
                              "  method: drop\n"
                              "  experts: 4\n"
                              "  top_k: 4\n"
-                             "  ratio: 1.0\n"
                              "  seed: 18446744073709551615\n"
-                             "  index_sets: independent\n"
                              "  shuffle: true\n"
                              "  router: uniform\n"
-                             "  router_std: 0.02\n"
-                             "  noise_std: 0.02\n"
                              "  moe_layer_freq: \"1\"\n"
+                             "  ratio: 1.0\n"
+                             "  index_sets: independent\n"
                              "target:\n"
                              "  path: out\n"
                              "  format: moe-recipes\n"
-                             "  expert_parallel: 1\n"
-                             "  tensor_parallel: 1\n"
-                             "  pipeline_parallel: 1\n"
-                             "  expert_tensor_parallel: 0\n"
-                             "  virtual_pipeline: 1\n"
-                             "  first_stage_layers: 0\n"
-                             "  last_stage_layers: 0\n"
-                             "  make_vocab_size_divisible_by: 128\n"
-                             "  names: auto\n"
-                             "  expert_names: sequential\n"
-                             "  dist_keys: auto\n"
-                             "  iteration: 0\n"
                              "  dtype: source\n"
-                             "  max_shard_size: 1500MB\n"
                              "  sha256: false\n"
-                             "  compression: none\n";
+                             "  expert_parallel: 1\n"
+                             "  names: auto\n"
+                             "  max_shard_size: 1500MB\n"
+                             "  config: {}\n";
 
 static void test_dump(void)
 {
@@ -592,8 +627,8 @@ static void test_dump(void)
     round_trip(&c, &text);
     CHECK_TEXT(text.data, dumped);
     for (size_t i = 0; i < sizeof texts / sizeof texts[0]; i++) {
-        memset(c.source.path, 0, sizeof c.source.path);
-        memcpy(c.source.path, texts[i], strlen(texts[i]));
+        memset(c.upcycle.moe_layer_freq, 0, sizeof c.upcycle.moe_layer_freq);
+        memcpy(c.upcycle.moe_layer_freq, texts[i], strlen(texts[i]));
         round_trip(&c, &text);
     }
     /* nothing that an editor hides or another reader folds stays unescaped */
@@ -613,6 +648,241 @@ static void test_dump(void)
     mgr_buf_clear(&text);
 }
 
+/* The next name of a kind; NULL behind the last. */
+static const char *name_at(mgr_owner kind, size_t idx)
+{
+    const mgr_key_table *t;
+    for (size_t i = 0; (t = mgr_config_tables(i)); i++)
+        if (t->kind == kind && idx-- == 0)
+            return t->owner;
+    return NULL;
+}
+
+static size_t dump_twice(const char *mode, const char *source, const char *target,
+                         const char *method, const char *router)
+{
+    char text[400], upcycle[120] = "";
+    mgr_config c;
+    mgr_err err;
+    mgr_buf first = {0}, second = {0};
+    if (method)
+        (void)snprintf(upcycle, sizeof upcycle, "upcycle: {method: %s, router: %s}\n", method,
+                       router);
+    (void)snprintf(
+        text, sizeof text,
+        "mode: %s\nsource: {path: /in, format: %s}\ntarget: {path: /out, format: %s}\n%s", mode,
+        source, target, upcycle);
+    CHECK_INT(parse(&c, text, strlen(text), &err), MGR_OK);
+    round_trip(&c, &first);
+    CHECK_INT(parse(&c, first.data, first.len, &err), MGR_OK);
+    CHECK_TEXT(err.msg, "");
+    round_trip(&c, &second);
+    CHECK_TEXT(first.data, second.data);
+    mgr_buf_clear(&first);
+    mgr_buf_clear(&second);
+    return 1;
+}
+
+/* Whatever is chosen, the dump is a configuration, and its dump the same text. */
+static void test_every_choice(void)
+{
+    const char *source, *target, *method, *router;
+    size_t n = 0;
+    for (size_t s = 0; (source = name_at(MGR_OWNER_SOURCE, s)); s++)
+        for (size_t t = 0; (target = name_at(MGR_OWNER_TARGET, t)); t++) {
+            n += dump_twice("reshard", source, target, NULL, NULL);
+            for (size_t m = 0; (method = name_at(MGR_OWNER_METHOD, m)); m++)
+                for (size_t r = 0; (router = name_at(MGR_OWNER_ROUTER, r)); r++)
+                    n += dump_twice("upcycle", source, target, method, router);
+        }
+    CHECK(n >= 6 * 6 * 13);
+}
+
+/* Given with every target that does not read it, each key is an error. */
+static void test_every_foreign_key(void)
+{
+    mgr_key_list all;
+    size_t n = 0;
+    const char *target;
+    mgr_schema_list(mgr_config_tables, &all);
+    for (size_t t = 0; (target = name_at(MGR_OWNER_TARGET, t)); t++)
+        for (size_t i = 0; i < all.n; i++) {
+            char text[200], set[200];
+            const mgr_key *const key = all.keys[i];
+            mgr_config c;
+            mgr_err err;
+            (void)snprintf(text, sizeof text,
+                           "source: {path: /in}\ntarget: {path: /out, format: %s}\n", target);
+            CHECK_INT(parse(&c, text, strlen(text), &err), MGR_OK);
+            if (mgr_schema_row(mgr_config_tables, &c, key->name) || !key->fallback)
+                continue;
+            (void)snprintf(set, sizeof set, "%s=%s", key->name,
+                           key->kind == MGR_KEY_MAP ? "{}" : key->fallback);
+            CHECK_INT(parse_set(&c, text, set, &err), MGR_ERR_USAGE);
+            CHECK_HAS(err.msg, key->name);
+            CHECK_HAS(err.msg, "' is for ");
+            n++;
+        }
+    CHECK(n > 20);
+}
+
+static const struct {
+    const char *text, *message, *hint;
+} foreign[] = {
+    {PATHS "mode: reshard\nupcycle:\n  seed: 1\n",
+     "x.yaml:5:3: 'upcycle.seed' is for mode 'upcycle'; 'mode' is 'reshard'",
+     "remove 'upcycle.seed', or choose that with 'mode'"},
+    {PATHS "mode: reshard\nupcycle:\n  ratio: 1\n",
+     "x.yaml:5:3: 'upcycle.ratio' is for mode 'upcycle'; 'mode' is 'reshard'", NULL},
+    {PATHS "upcycle:\n  noise_std: 1\n",
+     "x.yaml:4:3: 'upcycle.noise_std' is for method 'noise'; 'upcycle.method' is 'drop' by default",
+     "remove 'upcycle.noise_std', or choose that with 'upcycle.method'"},
+    {PATHS "upcycle:\n  method: naive\n  ratio: 1\n",
+     "x.yaml:5:3: 'upcycle.ratio' is for method 'drop' or 'noise'; 'upcycle.method' is 'naive'",
+     "remove 'upcycle.ratio', or choose one of those with 'upcycle.method'"},
+    {PATHS "upcycle:\n  router_std: 1\n",
+     "x.yaml:4:3: 'upcycle.router_std' is for router 'normal'; 'upcycle.router' is 'uniform' by "
+     "default",
+     NULL},
+    {"source: {path: a}\ntarget:\n  path: b\n  format: hdf5\n  names: te\n",
+     "x.yaml:5:3: 'target.names' is for target format 'huggingface' or 'moe-recipes' or 'mixtral' "
+     "or 'megatron-torch' or 'megatron-dist'; 'target.format' is 'hdf5'",
+     NULL},
+    {"source: {path: a, format: hdf5, iteration: 5}\ntarget: {path: b}\n",
+     "x.yaml:1:33: 'source.iteration' is for source format 'megatron-dist' or 'megatron-torch'; "
+     "'source.format' is 'hdf5'",
+     NULL},
+    {"source: {path: a}\ntarget: {path: b, names: te}\n",
+     "x.yaml:2:19: 'target.names' is 'te', must be auto, per-expert or fused", NULL},
+    {"source: {path: a}\ntarget: {path: b, names: fused, format: megatron-dist}\n",
+     "x.yaml:2:19: 'target.names' is 'fused', must be auto, te or local", NULL},
+    {"source: {path: a}\ntarget: {path: b, format: mixtrall}\n",
+     "x.yaml:2:19: 'target.format' is 'mixtrall'; known are: huggingface, moe-recipes, mixtral, "
+     "megatron-torch, megatron-dist, hdf5",
+     NULL},
+    {"source: {path: a, format: hf}\ntarget: {path: b}\n",
+     "x.yaml:1:19: 'source.format' is 'hf'; known are: auto, megatron-dist, megatron-torch, hdf5, "
+     "huggingface, moe-recipes, mixtral",
+     NULL},
+    {PATHS "upcycle: {method: dropp}\n",
+     "x.yaml:3:11: 'upcycle.method' is 'dropp'; known are: drop, naive, noise", NULL},
+    {PATHS "upcycle: {router: x}\n",
+     "x.yaml:3:11: 'upcycle.router' is 'x'; known are: uniform, uniform01, uniform01-centred, "
+     "normal",
+     NULL},
+};
+
+static void test_foreign(void)
+{
+    for (size_t i = 0; i < sizeof foreign / sizeof foreign[0]; i++) {
+        mgr_config c;
+        mgr_err err;
+        CHECK_INT(parse(&c, foreign[i].text, strlen(foreign[i].text), &err), MGR_ERR_CONFIG);
+        CHECK_TEXT(err.msg, foreign[i].message);
+        if (foreign[i].hint)
+            CHECK_TEXT(err.hint, foreign[i].hint);
+    }
+    mgr_config c;
+    mgr_err err;
+    CHECK_INT(parse_set(&c, PATHS, "target.compression=deflate", &err), MGR_ERR_USAGE);
+    CHECK_HAS(err.msg,
+              "--set target.compression: 'target.compression' is for target format 'hdf5'");
+}
+
+/* 'auto' takes any source's keys, and those of what was found are asked for again. */
+static void test_settle(void)
+{
+    mgr_config c;
+    mgr_err err;
+    CHECK_INT(parse_set(&c, PATHS, "source.iteration=5", &err), MGR_OK);
+    (void)snprintf(c.source.format, sizeof c.source.format, "huggingface");
+    CHECK_INT(mgr_config_settle(&c, mgr_config_tables, &err), MGR_ERR_USAGE);
+    CHECK_HAS(err.msg, "'source.iteration' is for source format 'megatron-dist' or "
+                       "'megatron-torch'; 'source.format' is 'huggingface'");
+    err = (mgr_err)MGR_ERR_INIT;
+    (void)snprintf(c.source.format, sizeof c.source.format, "megatron-torch");
+    CHECK_INT(mgr_config_settle(&c, mgr_config_tables, &err), MGR_OK);
+    CHECK_TEXT(c.source.iteration, "5");
+}
+
+/* A schema of its own: maps, and a default that the owner gives. */
+static const mgr_key map_rows[] = {
+    MGR_ROW_REQUIRED_PATH("source.path", source.path, "x"),
+    MGR_ROW_CHOICE("mode", mode, "upcycle", "upcycle|reshard", "x"),
+    MGR_ROW_MAP("target.config", target.config, "x"),
+};
+static const mgr_key upcycle_rows[] = {
+    MGR_ROW_CHOICE("target.dtype", target.dtype, "bfloat16", "source|bfloat16", "x"),
+};
+static const mgr_key reshard_rows[] = {
+    MGR_ROW_CHOICE("target.dtype", target.dtype, "source", "source|bfloat16", "x"),
+};
+
+static const mgr_key_table *small_schema(size_t idx)
+{
+    static const mgr_key_table tables[] = {
+        MGR_KEY_TABLE(MGR_OWNER_ALL, NULL, map_rows),
+        MGR_KEY_TABLE(MGR_OWNER_MODE, "upcycle", upcycle_rows),
+        MGR_KEY_TABLE(MGR_OWNER_MODE, "reshard", reshard_rows),
+        MGR_NO_KEYS(MGR_OWNER_TARGET, ""),
+    };
+    return idx < sizeof tables / sizeof tables[0] ? &tables[idx] : NULL;
+}
+
+static const struct {
+    const char *yaml, *json; /* or the message */
+} maps[] = {
+    {"{}", ""},
+    {"{a: 1, b: -2.50, c: x y, d: 'true', e: true, f: False, g: ~, h: null}",
+     "{\"a\": 1, \"b\": -2.5, \"c\": \"x y\", \"d\": \"true\", \"e\": true, \"f\": false, \"g\": "
+     "null, "
+     "\"h\": null}"},
+    {"{eos_token_id: [1, 2], rope_scaling: {type: yarn, factor: 1e1}, e: []}",
+     "{\"eos_token_id\": [1, 2], \"rope_scaling\": {\"type\": \"yarn\", \"factor\": 10.0}, \"e\": "
+     "[]}"},
+    {"{a: \"q\\\"\\u000a\"}", "{\"a\": \"q\\\"\\u000A\"}"},
+    {"{a: 0x10, b: .5, c: +1, d: 1e-5}",
+     "{\"a\": \"0x10\", \"b\": 0.5, \"c\": 1.0, \"d\": 1.0e-05}"},
+    {"5", "x.yaml:3:3: 'target.config' is a single value, must be a map: {key: value}"},
+    {"[1]", "x.yaml:3:3: 'target.config' is a sequence, must be a map: {key: value}"},
+    {"{a: 1, a: 2}", "x.yaml:3:18: 'target.config': a key is there twice"},
+    {"{[a]: 2}", "x.yaml:3:12: 'target.config': a key must be a word"},
+    {"{a: 1e999}", "x.yaml:3:15: 'target.config': a number is out of range"},
+    {"{a: 99999999999999999999}", "x.yaml:3:15: 'target.config': a number is out of range"},
+    {"{a: [[[[1]]]]}", "x.yaml:3:18: 'target.config': lists and maps are nested too deeply"},
+    {"{a: &b 1}", "x.yaml:3:15: anchor '&b' is not allowed in a configuration"},
+};
+
+static void check_map(const char *yaml, const char *json)
+{
+    char text[300];
+    mgr_config c, again;
+    mgr_err err = MGR_ERR_INIT;
+    mgr_buf dump = {0};
+    (void)snprintf(text, sizeof text, "source: {path: a}\ntarget:\n  config: %s\n", yaml);
+    const int rc = mgr_config_parse(&c, small_schema, "x.yaml", text, strlen(text), NULL, 0, &err);
+    CHECK_TEXT(rc == MGR_OK ? c.target.config : err.msg, json);
+    if (rc != MGR_OK)
+        return;
+    CHECK_INT(mgr_config_dump(&c, small_schema, &dump, &err), MGR_OK);
+    CHECK_INT(mgr_config_parse(&again, small_schema, "d", dump.data, dump.len, NULL, 0, &err), 0);
+    CHECK_TEXT(err.msg, "");
+    CHECK_TEXT(again.target.config, c.target.config);
+    mgr_buf_clear(&dump);
+    (void)snprintf(text, sizeof text, "target.config=%s", yaml);
+    const char *const sets[] = {text, "source.path=a", "mode=reshard"};
+    CHECK_INT(mgr_config_parse(&c, small_schema, "x", "{}", 2, sets, 3, &err), MGR_OK);
+    CHECK_TEXT(c.target.config, json);
+    CHECK_TEXT(c.target.dtype, "source"); /* what this mode has by default */
+    CHECK_TEXT(again.target.dtype, "bfloat16");
+}
+
+static void test_maps(void)
+{
+    for (size_t i = 0; i < sizeof maps / sizeof maps[0]; i++)
+        check_map(maps[i].yaml, maps[i].json);
+}
+
 /* A failed allocation at any point is reported and leaks nothing. */
 static void test_memory(void)
 {
@@ -623,7 +893,7 @@ static void test_memory(void)
         mgr_buf text = {0};
         err = (mgr_err)MGR_ERR_INIT;
         mgr_alloc_fail_at(k);
-        const int rc = mgr_config_dump(&c, &text, &err);
+        const int rc = mgr_config_dump(&c, mgr_config_tables, &text, &err);
         mgr_alloc_fail_at(0);
         mgr_buf_clear(&text);
         if (rc == MGR_OK) {
@@ -644,6 +914,11 @@ int main(void)
     test_sets();
     test_fail();
     test_dump();
+    test_every_choice();
+    test_every_foreign_key();
+    test_foreign();
+    test_settle();
+    test_maps();
     test_memory();
     return CHECK_DONE();
 }

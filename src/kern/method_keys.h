@@ -1,0 +1,16 @@
+/* Rows that several methods have in common (mgr/keys.h says how tables are made). */
+#ifndef MGR_KERN_METHOD_KEYS_H
+#define MGR_KERN_METHOD_KEYS_H
+
+#include "mgr/keys.h"
+
+/* clang-format off */
+#define MGR_ROW_RATIO(what) \
+    MGR_ROW_REAL("upcycle.ratio", upcycle.ratio, "0.5", 0, 1, \
+                 "share of the FFN's neurons that each expert " what)
+#define MGR_ROW_INDEX_SETS \
+    MGR_ROW_CHOICE("upcycle.index_sets", upcycle.index_sets, "shared", "shared|independent", \
+                   "an expert's gate, up and down change the same neurons (the paper) or each its own")
+/* clang-format on */
+
+#endif
