@@ -7,8 +7,8 @@
 #include <string.h>
 
 #include "kern/kern.h"
-#include "kern/method_keys.h"
 #include "kern/method.h"
+#include "kern/method_keys.h"
 
 static void drop_neuron_rows(const mgr_expert *x, uint32_t first, uint32_t n, const void *dense,
                              uint32_t dense_first, mgr_dtype from, void *out, mgr_dtype to)

@@ -4,8 +4,8 @@
 #include <string.h>
 
 #include "kern/kern.h"
-#include "kern/method_keys.h"
 #include "kern/method.h"
+#include "kern/method_keys.h"
 
 static uint32_t min_u32(uint64_t a, uint32_t b)
 {

@@ -7,8 +7,8 @@
 #include <string.h>
 
 #include "kern/kern.h"
-#include "kern/method_keys.h"
 #include "kern/method.h"
+#include "kern/method_keys.h"
 
 #define CHUNK 512
 

@@ -29,7 +29,7 @@ _mgr() {
         --simd) _mgr_words "scalar avx2 avx512 neon" "$current" ;;
         --dtype) _mgr_words "bf16 fp16 fp32" "$current" ;;
         --names) _mgr_words "auto te local per-expert fused" "$current" ;;
-        --format) _mgr_words "megatron-torch megatron-dist huggingface moe-recipes" "$current" ;;
+        --format) _mgr_words "megatron-torch megatron-dist huggingface moe-recipes mixtral hdf5" "$current" ;;
         --norm) _mgr_words "rmsnorm layernorm" "$current" ;;
         --activation) _mgr_words "swiglu geglu gelu squared-relu" "$current" ;;
         --positions) _mgr_words "rope learned" "$current" ;;
@@ -37,7 +37,7 @@ _mgr() {
         --set)
             compopt -o nospace 2>/dev/null
             _mgr_words "mode= memory_per_rank= source.path= source.format= source.iteration=
-                source.tokenizer= model.num_layers= model.hidden_size= model.ffn_hidden_size=
+                source.tokenizer= source.unknown= model.num_layers= model.hidden_size= model.ffn_hidden_size=
                 model.num_attention_heads= model.num_query_groups= model.kv_channels=
                 model.vocab_size= model.max_position_embeddings= model.moe_router_topk=
                 model.tensor_parallel= model.pipeline_parallel= model.norm_epsilon= model.rotary_base= model.bos_token_id=
@@ -49,7 +49,7 @@ _mgr() {
                 target.first_stage_layers= target.last_stage_layers=
                 target.make_vocab_size_divisible_by= target.names= target.expert_names=
                 target.dist_keys=
-                target.iteration= target.dtype= target.max_shard_size= target.sha256= target.compression=" "$current"
+                target.iteration= target.dtype= target.max_shard_size= target.sha256= target.compression= target.config=" "$current"
             ;;
         --progress | --size | --rounds | --layers | --hidden | --ffn | --heads | --kv-heads | --vocab | \
             --max-positions | --experts | --top-k | --expert-ffn | --tp | --pp | --vpp | --ep | --etp | \
