@@ -134,13 +134,17 @@ def yaml_lines(tree, indent=0):
 
 def write_config(path, source, target, **changes):
     """A configuration file. `changes` are "section.key" (spelt section__key) = value; None
-    leaves the key out."""
+    leaves the key out. Keys that the mode or the method does not have are not there by default."""
     tree = {
         "mode": "upcycle",
         "source": {"path": source},
         "upcycle": {"method": "drop", "experts": 4, "top_k": 2, "ratio": 0.5, "seed": 1234},
         "target": {"path": target, "format": "moe-recipes"},
     }
+    if changes.get("upcycle__method") == "naive":
+        tree["upcycle"].pop("ratio")
+    if changes.get("mode") == "reshard":
+        tree.pop("upcycle")
     for name, value in changes.items():
         *sections, key = name.split("__")
         place = tree
@@ -150,6 +154,7 @@ def write_config(path, source, target, **changes):
             place.pop(key, None)
         else:
             place[key] = value
+    tree = {key: value for key, value in tree.items() if value != {}}
     path = pathlib.Path(path)
     path.write_text("\n".join(yaml_lines(tree)) + "\n")
     return path

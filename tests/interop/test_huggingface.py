@@ -672,6 +672,15 @@ def test_inspect_a_mixtral(scratch):
     assert result.status == 0, str(result)
 
 
+@pytest.mark.parametrize("names", ["per-expert", "fused"])
+def test_one_target_for_dense_models_and_mixtures(scratch, names):
+    _, source = mixtral(scratch)
+    targets = ("huggingface", "moe-recipes", "mixtral")
+    made = [reshard(scratch, source, t, target__format=t, target__names=names) for t in targets]
+    first, *others = (runner.hashes(out) for out in made)
+    assert all(other == first for other in others) and "config.json" in first
+
+
 def test_a_mixtral_is_not_upcycled(scratch):
     _, source = mixtral(scratch)
     refused(scratch, source, "mixture of 4 experts", "reshard")
@@ -688,7 +697,6 @@ def test_a_mixtral_is_not_upcycled(scratch):
             runner.CONFIG,
         ),
         ({**MOE, "target__expert_parallel": 3}, ["4 experts", "3 expert-parallel"], runner.CONFIG),
-        ({"target__format": "huggingface"}, ["holds dense models"], runner.CONFIG),
         ({**MOE, "model__moe_router_topk": 2}, ["moe_router_topk", "num_experts_per_tok"], runner.CONFIG),
     ],
 )
@@ -699,8 +707,8 @@ def test_what_a_mixtral_cannot_become(scratch, changes, words, status):
 
 def test_names_of_a_dense_target(scratch):
     source = save(scratch / "dense", ml.dense_model(SHAPE))
-    changes = without_naive({"target__format": "huggingface", "target__names": "local"})
-    words = ["target.names", "always the same"]
+    changes = without_naive({"target__format": "huggingface", "target__names": "fused"})
+    words = ["target.names", "model is dense"]
     refused(scratch, source, *words, mode="reshard", status=runner.CONFIG, **changes)
 
 

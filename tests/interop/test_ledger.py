@@ -216,10 +216,10 @@ def test_reshard_has_one_without_experts(scratch, dense):
     assert "experts" not in ledger and len(ledger["timeline/rank"]) > 0
 
 
-@pytest.mark.parametrize("method,ratio", [("naive", 0.5), ("noise", 0.5), ("drop", 0.0), ("drop", 1.0)])
+@pytest.mark.parametrize("method,ratio", [("naive", None), ("noise", 0.5), ("drop", 0.0), ("drop", 1.0)])
 def test_other_methods(scratch, dense, method, ratio):
     ledger = open_ledger(make(scratch, dense, upcycle__method=method, upcycle__ratio=ratio))
-    size = 0 if method == "naive" else int(ratio * SHAPE.ffn)
+    size = int((ratio or 0) * SHAPE.ffn)
     assert (ledger["experts/selected"][()] == size).all()
     assert np.isnan(ledger["experts/mean"][()]).all() == (method != "drop" or ratio == 0)
     if size == SHAPE.ffn:

@@ -126,7 +126,7 @@ def layout(r, m, format_name):
     if format_name in MEGATRON:
         changes["make_vocab_size_divisible_by"] = r.choice((1, 8, 40, 128))
         changes["iteration"] = r.choice((0, 7))
-    else:
+    elif format_name != "hdf5":
         changes["max_shard_size"] = r.choice(("1MiB", "5GB"))
     return {"target__" + key: value for key, value in changes.items()}
 

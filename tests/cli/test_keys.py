@@ -1,0 +1,110 @@
+"""Keys and formats as a user meets them: whose a key is, hints that can be followed, a dump that is a configuration."""
+
+import json
+import pathlib
+import re
+import tempfile
+import unittest
+
+import runner
+
+MODELS = {
+    "dense": [],
+    "dense with biases": ["--qkv-bias"],
+    "dense with norms and biases": ["--qkv-bias", "--qk-norm"],
+    "experts": ["--experts", 2],
+    "experts with norms": ["--experts", 2, "--qk-norm"],
+    "gelu": ["--activation", "gelu"],
+}
+FORMATS = ("huggingface", "moe-recipes", "mixtral", "megatron-torch", "megatron-dist", "hdf5")
+HINT = re.compile(r"hint: target formats that hold this model: (.*)")
+
+
+class Keys(unittest.TestCase):
+    def setUp(self):
+        folder = tempfile.TemporaryDirectory()
+        self.addCleanup(folder.cleanup)
+        self.place = pathlib.Path(folder.name)
+
+    def synth(self, format_name, words):
+        sizes = ["--layers", 1, "--hidden", 16, "--ffn", 32, "--heads", 2, "--vocab", 8]
+        out = ["-q", "--force", self.place / "made"]
+        return runner.run([runner.program("mgr-synth"), *sizes, *words, "--format", format_name, *out])
+
+    def reshard(self, source, format_name, **changes):
+        target = self.place / ("Mixtral-" + format_name)
+        config = runner.write_config(
+            self.place / "run.yaml", source, target, mode="reshard", target__format=format_name, **changes
+        )
+        return runner.upcycle(config, np=1, options=["--dry-run"])
+
+    def test_hints_name_formats_that_take_the_model(self):
+        refused = 0
+        for name, words in MODELS.items():
+            status = {f: self.synth(f, words) for f in FORMATS}
+            taken = [f for f in FORMATS if status[f].status == 0]
+            self.assertTrue(taken, name)
+            for format_name in set(FORMATS) - set(taken):
+                with self.subTest(model=name, format=format_name):
+                    hint = HINT.search(status[format_name].err)
+                    self.assertTrue(hint, str(status[format_name]))
+                    self.assertEqual(hint[1].split(", "), taken)
+                    refused += 1
+        self.assertGreater(refused, 10)
+
+    def test_a_hint_of_a_run_can_be_followed(self):
+        source = runner.synth(self.place / "dense")
+        first = self.reshard(source, "moe-recipes")
+        self.assertEqual(first.status, runner.CONFIG, str(first))
+        for format_name in HINT.search(first.err)[1].split(", "):
+            result = self.reshard(source, format_name)
+            self.assertEqual(result.status, 0, str(result))
+
+    def test_a_wrong_key_is_no_reason_for_another_format(self):
+        source = runner.synth(self.place / "dense")
+        result = self.reshard(source, "huggingface", target__expert_parallel=2)
+        self.assertEqual(result.status, runner.CONFIG, str(result))
+        self.assertNotIn("hint", result.err)
+
+    def test_the_manifest_has_a_configuration(self):
+        source = runner.synth(self.place / "dense")
+        for number, changes in enumerate(
+            (
+                {"target__format": "mixtral", "upcycle__method": "noise", "upcycle__router": "normal"},
+                {"mode": "reshard", "target__format": "megatron-dist", "target__tensor_parallel": 2},
+            )
+        ):
+            first, second = (self.place / ("Mixtral-%d%s" % (number, part)) for part in "ab")
+            config = runner.write_config(self.place / "run.yaml", source, first, **changes)
+            result = runner.upcycle(config)
+            self.assertEqual(result.status, 0, str(result))
+            dump = json.loads((first / runner.MANIFEST).read_text())["config"]
+            self.assertEqual("upcycle:" in dump, "mode" not in changes)
+            self.assertNotIn("compression", dump)
+            again = self.place / "again.yaml"
+            again.write_text(dump)
+            result = runner.upcycle(again, options=["--set", "target.path=%s" % second])
+            self.assertEqual(result.status, 0, str(result))
+            self.assertEqual(runner.hashes(first), runner.hashes(second))
+
+    def test_a_key_that_the_found_format_does_not_have(self):
+        self.assertEqual(self.synth("huggingface", []).status, 0)
+        source = self.place / "made"
+        config = runner.write_config(
+            self.place / "run.yaml", source, self.place / "x", source__iteration=100, mode="reshard"
+        )
+        for np in (1, 2):
+            result = runner.upcycle(config, np=np)
+            self.assertEqual((result.status, len(result.errors())), (runner.CONFIG, 1), str(result))
+            self.assertIn("run.yaml:4:3: 'source.iteration' is for source format", result.err)
+            self.assertIn("'source.format' is 'huggingface'", result.err)
+
+    def test_a_name_of_the_hub(self):
+        config = runner.write_config(self.place / "run.yaml", "nobody/no-model-7b", self.place / "x")
+        result = runner.upcycle(config, np=1)
+        self.assertEqual(result.status, runner.NO_INPUT, str(result))
+        self.assertIn("hf download nobody/no-model-7b --local-dir", result.err)
+
+
+if __name__ == "__main__":
+    unittest.main()
