@@ -61,10 +61,6 @@ static int list_files(const char *root, mgr_arena *arena, mgr_source_files *file
 static int find(const mgr_config *config, mgr_arena *arena, mgr_source_files *files, mgr_err *err)
 {
     const char *const root = config->source.path;
-    if (strcmp(config->source.iteration, "latest") != 0)
-        return mgr_config_fail(config, "source.iteration", err,
-                               "'source.iteration' is '%s', but an HDF5 checkpoint has none",
-                               config->source.iteration);
     MGR_TRY(mgr_arena_strndup(arena, &files->directory, root, strlen(root), err));
     MGR_TRY(list_files(root, arena, files, err));
     for (size_t i = 0; i < 2; i++)
@@ -165,8 +161,6 @@ static int check_config(const mgr_config *c, const mgr_model *m, mgr_err *err)
         {"model.num_query_groups", c->model.num_query_groups, m->kv_groups},
         {"model.kv_channels", c->model.kv_channels, m->head_dim},
         {"model.vocab_size", c->model.vocab_size, m->vocab},
-        {"model.tensor_parallel", c->model.tensor_parallel, 1},
-        {"model.pipeline_parallel", c->model.pipeline_parallel, 1},
     };
     for (size_t i = 0; i < sizeof facts / sizeof facts[0]; i++)
         if (facts[i].said && facts[i].said != facts[i].found)

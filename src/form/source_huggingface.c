@@ -136,10 +136,6 @@ static int read_index(const char *index, mgr_arena *arena, mgr_source_files *fil
 static int find(const mgr_config *config, mgr_arena *arena, mgr_source_files *files, mgr_err *err)
 {
     const char *const root = config->source.path;
-    if (strcmp(config->source.iteration, "latest") != 0)
-        return mgr_config_fail(config, "source.iteration", err,
-                               "'source.iteration' is '%s', but a Hugging Face directory has none",
-                               config->source.iteration);
     MGR_TRY(mgr_arena_strndup(arena, &files->directory, root, strlen(root), err));
     MGR_TRY(mgr_arena_alloc(arena, &files->paths, 2 * sizeof *files->paths, err));
     MGR_TRY(mgr_arena_fmt(arena, &files->paths[0], err, "%s/" CONFIG, root));

@@ -68,6 +68,15 @@ static int no_source(const char *path, mgr_err *err)
     return err->code;
 }
 
+/* What 'auto' turned out to be, and whether the keys that are written are its own. */
+static int settle_format(mgr_job *job, mgr_err *err)
+{
+    mgr_config *const c = &job->config;
+    memset(c->source.format, 0, sizeof c->source.format);
+    memcpy(c->source.format, job->source_format->name, strlen(job->source_format->name));
+    return mgr_config_settle(c, mgr_config_tables, err);
+}
+
 static int detect_source(mgr_job *job, mgr_err *err)
 {
     const mgr_config *const c = &job->config;
@@ -81,6 +90,7 @@ static int detect_source(mgr_job *job, mgr_err *err)
         return mgr_hint(err, "source.path is a folder with latest_checkpointed_iteration.txt, one "
                              "iteration's folder, or a Hugging Face folder with config.json");
     }
+    MGR_TRY(settle_format(job, err));
     return job->source_format->find(c, &job->arena, &job->source_files, err);
 }
 
@@ -112,15 +122,6 @@ static int unpack_files(mgr_job *job, const mgr_buf *in, mgr_err *err)
     return MGR_OK;
 }
 
-/* What 'auto' turned out to be, and whether the keys that are written are its own. */
-static int settle_format(mgr_job *job, mgr_err *err)
-{
-    mgr_config *const c = &job->config;
-    memset(c->source.format, 0, sizeof c->source.format);
-    memcpy(c->source.format, job->source_format->name, strlen(job->source_format->name));
-    return mgr_config_settle(c, mgr_config_tables, err);
-}
-
 static int find_source(mgr_job *job, mgr_err *err)
 {
     mgr_buf list = {0};
@@ -135,7 +136,7 @@ static int find_source(mgr_job *job, mgr_err *err)
         rc = mgr_bcast_bytes(job->comm, &list, err);
     if (rc == MGR_OK && job->rank != 0)
         rc = unpack_files(job, &list, err);
-    if (rc == MGR_OK)
+    if (rc == MGR_OK && job->rank != 0)
         rc = settle_format(job, err);
     mgr_buf_clear(&list);
     return mgr_agree(job->comm, rc, err);
