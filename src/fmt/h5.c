@@ -247,12 +247,31 @@ int mgr_h5_close(mgr_h5 *h, mgr_err *err)
 
 /* ---- what a file is made of ---- */
 
-static hid_t link_list(void)
+static hid_t make_group(hid_t file, const char *name)
 {
-    const hid_t list = H5Pcreate(H5P_LINK_CREATE);
-    if (list >= 0)
-        H5Pset_create_intermediate_group(list, 1);
-    return list;
+    const hid_t creation = H5Pcreate(H5P_GROUP_CREATE);
+    hid_t group = -1;
+    if (creation >= 0 && H5Pset_obj_track_times(creation, false) >= 0)
+        group = H5Gcreate2(file, name, H5P_DEFAULT, creation, H5P_DEFAULT);
+    H5Pclose(creation);
+    return group;
+}
+
+/* The groups that `name` lies in, where they are not there yet: the library's own would hold times.
+ */
+static herr_t make_groups(hid_t file, const char *name)
+{
+    char group[NAME_MAX_BYTES];
+    for (const char *end = strchr(name, '/'); end; end = strchr(end + 1, '/')) {
+        snprintf(group, sizeof group, "%.*s", (int)(end - name), name);
+        const htri_t there = H5Lexists(file, group, H5P_DEFAULT);
+        const hid_t made = there == 0 ? make_group(file, group) : -1;
+        if (there < 0 || (there == 0 && made < 0))
+            return -1;
+        if (made >= 0)
+            H5Gclose(made);
+    }
+    return 0;
 }
 
 /* Times are not kept and what is in one piece is not filled in: the bytes depend on what is written
@@ -286,12 +305,11 @@ static hid_t creation_list(const mgr_h5_shape *s)
 static hid_t create_set(mgr_h5 *h, const char *name, hid_t type, hid_t space,
                         const mgr_h5_shape *shape)
 {
-    const hid_t creation = creation_list(shape), links = link_list();
+    const hid_t creation = creation_list(shape);
     hid_t set = -1;
-    if (creation >= 0 && links >= 0 && type >= 0 && space >= 0)
-        set = H5Dcreate2(h->file, name, type, space, links, creation, H5P_DEFAULT);
+    if (creation >= 0 && type >= 0 && space >= 0 && make_groups(h->file, name) >= 0)
+        set = H5Dcreate2(h->file, name, type, space, H5P_DEFAULT, creation, H5P_DEFAULT);
     H5Pclose(creation);
-    H5Pclose(links);
     return set;
 }
 
@@ -377,10 +395,9 @@ int mgr_h5_add_note(mgr_h5 *h, const char *name, const char *key, const char *te
 int mgr_h5_add_link(mgr_h5 *h, const char *name, const char *other, mgr_err *err)
 {
     MGR_TRY(check(h, err));
-    const hid_t links = link_list();
-    const herr_t made = H5Lcreate_external(other, name, h->file, name, links, H5P_DEFAULT);
-    H5Pclose(links);
-    return made < 0 ? fail(err, MGR_ERR_CREATE, h, "cannot link in", name) : MGR_OK;
+    return H5Lcreate_external(other, name, h->file, name, H5P_DEFAULT, H5P_DEFAULT) < 0
+               ? fail(err, MGR_ERR_CREATE, h, "cannot link in", name)
+               : MGR_OK;
 }
 
 /* ---- rows ---- */

@@ -73,9 +73,14 @@ static int open_source(mgr_view *v, const mgr_source_format *format, const char 
     /* a checkpoint that cannot be a source can still be looked at */
     mgr_err why = MGR_ERR_INIT;
     int rc = describe(v, format, &config, &why);
-    if (rc != MGR_OK)
-        rc = mgr_buf_text(&v->refusal, why.msg, err);
-    return rc;
+    if (rc == MGR_OK)
+        return MGR_OK;
+    if (rc == MGR_ERR_NOMEM || rc == MGR_ERR_IO ||
+        rc == MGR_ERR_INTERNAL) { /* says nothing of it */
+        *err = why;
+        return rc;
+    }
+    return mgr_buf_text(&v->refusal, why.msg, err);
 }
 
 static int open_directory(mgr_view *v, const char *path, mgr_err *err)
