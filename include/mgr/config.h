@@ -39,6 +39,7 @@ typedef struct mgr_config {
         char iteration[32]; /* latest | release | a number */
         char tokenizer[MGR_CONFIG_TEXT];
         char unknown[16]; /* refuse | warn */
+        bool allow_nonfinite;
     } source;
 
     /* What the checkpoint should say itself; 0 (or a negative number) is "not given". Given values

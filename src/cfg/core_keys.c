@@ -17,6 +17,8 @@ static const mgr_key all[] = {
                  "moe-recipes or mixtral (its other names), or hdf5"),
     MGR_ROW_PATH("source.tokenizer", source.tokenizer, "",
                  "folder of tokenizer files to carry along; empty: those beside the checkpoint"),
+    MGR_ROW_BOOL("source.allow_nonfinite", source.allow_nonfinite, "false",
+                 "pass NaN and infinities on, instead of refusing them"),
 
     MGR_ROW_UINT("model.num_layers", model.num_layers, "0", 0, MGR_MOST_PARTS,
                  "transformer layers"),

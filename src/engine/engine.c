@@ -40,9 +40,9 @@ int mgr_engine_sums(mgr_engine *e, const mgr_group *group, const mgr_unit *unit,
     char label[96];
     if (!bad)
         return MGR_OK;
+    MGR_TRY(mgr_engine_not_finite(e, piece, data, err));
     mgr_fail(err, MGR_ERR_FORMAT,
-             "%s holds a value that is not finite or has a magnitude of 65536 or more, in rows "
-             "%llu to %llu",
+             "%s holds values with magnitudes of 65536 or more, in rows %llu to %llu",
              mgr_tensor_label(t, label, sizeof label), (unsigned long long)piece->row,
              (unsigned long long)(piece->row + piece->rows - 1));
     return mgr_hint(err, "such weights cannot be a trained model's; check the source");
@@ -83,6 +83,7 @@ static int expert_hidden_rows(mgr_engine *e, const mgr_expert *x, uint32_t targe
         const uint64_t n = piece->rows - r < step ? piece->rows - r : step;
         e->job->method->hidden_rows(x, piece->row + r, n, data + r * t->cols * mgr_dtype_size(from),
                                     from, e->out, to);
+        MGR_TRY(mgr_engine_check_drawn(e, target, n, err));
         MGR_TRY(mgr_engine_write(e, target, piece->row + r, n, e->out, err));
     }
     return MGR_OK;
@@ -113,6 +114,7 @@ static int expert_neuron_rows(mgr_engine *e, const mgr_method *method, const mgr
             continue;
         }
         method->neuron_rows(x, row, n, data, (uint32_t)piece->row, from, e->out, to);
+        MGR_TRY(mgr_engine_check_drawn(e, target, n, err));
         MGR_TRY(mgr_engine_write(e, target, row, n, e->out, err));
         row += n;
     }
@@ -248,22 +250,6 @@ static int make_generated(mgr_engine *e, const mgr_piece *piece, mgr_err *err)
     }
 }
 
-/* float16 has a smaller range than the types that weights are kept in: what it cannot hold is
- * refused, not turned into infinities. */
-static int check_range(const mgr_engine *e, const mgr_piece *piece, const unsigned char *data,
-                       mgr_err *err)
-{
-    const mgr_tensor *const t = source_tensor(e, piece->source);
-    const mgr_dtype from = source_type(e, piece->source);
-    char label[96];
-    if (e->job->target.layout.dtype != MGR_DTYPE_F16 || from == MGR_DTYPE_F16 ||
-        !mgr_any_beyond_f16(data, from, piece->rows * t->cols))
-        return MGR_OK;
-    mgr_fail(err, MGR_ERR_FORMAT, "%s holds a value that float16 cannot",
-             mgr_tensor_label(t, label, sizeof label));
-    return mgr_hint(err, "set target.dtype to bfloat16 or float32");
-}
-
 int mgr_engine_make(mgr_engine *e, const mgr_group *group, const mgr_unit *unit,
                     const unsigned char *data, mgr_err *err)
 {
@@ -274,7 +260,7 @@ int mgr_engine_make(mgr_engine *e, const mgr_group *group, const mgr_unit *unit,
             MGR_TRY(make_generated(e, piece, err));
             continue;
         }
-        MGR_TRY(check_range(e, piece, data, err));
+        MGR_TRY(mgr_engine_look(e, piece, data, err));
         for (uint32_t k = plan->first_target[piece->source];
              k < plan->first_target[piece->source + 1]; k++) {
             const uint32_t target = plan->targets[k];

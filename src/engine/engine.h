@@ -11,9 +11,16 @@
 /* What an extent is about beyond stored tensors: notes for the ledger, which so take the way of the
  * extents through journal and gathering. With n stored tensors, t logical target tensors:
  * n + i: rows of target tensor i, row-major, for a tensor that is not one stored one;
- * n + t + i: the moments of target tensor i, n + 2 t + i: those of source tensor i, as bits in
- * `offset` (mean) and `bytes` (std). */
-typedef enum mgr_note { MGR_NOTE_ROWS, MGR_NOTE_TARGET_MOMENT, MGR_NOTE_SOURCE_MOMENT } mgr_note;
+ * n + t + i: the moments of target tensor i, as bits in `offset` (mean) and `bytes` (std).
+ * Behind 2 t of these come blocks of s source tensors: moments; stretches of rows that are all
+ * zeros; elements (`offset`) that are not finite, the first of each piece. */
+typedef enum mgr_note {
+    MGR_NOTE_ROWS,
+    MGR_NOTE_TARGET_MOMENT,
+    MGR_NOTE_SOURCE_MOMENT,
+    MGR_NOTE_SOURCE_ZERO,
+    MGR_NOTE_SOURCE_NOT_FINITE
+} mgr_note;
 
 uint32_t mgr_note_what(const mgr_job *job, mgr_note note, uint32_t tensor);
 
@@ -69,6 +76,20 @@ int mgr_engine_sums(mgr_engine *engine, const mgr_group *group, const mgr_unit *
 /* Make every target tensor of a unit from its data. Local. */
 int mgr_engine_make(mgr_engine *engine, const mgr_group *group, const mgr_unit *unit,
                     const unsigned char *data, mgr_err *err) MGR_NODISCARD;
+
+/* Look at the values of a piece that was read: an error for what is not finite (unless that is
+ * allowed: then a note) and for what a type of the target cannot hold; a note of zeros. Local. */
+int mgr_engine_look(mgr_engine *engine, const mgr_piece *piece, const unsigned char *data,
+                    mgr_err *err) MGR_NODISCARD;
+/* MGR_ERR_FORMAT, with its place, if a value of the piece is not finite. Local. */
+int mgr_engine_not_finite(const mgr_engine *engine, const mgr_piece *piece,
+                          const unsigned char *data, mgr_err *err) MGR_NODISCARD;
+/* Did the method draw what float16 cannot hold, in `rows` rows of the output buffer? Local. */
+int mgr_engine_check_drawn(const mgr_engine *engine, uint32_t target, uint64_t rows,
+                           mgr_err *err) MGR_NODISCARD;
+
+/* What the notes among the sorted extents say of the source's values, as remarks. Local. */
+int mgr_say_values(mgr_job *job, const mgr_extents *written, mgr_err *err) MGR_NODISCARD;
 
 /* The S sets, permutations and moments of one layer's experts. */
 typedef struct mgr_selection {

@@ -279,7 +279,10 @@ static int write_box(mgr_engine *e, const mgr_box *box, uint64_t row, uint64_t n
 
 uint32_t mgr_note_what(const mgr_job *job, mgr_note note, uint32_t tensor)
 {
-    return (uint32_t)job->target.cat.n_stored + (uint32_t)note * job->target.tensors.n + tensor;
+    const uint32_t n_target = job->target.tensors.n, n_source = job->source.tensors.n;
+    const uint32_t of_source = note < MGR_NOTE_SOURCE_MOMENT ? 0 : note - MGR_NOTE_SOURCE_MOMENT;
+    return (uint32_t)job->target.cat.n_stored + (note - of_source) * n_target +
+           of_source * n_source + tensor;
 }
 
 bool mgr_is_whole(const mgr_layout *target, uint32_t tensor)

@@ -60,3 +60,16 @@ int mgr_extents_add(mgr_extents *extents, const mgr_extent *extent, mgr_err *err
     extents->list[extents->n++] = *extent;
     return MGR_OK;
 }
+
+size_t mgr_extents_find(const mgr_extents *extents, uint32_t what)
+{
+    size_t low = 0, high = extents->n;
+    while (low < high) {
+        const size_t middle = low + (high - low) / 2;
+        if (extents->list[middle].what < what)
+            low = middle + 1;
+        else
+            high = middle;
+    }
+    return low;
+}

@@ -25,6 +25,9 @@ typedef struct mgr_extents {
 
 int mgr_extents_add(mgr_extents *extents, const mgr_extent *extent, mgr_err *err) MGR_NODISCARD;
 
+/* The first of `what` or behind in a sorted list. Pure. */
+size_t mgr_extents_find(const mgr_extents *extents, uint32_t what);
+
 /* Files by index of a catalogue, opened on first use. When too many are open all are closed, those
  * for writing after fsync. */
 typedef struct mgr_open_files {

@@ -77,6 +77,7 @@ typedef struct mgr_job {
     void *target_state;
     mgr_origin origin;              /* of the target: the source */
     mgr_remarks remarks;            /* rank 0 */
+    size_t planned_remarks;         /* those of the plan; others are of what was read */
     const mgr_container *container; /* of the target's files */
     mgr_define *defines;
     mgr_plan plan;

@@ -45,26 +45,6 @@ void mgr_cast(void *dst, mgr_dtype to, const void *src, mgr_dtype from, size_t n
         cast_blocks(dst, MGR_DTYPE_F16, 2, src, MGR_DTYPE_BF16, 2, n);
 }
 
-int mgr_any_beyond_f16(const void *values, mgr_dtype dtype, size_t n)
-{
-    const unsigned char *at = values;
-    const size_t bytes = mgr_dtype_size(dtype);
-    int found = 0;
-
-    while (n > 0) {
-        float x[ELEMENT_BLOCK] = {0};
-        const size_t part = n < ELEMENT_BLOCK ? n : ELEMENT_BLOCK;
-        mgr_cast(x, MGR_DTYPE_F32, at, dtype, part);
-        for (size_t i = 0; i < ELEMENT_BLOCK; i++) {
-            const uint32_t magnitude = mgr_f32_bits(x[i]) & 0x7fffffffu;
-            found |= magnitude >= 0x477ff000u && magnitude < 0x7f800000u; /* 65520, infinity */
-        }
-        at += part * bytes;
-        n -= part;
-    }
-    return found;
-}
-
 void mgr_copy_2d(void *dst, size_t dst_stride, const void *src, size_t src_stride, size_t row_bytes,
                  size_t rows)
 {

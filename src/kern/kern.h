@@ -14,8 +14,17 @@
  * types are copied bit for bit. No overlap. */
 void mgr_cast(void *dst, mgr_dtype to, const void *src, mgr_dtype from, size_t n);
 
-/* Nonzero if any of `n` values is finite, and would be an infinity in float16: 65520 or more. */
-int mgr_any_beyond_f16(const void *values, mgr_dtype dtype, size_t n);
+/* Magnitudes as bits: a value's without its sign. They are ordered as the values' magnitudes are;
+ * infinity's come behind all finite ones, NaNs' behind that. Pure. */
+uint32_t mgr_infinity_bits(mgr_dtype dtype);
+/* The least magnitude of `from` that a cast makes an infinity in `to`; where there is none, that of
+ * infinity. Pure. */
+uint32_t mgr_overflow_bits(mgr_dtype from, mgr_dtype to);
+/* The largest of `n` values; 0 for none. Pure. */
+uint32_t mgr_largest_magnitude(const void *values, mgr_dtype dtype, size_t n);
+/* The first value with low <= magnitude < high; `n` if there is none. Pure. */
+size_t mgr_find_magnitude(const void *values, mgr_dtype dtype, size_t n, uint32_t low,
+                          uint32_t high);
 
 /* A 2-D copy of bytes between two strides. No overlap. */
 void mgr_copy_2d(void *dst, size_t dst_stride, const void *src, size_t src_stride, size_t row_bytes,

@@ -113,6 +113,14 @@ static void print_remarks(const mgr_remarks *remarks)
             printf("note      %s\n", remarks->list[i].why);
 }
 
+/* What only the values have shown. */
+static void print_found(const mgr_job *job)
+{
+    for (size_t i = job->planned_remarks; i < job->remarks.n; i++)
+        if (job->remarks.list[i].kind == MGR_REMARK_WARNING)
+            fprintf(stderr, "mgr-upcycle: warning: %s\n", job->remarks.list[i].why);
+}
+
 static void print_next(const mgr_remarks *remarks)
 {
     bool first = true;
@@ -204,6 +212,7 @@ static void print_done(const mgr_job *job)
     printf("done      %s\n", job->config.target.path);
     print_next(&job->remarks);
     fflush(stdout);
+    print_found(job);
 }
 
 void mgr_print_summary(const mgr_job *job, bool dry_run)

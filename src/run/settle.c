@@ -165,7 +165,7 @@ static int take_notes(mgr_job *job, const mgr_extents *written, mgr_err *err)
     for (uint32_t i = 0; i < n_source; i++)
         if (count_of(written, &at, mgr_note_what(job, MGR_NOTE_SOURCE_MOMENT, i)))
             job->source_moment[i] = moment_of(&written->list[at]);
-    return MGR_OK;
+    return mgr_say_values(job, written, err);
 }
 
 /* Where a container's blobs go. */

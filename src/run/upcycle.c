@@ -395,6 +395,7 @@ int mgr_run_upcycle(mgr_comm *comm, const mgr_run_options *o, mgr_tally *tally, 
     job->ranks = (uint32_t)mgr_comm_size(comm);
     job->start = mgr_now();
     rc = prepare(job, o, id, err);
+    job->planned_remarks = job->remarks.n;
     if (rc == MGR_OK && job->rank == 0 && o->verbosity >= 0) {
         mgr_print_plan(job);
         if (o->verbosity > 0)

@@ -118,6 +118,19 @@ def synth(
     return pathlib.Path(out)
 
 
+def synth_folder(out, *words):
+    """A small Hugging Face folder by mgr-synth, a Mixtral's where `words` ask for experts."""
+    sizes = dict(layers=2, hidden=64, ffn=96, heads=4, kv_heads=2, vocab=128, seed=7)
+    words = [str(word) for word in words]
+    options = ["--format", "moe-recipes" if "--experts" in words else "huggingface"]
+    for name, size in sizes.items():
+        option = "--" + name.replace("_", "-")
+        options += [] if option in words else [option, size]
+    result = run([program("mgr-synth"), out] + options + words)
+    assert result.status == 0, str(result)
+    return pathlib.Path(out)
+
+
 def yaml_lines(tree, indent=0):
     for key, value in tree.items():
         if isinstance(value, dict):

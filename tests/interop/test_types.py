@@ -51,15 +51,8 @@ def mix(folder, choose):
 
 
 def synth(out, experts):
-    words = ["--format", "moe-recipes" if experts else "huggingface"]
-    result = runner.run(
-        [runner.program("mgr-synth"), out, "--layers", 3, "--hidden", 64, "--ffn", 96, "--heads", 4]
-        + ["--kv-heads", 2, "--vocab", 64, "--seed", 3]
-        + words
-        + (["--experts", experts, "--top-k", 2] if experts else [])
-    )
-    assert result.status == 0, str(result)
-    return out
+    words = ["--experts", experts, "--top-k", 2] if experts else []
+    return runner.synth_folder(out, "--layers", 3, "--vocab", 64, *words)
 
 
 def norms_and_routers(name):

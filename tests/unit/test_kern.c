@@ -404,6 +404,53 @@ static void test_refused(void)
     CHECK(mgr_sums_add_rows(sums, data, MGR_DTYPE_F32, 1, 1) != 0);
 }
 
+/* Every bit pattern of the short types, and those around the edges of float32. */
+static void check_magnitudes(void)
+{
+    for (int t = 0; t < 3; t++)
+        for (int u = 0; u < 3; u++)
+            for (uint32_t i = 0; i < 65536; i++) {
+                uint32_t bits = weights[t] == MGR_DTYPE_F32 ? i << 16 | (i * 40503u & 0xffffu) : i;
+                float before, after;
+                uint32_t cast = 0;
+                mgr_cast(&before, MGR_DTYPE_F32, &bits, weights[t], 1);
+                mgr_cast(&cast, weights[u], &bits, weights[t], 1);
+                mgr_cast(&after, MGR_DTYPE_F32, &cast, weights[u], 1);
+                const uint32_t magnitude = mgr_largest_magnitude(&bits, weights[t], 1);
+                CHECK(!!isfinite(before) == (magnitude < mgr_infinity_bits(weights[t])));
+                if (isfinite(before))
+                    CHECK(!!isfinite(after) ==
+                          (magnitude < mgr_overflow_bits(weights[t], weights[u])));
+            }
+    static const uint32_t edges[] = {0x477fefffu, 0x477ff000u, 0x7f7f7fffu, 0x7f7f8000u};
+    for (int i = 0; i < 4; i++) {
+        uint16_t half;
+        float after;
+        const mgr_dtype to = i < 2 ? MGR_DTYPE_F16 : MGR_DTYPE_BF16;
+        mgr_cast(&half, to, &edges[i], MGR_DTYPE_F32, 1);
+        mgr_cast(&after, MGR_DTYPE_F32, &half, to, 1);
+        CHECK(!!isfinite(after) == (edges[i] < mgr_overflow_bits(MGR_DTYPE_F32, to)));
+    }
+}
+
+/* One large value in any place of any length is found, and its place. */
+static void check_places(void)
+{
+    for (int t = 0; t < 3; t++)
+        for (size_t n = 0; n < 200; n++)
+            for (size_t at = 0; at < n; at++) {
+                unsigned char values[200 * 4 + 1] = {0};
+                const float large = -3.0f;
+                const size_t bytes = mgr_dtype_size(weights[t]);
+                mgr_cast(values + 1 + at * bytes, weights[t], &large, MGR_DTYPE_F32, 1);
+                const uint32_t most = mgr_largest_magnitude(values + 1, weights[t], n);
+                CHECK(most > 0);
+                CHECK_INT(mgr_find_magnitude(values + 1, weights[t], n, most, most + 1), at);
+                CHECK_INT(mgr_find_magnitude(values + 1, weights[t], n, most + 1, UINT32_MAX), n);
+            }
+    CHECK_INT(mgr_largest_magnitude("", MGR_DTYPE_F32, 0), 0);
+}
+
 int main(void)
 {
     test_cast_halves();
@@ -423,5 +470,7 @@ int main(void)
     test_partitions();
     test_column_cut();
     test_refused();
+    check_magnitudes();
+    check_places();
     return CHECK_DONE();
 }

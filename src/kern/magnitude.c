@@ -1,0 +1,95 @@
+/*
+ * How large values are, by their bits without the sign: these are ordered as magnitudes are, with
+ * what is not finite above all that is. No floating-point operation, so that no NaN is quietened.
+ */
+#include <string.h>
+
+#include "kern/kern.h"
+
+#define LANES 16 /* two registers of the smallest instruction sets for 2-byte types, four for 4 */
+
+uint32_t mgr_infinity_bits(mgr_dtype dtype)
+{
+    return dtype == MGR_DTYPE_F32 ? 0x7f800000u : dtype == MGR_DTYPE_BF16 ? 0x7f80u : 0x7c00u;
+}
+
+/* Half of the last place above the largest finite value of `to` rounds to infinity. */
+uint32_t mgr_overflow_bits(mgr_dtype from, mgr_dtype to)
+{
+    if (from == MGR_DTYPE_F32 && to == MGR_DTYPE_F16)
+        return 0x477ff000u;
+    if (from == MGR_DTYPE_F32 && to == MGR_DTYPE_BF16)
+        return 0x7f7f8000u;
+    return from == MGR_DTYPE_BF16 && to == MGR_DTYPE_F16 ? 0x4780u : mgr_infinity_bits(from);
+}
+
+static uint32_t magnitude_at(const unsigned char *values, mgr_dtype dtype, size_t i)
+{
+    uint32_t wide;
+    uint16_t half;
+    if (dtype == MGR_DTYPE_F32) {
+        memcpy(&wide, values + i * sizeof wide, sizeof wide);
+        return wide & 0x7fffffffu;
+    }
+    memcpy(&half, values + i * sizeof half, sizeof half);
+    return half & 0x7fffu;
+}
+
+/* Blocks of a fixed length, which compilers vectorise; signed, as the smallest instruction sets
+ * compare. */
+static uint32_t largest_of_2(const unsigned char *values, size_t n_blocks)
+{
+    int16_t most[LANES] = {0};
+    int16_t result = 0;
+    for (size_t b = 0; b < n_blocks; b++, values += sizeof most) {
+        int16_t x[LANES];
+        memcpy(x, values, sizeof x);
+        for (int i = 0; i < LANES; i++) {
+            const int16_t magnitude = (int16_t)(x[i] & 0x7fff);
+            most[i] = magnitude > most[i] ? magnitude : most[i];
+        }
+    }
+    for (int i = 0; i < LANES; i++)
+        result = most[i] > result ? most[i] : result;
+    return (uint32_t)result;
+}
+
+static uint32_t largest_of_4(const unsigned char *values, size_t n_blocks)
+{
+    int32_t most[LANES] = {0};
+    int32_t result = 0;
+    for (size_t b = 0; b < n_blocks; b++, values += sizeof most) {
+        int32_t x[LANES];
+        memcpy(x, values, sizeof x);
+        for (int i = 0; i < LANES; i++) {
+            const int32_t magnitude = x[i] & 0x7fffffff;
+            most[i] = magnitude > most[i] ? magnitude : most[i];
+        }
+    }
+    for (int i = 0; i < LANES; i++)
+        result = most[i] > result ? most[i] : result;
+    return (uint32_t)result;
+}
+
+uint32_t mgr_largest_magnitude(const void *values, mgr_dtype dtype, size_t n)
+{
+    const size_t n_blocks = n / LANES;
+    uint32_t most =
+        dtype == MGR_DTYPE_F32 ? largest_of_4(values, n_blocks) : largest_of_2(values, n_blocks);
+    for (size_t i = n_blocks * LANES; i < n; i++) {
+        const uint32_t magnitude = magnitude_at(values, dtype, i);
+        most = magnitude > most ? magnitude : most;
+    }
+    return most;
+}
+
+size_t mgr_find_magnitude(const void *values, mgr_dtype dtype, size_t n, uint32_t low,
+                          uint32_t high)
+{
+    for (size_t i = 0; i < n; i++) {
+        const uint32_t magnitude = magnitude_at(values, dtype, i);
+        if (magnitude >= low && magnitude < high)
+            return i;
+    }
+    return n;
+}
