@@ -134,6 +134,9 @@ typedef struct mgr_key_table {
  * chosen by has a table, maybe an empty one. */
 typedef const mgr_key_table *mgr_schema(size_t idx);
 
+/* The longest configuration file that is read, in bytes. */
+#define MGR_CONFIG_MOST ((uint64_t)1 << 20)
+
 /* The schema of everything that this program has registered. */
 const mgr_key_table *mgr_config_tables(size_t idx);
 

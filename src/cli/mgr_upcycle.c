@@ -3,14 +3,16 @@
 #include <string.h>
 
 #include "cfg/schema.h"
+#include "cfg/value.h"
 #include "cli/cli.h"
 #include "core/mem.h"
 #include "io/fault.h"
+#include "io/file.h"
 #include "mgr/config.h"
 #include "mgr/rng.h"
 #include "run/run.h"
 
-enum { DRY_RUN, FORCE, RESUME, JOURNAL, SET, QUIET, VERBOSE, PROGRESS, SIMD };
+enum { DRY_RUN, FORCE, RESUME, JOURNAL, SET, QUIET, VERBOSE, PROGRESS, SIMD, GET };
 
 static const mgr_option options[] = {
     [DRY_RUN] = {"dry-run", 'n', NULL, "read headers, print the plan, check space; write nothing"},
@@ -23,6 +25,7 @@ static const mgr_option options[] = {
     [PROGRESS] = {"progress", 'p', "SECONDS",
                   "seconds between progress lines; 0: none (default 10)"},
     [SIMD] = {"simd", 0, "NAME", "scalar, avx2, avx512 or neon; the bytes are the same"},
+    [GET] = {"get", 0, "KEY", "print the value of a key, as target.path, and exit"},
 };
 
 #define HELP_COLUMN 34
@@ -145,6 +148,7 @@ typedef struct arguments {
     mgr_run_options run;
     const char **sets;
     size_t capacity;
+    const char *get; /* NULL, or the key to print */
 } arguments;
 
 static int use_simd(const char *name, mgr_err *err)
@@ -180,6 +184,9 @@ static int take(void *context, size_t idx, const char *value, mgr_err *err)
     case VERBOSE:
         a->run.verbosity = 1;
         return MGR_OK;
+    case GET:
+        a->get = value;
+        return MGR_OK;
     case PROGRESS:
         return mgr_cli_seconds("progress", value, &a->run.write.progress, err);
     default:
@@ -208,15 +215,53 @@ static int parse(arguments *a, int argc, char **argv, mgr_err *err)
     return MGR_OK;
 }
 
+static int print_value(const mgr_config *config, const char *name, mgr_err *err)
+{
+    const mgr_key *const key = mgr_schema_row(mgr_config_tables, config, name);
+    mgr_buf text = {0};
+    if (!key)
+        return mgr_fail(err, MGR_ERR_USAGE, "--get '%s': this configuration has no such key", name);
+    int rc = MGR_OK;
+    if (key->kind == MGR_KEY_TEXT || key->kind == MGR_KEY_PATH || key->kind == MGR_KEY_CHOICE)
+        rc = mgr_buf_text(&text, (const char *)config + key->offset, err);
+    else
+        rc = mgr_value_dump(config, key, &text, err);
+    if (rc == MGR_OK)
+        puts(text.data ? text.data : "");
+    mgr_buf_clear(&text);
+    return rc;
+}
+
+/* For scripts: no MPI, no source, only the configuration. */
+static int get(const arguments *a, mgr_err *err)
+{
+    mgr_config *config = NULL;
+    mgr_buf text = {0};
+    int rc = mgr_alloc(&config, 1, sizeof *config, err);
+    if (rc == MGR_OK)
+        rc = mgr_read_file(a->run.config_path, MGR_CONFIG_MOST, &text, err);
+    if (rc == MGR_OK)
+        rc = mgr_config_parse(config, mgr_config_tables, a->run.config_path,
+                              text.data ? text.data : "", text.len, a->sets, a->run.n_sets, err);
+    if (rc == MGR_OK)
+        rc = print_value(config, a->get, err);
+    mgr_buf_clear(&text);
+    mgr_free(config);
+    return rc;
+}
+
 int main(int argc, char **argv)
 {
     mgr_err err = MGR_ERR_INIT;
     arguments a = {0};
     mgr_comm *comm = NULL;
     int rc = parse(&a, argc, argv, &err);
-    if (rc != MGR_OK) {
+    const bool alone = rc != MGR_OK || a.get;
+    if (rc == MGR_OK && a.get)
+        rc = get(&a, &err);
+    if (alone) {
         mgr_free(a.sets);
-        return mgr_cli_usage_end(&program, &err);
+        return rc == MGR_OK ? 0 : mgr_cli_usage_end(&program, &err);
     }
     rc = mgr_comm_start(&comm, &err);
     mgr_cli_catch_signals();

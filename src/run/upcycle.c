@@ -11,7 +11,6 @@
 #include "model/moe_layers.h"
 #include "run/run.h"
 
-#define MAX_CONFIG ((uint64_t)1 << 20)
 #define BASELINE_UNIT ((uint64_t)8 << 20)
 
 /* Rank 0 parses; all get the same struct. */
@@ -20,7 +19,7 @@ static int read_config(mgr_job *job, const mgr_run_options *o, mgr_err *err)
     mgr_buf text = {0};
     int rc = MGR_OK;
     if (job->rank == 0) {
-        rc = mgr_read_file(o->config_path, MAX_CONFIG, &text, err);
+        rc = mgr_read_file(o->config_path, MGR_CONFIG_MOST, &text, err);
         if (rc == MGR_OK)
             rc = mgr_config_parse(&job->config, mgr_config_tables, o->config_path,
                                   text.data ? text.data : "", text.len, o->sets, o->n_sets, err);

@@ -505,6 +505,17 @@ class CommandLine(BadInput):
         for option in ("--dry-run", "--force", "--set", "--progress", "--help", "--version", "-q", "-v"):
             self.assertIn(option, text)
 
+    def test_get_prints_a_key_for_scripts(self):
+        config = self.config(target__path="/scratch/a b/Mixtral")
+        for key, value in (("target.path", "/scratch/a b/Mixtral"), ("upcycle.experts", "4"), ("mode", "upcycle")):
+            result = self.alone("mgr-upcycle", "--get", key, config)
+            self.assertEqual((result.status, result.out, result.err), (0, value + "\n", ""), str(result))
+        for key in ("target.pat", "upcycle", "target.tensor_parallel"):
+            result = self.alone("mgr-upcycle", "--get", key, config)
+            self.assertEqual(result.status, runner.USAGE, str(result))
+            self.assertIn("this configuration has no such key", result.err)
+        self.assertEqual(self.alone("mgr-upcycle", "--get", "mode", "absent.yaml").status, runner.NO_INPUT)
+
     @unittest.skipIf(runner.SANITIZED, "sanitizers use more memory than this")
     def test_the_peak_of_memory_is_not_of_what_started_it(self):
         """getrusage's, which outlives exec, is."""
