@@ -69,6 +69,7 @@ typedef struct mgr_file {
     const char *path; /* as it is opened */
     uint64_t bytes;
     uint64_t modified; /* nanoseconds, of a source that was read from a file; else 0 */
+    uint64_t inode;    /* likewise; 0 where the file system makes them up anew for each mount */
 } mgr_file;
 
 /* Entries that are skipped by design and counted: optimizer, rng, extra state, ... */

@@ -33,6 +33,13 @@ typedef struct mgr_define {
     uint32_t source; /* source tensor; MGR_NONE for generated ones */
 } mgr_define;
 
+/* Rows row .. row+rows-1 of a source tensor, or of a generated target tensor. */
+typedef struct mgr_piece {
+    uint32_t source; /* MGR_NONE if generated */
+    uint32_t target; /* of a generated piece, else MGR_NONE */
+    uint64_t row, rows;
+} mgr_piece;
+
 typedef struct mgr_plan_request {
     const mgr_layout *source; /* NULL if everything is generated */
     const mgr_layout *target;
@@ -42,20 +49,18 @@ typedef struct mgr_plan_request {
     bool shuffle;             /* expert rows come from anywhere in the dense matrix */
     uint64_t selection_bytes; /* that a rank keeps for the experts of one layer */
     uint64_t memory;          /* bytes a rank may use for buffers and the above */
+    /* What is there already: the first piece of each such unit, in mgr_piece_order, no row twice.
+     * Units end where these do, so that a unit is done or is not. */
+    const mgr_piece *done;
+    size_t n_done;
 } mgr_plan_request;
-
-/* Rows row .. row+rows-1 of a source tensor, or of a generated target tensor. */
-typedef struct mgr_piece {
-    uint32_t source; /* MGR_NONE if generated */
-    uint32_t target; /* of a generated piece */
-    uint64_t row, rows;
-} mgr_piece;
 
 typedef struct mgr_unit {
     uint32_t piece, n_pieces; /* range of pieces */
     uint32_t rank;
     uint32_t layer; /* MGR_NONE outside of layers */
     uint64_t in_bytes, out_bytes;
+    bool done; /* written before; read again only where a group of unfinished units needs sums */
 } mgr_unit;
 
 /* Units that are dealt over all ranks together. With moments, the sums of layers layer ..
@@ -74,7 +79,8 @@ typedef struct mgr_plan {
     uint32_t *first_target; /* ... those of source i are targets[first_target[i]..[i+1]) */
     uint32_t ranks;
     uint64_t total_in, total_out; /* bytes of all units */
-    uint64_t max_rank_bytes;      /* of the busiest rank, read and written */
+    uint64_t done_in, done_out;   /* of those that are done */
+    uint64_t max_rank_bytes;      /* of the busiest rank, read and written, without what is done */
     uint64_t unit_bytes;          /* the largest unit's input */
     uint64_t chunk_bytes;         /* of the output buffer and of the read buffer, each */
     uint64_t cache_bytes;         /* to keep units between the sums and the writing */
@@ -86,6 +92,9 @@ typedef struct mgr_plan {
  * allocation; free with mgr_plan_clear. Local. */
 int mgr_plan_make(mgr_plan *plan, const mgr_plan_request *request, mgr_err *err) MGR_NODISCARD;
 void mgr_plan_clear(mgr_plan *plan);
+
+/* For qsort: by tensor, then by row. Pure. */
+int mgr_piece_order(const void *a, const void *b);
 
 #ifdef __cplusplus
 }

@@ -12,12 +12,13 @@
 #include "mgr/rng.h"
 #include "run/run.h"
 
-enum { DRY_RUN, FORCE, RESUME, JOURNAL, SET, QUIET, VERBOSE, PROGRESS, SIMD, GET };
+enum { DRY_RUN, FORCE, RESUME, DISCARD, JOURNAL, SET, QUIET, VERBOSE, PROGRESS, SIMD, GET };
 
 static const mgr_option options[] = {
     [DRY_RUN] = {"dry-run", 'n', NULL, "read headers, print the plan, check space; write nothing"},
     [FORCE] = {"force", 'f', NULL, "replace an existing checkpoint once the new one is complete"},
     [RESUME] = {"resume", 'r', NULL, "continue a run that was stopped or killed, if there is one"},
+    [DISCARD] = {"discard", 0, NULL, "leave nothing behind a failure that --resume could continue"},
     [JOURNAL] = {"journal", 0, "SECONDS", "how often finished work is made safe for --resume (20)"},
     [SET] = {"set", 's', "KEY=VALUE", "override a key of the configuration; may be repeated"},
     [QUIET] = {"quiet", 'q', NULL, "print errors only"},
@@ -171,6 +172,9 @@ static int take(void *context, size_t idx, const char *value, mgr_err *err)
         return MGR_OK;
     case RESUME:
         a->run.write.resume = true;
+        return MGR_OK;
+    case DISCARD:
+        a->run.write.discard = true;
         return MGR_OK;
     case JOURNAL:
         return mgr_cli_seconds("journal", value, &a->run.write.journal, err);

@@ -15,7 +15,7 @@ int mgr_catalogue_own(mgr_catalogue *cat, const char **text, mgr_err *err)
 int mgr_catalogue_add_file(mgr_catalogue *cat, const char *path, uint64_t bytes, uint32_t *out,
                            mgr_err *err)
 {
-    mgr_file file = {path, bytes, 0};
+    mgr_file file = {.path = path, .bytes = bytes};
     MGR_TRY(mgr_grow(&cat->files, &cat->cap_files, cat->n_files + 1, sizeof file, err));
     MGR_TRY(mgr_catalogue_own(cat, &file.path, err));
     cat->files[cat->n_files] = file;
@@ -158,6 +158,7 @@ static int take_files(mgr_catalogue *cat, cursor *c, uint64_t n, mgr_buf *scratc
         MGR_TRY(take_text(c, scratch, &file.path, err));
         MGR_TRY(mgr_catalogue_add_file(cat, file.path, file.bytes, &idx, err));
         cat->files[idx].modified = file.modified;
+        cat->files[idx].inode = file.inode;
     }
     return MGR_OK;
 }

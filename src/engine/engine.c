@@ -342,15 +342,6 @@ static int share_sums(mgr_engine *e, const mgr_group *group, mgr_err *err)
     return rc;
 }
 
-static int open_files_init(mgr_open_files *files, const mgr_catalogue *cat, const char *directory,
-                           bool for_writing, mgr_err *err)
-{
-    *files = (mgr_open_files){.cat = cat, .directory = directory, .for_writing = for_writing};
-    MGR_TRY(mgr_alloc(&files->fd, cat->n_files, sizeof *files->fd, err));
-    memset(files->fd, 0xff, cat->n_files * sizeof *files->fd);
-    return MGR_OK;
-}
-
 static int engine_init(mgr_engine *e, mgr_job *job, const char *directory, mgr_progress *progress,
                        mgr_err *err)
 {
@@ -360,8 +351,8 @@ static int engine_init(mgr_engine *e, mgr_job *job, const char *directory, mgr_p
         if (plan->groups[g].n_units > largest_group)
             largest_group = plan->groups[g].n_units;
     *e = (mgr_engine){.job = job, .progress = progress};
-    MGR_TRY(open_files_init(&e->read_files, &job->source.cat, NULL, false, err));
-    MGR_TRY(open_files_init(&e->write_files, &job->target.cat, directory, true, err));
+    MGR_TRY(mgr_open_files_init(&e->read_files, &job->source.cat, NULL, false, err));
+    MGR_TRY(mgr_open_files_init(&e->write_files, &job->target.cat, directory, true, err));
     MGR_TRY(mgr_alloc_aligned(&e->unit, plan->unit_bytes, err));
     MGR_TRY(mgr_alloc_aligned(&e->out, plan->chunk_bytes, err));
     MGR_TRY(mgr_alloc_aligned(&e->bounce, plan->chunk_bytes, err));
@@ -461,33 +452,45 @@ static int run_groups(mgr_engine *e, int *local, mgr_err *err)
     return rc;
 }
 
-/* Close everything; what was written becomes durable, and, where the run is only interrupted, part
- * of the journal. */
+/* Close everything. What was written becomes durable and part of the journal; where the run fails
+ * as far as that can be had, and not behind a sync that failed, after which Linux may call pages
+ * safe that it has dropped. */
 static int close_files(mgr_engine *e, int failure, mgr_err *err)
 {
     mgr_err ignored = MGR_ERR_INIT;
     int rc = MGR_OK;
-    if (failure == MGR_ERR_INTERRUPTED && e->journal->fd >= 0)
+    if (e->journal->fd >= 0 && !e->write_files.unsafe)
         rc = mgr_journal_flush(e->journal, &e->write_files, &e->read_extents, &e->write_extents,
-                               &ignored);
-    if (e->write_files.fd)
-        rc = mgr_open_files_close(&e->write_files, failure != MGR_OK, err);
+                               failure != MGR_OK ? &ignored : err);
+    if (e->write_files.fd) {
+        const int closed =
+            mgr_open_files_close(&e->write_files, failure != MGR_OK || rc != MGR_OK, err);
+        rc = rc != MGR_OK ? rc : closed;
+    }
     if (e->read_files.fd && mgr_open_files_close(&e->read_files, true, &ignored) != MGR_OK)
         rc = rc != MGR_OK ? rc : MGR_ERR_IO;
     return failure != MGR_OK ? failure : rc;
 }
 
-int mgr_engine_run(mgr_job *job, const char *directory, double journal_seconds,
-                   mgr_progress *progress, mgr_extents *read_extents, mgr_extents *write_extents,
-                   mgr_err *err)
+/* Local: buffers, and what a run before this one has done. */
+static int begin(mgr_engine *e, mgr_job *job, const mgr_engine_options *o, mgr_extents *read,
+                 mgr_extents *written, mgr_err *err)
+{
+    const int rc = engine_init(e, job, o->directory, o->progress, err);
+    e->read_extents = *read;
+    e->write_extents = *written;
+    return rc;
+}
+
+int mgr_engine_run(mgr_job *job, const mgr_engine_options *o, mgr_extents *read,
+                   mgr_extents *written, mgr_err *err)
 {
     mgr_engine e;
     mgr_journal journal = {.fd = -1};
-    int local = engine_init(&e, job, directory, progress, err);
+    int local = begin(&e, job, o, read, written, err);
     e.journal = &journal;
     if (local == MGR_OK)
-        local = mgr_journal_open(&journal, job, directory, journal_seconds, &e.read_extents,
-                                 &e.write_extents, err);
+        local = mgr_journal_open(&journal, job, o->journal, o->number, o->seconds, err);
     int rc = mgr_agree(job->comm, local, err);
     const double start = mgr_now();
     local = rc; /* from here on: what has gone wrong on this rank */
@@ -501,11 +504,11 @@ int mgr_engine_run(mgr_job *job, const char *directory, double journal_seconds,
         local = mgr_note_event(job, MGR_PHASE_SYNC, MGR_NONE, sync_start, job->tally.bytes_read,
                                job->tally.bytes_written, err);
     if (rc == MGR_OK) {
-        mgr_progress_finish(progress);
+        mgr_progress_finish(o->progress);
         rc = mgr_agree(job->comm, local, err);
     }
-    *read_extents = e.read_extents;
-    *write_extents = e.write_extents;
+    *read = e.read_extents;
+    *written = e.write_extents;
     mgr_journal_close(&journal);
     engine_clear(&e);
     return rc;

@@ -47,12 +47,18 @@ typedef struct mgr_engine {
     uint32_t unit_idx; /* the unit at hand */
 } mgr_engine;
 
-/* Do all work of this rank that the journal in `directory` does not name, writing below
- * `directory`, and make it durable; finished units are journaled every `journal_seconds`.
- * Collective. */
-int mgr_engine_run(mgr_job *job, const char *directory, double journal_seconds,
-                   mgr_progress *progress, mgr_extents *read_extents, mgr_extents *write_extents,
-                   mgr_err *err) MGR_NODISCARD;
+typedef struct mgr_engine_options {
+    const char *directory, *journal; /* where tensors are written; the journal's folder */
+    uint32_t number;                 /* of this rank's file there */
+    double seconds;                  /* between its blocks, -1 for no journal */
+    mgr_progress *progress;          /* or NULL */
+} mgr_engine_options;
+
+/* Do all work of this rank that the plan does not call done, and make it durable and known to the
+ * journal. *read and *written hold this rank's extents of what is done, and then of all. After a
+ * failure the journal knows what was written until then. Collective. */
+int mgr_engine_run(mgr_job *job, const mgr_engine_options *options, mgr_extents *read,
+                   mgr_extents *written, mgr_err *err) MGR_NODISCARD;
 
 /* Bytes that a selection of one layer's experts takes: for the plan. Pure. */
 uint64_t mgr_selection_bytes(const mgr_job *job);

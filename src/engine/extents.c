@@ -1,11 +1,22 @@
 #include "engine/extents.h"
 
+#include <string.h>
+
 #include "core/mem.h"
 #include "core/str.h"
 #include "io/file.h"
 
 /* Some systems allow a process 1024 files; a rank seldom needs more than a few at a time. */
 #define MAX_OPEN 256
+
+int mgr_open_files_init(mgr_open_files *files, const mgr_catalogue *cat, const char *directory,
+                        bool for_writing, mgr_err *err)
+{
+    *files = (mgr_open_files){.cat = cat, .directory = directory, .for_writing = for_writing};
+    MGR_TRY(mgr_alloc(&files->fd, cat->n_files, sizeof *files->fd, err));
+    memset(files->fd, 0xff, cat->n_files * sizeof *files->fd);
+    return MGR_OK;
+}
 
 int mgr_open_files_get(mgr_open_files *files, uint32_t file, int *fd, mgr_err *err)
 {
@@ -42,15 +53,18 @@ int mgr_open_files_close(mgr_open_files *files, bool failed, mgr_err *err)
         files->fd[i] = -1;
     }
     files->n_open = 0;
+    files->unsafe |= rc != MGR_OK;
     return rc;
 }
 
-int mgr_open_files_sync(const mgr_open_files *files, mgr_err *err)
+int mgr_open_files_sync(mgr_open_files *files, mgr_err *err)
 {
-    for (size_t i = 0; i < files->cat->n_files; i++)
+    int rc = MGR_OK;
+    for (size_t i = 0; rc == MGR_OK && i < files->cat->n_files; i++)
         if (files->fd[i] >= 0)
-            MGR_TRY(mgr_sync(files->fd[i], files->cat->files[i].path, err));
-    return MGR_OK;
+            rc = mgr_sync(files->fd[i], files->cat->files[i].path, err);
+    files->unsafe |= rc != MGR_OK;
+    return rc;
 }
 
 int mgr_extents_add(mgr_extents *extents, const mgr_extent *extent, mgr_err *err)

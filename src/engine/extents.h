@@ -15,7 +15,7 @@ typedef struct mgr_extent {
     uint32_t what; /* stored tensor, or record */
     uint32_t crc32;
     uint64_t offset, bytes; /* within it */
-    uint32_t unit, pad;     /* of the plan */
+    uint32_t unit, pad;     /* of the plan; MGR_NONE: of a run before this one */
 } mgr_extent;
 
 typedef struct mgr_extents {
@@ -36,11 +36,15 @@ typedef struct mgr_open_files {
     int *fd;
     uint32_t n_open;
     bool for_writing;
+    bool unsafe; /* a sync failed: what was written since the one before it may be lost */
 } mgr_open_files;
 
+/* No file open. The caller frees files->fd when all are closed. Local. */
+int mgr_open_files_init(mgr_open_files *files, const mgr_catalogue *cat, const char *directory,
+                        bool for_writing, mgr_err *err) MGR_NODISCARD;
 int mgr_open_files_get(mgr_open_files *files, uint32_t file, int *fd, mgr_err *err) MGR_NODISCARD;
 /* Make what was written so far durable, and leave the files open. Local. */
-int mgr_open_files_sync(const mgr_open_files *files, mgr_err *err) MGR_NODISCARD;
+int mgr_open_files_sync(mgr_open_files *files, mgr_err *err) MGR_NODISCARD;
 /* Close all; those for writing are synced, unless `failed`. */
 int mgr_open_files_close(mgr_open_files *files, bool failed, mgr_err *err) MGR_NODISCARD;
 

@@ -61,6 +61,10 @@ typedef struct mgr_job {
     mgr_comm *comm;
     uint32_t rank, ranks;
 
+    char id[17];     /* of the configuration, as far as it says what comes out */
+    uint64_t memory; /* of this rank, for the plan's buffers */
+    bool complete;   /* there was nothing to do */
+
     const mgr_source_format *source_format; /* NULL for mgr-synth */
     const mgr_target_format *target_format;
     mgr_source_files source_files; /* strings in arena */

@@ -9,28 +9,24 @@
 #include "io/file.h"
 #include "mgr/version.h"
 
-#define MAX_JOURNAL ((uint64_t)1 << 30)
-
-static const char magic[8] = {'M', 'G', 'R', 'J', 'R', 'N', 'L', '1'};
+static const char magic[8] = {'M', 'G', 'R', 'J', 'R', 'N', 'L', '2'};
 
 typedef struct header {
     char magic[8];
     uint64_t fingerprint, n_units, n_read, n_written;
 } header;
 
-/* Everything that says which unit is which, and that the source is still the same. */
-static uint64_t fingerprint_of(const mgr_job *job)
+static uint64_t hash_text(const char *text, uint64_t h)
 {
-    const mgr_plan *const plan = &job->plan;
-    const mgr_catalogue *const cat = &job->source.cat;
-    XXH64_hash_t h = XXH3_64bits(plan->units, plan->n_units * sizeof *plan->units);
-    h = XXH3_64bits_withSeed(plan->pieces, plan->n_pieces * sizeof *plan->pieces, h);
-    h = XXH3_64bits_withSeed(MGR_VERSION, sizeof MGR_VERSION, h + MGR_CONTRACT_VERSION);
+    return XXH3_64bits_withSeed(text, strlen(text) + 1, h);
+}
+
+static uint64_t hash_source(const mgr_catalogue *cat, uint64_t h)
+{
     for (size_t i = 0; i < cat->n_files; i++) {
         const mgr_file *const f = &cat->files[i];
-        const uint64_t facts[2] = {f->bytes, f->modified};
-        h = XXH3_64bits_withSeed(f->path, strlen(f->path), h);
-        h = XXH3_64bits_withSeed(facts, sizeof facts, h);
+        const uint64_t facts[3] = {f->bytes, f->modified, f->inode};
+        h = XXH3_64bits_withSeed(facts, sizeof facts, hash_text(f->path, h));
     }
     for (size_t i = 0; i < cat->n_records; i++) {
         const uint64_t facts[3] = {cat->records[i].offset, cat->records[i].size,
@@ -40,117 +36,117 @@ static uint64_t fingerprint_of(const mgr_job *job)
     return h;
 }
 
+/* Places within a file are left out: a library may give them only when the file is made. */
+static uint64_t hash_target(const mgr_catalogue *cat, uint64_t h)
+{
+    for (size_t i = 0; i < cat->n_files; i++)
+        h = hash_text(cat->files[i].path, h);
+    for (size_t i = 0; i < cat->n_stored; i++) {
+        const mgr_stored *const s = &cat->stored[i];
+        const uint64_t facts[3] = {s->file, (uint64_t)s->dtype, s->ndim};
+        h = XXH3_64bits_withSeed(facts, sizeof facts, hash_text(s->name, h));
+        h = XXH3_64bits_withSeed(s->shape, s->ndim * sizeof *s->shape, h);
+    }
+    return h;
+}
+
+uint64_t mgr_journal_fingerprint(const mgr_job *job)
+{
+    const uint64_t counts[3] = {MGR_CONTRACT_VERSION, job->source.tensors.n, job->target.tensors.n};
+    uint64_t h = hash_text(MGR_VERSION, XXH3_64bits(counts, sizeof counts));
+    h = hash_source(&job->source.cat, h);
+    return hash_target(&job->target.cat, h);
+}
+
 /* Bytes of a block behind its header, or 0 if that cannot be. */
 static uint64_t body_bytes(const header *h, uint64_t left)
 {
-    const uint64_t most = left / 4;
+    const uint64_t most = left / sizeof(mgr_piece);
     if (h->n_units > most || h->n_read > most || h->n_written > most)
         return 0;
-    const uint64_t bytes = h->n_units * sizeof(uint32_t) +
+    const uint64_t bytes = h->n_units * sizeof(mgr_piece) +
                            (h->n_read + h->n_written) * sizeof(mgr_extent) + sizeof(uint64_t);
     return bytes <= left ? bytes : 0;
 }
 
-static int take_extents(mgr_extents *into, const char *at, uint64_t n, mgr_err *err)
+bool mgr_journal_next(const mgr_buf *text, uint64_t fingerprint, size_t *at,
+                      mgr_journal_block *block)
 {
-    for (uint64_t i = 0; i < n; i++) {
-        mgr_extent e;
-        memcpy(&e, at + i * sizeof e, sizeof e);
-        MGR_TRY(mgr_extents_add(into, &e, err));
-    }
-    return MGR_OK;
+    header h;
+    uint64_t hash;
+    if (text->len - *at < sizeof h)
+        return false;
+    const char *const start = text->data + *at;
+    memcpy(&h, start, sizeof h);
+    const uint64_t body = body_bytes(&h, text->len - *at - sizeof h);
+    if (memcmp(h.magic, magic, sizeof magic) != 0 || h.fingerprint != fingerprint || body == 0)
+        return false;
+    const size_t hashed = sizeof h + (size_t)body - sizeof hash;
+    memcpy(&hash, start + hashed, sizeof hash);
+    if (hash != XXH3_64bits(start, hashed))
+        return false;
+    const char *const units = start + sizeof h;
+    const char *const read = units + h.n_units * sizeof(mgr_piece);
+    *block = (mgr_journal_block){h.n_units, h.n_read, h.n_written,
+                                 units,     read,     read + h.n_read * sizeof(mgr_extent)};
+    *at += hashed + sizeof hash;
+    return true;
 }
 
-static int take_block(mgr_journal *j, const mgr_job *job, const header *h, const char *at,
-                      mgr_extents *read, mgr_extents *written, mgr_err *err)
+int mgr_journal_path(mgr_buf *out, const char *folder, uint32_t number, mgr_err *err)
 {
-    for (uint64_t i = 0; i < h->n_units; i++) {
-        uint32_t unit;
-        memcpy(&unit, at + i * sizeof unit, sizeof unit);
-        if (unit < job->plan.n_units)
-            j->state[unit] = MGR_UNIT_JOURNALED;
-    }
-    at += h->n_units * sizeof(uint32_t);
-    MGR_TRY(take_extents(read, at, h->n_read, err));
-    return take_extents(written, at + h->n_read * sizeof(mgr_extent), h->n_written, err);
+    out->len = 0;
+    return mgr_buf_fmt(out, err, "%s/rank-%05u", folder, number);
 }
 
-/* Read blocks up to the first that is not whole. */
-static int replay(mgr_journal *j, const mgr_job *job, mgr_extents *read, mgr_extents *written,
-                  mgr_err *err)
-{
-    mgr_buf text = {0};
-    int rc = mgr_read_file(j->path.data, MAX_JOURNAL, &text, err);
-    while (rc == MGR_OK && text.len - j->end >= sizeof(header)) {
-        header h;
-        const char *const block = text.data + j->end;
-        memcpy(&h, block, sizeof h);
-        const uint64_t body = body_bytes(&h, text.len - j->end - sizeof h);
-        uint64_t hash;
-        if (memcmp(h.magic, magic, sizeof magic) != 0 || body == 0)
-            break;
-        const size_t hashed = sizeof h + (size_t)body - sizeof hash;
-        memcpy(&hash, block + hashed, sizeof hash);
-        if (hash != XXH3_64bits(block, hashed))
-            break;
-        if (h.fingerprint != j->fingerprint) {
-            rc = mgr_fail(err, MGR_ERR_EXISTS,
-                          "cannot resume: '%s' is of another number of ranks, "
-                          "memory_per_rank or source",
-                          j->path.data);
-            mgr_hint(err, "run as it was begun, or begin anew with --force");
-            break;
-        }
-        rc = take_block(j, job, &h, block + sizeof h, read, written, err);
-        j->end += hashed + sizeof hash;
-    }
-    mgr_buf_clear(&text);
-    return rc;
-}
-
-int mgr_journal_open(mgr_journal *j, const mgr_job *job, const char *directory, double seconds,
-                     mgr_extents *read, mgr_extents *written, mgr_err *err)
+int mgr_journal_open(mgr_journal *j, const mgr_job *job, const char *folder, uint32_t number,
+                     double seconds, mgr_err *err)
 {
     *j = (mgr_journal){.fd = -1, .seconds = seconds, .last = mgr_now()};
-    j->fingerprint = fingerprint_of(job);
-    j->n_units = job->plan.n_units;
+    j->fingerprint = mgr_journal_fingerprint(job);
+    j->plan = &job->plan;
     MGR_TRY(mgr_alloc(&j->state, job->plan.n_units, 1, err));
-    MGR_TRY(
-        mgr_buf_fmt(&j->path, err, "%s/" MGR_JOURNAL_FOLDER "/rank-%05u", directory, job->rank));
-    if (mgr_path_exists(j->path.data))
-        MGR_TRY(replay(j, job, read, written, err));
-    else
-        MGR_TRY(mgr_create_sized(j->path.data, 0, err));
+    for (size_t u = 0; u < job->plan.n_units; u++)
+        if (job->plan.units[u].done)
+            j->state[u] = MGR_UNIT_JOURNALED;
+    if (seconds < 0)
+        return MGR_OK;
+    MGR_TRY(mgr_journal_path(&j->path, folder, number, err));
+    MGR_TRY(mgr_create_sized(j->path.data, 0, err));
     return mgr_open_write(j->path.data, &j->fd, err);
 }
 
-/* Extents of units that wait for this block. */
-static int add_extents(mgr_buf *block, const mgr_journal *j, const mgr_extents *extents,
-                       uint64_t *n, mgr_err *err)
+/* Extents of units that wait for this block, their unit as its place in it. Recalled ones have
+ * none. */
+static int add_extents(mgr_buf *block, const mgr_journal *j, const uint32_t *place,
+                       const mgr_extents *extents, uint64_t *n, mgr_err *err)
 {
     for (size_t i = 0; i < extents->n; i++) {
-        if (j->state[extents->list[i].unit] != MGR_UNIT_WRITTEN)
+        mgr_extent extent = extents->list[i];
+        if (extent.unit == MGR_NONE || j->state[extent.unit] != MGR_UNIT_WRITTEN)
             continue;
-        MGR_TRY(mgr_buf_add(block, &extents->list[i], sizeof *extents->list, err));
+        extent.unit = place[extent.unit];
+        MGR_TRY(mgr_buf_add(block, &extent, sizeof extent, err));
         ++*n;
     }
     return MGR_OK;
 }
 
-static int make_block(mgr_buf *block, const mgr_journal *j, const mgr_extents *read,
-                      const mgr_extents *written, mgr_err *err)
+static int make_block(mgr_buf *block, const mgr_journal *j, uint32_t *place,
+                      const mgr_extents *read, const mgr_extents *written, mgr_err *err)
 {
     header h = {.fingerprint = j->fingerprint};
     memcpy(h.magic, magic, sizeof magic);
     MGR_TRY(mgr_buf_add(block, &h, sizeof h, err));
-    for (uint32_t u = 0; u < j->n_units; u++) {
+    for (uint32_t u = 0; u < j->plan->n_units; u++) {
         if (j->state[u] != MGR_UNIT_WRITTEN)
             continue;
-        MGR_TRY(mgr_buf_add(block, &u, sizeof u, err));
-        h.n_units++;
+        const mgr_piece *const first = &j->plan->pieces[j->plan->units[u].piece];
+        place[u] = (uint32_t)h.n_units++;
+        MGR_TRY(mgr_buf_add(block, first, sizeof *first, err));
     }
-    MGR_TRY(add_extents(block, j, read, &h.n_read, err));
-    MGR_TRY(add_extents(block, j, written, &h.n_written, err));
+    MGR_TRY(add_extents(block, j, place, read, &h.n_read, err));
+    MGR_TRY(add_extents(block, j, place, written, &h.n_written, err));
     memcpy(block->data, &h, sizeof h);
     const uint64_t hash = XXH3_64bits(block->data, block->len);
     return mgr_buf_add(block, &hash, sizeof hash, err);
@@ -160,8 +156,11 @@ int mgr_journal_flush(mgr_journal *j, mgr_open_files *files, const mgr_extents *
                       const mgr_extents *written, mgr_err *err)
 {
     mgr_buf block = {0};
+    uint32_t *place = NULL;
     MGR_TRY(mgr_open_files_sync(files, err));
-    int rc = make_block(&block, j, read, written, err);
+    int rc = mgr_alloc(&place, j->plan->n_units, sizeof *place, err);
+    if (rc == MGR_OK)
+        rc = make_block(&block, j, place, read, written, err);
     if (rc == MGR_OK)
         rc = mgr_pwrite_full(j->fd, j->path.data, block.data, block.len, j->end, err);
     if (rc == MGR_OK)
@@ -169,11 +168,12 @@ int mgr_journal_flush(mgr_journal *j, mgr_open_files *files, const mgr_extents *
     if (rc == MGR_OK) {
         j->end += block.len;
         j->last = mgr_now();
-        for (size_t u = 0; u < j->n_units; u++)
+        for (size_t u = 0; u < j->plan->n_units; u++)
             if (j->state[u] == MGR_UNIT_WRITTEN)
                 j->state[u] = MGR_UNIT_JOURNALED;
     }
     mgr_buf_clear(&block);
+    mgr_free(place);
     return rc;
 }
 

@@ -9,13 +9,13 @@
 struct mgr_progress {
     mgr_comm *comm;
     double seconds, start, last;
-    uint64_t totals[2];
+    uint64_t totals[2], before[2];
     uint64_t mine[3]; /* read, written, done */
     uint64_t *seen;   /* [ranks][3], rank 0 */
 };
 
-int mgr_progress_start(mgr_progress **out, mgr_comm *comm, double seconds, uint64_t total_in,
-                       uint64_t total_out, mgr_err *err)
+int mgr_progress_start(mgr_progress **out, mgr_comm *comm, double seconds, const mgr_plan *plan,
+                       mgr_err *err)
 {
     mgr_progress *p;
     *out = NULL;
@@ -30,8 +30,10 @@ int mgr_progress_start(mgr_progress **out, mgr_comm *comm, double seconds, uint6
     p->comm = comm;
     p->seconds = seconds;
     p->start = p->last = mgr_now();
-    p->totals[0] = total_in;
-    p->totals[1] = total_out;
+    p->totals[0] = plan->total_in;
+    p->totals[1] = plan->total_out;
+    p->before[0] = plan->done_in;
+    p->before[1] = plan->done_out;
     *out = p;
     return MGR_OK;
 }
@@ -57,20 +59,21 @@ static int all_done(const mgr_progress *p)
 
 static void print_line(const mgr_progress *p, double now)
 {
-    uint64_t sum[2] = {0, 0};
+    uint64_t sum[2] = {p->before[0], p->before[1]};
     for (int r = 0; r < mgr_comm_size(p->comm); r++)
         for (int k = 0; k < 2; k++)
             sum[k] += p->seen[3 * r + k];
     const double elapsed = now - p->start > 1e-3 ? now - p->start : 1e-3;
     const double done = (double)(sum[0] + sum[1]);
+    const double now_done = done - (double)(p->before[0] + p->before[1]);
     const double total = (double)(p->totals[0] + p->totals[1]) + 1;
     const double share = done < total ? done / total : 1.0;
-    const double left = share > 0 ? elapsed / share - elapsed : 0;
+    const double left = now_done > 0 && total > done ? elapsed * (total - done) / now_done : 0;
     char read[32], written[32], of[32];
     fprintf(stderr, "mgr-upcycle: %5.1f %%  read %s, written %s of %s  %.2f GB/s  %.0f s left\n",
             100.0 * share, mgr_format_bytes(sum[0], read, sizeof read),
             mgr_format_bytes(sum[1], written, sizeof written),
-            mgr_format_bytes(p->totals[1], of, sizeof of), done / elapsed / 1e9, left);
+            mgr_format_bytes(p->totals[1], of, sizeof of), now_done / elapsed / 1e9, left);
 }
 
 static void tick(mgr_progress *p)

@@ -8,14 +8,15 @@
 #include <stdint.h>
 
 #include "mgr/err.h"
+#include "mgr/plan.h"
 #include "par/comm.h"
 
 typedef struct mgr_progress mgr_progress;
 
-/* `seconds` between lines, 0 for none; totals are of the plan. *out may be NULL on success when no
- * progress is wanted. Local. */
-int mgr_progress_start(mgr_progress **out, mgr_comm *comm, double seconds, uint64_t total_in,
-                       uint64_t total_out, mgr_err *err) MGR_NODISCARD;
+/* `seconds` between lines, 0 for none; what the plan calls done counts from the start. *out may be
+ * NULL on success when no progress is wanted. Local. */
+int mgr_progress_start(mgr_progress **out, mgr_comm *comm, double seconds, const mgr_plan *plan,
+                       mgr_err *err) MGR_NODISCARD;
 
 /* Count bytes, and post or print when it is time. NULL-safe. Local, never waits. */
 void mgr_progress_add(mgr_progress *progress, uint64_t bytes_read, uint64_t bytes_written);

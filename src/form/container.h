@@ -35,14 +35,19 @@ typedef struct mgr_container {
                   const mgr_blob_sink *sink, mgr_err *err);
 
     /* NULL: files are made empty at the size that `place` gave them. Or, for files that a library
-     * makes: make the files below `directory`, or take over those that a stopped run left; give
-     * each tensor its true offset and each file its size. Rank 0 only. */
+     * makes: make the files below `directory`, and give each tensor its true offset and each file
+     * its size. One that a stopped run left is taken over if it has the size; what is not tensors
+     * is made anew. Rank 0 only. */
     int (*create)(mgr_layout *layout, void *context, const char *directory, mgr_err *err);
 
-    /* NULL, or: when all is written and proven, replace each file by one that holds the same in
-     * another form, and set its size in the catalogue of rank 0; files[f].bytes then says all there
-     * is to say of it, and the manifest has no checksum of the file as a whole. Collective. */
-    int (*seal)(mgr_layout *layout, const char *directory, mgr_comm *comm, mgr_err *err);
+    /* NULL, or: when all is written and proven, make `path` of the plain file `from`, which stays:
+     * the same in another form, durable, under its name only when it is whole. Collective. */
+    int (*seal)(mgr_layout *layout, uint32_t file, const char *from, const char *path,
+                mgr_comm *comm, mgr_err *err);
+
+    /* Then, or when a run before this one did that: what the sealed file `path` says of its size
+     * and places, into the catalogue. Rank 0 only. */
+    int (*sealed)(mgr_layout *layout, uint32_t file, const char *path, mgr_err *err);
 } mgr_container;
 
 extern const mgr_container mgr_container_safetensors;

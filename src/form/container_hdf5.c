@@ -46,8 +46,6 @@ static int place(mgr_layout *layout, uint32_t file, const void *context, mgr_err
     return MGR_OK;
 }
 
-/* ---- making the files: rank 0 ---- */
-
 /* Plain and packed files are there at the same time. */
 static int place_twice(mgr_layout *layout, uint32_t file, const void *context, mgr_err *err)
 {
@@ -105,53 +103,6 @@ int mgr_hdf5_make(mgr_h5 **out, const mgr_catalogue *cat, uint32_t file, const c
     return rc;
 }
 
-static int make_file(const mgr_catalogue *cat, uint32_t file, const char *path, mgr_err *err)
-{
-    mgr_buf draft = {0};
-    mgr_h5 *h = NULL;
-    MGR_TRY(mgr_buf_fmt(&draft, err, "%s.draft", path));
-    int rc = mgr_hdf5_make(&h, cat, file, draft.data, false, err);
-    if (rc == MGR_OK)
-        rc = mgr_h5_close(h, err);
-    if (rc == MGR_OK)
-        rc = mgr_rename(draft.data, path, err);
-    mgr_buf_clear(&draft);
-    return rc;
-}
-
-/* Where the library put the tensors. A file has no places for them if a run was killed in the
- * moment in which it put packed files into place. */
-static int read_places(mgr_catalogue *cat, uint32_t file, const char *path, mgr_err *err)
-{
-    mgr_h5 *h;
-    MGR_TRY(mgr_h5_open(&h, path, err));
-    int rc = mgr_file_bytes(path, &cat->files[file].bytes, err);
-    for (size_t i = 0; rc == MGR_OK && i < cat->n_stored; i++)
-        if (cat->stored[i].file == file)
-            rc = mgr_h5_offset(h, cat->stored[i].name, &cat->stored[i].offset, err);
-    if (rc != MGR_OK)
-        mgr_hint(err, "begin anew with --force");
-    const int closed = mgr_h5_close(h, err);
-    return rc != MGR_OK ? rc : closed;
-}
-
-static int create_files(mgr_layout *layout, void *context, const char *directory, mgr_err *err)
-{
-    mgr_hdf5_context *const c = context;
-    mgr_catalogue *const cat = layout->cat;
-    int rc = mgr_buf_text(&c->directory, directory, err);
-    for (uint32_t f = 0; rc == MGR_OK && f < cat->n_files; f++) {
-        mgr_buf path = {0};
-        rc = mgr_buf_fmt(&path, err, "%s/%s", directory, cat->files[f].path);
-        if (rc == MGR_OK && !mgr_path_exists(path.data))
-            rc = make_file(cat, f, path.data, err);
-        if (rc == MGR_OK)
-            rc = read_places(cat, f, path.data, err);
-        mgr_buf_clear(&path);
-    }
-    return rc;
-}
-
 /* ---- what is not tensors ---- */
 
 static int by_offset(const void *x, const void *y)
@@ -187,30 +138,118 @@ static int put_gaps(int fd, const char *path, const mgr_stored *const *sorted, s
     return put_gap(fd, path, at, total, sink, err);
 }
 
-static int finish(const mgr_layout *layout, uint32_t file, const void *context, const uint32_t *crc,
-                  const mgr_blob_sink *sink, mgr_err *err)
+/* All bytes of the file `path` that are not tensors. */
+static int put_rest(const mgr_catalogue *cat, uint32_t file, const char *path,
+                    const mgr_blob_sink *sink, mgr_err *err)
 {
-    const mgr_hdf5_context *const c = context;
-    const mgr_catalogue *const cat = layout->cat;
     const mgr_stored **sorted = NULL;
-    mgr_buf path = {0};
     size_t n = 0;
     int fd = -1;
-    (void)crc;
     MGR_TRY(mgr_alloc(&sorted, cat->n_stored, sizeof *sorted, err));
     for (size_t i = 0; i < cat->n_stored; i++)
         if (cat->stored[i].file == file)
             sorted[n++] = &cat->stored[i];
     qsort(sorted, n, sizeof *sorted, by_offset);
-    int rc = mgr_buf_fmt(&path, err, "%s/%s", c->directory.data, cat->files[file].path);
+    int rc = mgr_open_read(path, &fd, err);
     if (rc == MGR_OK)
-        rc = mgr_open_read(path.data, &fd, err);
-    if (rc == MGR_OK)
-        rc = put_gaps(fd, path.data, sorted, n, cat->files[file].bytes, sink, err);
+        rc = put_gaps(fd, path, sorted, n, cat->files[file].bytes, sink, err);
     if (fd >= 0)
         mgr_close(fd);
-    mgr_buf_clear(&path);
     mgr_free(sorted);
+    return rc;
+}
+
+static int finish(const mgr_layout *layout, uint32_t file, const void *context, const uint32_t *crc,
+                  const mgr_blob_sink *sink, mgr_err *err)
+{
+    const mgr_hdf5_context *const c = context;
+    mgr_buf path = {0};
+    (void)crc;
+    int rc = mgr_buf_fmt(&path, err, "%s/%s", c->directory.data, layout->cat->files[file].path);
+    if (rc == MGR_OK)
+        rc = put_rest(layout->cat, file, path.data, sink, err);
+    mgr_buf_clear(&path);
+    return rc;
+}
+
+/* ---- making the files: rank 0 ---- */
+
+/* Where the library put the tensors. */
+static int read_places(mgr_catalogue *cat, uint32_t file, const char *path, mgr_err *err)
+{
+    mgr_h5 *h;
+    MGR_TRY(mgr_h5_open(&h, path, err));
+    int rc = mgr_file_bytes(path, &cat->files[file].bytes, err);
+    for (size_t i = 0; rc == MGR_OK && i < cat->n_stored; i++)
+        if (cat->stored[i].file == file)
+            rc = mgr_h5_offset(h, cat->stored[i].name, &cat->stored[i].offset, err);
+    const int closed = mgr_h5_close(h, err);
+    return rc != MGR_OK ? rc : closed;
+}
+
+static int make_draft(mgr_catalogue *cat, uint32_t file, const char *draft, mgr_err *err)
+{
+    mgr_h5 *h = NULL;
+    MGR_TRY(mgr_hdf5_make(&h, cat, file, draft, false, err));
+    MGR_TRY(mgr_h5_close(h, err));
+    return read_places(cat, file, draft, err);
+}
+
+typedef struct leftover {
+    int fd;
+    const char *path;
+} leftover;
+
+static int put_into_leftover(void *context, const mgr_blob *blob, mgr_err *err)
+{
+    const leftover *const l = context;
+    return mgr_pwrite_full(l->fd, l->path, blob->bytes, blob->len, blob->offset, err);
+}
+
+/* The library writes the same again: a leftover gets what is not tensors from a new file. */
+static int renew(const mgr_catalogue *cat, uint32_t file, const char *path, const char *draft,
+                 mgr_err *err)
+{
+    leftover l = {-1, path};
+    const mgr_blob_sink sink = {put_into_leftover, &l};
+    MGR_TRY(mgr_open_write(path, &l.fd, err));
+    const int rc = put_rest(cat, file, draft, &sink, err);
+    if (rc == MGR_OK)
+        MGR_TRY(mgr_sync_close(l.fd, path, err));
+    else
+        mgr_close(l.fd);
+    return rc == MGR_OK ? mgr_remove_tree(draft, err) : rc;
+}
+
+static int create_file(mgr_catalogue *cat, uint32_t file, const char *path, mgr_err *err)
+{
+    mgr_buf draft = {0};
+    uint64_t bytes = 0;
+    const bool there = mgr_path_exists(path);
+    int rc = mgr_buf_fmt(&draft, err, "%s.draft", path);
+    if (rc == MGR_OK)
+        rc = make_draft(cat, file, draft.data, err);
+    if (rc == MGR_OK && there)
+        rc = mgr_file_bytes(path, &bytes, err);
+    if (rc == MGR_OK)
+        rc = there && bytes == cat->files[file].bytes ? renew(cat, file, path, draft.data, err)
+                                                      : mgr_rename(draft.data, path, err);
+    mgr_buf_clear(&draft);
+    return rc;
+}
+
+static int create_files(mgr_layout *layout, void *context, const char *directory, mgr_err *err)
+{
+    mgr_hdf5_context *const c = context;
+    mgr_catalogue *const cat = layout->cat;
+    int rc = mgr_buf_text(&c->directory, directory, err);
+    for (uint32_t f = 0; rc == MGR_OK && f < cat->n_files; f++) {
+        mgr_buf path = {0};
+        rc = mgr_buf_fmt(&path, err, "%s/%s", directory, cat->files[f].path);
+        if (rc == MGR_OK)
+            rc = create_file(cat, f, path.data, err);
+        mgr_buf_clear(&path);
+    }
     return rc;
 }
 
@@ -230,45 +269,24 @@ static int read_plain_places(mgr_catalogue *cat, uint32_t file, const char *path
     return rc != MGR_OK ? rc : closed;
 }
 
-/* Rank 0: the packed files take the places of the plain ones. */
-static int replace_files(mgr_catalogue *cat, const char *directory, mgr_err *err)
+static int seal(mgr_layout *layout, uint32_t file, const char *from, const char *path,
+                mgr_comm *comm, mgr_err *err)
 {
-    int rc = MGR_OK;
-    for (uint32_t f = 0; rc == MGR_OK && f < cat->n_files; f++) {
-        mgr_buf path = {0}, draft = {0};
-        rc = mgr_buf_fmt(&path, err, "%s/%s", directory, cat->files[f].path);
-        if (rc == MGR_OK)
-            rc = mgr_buf_fmt(&draft, err, "%s.draft", path.data);
-        if (rc == MGR_OK)
-            rc = mgr_rename(draft.data, path.data, err);
-        if (rc == MGR_OK)
-            rc = read_plain_places(cat, f, path.data, err);
-        mgr_buf_clear(&path);
-        mgr_buf_clear(&draft);
+    mgr_buf draft = {0};
+    int rc = mgr_agree(comm, mgr_buf_fmt(&draft, err, "%s.draft", path), err);
+    if (rc == MGR_OK)
+        rc = mgr_hdf5_pack(layout->cat, file, from, draft.data, comm, err);
+    if (rc == MGR_OK) {
+        rc = mgr_comm_rank(comm) == 0 ? mgr_rename(draft.data, path, err) : MGR_OK;
+        rc = mgr_agree(comm, rc, err);
     }
+    mgr_buf_clear(&draft);
     return rc;
 }
 
-static int seal(mgr_layout *layout, const char *directory, mgr_comm *comm, mgr_err *err)
+static int sealed(mgr_layout *layout, uint32_t file, const char *path, mgr_err *err)
 {
-    mgr_catalogue *const cat = layout->cat;
-    int rc = MGR_OK;
-    for (uint32_t f = 0; rc == MGR_OK && f < cat->n_files; f++) {
-        mgr_buf path = {0}, draft = {0};
-        rc = mgr_buf_fmt(&path, err, "%s/%s", directory, cat->files[f].path);
-        if (rc == MGR_OK)
-            rc = mgr_buf_fmt(&draft, err, "%s.draft", path.data);
-        rc = mgr_agree(comm, rc, err);
-        if (rc == MGR_OK)
-            rc = mgr_hdf5_pack(cat, f, path.data, draft.data, comm, err);
-        mgr_buf_clear(&path);
-        mgr_buf_clear(&draft);
-    }
-    if (rc == MGR_OK) {
-        rc = mgr_comm_rank(comm) == 0 ? replace_files(cat, directory, err) : MGR_OK;
-        rc = mgr_agree(comm, rc, err);
-    }
-    return rc;
+    return read_plain_places(layout->cat, file, path, err);
 }
 
 const mgr_container mgr_container_hdf5 = {
@@ -282,4 +300,5 @@ const mgr_container mgr_container_hdf5_deflate = {
     .finish = finish,
     .create = create_files,
     .seal = seal,
+    .sealed = sealed,
 };

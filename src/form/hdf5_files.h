@@ -25,8 +25,7 @@ uint64_t mgr_hdf5_piece_rows(const mgr_stored *s);
 int mgr_hdf5_make(mgr_h5 **out, const mgr_catalogue *cat, uint32_t file, const char *path,
                   bool deflate, mgr_err *err) MGR_NODISCARD;
 
-/* Replace the plain file `path` by `draft`, which holds the same packed; what stays plain lies
- * elsewhere then, which the catalogue of rank 0 is told. Collective. */
+/* Make `draft`, durable, of the plain file `path`: it holds the same packed. Collective. */
 int mgr_hdf5_pack(const mgr_catalogue *cat, uint32_t file, const char *path, const char *draft,
                   mgr_comm *comm, mgr_err *err) MGR_NODISCARD;
 

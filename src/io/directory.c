@@ -110,7 +110,7 @@ int mgr_dirname(const char *path, mgr_arena *arena, const char **out, mgr_err *e
 
 int mgr_hold_dir(const char *path, int *fd, bool *taken, mgr_err *err)
 {
-    const int f = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    const int f = open(path, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
     if (f < 0)
         return mgr_fail_errno(err, MGR_ERR_IO, errno, "cannot open directory '%s'", path);
     *taken = flock(f, LOCK_EX | LOCK_NB) != 0 && errno == EWOULDBLOCK;

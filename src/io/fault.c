@@ -8,7 +8,7 @@
 #include <string.h>
 
 static struct {
-    int parsed, sys, kill, only_rank;
+    int parsed, sys, signal, only_rank;
     long left;
     char call[16];
 } plan = {0, 0, 0, -1, 0, ""};
@@ -25,8 +25,8 @@ static int errno_of(const char *name)
     static const struct {
         const char *name;
         int value;
-    } names[] = {
-        {"EIO", EIO}, {"ENOSPC", ENOSPC}, {"EACCES", EACCES}, {"EINTR", EINTR}, {"EINVAL", EINVAL}};
+    } names[] = {{"EIO", EIO},     {"ENOSPC", ENOSPC}, {"EACCES", EACCES},
+                 {"EINTR", EINTR}, {"EINVAL", EINVAL}, {"EDQUOT", EDQUOT}};
     for (size_t i = 0; i < sizeof names / sizeof names[0]; i++)
         if (strcmp(names[i].name, name) == 0)
             return names[i].value;
@@ -50,7 +50,7 @@ static void parse(const char *text)
     memcpy(plan.call, text, len);
     plan.left = strtol(text + len + 1, &end, 10);
     const char *const last = *end == ':' ? end + 1 : "";
-    plan.kill = strcmp(last, "kill") == 0;
+    plan.signal = strcmp(last, "kill") == 0 ? SIGKILL : strcmp(last, "term") == 0 ? SIGTERM : 0;
     plan.sys = errno_of(last);
 }
 
@@ -62,7 +62,8 @@ int mgr_fault(const char *call)
         return 0;
     if (plan.left <= 0 || --plan.left != 0)
         return 0;
-    if (plan.kill)
-        raise(SIGKILL);
-    return plan.sys;
+    if (!plan.signal)
+        return plan.sys;
+    raise(plan.signal);
+    return 0; /* one that can be caught has been */
 }

@@ -87,7 +87,7 @@ int mgr_open_read(const char *path, int *fd, mgr_err *err)
 
 static int open_existing(const char *path, int how, int *fd, mgr_err *err)
 {
-    const int f = open(path, how | O_CLOEXEC);
+    const int f = open(path, how | O_CLOEXEC | O_NOFOLLOW);
     if (f < 0)
         return mgr_fail_errno(err, MGR_ERR_CREATE, errno, "cannot open '%s' for writing", path);
     *fd = f;

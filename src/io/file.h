@@ -62,6 +62,17 @@ int mgr_remove_tree(const char *path, mgr_err *err) MGR_NODISCARD;
 int mgr_sync_dir(const char *path, mgr_err *err) MGR_NODISCARD;
 int mgr_rename(const char *from, const char *to, mgr_err *err) MGR_NODISCARD;
 
+/* What an entry of a folder is: a regular file of one name, a folder, or something that is neither
+ * (a link, a file with a second name, a device). */
+typedef enum mgr_entry { MGR_ENTRY_FILE, MGR_ENTRY_FOLDER, MGR_ENTRY_OTHER } mgr_entry;
+typedef enum mgr_verdict { MGR_KEEP, MGR_ENTER, MGR_DROP, MGR_REFUSE } mgr_verdict;
+typedef mgr_verdict mgr_judge(const void *context, const char *path, mgr_entry kind);
+
+/* Judge every entry below the folder `root`, by its path from there: leave it, go into it, remove
+ * it (a folder must be empty), or fail with its name (MGR_ERR_EXISTS). No link is followed. Local.
+ */
+int mgr_sweep(const char *root, mgr_judge *judge, const void *context, mgr_err *err) MGR_NODISCARD;
+
 /* Hold the directory `path` for this process: *fd is the hold, closed with mgr_close, and ends with
  * the process however it ends. *taken tells that another process holds it; then there is no *fd.
  * Where the file system has no locks, everyone gets one. Local. */
@@ -99,6 +110,19 @@ int mgr_dirname(const char *path, mgr_arena *arena, const char **out, mgr_err *e
 
 /* Bytes that this user can still write on the file system of `path`. Local. */
 int mgr_free_space(const char *path, uint64_t *bytes, mgr_err *err) MGR_NODISCARD;
+
+/* How long a name in `directory`, and a path, may be. Local. */
+size_t mgr_name_max(const char *directory);
+size_t mgr_path_max(void);
+
+/* Bytes that the regular file `path` takes on its file system, holes not counted; 0 if there is
+ * none. Local. */
+uint64_t mgr_file_room(const char *path);
+
+/* Does the place of `path`, which is made and removed again, take folders of this name, files of
+ * `largest` bytes, `bytes` in all by quota, and the calls of a run? Local. Errors: MGR_ERR_CREATE,
+ * MGR_ERR_SPACE. */
+int mgr_try_folder(const char *path, uint64_t largest, uint64_t bytes, mgr_err *err) MGR_NODISCARD;
 
 /* Peak (of this program, not of what it was started from) and current resident memory of this
  * process in bytes; 0 where unknown. */

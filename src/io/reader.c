@@ -2,11 +2,23 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <stdbool.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <sys/vfs.h>
 #include <unistd.h>
 
 #include "io/file.h"
+
+#define FUSE_MAGIC 0x65735546
+
+/* File systems in user space often number their files as they meet them. */
+static uint64_t inode_of(int fd, const struct stat *st)
+{
+    struct statfs fs;
+    const bool lasting = fstatfs(fd, &fs) == 0 && fs.f_type != FUSE_MAGIC;
+    return lasting ? (uint64_t)st->st_ino : 0;
+}
 
 int mgr_reader_open(mgr_reader *reader, const char *path, mgr_err *err)
 {
@@ -22,6 +34,7 @@ int mgr_reader_open(mgr_reader *reader, const char *path, mgr_err *err)
     }
     r.fd = fd;
     r.size = (uint64_t)st.st_size;
+    r.inode = inode_of(fd, &st);
     r.modified = (uint64_t)st.st_mtim.tv_sec * 1000000000u + (uint64_t)st.st_mtim.tv_nsec;
     *reader = r;
     return MGR_OK;

@@ -17,6 +17,7 @@ typedef struct mgr_reader {
     const void *memory; /* used when fd is -1 */
     uint64_t base;      /* first byte of the window */
     uint64_t modified;  /* of a file: when it was last changed, in nanoseconds; else 0 */
+    uint64_t inode;     /* of a file; 0 where the file system makes them up anew for each mount */
 } mgr_reader;
 
 /* Open `path` read-only. Errors: MGR_ERR_NOT_FOUND, MGR_ERR_IO. Local. */

@@ -45,6 +45,8 @@ static int add_unit(mgr_plan *plan, const mgr_unit *unit, mgr_err *err)
     plan->units[plan->n_units++] = *unit;
     plan->total_in += unit->in_bytes;
     plan->total_out += unit->out_bytes;
+    plan->done_in += unit->done ? unit->in_bytes : 0;
+    plan->done_out += unit->done ? unit->out_bytes : 0;
     if (unit->in_bytes > plan->unit_bytes)
         plan->unit_bytes = unit->in_bytes;
     return MGR_OK;
@@ -55,6 +57,38 @@ static int add_piece(mgr_plan *plan, const mgr_piece *piece, mgr_err *err)
     MGR_TRY(mgr_grow(&plan->pieces, &plan->cap_pieces, plan->n_pieces + 1, sizeof *piece, err));
     plan->pieces[plan->n_pieces++] = *piece;
     return MGR_OK;
+}
+
+int mgr_piece_order(const void *x, const void *y)
+{
+    const mgr_piece *const a = x, *const b = y;
+    if (a->source != b->source)
+        return a->source < b->source ? -1 : 1;
+    if (a->target != b->target)
+        return a->target < b->target ? -1 : 1;
+    return a->row < b->row ? -1 : a->row > b->row;
+}
+
+/* Where the rows from `row` on change from done to not done, or back; at the latest at `rows`. */
+static uint64_t stretch_end(const mgr_plan_request *r, const mgr_piece *from, uint64_t rows,
+                            bool *done)
+{
+    size_t low = 0, high = r->n_done; /* the first that ends behind `from` */
+    while (low < high) {
+        const size_t mid = low + (high - low) / 2;
+        mgr_piece end = r->done[mid];
+        end.row += end.rows - 1;
+        if (mgr_piece_order(&end, from) < 0)
+            low = mid + 1;
+        else
+            high = mid;
+    }
+    const mgr_piece *const next = low < r->n_done ? &r->done[low] : NULL;
+    *done = false;
+    if (!next || next->source != from->source || next->target != from->target)
+        return rows;
+    *done = next->row <= from->row;
+    return *done ? next->row + next->rows : next->row;
 }
 
 static uint64_t made_bytes(const mgr_plan *plan, const mgr_plan_request *r, uint32_t source,
@@ -79,10 +113,14 @@ static int cut_bundle(mgr_plan *plan, const mgr_plan_request *r, uint32_t first,
         step_bytes += ts->list[end].step * mgr_layout_row_bytes(r->source, end);
     const mgr_tensor *const lead = &ts->list[first];
     const uint64_t n_steps = (lead->rows + lead->step - 1) / lead->step;
-    const uint64_t per_unit = step_bytes && wanted > step_bytes ? wanted / step_bytes : 1;
-    for (uint64_t at = 0; at < n_steps; at += per_unit) {
+    const uint64_t most = step_bytes && wanted > step_bytes ? wanted / step_bytes : 1;
+    for (uint64_t at = 0, per_unit; at < n_steps; at += per_unit) {
+        const mgr_piece from = {first, MGR_NONE, at * lead->step, 1};
         mgr_unit unit = {
             .piece = (uint32_t)plan->n_pieces, .n_pieces = end - first, .layer = lead->layer};
+        const uint64_t left =
+            (stretch_end(r, &from, lead->rows, &unit.done) + lead->step - 1) / lead->step - at;
+        per_unit = left < most ? left : most;
         for (uint32_t i = first; i < end; i++) {
             const mgr_tensor *const t = &ts->list[i];
             mgr_piece piece = {
@@ -116,16 +154,15 @@ static int cut_generated(mgr_plan *plan, const mgr_plan_request *r, uint32_t tar
 {
     const mgr_tensor *const t = &r->target->tensors->list[target];
     const uint64_t bytes = mgr_layout_row_bytes(r->target, target);
-    uint64_t per_unit = r->defines[target].op == MGR_OP_ROUTER ? t->rows : wanted / (bytes + 1) + 1;
-    if (per_unit > t->rows)
-        per_unit = t->rows;
-    for (uint64_t row = 0; row < t->rows; row += per_unit) {
-        const uint64_t left = t->rows - row;
-        const mgr_piece piece = {MGR_NONE, target, row, left < per_unit ? left : per_unit};
-        const mgr_unit unit = {.piece = (uint32_t)plan->n_pieces,
-                               .n_pieces = 1,
-                               .layer = t->layer,
-                               .out_bytes = copies(r->target, target) * piece.rows * bytes};
+    const uint64_t most =
+        r->defines[target].op == MGR_OP_ROUTER ? t->rows : wanted / (bytes + 1) + 1;
+    for (uint64_t row = 0, per_unit; row < t->rows; row += per_unit) {
+        mgr_piece piece = {MGR_NONE, target, row, 1};
+        mgr_unit unit = {.piece = (uint32_t)plan->n_pieces, .n_pieces = 1, .layer = t->layer};
+        const uint64_t left = stretch_end(r, &piece, t->rows, &unit.done) - row;
+        per_unit = left < most ? left : most;
+        piece.rows = per_unit;
+        unit.out_bytes = copies(r->target, target) * piece.rows * bytes;
         MGR_TRY(add_piece(plan, &piece, err));
         MGR_TRY(add_unit(plan, &unit, err));
     }
@@ -203,6 +240,20 @@ static int cut_others(mgr_plan *plan, const mgr_plan_request *r, uint64_t wanted
     return close_group(plan, first_unit, 0, 0, err);
 }
 
+static bool is_done(const mgr_plan *plan, const mgr_group *group)
+{
+    for (uint32_t u = 0; u < group->n_units; u++)
+        if (!plan->units[group->unit + u].done)
+            return false;
+    return true;
+}
+
+/* What a unit costs: one that is done is read for the sums of the others, or not at all. */
+static uint64_t cost(const mgr_unit *unit, bool summed)
+{
+    return (unit->done && !summed ? 0 : unit->in_bytes) + (unit->done ? 0 : unit->out_bytes);
+}
+
 /* Deal each group so that, after it, every rank has done the same share of all bytes so far: ranks
  * take consecutive units, and what one group leaves uneven the next one evens out. */
 static int deal(mgr_plan *plan, mgr_err *err)
@@ -213,12 +264,13 @@ static int deal(mgr_plan *plan, mgr_err *err)
     for (size_t g = 0; g < plan->n_groups; g++) {
         const mgr_group *const group = &plan->groups[g];
         mgr_unit *const units = plan->units + group->unit;
+        const bool summed = group->n_layers && !is_done(plan, group);
         for (uint32_t u = 0; u < group->n_units; u++)
-            sum += units[u].in_bytes + units[u].out_bytes;
+            sum += cost(&units[u], summed);
         const uint64_t share = sum / plan->ranks + 1;
         uint32_t rank = 0;
         for (uint32_t u = 0; u < group->n_units; u++) {
-            const uint64_t bytes = units[u].in_bytes + units[u].out_bytes;
+            const uint64_t bytes = cost(&units[u], summed);
             while (rank + 1 < plan->ranks && load[rank] + bytes / 2 > share)
                 rank++;
             units[u].rank = rank;

@@ -13,7 +13,7 @@
 #include "io/file.h"
 #include "kern/kern.h"
 #include "mgr/version.h"
-#include "run/manifest.h"
+#include "run/record.h"
 
 /* More cannot write a few megabytes faster, and opening a file together costs each of them. */
 #define MAX_WRITERS 16
@@ -155,7 +155,7 @@ static int add_texts(ledger *l, mgr_err *err)
     if (rc == MGR_OK)
         rc = put_text(l, "config", &config, err);
     mgr_buf_clear(&config);
-    json_t *const sources = mgr_manifest_sources(l->job);
+    json_t *const sources = mgr_record_sources(l->job);
     if (rc == MGR_OK)
         rc = add_json(l, "sources", sources, err);
     json_decref(sources);
@@ -513,6 +513,17 @@ static int read_back(ledger *l, const char *path, mgr_err *err)
     if (rc == MGR_OK)
         rc = write_layers(l, err);
     return close_file(l, rc, err);
+}
+
+uint64_t mgr_ledger_bytes(const mgr_job *job)
+{
+    const mgr_model *const m = &job->target.tensors.model;
+    const uint64_t neurons = job->source_format ? job->source.tensors.model.ffn : 0;
+    const uint64_t of_expert = MATRICES * (neurons / 8 + 64) + 8 * m->experts +
+                               (job->config.upcycle.shuffle ? 4 : 0) * neurons;
+    const uint64_t texts = 1024 * (uint64_t)job->source.cat.n_files;
+    return job->source_format ? (m->layers * m->experts * of_expert + texts + ((uint64_t)4 << 20))
+                              : 0;
 }
 
 int mgr_ledger_write(mgr_job *job, const char *directory, double settled, mgr_err *err)

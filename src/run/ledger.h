@@ -23,6 +23,9 @@
 
 #define MGR_LEDGER_NAME "provenance.h5"
 
+/* At most so many bytes it will have. Pure. */
+uint64_t mgr_ledger_bytes(const mgr_job *job);
+
 /* Write the ledger into `directory`: rank 0 makes the file, and up to 16 ranks write what is of
  * their layers; then all read back what they wrote. The engine is done, and `settled` is when its
  * settling began. Collective.

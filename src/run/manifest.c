@@ -1,41 +1,17 @@
 #include "run/manifest.h"
 
 #include <string.h>
-#define XXH_INLINE_ALL
-#include <xxhash.h>
 
 #include "engine/journal.h"
 #include "form/sidecar.h"
 #include "io/file.h"
 #include "mgr/version.h"
-
-#define MANIFEST "mgr-manifest.json"
+#include "run/record.h"
+#include "run/stage.h"
 
 static json_t *hex(uint64_t value, int digits)
 {
     return json_sprintf("%0*llx", digits, (unsigned long long)value);
-}
-
-/* Each source file with its size and a hash over the names, sizes and CRC-32s of its records. */
-json_t *mgr_manifest_sources(const mgr_job *job)
-{
-    const mgr_catalogue *const cat = &job->source.cat;
-    json_t *const list = json_array();
-    for (uint32_t f = 0; f < cat->n_files; f++) {
-        XXH64_hash_t hash = 0;
-        for (size_t i = 0; i < cat->n_records; i++) {
-            const mgr_record *const r = &cat->records[i];
-            const uint64_t facts[2] = {r->size, r->crc32};
-            if (r->file != f)
-                continue;
-            hash = XXH3_64bits_withSeed(r->name, strlen(r->name), hash);
-            hash = XXH3_64bits_withSeed(facts, sizeof facts, hash);
-        }
-        json_array_append_new(list, json_pack("{s:s,s:I,s:o}", "path", cat->files[f].path, "bytes",
-                                              (json_int_t)cat->files[f].bytes, "records_xxh3",
-                                              hex(hash, 16)));
-    }
-    return list;
 }
 
 static json_t *file_tensors(const mgr_job *job, uint32_t file)
@@ -104,7 +80,8 @@ static bool is_beside(const mgr_catalogue *cat, const char *name)
     for (uint32_t f = 0; f < cat->n_files; f++)
         if (strcmp(cat->files[f].path, name) == 0)
             return false;
-    return !mgr_has_prefix(name, MGR_JOURNAL_FOLDER "/") && strcmp(name, MANIFEST) != 0;
+    return !mgr_has_prefix(name, MGR_JOURNAL_FOLDER "/") &&
+           !mgr_has_prefix(name, MGR_PLAIN_FOLDER "/") && strcmp(name, MGR_MANIFEST_NAME) != 0;
 }
 
 /* What --force may remove together with the tensors' files (form/occupant.h). The manifest that the
@@ -122,7 +99,7 @@ static int add_beside(const mgr_job *job, const char *directory, json_t *manifes
             json_array_append_new(list, json_string(names[i]));
     json_object_set_new(manifest, "beside", list);
     if (rc == MGR_OK)
-        rc = mgr_arena_fmt(&arena, &first, err, "%s/" MANIFEST, directory);
+        rc = mgr_arena_fmt(&arena, &first, err, "%s/" MGR_MANIFEST_NAME, directory);
     if (rc == MGR_OK)
         rc = mgr_remove_tree(first, err);
     mgr_arena_clear(&arena);
@@ -140,19 +117,19 @@ int mgr_manifest_write(const mgr_job *job, const char *directory, bool complete,
                             json_integer((json_int_t)job->source.cat.skipped[k]));
     /* the seed is text: it may be above what JSON readers take for a whole number */
     json_t *const manifest = json_pack(
-        "{s:i,s:s,s:s,s:i,s:o,s:o,s:{s:s,s:s,s:o,s:o},s:{s:s,s:o},s:o}", "schema", 1, "program",
-        "mgr-upcycle", "version", MGR_VERSION, "contract", MGR_CONTRACT_VERSION, "seed",
-        json_sprintf("%llu", (unsigned long long)job->config.upcycle.seed), "config",
+        "{s:i,s:s,s:s,s:i,s:s,s:o,s:o,s:{s:s,s:s,s:o,s:o},s:{s:s,s:o},s:o}", "schema", 1, "program",
+        "mgr-upcycle", "version", MGR_VERSION, "contract", MGR_CONTRACT_VERSION, "run", job->id,
+        "seed", json_sprintf("%llu", (unsigned long long)job->config.upcycle.seed), "config",
         job->source_format ? json_string(config.data) : json_null(), "source", "format",
         job->source_format ? job->source_format->name : "synth", "path",
         job->source_files.directory ? job->source_files.directory : "", "skipped", skipped, "files",
-        mgr_manifest_sources(job), "target", "format", job->target_format->name, "files",
+        mgr_record_sources(job), "target", "format", job->target_format->name, "files",
         target_list(job), "remarks", remarks(job));
     int rc = manifest ? MGR_OK : mgr_fail(err, MGR_ERR_INTERNAL, "cannot make the manifest");
     if (rc == MGR_OK && complete)
         rc = add_beside(job, directory, manifest, err);
     if (rc == MGR_OK)
-        rc = mgr_sidecar_json(directory, MANIFEST, manifest, err);
+        rc = mgr_sidecar_json(directory, MGR_MANIFEST_NAME, manifest, err);
     json_decref(manifest);
     mgr_buf_clear(&config);
     return rc;

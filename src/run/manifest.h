@@ -4,12 +4,9 @@
 #ifndef MGR_RUN_MANIFEST_H
 #define MGR_RUN_MANIFEST_H
 
-#include <jansson.h>
-
 #include "engine/job.h"
 
-/* The source's files with their fingerprints; the caller's to decref. */
-json_t *mgr_manifest_sources(const mgr_job *job);
+#define MGR_MANIFEST_NAME "mgr-manifest.json"
 
 /* mgr-manifest.json: program, contract, configuration, seed, fingerprints of the source, and per
  * file of the output its size, CRC-32, expert-parallel rank and tensors with theirs. With

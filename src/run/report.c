@@ -199,6 +199,9 @@ static void print_done(const mgr_job *job)
     printf("\nread      %10s\n", mgr_format_bytes(t->bytes_read, text, sizeof text));
     printf("written   %10s   %.2f GB/s\n", mgr_format_bytes(t->bytes_written, text, sizeof text),
            rate(t->bytes_written, engine));
+    if (job->plan.done_out)
+        printf("resumed   %10s   were written before, and are still there\n",
+               mgr_format_bytes(job->plan.done_out, text, sizeof text));
     printf("checked   %llu of %llu source records by CRC-32\n",
            (unsigned long long)t->records_checked, (unsigned long long)t->records_total);
     printf("seconds   find %.2f, plan %.2f, sums %.2f, write %.2f, sync %.2f, publish %.2f\n",
@@ -217,7 +220,9 @@ static void print_done(const mgr_job *job)
 
 void mgr_print_summary(const mgr_job *job, bool dry_run)
 {
-    if (dry_run) {
+    if (job->complete) {
+        printf("\nalready complete: %s\n", job->config.target.path);
+    } else if (dry_run) {
         print_next(&job->remarks);
         if (job->replaced.kind)
             printf("\na run would replace what is there: %s, %zu files\n", job->replaced.kind,
@@ -226,6 +231,11 @@ void mgr_print_summary(const mgr_job *job, bool dry_run)
     } else {
         print_done(job);
     }
+}
+
+void mgr_print_others(const char *others)
+{
+    fprintf(stderr, "mgr-upcycle: warning: left alone, of another configuration: %s\n", others);
 }
 
 void mgr_print_synth(const mgr_job *job, const char *out)

@@ -18,6 +18,7 @@ typedef struct mgr_write_options {
     bool dry_run;    /* stop when the plan has been checked against the file system */
     bool force;      /* replace an existing target, remove a leftover of a stopped run */
     bool resume;     /* continue such a leftover */
+    bool discard;    /* after a failure leave nothing, not even what could be continued */
     double progress; /* seconds between progress lines, 0 for none */
     double journal;  /* seconds between journal blocks, 0: one after each unit, -1: no journal */
 } mgr_write_options;
@@ -63,9 +64,13 @@ int mgr_agree_root(mgr_job *job, int local, mgr_err *err);
 /* Lay out the target and make the plan; source and defines are set. Local. */
 int mgr_run_plan(mgr_job *job, uint64_t baseline, mgr_err *err) MGR_NODISCARD;
 
+/* The plan again, for what is left beside `done` (mgr_plan_request). Local. */
+int mgr_run_replan(mgr_job *job, const mgr_piece *done, size_t n_done, mgr_err *err) MGR_NODISCARD;
+
 /* Everything that writes: staging, engine, checksums, sidecars, publishing. A dry run ends when the
- * plan has been checked against the file system. Collective. */
-int mgr_run_write(mgr_job *job, const char *out, const char *id, const mgr_write_options *options,
+ * plan has been checked against the file system; --resume ends with job->complete where the output
+ * is there already. Collective. */
+int mgr_run_write(mgr_job *job, const char *out, const mgr_write_options *options,
                   mgr_err *err) MGR_NODISCARD;
 
 /* Peak memory and counters of all ranks into job->tally (rank 0). Collective. */
@@ -77,6 +82,7 @@ void mgr_job_clear(mgr_job *job);
 void mgr_print_plan(const mgr_job *job);
 void mgr_print_config(const mgr_job *job);
 void mgr_print_summary(const mgr_job *job, bool dry_run);
+void mgr_print_others(const char *others); /* leftovers of other configurations */
 void mgr_print_synth(const mgr_job *job, const char *out);
 
 #endif

@@ -219,13 +219,11 @@ static int join_files(mgr_job *job, mgr_extents *extents, mgr_err *err)
 int mgr_settle_target(mgr_job *job, const char *directory, mgr_extents *written, mgr_err *err)
 {
     const mgr_catalogue *const cat = &job->target.cat;
-    mgr_open_files files = {.cat = cat, .directory = directory, .for_writing = true};
+    mgr_open_files files;
     mgr_extents extents = {0};
-    int rc = mgr_alloc(&files.fd, cat->n_files, sizeof *files.fd, err);
-    if (rc == MGR_OK) {
-        memset(files.fd, 0xff, cat->n_files * sizeof *files.fd);
+    int rc = mgr_open_files_init(&files, cat, directory, true, err);
+    if (rc == MGR_OK)
         rc = join_tensors(job, written, err);
-    }
     if (rc == MGR_OK)
         rc = take_notes(job, written, err);
     for (uint32_t f = 0; rc == MGR_OK && f < cat->n_files; f++)

@@ -58,6 +58,7 @@ static int set_up(mgr_job *job, const mgr_synth_options *o, mgr_err *err)
     mgr_side *const t = &job->target;
     MGR_TRY(fill_config(&job->config, o, err));
     job->synth_seed = o->seed;
+    snprintf(job->id, sizeof job->id, "synth");
     job->target_format = mgr_target_find(o->format);
     if (!job->target_format)
         return mgr_fail(err, MGR_ERR_USAGE, "no format '%s'", o->format);
@@ -86,7 +87,7 @@ int mgr_run_synth(mgr_comm *comm, const mgr_synth_options *o, mgr_err *err)
     job->ranks = (uint32_t)mgr_comm_size(comm);
     rc = mgr_agree(comm, set_up(job, o, err), err);
     if (rc == MGR_OK)
-        rc = mgr_run_write(job, o->out, "synth", &write, err);
+        rc = mgr_run_write(job, o->out, &write, err);
     if (rc == MGR_OK && job->rank == 0 && o->verbosity >= 0)
         mgr_print_synth(job, o->out);
     mgr_job_clear(job);

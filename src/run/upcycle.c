@@ -147,8 +147,10 @@ static int read_header(mgr_job *job, mgr_catalogue *cat, const char *path, mgr_e
     uint32_t file;
     MGR_TRY(mgr_reader_open(&reader, path, err));
     int rc = mgr_catalogue_add_file(cat, path, reader.size, &file, err);
-    if (rc == MGR_OK)
+    if (rc == MGR_OK) {
         cat->files[file].modified = reader.modified;
+        cat->files[file].inode = reader.inode;
+    }
     if (rc == MGR_OK)
         rc = job->source_format->read(cat, file, &reader, err);
     mgr_reader_close(&reader);
@@ -302,8 +304,8 @@ static int review(mgr_job *job, mgr_err *err)
     return to->review ? to->review(&out, &job->remarks, err) : MGR_OK;
 }
 
-/* The most memory that any rank has in use before the buffers, rounded up, so that the plan is the
- * same when the run is resumed. */
+/* The most memory that any rank has in use before the buffers, rounded up, so that equal runs have
+ * equal plans. */
 static int baseline(mgr_job *job, uint64_t *out, mgr_err *err)
 {
     const uint64_t rss = mgr_current_rss();
@@ -341,13 +343,20 @@ static int plan(mgr_job *job, mgr_err *err)
     return rc;
 }
 
-static int config_id(const mgr_job *job, char out[17], mgr_err *err)
+/* Memory and ranks change no byte: a run may be continued with others. */
+static int config_id(mgr_job *job, mgr_err *err)
 {
+    mgr_config *c;
     mgr_buf text = {0};
-    const int rc = mgr_config_dump(&job->config, mgr_config_tables, &text, err);
+    MGR_TRY(mgr_alloc(&c, 1, sizeof *c, err));
+    *c = job->config;
+    c->memory_per_rank = 0;
+    const int rc = mgr_config_dump(c, mgr_config_tables, &text, err);
     if (rc == MGR_OK)
-        snprintf(out, 17, "%016llx", (unsigned long long)XXH3_64bits(text.data, text.len));
+        snprintf(job->id, sizeof job->id, "%016llx",
+                 (unsigned long long)XXH3_64bits(text.data, text.len));
     mgr_buf_clear(&text);
+    mgr_free(c);
     return rc;
 }
 
@@ -358,7 +367,7 @@ static int note_phases(mgr_job *job, double start, double found, mgr_err *err)
     return mgr_note_event(job, MGR_PHASE_PLAN, MGR_NONE, found, 0, 0, err);
 }
 
-static int prepare(mgr_job *job, const mgr_run_options *o, char id[17], mgr_err *err)
+static int prepare(mgr_job *job, const mgr_run_options *o, mgr_err *err)
 {
     const double start = mgr_now();
     int rc = read_config(job, o, err);
@@ -372,7 +381,7 @@ static int prepare(mgr_job *job, const mgr_run_options *o, char id[17], mgr_err 
     if (rc == MGR_OK)
         rc = plan(job, err);
     if (rc == MGR_OK)
-        rc = mgr_agree(job->comm, config_id(job, id, err), err);
+        rc = mgr_agree(job->comm, config_id(job, err), err);
     if (rc == MGR_OK)
         rc = mgr_agree(job->comm, note_phases(job, start, found, err), err);
     job->tally.seconds_find = found - start;
@@ -383,7 +392,6 @@ static int prepare(mgr_job *job, const mgr_run_options *o, char id[17], mgr_err 
 int mgr_run_upcycle(mgr_comm *comm, const mgr_run_options *o, mgr_tally *tally, mgr_err *err)
 {
     mgr_job *job = NULL;
-    char id[17] = "";
     int rc = mgr_agree(comm, mgr_alloc(&job, 1, sizeof *job, err), err);
     if (rc != MGR_OK) {
         mgr_free(job);
@@ -393,7 +401,7 @@ int mgr_run_upcycle(mgr_comm *comm, const mgr_run_options *o, mgr_tally *tally, 
     job->rank = (uint32_t)mgr_comm_rank(comm);
     job->ranks = (uint32_t)mgr_comm_size(comm);
     job->start = mgr_now();
-    rc = prepare(job, o, id, err);
+    rc = prepare(job, o, err);
     job->planned_remarks = job->remarks.n;
     if (rc == MGR_OK && job->rank == 0 && o->verbosity >= 0) {
         mgr_print_plan(job);
@@ -401,7 +409,7 @@ int mgr_run_upcycle(mgr_comm *comm, const mgr_run_options *o, mgr_tally *tally, 
             mgr_print_config(job);
     }
     if (rc == MGR_OK)
-        rc = mgr_run_write(job, job->config.target.path, id, &o->write, err);
+        rc = mgr_run_write(job, job->config.target.path, &o->write, err);
     if (rc == MGR_OK)
         rc = mgr_run_tally(job, err);
     if (rc == MGR_OK && job->rank == 0 && o->verbosity >= 0)

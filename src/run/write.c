@@ -5,13 +5,16 @@
 #include "core/stop.h"
 #include "engine/engine.h"
 #include "engine/progress.h"
+#include "engine/recall.h"
 #include "io/fault.h"
 #include "io/file.h"
 #include "look/verify.h"
 #include "run/hashes.h"
 #include "run/ledger.h"
 #include "run/manifest.h"
+#include "run/record.h"
 #include "run/run.h"
+#include "run/seal.h"
 #include "run/settle.h"
 #include "run/stage.h"
 
@@ -66,11 +69,8 @@ static int check_consumed(const mgr_job *job, mgr_err *err)
     return MGR_OK;
 }
 
-int mgr_run_plan(mgr_job *job, uint64_t baseline, mgr_err *err)
+int mgr_run_replan(mgr_job *job, const mgr_piece *done, size_t n_done, mgr_err *err)
 {
-    const uint64_t all = job->config.memory_per_rank;
-    const uint64_t sixteenth = all / 16;
-    const uint64_t reserve = baseline + (sixteenth > RESERVE_MIN ? sixteenth : RESERVE_MIN);
     const mgr_plan_request request = {
         .source = job->source_format ? &job->source.layout : NULL,
         .target = &job->target.layout,
@@ -79,20 +79,34 @@ int mgr_run_plan(mgr_job *job, uint64_t baseline, mgr_err *err)
         .moments = job->moments,
         .shuffle = job->config.upcycle.shuffle && job->method,
         .selection_bytes = mgr_selection_bytes(job),
-        .memory = all > reserve ? all - reserve : 0,
+        .memory = job->memory,
+        .done = done,
+        .n_done = n_done,
     };
+    mgr_plan_clear(&job->plan);
+    return mgr_plan_make(&job->plan, &request, err);
+}
+
+int mgr_run_plan(mgr_job *job, uint64_t baseline, mgr_err *err)
+{
+    const uint64_t all = job->config.memory_per_rank;
+    const uint64_t sixteenth = all / 16;
+    const uint64_t reserve = baseline + (sixteenth > RESERVE_MIN ? sixteenth : RESERVE_MIN);
+    job->memory = all > reserve ? all - reserve : 0;
     MGR_TRY(place_files(job, err));
-    if (mgr_plan_make(&job->plan, &request, err) != MGR_OK)
+    if (mgr_run_replan(job, NULL, 0, err) != MGR_OK)
         return mgr_hint(err, "raise memory_per_rank");
     return job->source_format ? check_consumed(job, err) : MGR_OK;
 }
 
-static uint64_t output_bytes(const mgr_job *job)
+/* Everything that will be there at some time, the journal's few bytes apart. */
+static int output_bytes(const mgr_job *job, uint64_t *bytes, mgr_err *err)
 {
-    uint64_t sum = 0;
+    *bytes = mgr_ledger_bytes(job);
     for (size_t f = 0; f < job->target.cat.n_files; f++)
-        sum += job->target.cat.files[f].bytes;
-    return sum;
+        *bytes += job->target.cat.files[f].bytes;
+    (void)err;
+    return MGR_OK;
 }
 
 int mgr_run_tally(mgr_job *job, mgr_err *err)
@@ -116,92 +130,131 @@ int mgr_run_tally(mgr_job *job, mgr_err *err)
     return rc;
 }
 
-/* Rank 0, after the engine: checksums and headers. */
-static int settle(mgr_job *job, const mgr_stage *stage, mgr_extents *read, mgr_extents *written,
-                  mgr_err *err)
+/* Where things are written, on all ranks. */
+typedef struct writing {
+    mgr_buf directory, weights, journal;
+    mgr_recall recall;
+    mgr_seal seal;
+    mgr_progress *progress;
+    mgr_extents read, written;
+} writing;
+
+static void writing_clear(writing *w)
 {
-    if (job->source_format)
-        MGR_TRY(mgr_settle_source(job, read, err));
-    return mgr_settle_target(job, stage->directory, written, err);
+    mgr_buf_clear(&w->directory);
+    mgr_buf_clear(&w->weights);
+    mgr_buf_clear(&w->journal);
+    mgr_recall_clear(&w->recall);
+    mgr_seal_clear(&w->seal);
+    mgr_free(w->read.list);
+    mgr_free(w->written.list);
 }
 
-/* The files' checksums are of what they were. Collective. */
-static int seal(mgr_job *job, const char *directory, mgr_err *err)
+/* A place between two steps, where tests stop a run: all ranks pass it together. */
+static int step(mgr_job *job, mgr_err *err)
 {
-    mgr_free(job->file_crc);
-    mgr_free(job->file_sha256);
-    job->file_crc = NULL;
-    return job->container->seal(&job->target.layout, directory, job->comm, err);
+    (void)mgr_fault("phase");
+    return mgr_agree(job->comm, mgr_check_stop(err), err);
+}
+
+/* Rank 0, after the engine: checksums and headers. */
+static int settle(mgr_job *job, writing *w, mgr_err *err)
+{
+    if (job->source_format)
+        MGR_TRY(mgr_settle_source(job, &w->read, err));
+    return mgr_settle_target(job, w->weights.data, &w->written, err);
 }
 
 /* Rank 0, at the end: small files, the final name. */
 static int publish(mgr_job *job, mgr_stage *stage, mgr_err *err)
 {
-    MGR_TRY(mgr_manifest_write(job, stage->directory, false, err)); /* HDF5 holds a copy */
     const mgr_output out = {.config = &job->config,
                             .layout = &job->target.layout,
                             .state = job->target_state,
                             .origin = job->source_format ? &job->origin : NULL,
                             .file_sha256 = (const char(*)[65])job->file_sha256};
+    MGR_TRY(mgr_stage_finish(stage, err));
+    MGR_TRY(mgr_manifest_write(job, stage->directory, false, err)); /* HDF5 holds a copy */
     MGR_TRY(job->target_format->sidecars(&out, stage->directory, err));
     MGR_TRY(mgr_manifest_write(job, stage->directory, true, err));
+    (void)mgr_fault("phase");
     MGR_TRY(
         mgr_verify_output(job->target_format->name, &job->target.layout, stage->directory, err));
+    (void)mgr_fault("phase");
     MGR_TRY(mgr_check_stop(err));
     MGR_TRY(mgr_stage_publish(stage, err));
     job->replaced = stage->replaced;
     return MGR_OK;
 }
 
-static int write_all(mgr_job *job, mgr_stage *stage, double journal_seconds, mgr_progress *progress,
+/* Extents of all ranks to rank 0, and what follows from them. Collective. */
+static int settle_all(mgr_job *job, writing *w, mgr_err *err)
+{
+    int rc = mgr_settle_gather(job->comm, &w->read, err);
+    if (rc == MGR_OK)
+        rc = mgr_settle_gather(job->comm, &w->written, err);
+    if (rc == MGR_OK)
+        rc = mgr_agree_root(job, job->rank == 0 ? settle(job, w, err) : MGR_OK, err);
+    return rc;
+}
+
+/* Everything behind the engine. Collective. */
+static int complete(mgr_job *job, mgr_stage *stage, writing *w, mgr_err *err)
+{
+    const double start = mgr_now();
+    int rc = step(job, err);
+    if (rc == MGR_OK)
+        rc = settle_all(job, w, err);
+    if (rc == MGR_OK)
+        rc = step(job, err);
+    if (rc == MGR_OK && job->source_format) /* what is made of nothing has no provenance */
+        rc = mgr_ledger_write(job, w->directory.data, start, err);
+    if (rc == MGR_OK)
+        rc = step(job, err);
+    if (rc == MGR_OK)
+        rc =
+            mgr_seal_files(&w->seal, job, w->journal.data, w->weights.data, w->directory.data, err);
+    if (rc == MGR_OK)
+        rc = mgr_hash_files(job, w->directory.data, err);
+    if (rc == MGR_OK)
+        rc = step(job, err);
+    if (rc == MGR_OK)
+        rc = mgr_agree(job->comm, mgr_record_look_again(job, err), err);
+    if (rc == MGR_OK)
+        rc = mgr_agree_root(job, job->rank == 0 ? publish(job, stage, err) : MGR_OK, err);
+    job->tally.seconds_publish = mgr_now() - start;
+    return rc;
+}
+
+/* The engine, and everything behind it. Collective. */
+static int write_all(mgr_job *job, mgr_stage *stage, writing *w, const mgr_write_options *o,
                      mgr_err *err)
 {
-    mgr_extents read = {0}, written = {0};
-    mgr_buf directory = {0};
-    int rc = MGR_OK;
-    if (job->rank == 0)
-        rc = mgr_buf_text(&directory, stage->directory, err);
-    rc = mgr_agree_root(job, rc, err);
-    if (rc == MGR_OK)
-        rc = mgr_bcast_bytes(job->comm, &directory, err);
-    if (rc == MGR_OK)
-        rc = mgr_engine_run(job, directory.data, journal_seconds, progress, &read, &written, err);
-    const double start = mgr_now();
-    if (rc == MGR_OK)
-        rc = mgr_settle_gather(job->comm, &read, err);
-    if (rc == MGR_OK)
-        rc = mgr_settle_gather(job->comm, &written, err);
-    if (rc == MGR_OK) {
-        if (job->rank == 0)
-            rc = settle(job, stage, &read, &written, err);
-        rc = mgr_agree_root(job, rc, err);
-    }
-    if (rc == MGR_OK && job->source_format) /* what is made of nothing has no provenance */
-        rc = mgr_ledger_write(job, directory.data, start, err);
-    if (rc == MGR_OK && job->container->seal)
-        rc = seal(job, directory.data, err);
-    if (rc == MGR_OK)
-        rc = mgr_hash_files(job, directory.data, err);
-    if (rc == MGR_OK) {
-        if (job->rank == 0)
-            rc = publish(job, stage, err);
-        rc = mgr_agree_root(job, rc, err);
-    }
-    job->tally.seconds_publish = mgr_now() - start;
-    mgr_free(read.list);
-    mgr_free(written.list);
-    mgr_buf_clear(&directory);
-    return rc;
+    const mgr_engine_options options = {.directory = w->weights.data,
+                                        .journal = w->journal.data,
+                                        .number = w->recall.next_number + job->rank,
+                                        .seconds = o->journal,
+                                        .progress = w->progress};
+    w->read = w->recall.read;
+    w->written = w->recall.written;
+    w->recall.read = w->recall.written = (mgr_extents){0};
+    const int rc = mgr_engine_run(job, &options, &w->read, &w->written, err);
+    return rc == MGR_OK ? complete(job, stage, w, err) : rc;
 }
 
 /* Rank 0: everything below the staging directory. */
 static int make_stage(mgr_job *job, mgr_stage *stage, mgr_err *err)
 {
     const bool by_library = job->container->create != NULL;
-    MGR_TRY(mgr_stage_make(stage, &job->target.cat, !by_library, err));
-    return by_library ? job->container->create(&job->target.layout, job->target_state,
-                                               stage->directory, err)
-                      : MGR_OK;
+    bool known = !stage->leftover;
+    if (stage->leftover && job->source_format)
+        MGR_TRY(mgr_record_check(job, stage->journal, &known, err));
+    MGR_TRY(mgr_stage_make(stage, &job->target.cat, !by_library, known, err));
+    if (job->source_format && !(stage->leftover && known))
+        MGR_TRY(mgr_record_write(job, stage->journal, err));
+    return by_library
+               ? job->container->create(&job->target.layout, job->target_state, stage->weights, err)
+               : MGR_OK;
 }
 
 /* Where the library put the tensors of the files that rank 0 made, to all. Collective. */
@@ -226,13 +279,94 @@ static int share_places(mgr_job *job, mgr_err *err)
     return rc;
 }
 
-/* What a signal stopped can be continued; so can what was being continued when it failed. Anything
- * else that fails leaves nothing behind. */
-static int keep_or_remove(mgr_stage *stage, bool journaled, int rc, mgr_err *err)
+/* Rank 0's text to all; empty where rank 0 has none. Collective. */
+static int share_text(mgr_job *job, const char *text, mgr_buf *out, mgr_err *err)
 {
-    stage->keep = rc == MGR_ERR_INTERRUPTED && journaled;
+    int rc = job->rank == 0 ? mgr_buf_text(out, text, err) : MGR_OK;
+    rc = mgr_agree_root(job, rc, err);
+    return rc == MGR_OK ? mgr_bcast_bytes(job->comm, out, err) : rc;
+}
+
+/* Padding is never written: it is the zeros of a new file. What a stopped run left gets them. */
+static int renew_fills(const mgr_job *job, const writing *w, mgr_err *err)
+{
+    static const unsigned char zeros[65536];
+    const mgr_layout *const layout = &job->target.layout;
+    mgr_open_files files;
+    int rc = mgr_open_files_init(&files, layout->cat, w->weights.data, true, err);
+    for (size_t i = job->rank; rc == MGR_OK && i < layout->n_fills; i += job->ranks) {
+        const mgr_fill *const f = &layout->fills[i];
+        const mgr_stored *const s = &layout->cat->stored[f->stored];
+        const uint64_t row = s->stride[0] * mgr_dtype_size(s->dtype);
+        const uint64_t end = s->offset + (f->row + f->rows) * row;
+        int fd;
+        rc = mgr_open_files_get(&files, s->file, &fd, err);
+        for (uint64_t at = s->offset + f->row * row; rc == MGR_OK && at < end;) {
+            const size_t n = end - at < sizeof zeros ? (size_t)(end - at) : sizeof zeros;
+            rc = mgr_pwrite_full(fd, layout->cat->files[s->file].path, zeros, n, at, err);
+            at += n;
+        }
+    }
+    const int closed = mgr_open_files_close(&files, rc != MGR_OK, err);
+    mgr_free(files.fd);
+    return rc != MGR_OK ? rc : closed;
+}
+
+/* What a stopped run did, and the plan of what is left. Collective. */
+static int recall(mgr_job *job, writing *w, mgr_err *err)
+{
+    int rc = mgr_seal_recall(&w->seal, job, w->journal.data, w->directory.data, err);
+    if (rc == MGR_OK)
+        rc = mgr_recall_make(&w->recall, job, w->journal.data, w->weights.data, w->seal.whole, err);
+    if (rc == MGR_OK)
+        rc = mgr_agree(job->comm, renew_fills(job, w, err), err);
+    if (rc == MGR_OK)
+        rc = mgr_run_replan(job, w->recall.done, w->recall.n_done, err);
+    return mgr_agree(job->comm, rc, err);
+}
+
+/* From nothing, or from what a stopped run left, to where the engine can begin. Collective. */
+static int begin(mgr_job *job, mgr_stage *stage, writing *w, const mgr_write_options *o,
+                 mgr_err *err)
+{
+    mgr_buf leftover = {0};
+    int rc = mgr_agree_root(job, job->rank == 0 ? make_stage(job, stage, err) : MGR_OK, err);
+    if (rc == MGR_OK && job->container->create)
+        rc = share_places(job, err);
+    if (rc == MGR_OK)
+        rc = share_text(job, stage->directory, &w->directory, err);
+    if (rc == MGR_OK)
+        rc = share_text(job, stage->weights, &w->weights, err);
+    if (rc == MGR_OK)
+        rc = share_text(job, stage->journal, &w->journal, err);
+    if (rc == MGR_OK)
+        rc = share_text(job, stage->leftover ? "yes" : "", &leftover, err);
+    if (rc == MGR_OK && leftover.len)
+        rc = recall(job, w, err);
+    mgr_buf_clear(&leftover);
+    if (rc != MGR_OK)
+        return rc;
+    rc = mgr_progress_start(&w->progress, job->comm, o->progress, &job->plan, err);
+    if (mgr_agree(job->comm, rc, err) == MGR_OK)
+        return MGR_OK;
+    mgr_progress_drop(w->progress); /* some ranks have none, so nothing collective */
+    return err->code;
+}
+
+/* A later run may end well what ended like this. */
+static bool can_go_on(int rc)
+{
+    return rc == MGR_ERR_INTERRUPTED || rc == MGR_ERR_IO || rc == MGR_ERR_SPACE ||
+           rc == MGR_ERR_CREATE || rc == MGR_ERR_NOMEM || rc == MGR_ERR_MPI;
+}
+
+/* Once the engine has begun, a failure leaves what there is for --resume. */
+static int keep_or_remove(mgr_stage *stage, const mgr_write_options *o, int rc, mgr_err *err)
+{
+    stage->discard = o->discard;
+    stage->keep = o->journal >= 0 && !o->discard && can_go_on(rc);
     if (stage->keep)
-        mgr_hint(err, "continue with --resume");
+        mgr_hint(err, "%scontinue with --resume", rc == MGR_ERR_SPACE ? "make room, then " : "");
     return rc;
 }
 
@@ -250,39 +384,53 @@ static int check_apart(const mgr_job *job, const char *out, mgr_err *err)
     return mgr_hint(err, "choose another target.path");
 }
 
-int mgr_run_write(mgr_job *job, const char *out, const char *id, const mgr_write_options *o,
-                  mgr_err *err)
+/* Rank 0: everything that can be known before the first byte is written. */
+static int check(mgr_job *job, mgr_stage *stage, const char *out, mgr_err *err)
 {
-    mgr_stage stage = {.replace = o->force, .resume = o->resume, .dry_run = o->dry_run, .hold = -1};
-    mgr_progress *progress = NULL;
-    int rc = MGR_OK;
-    if (job->rank == 0)
-        rc = check_apart(job, out, err);
-    if (job->rank == 0 && rc == MGR_OK)
-        rc = mgr_stage_check(&stage, out, id, output_bytes(job), err);
-    rc = mgr_agree_root(job, rc, err);
-    job->replaced = stage.replaced;
-    if (rc != MGR_OK || o->dry_run)
-        goto out;
-    if (job->rank == 0)
-        rc = make_stage(job, &stage, err);
-    rc = mgr_agree_root(job, rc, err);
-    if (rc == MGR_OK && job->container->create)
-        rc = share_places(job, err);
-    if (rc != MGR_OK)
-        goto out;
-    rc = mgr_agree(job->comm,
-                   mgr_progress_start(&progress, job->comm, o->progress, job->plan.total_in,
-                                      job->plan.total_out, err),
-                   err);
-    if (rc != MGR_OK) {
-        mgr_progress_drop(progress); /* some ranks have none, so nothing collective */
-        goto out;
+    mgr_stage_plan plan = {.files = &job->target.cat};
+    if (stage->resume && job->source_format && mgr_record_is_complete(job, out)) {
+        job->complete = true;
+        return MGR_OK;
     }
-    rc = write_all(job, &stage, o->journal, progress, err);
-    mgr_progress_stop(progress);
-    rc = keep_or_remove(&stage, o->journal >= 0, rc, err);
-out:
+    MGR_TRY(check_apart(job, out, err));
+    MGR_TRY(output_bytes(job, &plan.bytes, err));
+    MGR_TRY(mgr_stage_check(stage, out, job->id, &plan, err));
+    job->replaced = stage->replaced;
+    if (stage->others)
+        mgr_print_others(stage->others);
+    return MGR_OK;
+}
+
+/* Is there anything to do? Collective. */
+static int check_all(mgr_job *job, mgr_stage *stage, const char *out, mgr_err *err)
+{
+    mgr_buf done = {0};
+    int rc = mgr_agree_root(job, job->rank == 0 ? check(job, stage, out, err) : MGR_OK, err);
+    if (rc == MGR_OK)
+        rc = share_text(job, job->complete ? "yes" : "", &done, err);
+    job->complete = done.len > 0;
+    mgr_buf_clear(&done);
+    return rc;
+}
+
+int mgr_run_write(mgr_job *job, const char *out, const mgr_write_options *o, mgr_err *err)
+{
+    mgr_stage stage = {.replace = o->force,
+                       .resume = o->resume,
+                       .dry_run = o->dry_run,
+                       .packs = job->container->seal != NULL,
+                       .hold = -1};
+    writing w = {0};
+    int rc = check_all(job, &stage, out, err);
+    if (rc == MGR_OK && !o->dry_run && !job->complete) {
+        rc = begin(job, &stage, &w, o, err);
+        if (rc == MGR_OK) {
+            rc = write_all(job, &stage, &w, o, err);
+            mgr_progress_stop(w.progress);
+            rc = keep_or_remove(&stage, o, rc, err);
+        }
+    }
+    writing_clear(&w);
     mgr_stage_clear(&stage);
     return rc;
 }

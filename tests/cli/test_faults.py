@@ -64,11 +64,11 @@ class Faulty(unittest.TestCase):
             for name, content in OLD.items():
                 (self.target / name).write_bytes(content)
 
-    def run_with(self, fault, np, force=False):
+    def run_with(self, fault, np, force=False, discard=True):
         return runner.upcycle(
             self.config,
             np=np,
-            options=["--force"] if force else [],
+            options=["--force"] * force + ["--discard"] * discard,
             env={"MGR_FAULT": fault} if fault else None,
             timeout=30,
         )
@@ -159,9 +159,52 @@ class Fails(Faulty):
         for np in (1, 3):
             for old in (False, True):
                 self.clean(old)
-                result = self.run_with("rename:1:EINVAL", np, force=old)
+                result = self.run_with("rename:2:EINVAL", np, force=old)
                 self.assertEqual(result.status, 0, str(result))
                 self.assert_complete(str(result))
+
+
+class Kept(Faulty):
+    """Without --discard a failure behind the first written byte leaves what there is, and says how to
+    go on; one before leaves nothing."""
+
+    def test_failures_that_a_later_run_may_not_have(self):
+        for fault, status, np in (
+            ("pwrite:9:ENOSPC", runner.CANNOT_CREATE, 1),
+            ("rank:1,pwrite:9", runner.IO_ERROR, 2),
+            ("rank:1,fsync:1", runner.IO_ERROR, 2),
+            ("rank:0,rename:2:EACCES", runner.CANNOT_CREATE, 2),
+        ):
+            with self.subTest(fault=fault):
+                self.clean()
+                result = self.run_with(fault, np, discard=False)
+                self.assertEqual(result.status, status, str(result))
+                self.assertRegex(result.err, "hint: .*continue with --resume")
+                self.assertEqual(result.err.count("hint:"), 1, str(result))
+                left = self.left()
+                self.assertEqual(len(left), 1, str(result))
+                self.assertIn(STAGING, left[0])
+                result = runner.upcycle(self.config, np=np, options=["--resume"])
+                self.assertEqual(result.status, 0, str(result))
+                self.assert_complete(str(result))
+
+    def test_before_the_first_byte(self):
+        for fault in ("create:1", "space:1", "probe:1:EDQUOT", "probe:2:EACCES"):
+            with self.subTest(fault=fault):
+                self.clean()
+                result = self.run_with(fault, 1, discard=False)
+                self.assertEqual(result.status, runner.CANNOT_CREATE, str(result))
+                self.assertEqual(len(result.errors()), 1, str(result))
+                self.assertEqual(self.left(), [], str(result))
+
+    def test_discard_removes_a_leftover_too(self):
+        self.clean()
+        self.run_with("pwrite:9:ENOSPC", 1, discard=False)
+        result = runner.upcycle(
+            self.config, np=1, options=["--resume", "--discard"], env={"MGR_FAULT": "rename:2"}
+        )
+        self.assertEqual(result.status, runner.CANNOT_CREATE, str(result))
+        self.assertEqual(self.left(), [], str(result))
 
 
 class Killed(Faulty):

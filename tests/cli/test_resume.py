@@ -81,15 +81,37 @@ class Resumed(Faulty):
         self.assertEqual(result.status, 0, str(result))
         self.assert_complete(str(result))
 
-    def test_another_number_of_ranks_is_refused(self):
+    def test_another_number_of_ranks_and_memory(self):
+        """A requeued job may have others; what is there is not done again."""
+        for np, memory in ((1, "2GiB"), (4, "64MiB"), (3, "3GiB")):
+            with self.subTest(ranks=np, memory=memory):
+                self.clean()
+                self.start("pwrite:20:kill")
+                result = self.resume(np, "--set", "memory_per_rank=" + memory)
+                self.assertEqual(result.status, 0, str(result))
+                self.assertRegex(result.out, r"(?m)^resumed +[1-9]")
+                self.assert_complete(str(result))
+
+    def test_what_is_complete_is_left_alone(self):
+        self.clean()
+        self.assertEqual(self.resume().status, 0)
+        before = runner.hashes(self.target, skip=())
+        result = self.resume(2)
+        self.assertEqual(result.status, 0, str(result))
+        self.assertIn("already complete", result.out)
+        self.assertEqual(runner.hashes(self.target, skip=()), before)
+        result = self.resume(2, "--set", "upcycle.seed=99")
+        self.assertEqual(result.status, runner.CANNOT_CREATE, str(result))
+        self.assertIn("another configuration", result.err)
+
+    def test_a_leftover_of_another_configuration_is_named(self):
         self.clean()
         self.start("pwrite:20:kill")
-        result = self.resume(2)
-        self.assertEqual(result.status, runner.CANNOT_CREATE, str(result))
-        self.assertEqual(len(result.errors()), 1, str(result))
-        self.assertIn("cannot resume", result.errors()[0])
-        self.assertEqual(len(self.staging()), 1)  # and can still be resumed as it was begun
-        self.assertEqual(self.resume().status, 0)
+        left = self.staging()[0].name
+        result = self.resume(2, "--set", "upcycle.seed=99")
+        self.assertEqual(result.status, 0, str(result))
+        self.assertIn(left, result.err)
+        self.assertTrue((self.outputs / left).exists())
 
     def test_a_changed_source_is_refused(self):
         self.clean()
@@ -105,7 +127,8 @@ class Resumed(Faulty):
             runner.synth(other, tp=2, pp=2, seed=8)
             result = self.resume()
             self.assertEqual(result.status, runner.CANNOT_CREATE, str(result))
-            self.assertIn("cannot resume", result.errors()[0])
+            self.assertIn("cannot resume: the source has changed", result.errors()[0])
+            self.assertIn("model_optim_rng.pt", result.errors()[0])
         finally:
             self.config = config
 

@@ -14,7 +14,7 @@ _mgr_paths() {
 _mgr() {
     local tool=${1##*/} current=${2-} previous=${3-} options=
     case $tool in
-        mgr-upcycle) options="--dry-run --force --resume --journal --set --quiet --verbose --progress --get --simd" ;;
+        mgr-upcycle) options="--dry-run --force --resume --discard --journal --set --quiet --verbose --progress --get --simd" ;;
         mgr-inspect) options="--json --summary" ;;
         mgr-synth)
             options="--layers --hidden --ffn --heads --kv-heads --vocab --max-positions --positions
