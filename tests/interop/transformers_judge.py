@@ -121,8 +121,29 @@ def generate(job):
     return {"tokens": out[:, len(job["ids"][0]) :].tolist()}
 
 
+def fields(job):
+    """Every key that a config.json of these model_types may have, for all that the classes show."""
+    import inspect
+    import re
+
+    from transformers import AutoConfig
+
+    found = {}
+    for family in job["families"]:
+        try:
+            config = AutoConfig.for_model(family)
+        except ValueError:  # it came later
+            continue
+        files = [pathlib.Path(inspect.getfile(c)).read_text() for c in type(config).__mro__[:2]]
+        makers = re.findall(r"    def (?:__init__|__post_init__)\(.*?(?=\n    def )", "".join(files), re.S)
+        names = {*config.to_dict(), *re.findall(r'kwargs\.pop\(\s*"(\w+)"', "".join(makers))}
+        names |= {n for n, p in inspect.signature(type(config).__init__).parameters.items() if p.kind != p.VAR_KEYWORD}
+        found[family] = sorted(names - {"self", "args", "kwargs"})
+    return {"fields": found}
+
+
 def answer(job):
-    return {"about": about, "logits": logits, "generate": generate}[job["do"]](job)
+    return {"about": about, "logits": logits, "generate": generate, "fields": fields}[job["do"]](job)
 
 
 def main():
