@@ -22,7 +22,7 @@
                   "largest file to write, unless one tensor alone is larger")
 #define MGR_ROW_CONFIG \
     MGR_ROW_MAP("target.config", target.config, \
-                "fields of config.json to set, as a map: {rope_theta: 500000}")
+                "fields of config.json to set, as a map: {use_cache: false}")
 
 /* of Megatron's targets */
 #define MGR_ROW_TENSOR_PARALLEL \

@@ -192,6 +192,44 @@ static void want(const composition *c, const mgr_tokenizer_facts *tokens)
     want_token(c, "pad_token_id", -1, tokens->pad);
 }
 
+/* ---- what the user sets ---- */
+
+/* Fields that say what the tensors are follow from the model; the others are the user's. */
+static int check_override(const composition *c, const char *key)
+{
+    static const char *const free_ones[] = {"bos_token_id", "eos_token_id", "initializer_range"};
+    const mgr_hf_key *const row = mgr_huggingface_key(key, c->family);
+    bool may = !row || row->use != MGR_HF_READ;
+    for (size_t i = 0; i < sizeof free_ones / sizeof free_ones[0]; i++)
+        may = may || strcmp(key, free_ones[i]) == 0;
+    if (may && !(row && row->use == MGR_HF_NEUTRAL))
+        return MGR_OK;
+    return mgr_config_fail(c->out->config, "target.config", c->err,
+                           "'target.config' sets '%s', which follows from the model", key);
+}
+
+static int override(const composition *c)
+{
+    const char *const text = c->out->config->target.config, *key;
+    json_t *fields = NULL, *value;
+    int rc = MGR_OK;
+    if (!text[0])
+        return MGR_OK;
+    MGR_TRY(mgr_json_parse(&fields, "target.config", text, strlen(text), c->err));
+    json_object_foreach(fields, key, value)
+    {
+        json_t *const was = json_object_get(c->result, key);
+        if (rc == MGR_OK)
+            rc = check_override(c, key);
+        if (rc == MGR_OK)
+            rc = remark(c, was ? MGR_REMARK_ALTERED : MGR_REMARK_SET, key, was, value);
+        if (rc == MGR_OK)
+            json_object_set(c->result, key, value);
+    }
+    json_decref(fields);
+    return rc;
+}
+
 /* ---- all of it ---- */
 
 static int parse_base(composition *c)
@@ -220,7 +258,7 @@ static int compose(composition *c, const mgr_tokenizer_facts *tokens)
     if (rc == MGR_OK && !c->same)
         rc = set_missing(c, defaults);
     json_decref(defaults);
-    return rc;
+    return rc == MGR_OK ? override(c) : rc;
 }
 
 int mgr_huggingface_compose(const mgr_output *out, const mgr_tokenizer_facts *tokens,

@@ -16,6 +16,7 @@
 #include "form/format_keys.h"
 #include "form/huggingface_compose.h"
 #include "form/source.h"
+#include "form/strange.h"
 #include "io/file.h"
 #include "model/huggingface.h"
 #include "model/huggingface_keys.h"
@@ -150,8 +151,7 @@ static int find(const mgr_config *config, mgr_arena *arena, mgr_source_files *fi
                    ? read_index(files->paths[1], arena, files, err)
                    : MGR_OK;
     }
-    return mgr_fail(err, MGR_ERR_NOT_FOUND,
-                    "no model.safetensors, pytorch_model.bin or index of either in '%s'", root);
+    return mgr_strange_folder(root, err);
 }
 
 /* ---- headers ---- */
@@ -286,10 +286,15 @@ static int read_json(mgr_catalogue *cat, uint32_t file, const mgr_reader *reader
     return rc;
 }
 
-/* Old checkpoints hold the frequencies of RoPE, which follow from rope_theta. */
+/* Old checkpoints hold the frequencies of RoPE and what follows from them. */
 static bool is_buffer(const char *name)
 {
-    return mgr_has_suffix(name, "rotary_emb.inv_freq");
+    static const char *const buffers[] = {"rotary_emb.inv_freq", "rotary_emb.original_inv_freq",
+                                          "rotary_emb.cos_cached", "rotary_emb.sin_cached"};
+    for (size_t i = 0; i < sizeof buffers / sizeof buffers[0]; i++)
+        if (mgr_has_suffix(name, buffers[i]))
+            return true;
+    return false;
 }
 
 static void skip_buffers(mgr_catalogue *cat, size_t first)
@@ -310,6 +315,7 @@ static int read_source_file(mgr_catalogue *cat, uint32_t file, const mgr_reader 
     const size_t first = cat->n_stored;
     if (mgr_has_suffix(reader->name, ".json"))
         return read_json(cat, file, reader, err);
+    MGR_TRY(mgr_strange_file(reader, err));
     if (mgr_has_suffix(reader->name, ".bin"))
         MGR_TRY(mgr_torch_file_read_flat(cat, file, reader, err));
     else
@@ -413,6 +419,7 @@ static int describe(const mgr_catalogue *cat, const mgr_config *config, void **o
     mgr_huggingface *state;
     hf.n_files = (uint32_t)cat->n_files - hf.first_file;
     MGR_TRY(check_files(cat, indexed, err));
+    MGR_TRY(mgr_strange_tensors(cat, err));
     MGR_TRY(mgr_huggingface_model(cat, config, &hf, model, err));
     MGR_TRY(mgr_alloc(&state, 1, sizeof *state, err));
     *state = hf;
@@ -449,6 +456,36 @@ static int review_key(const mgr_attr *a, const mgr_huggingface *hf, mgr_hf_verdi
     return mgr_remarks_add(remarks, &r, err);
 }
 
+/* Weights that are there and are not read. */
+static int review_files(const mgr_catalogue *cat, mgr_remarks *remarks, mgr_err *err)
+{
+    static const char *const others[] = {"adapter_model.safetensors", "adapter_model.bin",
+                                         "adapter_config.json"};
+    mgr_arena arena = {0};
+    const char *directory, *other;
+    bool adapter = false;
+    int rc = mgr_dirname(cat->files[0].path, &arena, &directory, err);
+    for (size_t i = 0; rc == MGR_OK && i < sizeof others / sizeof others[0] && !adapter; i++) {
+        rc = mgr_arena_fmt(&arena, &other, err, "%s/%s", directory, others[i]);
+        adapter = rc == MGR_OK && is_file(other);
+        if (adapter)
+            rc = mgr_remarks_say(remarks, MGR_REMARK_WARNING, err,
+                                 "'%s' belongs to an adapter, which is not applied; merge it first",
+                                 others[i]);
+    }
+    const char *const taken = base_name(cat->files[1].path);
+    for (size_t i = 0; rc == MGR_OK && i < sizeof weight_files / sizeof weight_files[0]; i++) {
+        rc = mgr_arena_fmt(&arena, &other, err, "%s/%s", directory, weight_files[i]);
+        if (rc == MGR_OK && is_file(other) && strcmp(weight_files[i], taken) != 0)
+            rc = mgr_remarks_say(remarks, MGR_REMARK_WARNING, err,
+                                 "there are two sets of weights: '%s' is read, as transformers "
+                                 "does, '%s' is not",
+                                 taken, weight_files[i]);
+    }
+    mgr_arena_clear(&arena);
+    return rc;
+}
+
 static int review(const void *state, const mgr_catalogue *cat, const mgr_config *config,
                   mgr_remarks *remarks, mgr_err *err)
 {
@@ -463,7 +500,7 @@ static int review(const void *state, const mgr_catalogue *cat, const mgr_config 
         if (verdict != MGR_HF_KNOWN)
             MGR_TRY(review_key(a, hf, verdict, remarks, err));
     }
-    return MGR_OK;
+    return review_files(cat, remarks, err);
 }
 
 static void release(void *state)

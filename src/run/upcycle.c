@@ -7,6 +7,7 @@
 #include "core/mem.h"
 #include "engine/engine.h"
 #include "form/sidecar.h"
+#include "form/strange.h"
 #include "io/file.h"
 #include "model/moe_layers.h"
 #include "run/run.h"
@@ -84,11 +85,8 @@ static int detect_source(mgr_job *job, mgr_err *err)
         return no_source(c->source.path, err);
     job->source_format =
         automatic ? mgr_source_probe(c->source.path) : mgr_source_find(c->source.format);
-    if (!job->source_format) {
-        mgr_fail(err, MGR_ERR_NOT_FOUND, "no checkpoint of a known format at '%s'", c->source.path);
-        return mgr_hint(err, "source.path is a folder with latest_checkpointed_iteration.txt, one "
-                             "iteration's folder, or a Hugging Face folder with config.json");
-    }
+    if (!job->source_format)
+        return mgr_strange_path(c->source.path, err);
     MGR_TRY(settle_format(job, err));
     return job->source_format->find(c, &job->arena, &job->source_files, err);
 }
