@@ -15,6 +15,7 @@
 #include "fmt/torch_file.h"
 #include "form/format_keys.h"
 #include "form/huggingface_compose.h"
+#include "form/huggingface_tied.h"
 #include "form/source.h"
 #include "form/strange.h"
 #include "io/file.h"
@@ -321,7 +322,7 @@ static int read_source_file(mgr_catalogue *cat, uint32_t file, const mgr_reader 
     else
         MGR_TRY(mgr_safetensors_read(cat, file, reader, err));
     skip_buffers(cat, first);
-    return MGR_OK;
+    return mgr_huggingface_sample(cat, first, file, reader, err);
 }
 
 /* ---- what was found ---- */
@@ -421,6 +422,7 @@ static int describe(const mgr_catalogue *cat, const mgr_config *config, void **o
     MGR_TRY(check_files(cat, indexed, err));
     MGR_TRY(mgr_strange_tensors(cat, err));
     MGR_TRY(mgr_huggingface_model(cat, config, &hf, model, err));
+    MGR_TRY(mgr_huggingface_check_tied(cat, model, err));
     MGR_TRY(mgr_alloc(&state, 1, sizeof *state, err));
     *state = hf;
     *out = state;

@@ -143,6 +143,7 @@ static const mgr_hf_key keys[] = {
     CARRIED("use_return_dict", ALL, BASE),
     CARRIED("torchscript", ALL, BASE " of 4"),
     CARRIED("use_bfloat16", ALL, BASE " of 4"),
+    CARRIED("xla_device", ALL, BASE " of 4"),
     CARRIED("tf_legacy_loss", ALL, BASE " of 4"),
     CARRIED("id2label", ALL, BASE),
     CARRIED("label2id", ALL, BASE),

@@ -60,7 +60,7 @@ def test_the_table_names_every_field_of_the_classes(releases, release):
         count += len(fields)
         missing += [f"{family}.{f}" for f in fields if (f, FAMILIES[family]) not in rows]
     print(f"transformers {release}: {count} fields of {len(FAMILIES)} classes")
-    assert count > 300 and not missing, missing
+    assert count > 200 and not missing, missing
 
 
 # ---- each key changed
