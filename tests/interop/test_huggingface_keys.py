@@ -22,6 +22,9 @@ import harness
 import runner
 import transformers_judge as judge
 
+torch.set_num_threads(1)  # tiny models: a second thread only waits
+transformers.utils.logging.disable_progress_bar()
+transformers.utils.logging.set_verbosity_error()
 SOURCE = (runner.ROOT / "src" / "model" / "huggingface_keys.c").read_text()
 FAMILIES = {"llama": 1, "mistral": 2, "qwen2": 4, "qwen3": 8, "mixtral": 16, "qwen3_moe": 32}
 NAMES = {"llama": "Llama", "mistral": "Mistral", "qwen2": "Qwen2", "qwen3": "Qwen3", "mixtral": "Mixtral"}
