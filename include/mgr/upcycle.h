@@ -5,8 +5,10 @@
  * conversions/drop_upcycling.py of Taishi-N324/Drop-Upcycling. Sparse Upcycling (naive):
  * Komatsuzaki et al., arXiv 2212.05055.
  *
- * Words: a *neuron* is an index along the intermediate dimension F: a row of gate and up [F, H],
- * a column of down [H, F]. *Dense neuron* and *expert neuron* differ only under `shuffle`.
+ * Words: a *neuron* is an index along the intermediate dimension of an FFN: a row of gate and up
+ * [F, H], a column of down [H, F]. The *source* is the FFN of the checkpoint that is read, of F
+ * neurons; the *expert* is what is made of it, of w neurons, each of which has its *origin*: the
+ * neuron of the source that it comes from.
  */
 #ifndef MGR_UPCYCLE_H
 #define MGR_UPCYCLE_H
@@ -31,37 +33,75 @@ typedef enum mgr_matrix {
     MGR_MATRIX_COUNT
 } mgr_matrix;
 
-/* All that a method may know of one matrix of one expert. Arrays are borrowed. */
+/* What of the configuration makes the experts of a layer. */
+typedef struct mgr_recipe {
+    uint64_t seed;
+    uint32_t source_width; /* F */
+    uint32_t width;        /* w, of an expert; divides F */
+    uint32_t n_selected;   /* |S| = floor(ratio * w) */
+    bool shuffle;          /* an expert's neurons are permuted, by a key of its own */
+    bool independent;      /* an S for each matrix, not one for all */
+} mgr_recipe;
+
+/* An expert as a map: where its neurons come from, which of them are drawn anew, and by what each
+ * matrix is multiplied in the end. Made by a method, in arrays of its caller. */
+typedef struct mgr_map {
+    uint32_t *origin;                     /* [w]; NULL: neuron i comes from neuron i */
+    uint32_t *selected[MGR_MATRIX_COUNT]; /* [n_selected] S, expert neurons, ascending; without
+                                             `independent` the first is for all */
+    float scale[MGR_MATRIX_COUNT];        /* 1: as it is */
+} mgr_map;
+
+/* Does a map of this recipe need an `origin`? Pure. */
+bool mgr_recipe_has_origin(const mgr_recipe *recipe);
+
+/* All that the making of one matrix of one expert needs. Arrays are borrowed. */
 typedef struct mgr_expert {
     uint64_t seed;
     uint32_t layer, expert; /* global */
     mgr_matrix matrix;
-    uint32_t n_neurons;       /* F */
-    uint64_t hidden;          /* H */
-    const uint32_t *selected; /* S: expert neurons, ascending */
+    uint32_t width, source_width; /* w, F */
+    uint64_t hidden;              /* H */
+    const uint32_t *selected;     /* S: expert neurons, ascending */
     uint32_t n_selected;
-    const uint32_t *dense_of; /* dense neuron of each expert neuron; NULL is the identity */
-    float mean, std;          /* over exactly the entries that S selects */
+    const uint32_t *origin; /* [w]; NULL is the identity, and then w is F */
+    float scale;            /* the last thing done: copied and drawn values times this; 1: none */
+    float mean, std;        /* over exactly the entries that S selects, of the source, unscaled */
 } mgr_expert;
 
-/* A method: adding one is adding a file and a line to the table in kern/method.c. */
+struct mgr_down_part;
+
+/* A method: a pure function from (recipe, layer, expert) to a map, and the rule by which the
+ * neurons in S are drawn. Adding one is adding a file and a line to the table in kern/method.c. */
 typedef struct mgr_method {
     const char *name;
     mgr_key_table keys;   /* of the configuration, that this method reads */
-    bool needs_selection; /* has an S of floor(ratio*F) neurons */
+    bool needs_selection; /* has an S of floor(ratio*w) neurons */
     bool needs_moments;   /* has a mean and a std per matrix */
 
-    /* gate, up: `n` whole rows of the expert, expert neurons first .. first+n-1, into out
-     * [n, H] of type `to`. `dense` holds rows dense_first .. of the dense matrix, of type `from`;
-     * the caller makes sure that every dense_of[] needed is among them. Pure; no allocation. */
-    void (*neuron_rows)(const mgr_expert *x, uint32_t first, uint32_t n, const void *dense,
-                        uint32_t dense_first, mgr_dtype from, void *out, mgr_dtype to);
+    int (*map)(const mgr_recipe *recipe, uint32_t layer, uint32_t expert, mgr_map *map,
+               mgr_err *err);
 
-    /* down: rows first .. first+n-1 (along H) of the expert, each of F columns, into out [n, F];
-     * `dense` holds the same rows of the dense matrix. Pure; no allocation. */
-    void (*hidden_rows)(const mgr_expert *x, uint64_t first, uint64_t n, const void *dense,
-                        mgr_dtype from, void *out, mgr_dtype to);
+    /* The k-th neuron of S, elements [0, H) of it, into `out` of type `to`; `source` is its
+     * origin's row, of type `from`. NULL: nothing is drawn. Pure; no allocation. */
+    void (*draw_row)(const mgr_expert *x, uint32_t k, const void *source, mgr_dtype from, void *out,
+                     mgr_dtype to);
+    /* The same of down, a rectangle at a time (kern/method.h). */
+    void (*draw_columns)(const mgr_expert *x, const struct mgr_down_part *part, uint32_t k,
+                         uint32_t n);
 } mgr_method;
+
+/* gate, up: `n` whole rows of the expert, expert neurons first .. first+n-1, into out [n, H] of
+ * type `to`. `source` holds rows source_first .. of the source's matrix, of type `from`; the caller
+ * makes sure that the origins of all are among them. Pure; no allocation. */
+void mgr_expert_rows(const mgr_method *method, const mgr_expert *x, uint32_t first, uint32_t n,
+                     const void *source, uint32_t source_first, mgr_dtype from, void *out,
+                     mgr_dtype to);
+
+/* down: rows first .. first+n-1 (along H) of the expert, each of w columns, into out [n, w];
+ * `source` holds the same rows of the source's matrix, of F columns. Pure; no allocation. */
+void mgr_expert_down_rows(const mgr_method *method, const mgr_expert *x, uint64_t first, uint64_t n,
+                          const void *source, mgr_dtype from, void *out, mgr_dtype to);
 
 /* The methods by name; NULL for an unknown one. `mgr_method_at` counts from 0 and ends with NULL.
  */
@@ -92,7 +132,7 @@ const mgr_key_table *mgr_router_keys(mgr_router router);
 void mgr_router_fill(mgr_router router, double std, uint64_t seed, uint32_t layer, uint32_t experts,
                      uint64_t hidden, void *out, mgr_dtype to);
 
-/* |S| = floor(ratio * F), in double as Python's int(ratio * F). */
+/* |S| = floor(ratio * n), in double as Python's int(ratio * n). */
 uint32_t mgr_selected_count(double ratio, uint32_t n_neurons);
 
 /*
@@ -120,7 +160,7 @@ int mgr_sums_add_cols(mgr_sums *sums, const void *data, mgr_dtype dtype, size_t 
                       double *scratch);
 
 /* Mean and standard deviation (divisor N-1) of the entries of `n` neurons, `per_neuron` entries
- * each; `neurons` are dense indices. */
+ * each; `neurons` are those of the source. */
 void mgr_moments(const mgr_sums *sums, const uint32_t *neurons, uint32_t n, uint64_t per_neuron,
                  double *mean, double *std);
 

@@ -72,17 +72,17 @@ static int copy_rows(mgr_engine *e, uint32_t target, const mgr_piece *piece,
     return MGR_OK;
 }
 
-/* down: the expert's rows are the dense ones with columns replaced. */
-static int expert_hidden_rows(mgr_engine *e, const mgr_expert *x, uint32_t target,
-                              const mgr_piece *piece, const unsigned char *data, mgr_err *err)
+/* down: the expert's rows are those of the source with columns chosen and replaced. */
+static int expert_down_rows(mgr_engine *e, const mgr_expert *x, uint32_t target,
+                            const mgr_piece *piece, const unsigned char *data, mgr_err *err)
 {
-    const mgr_tensor *const t = &e->job->target.tensors.list[target];
+    const uint64_t row_bytes = mgr_layout_row_bytes(&e->job->source.layout, piece->source);
     const mgr_dtype from = source_type(e, piece->source), to = target_type(e, target);
     const uint64_t step = rows_that_fit(e, target);
     for (uint64_t r = 0; r < piece->rows; r += step) {
         const uint64_t n = piece->rows - r < step ? piece->rows - r : step;
-        e->job->method->hidden_rows(x, piece->row + r, n, data + r * t->cols * mgr_dtype_size(from),
-                                    from, e->out, to);
+        mgr_expert_down_rows(e->job->method, x, piece->row + r, n, data + r * row_bytes, from,
+                             e->out, to);
         MGR_TRY(mgr_engine_check_drawn(e, target, n, err));
         MGR_TRY(mgr_engine_write(e, target, piece->row + r, n, e->out, err));
     }
@@ -91,20 +91,20 @@ static int expert_hidden_rows(mgr_engine *e, const mgr_expert *x, uint32_t targe
 
 static bool in_piece(const mgr_expert *x, uint32_t neuron, const mgr_piece *piece)
 {
-    const uint32_t dense = x->dense_of ? x->dense_of[neuron] : neuron;
-    return dense >= piece->row && dense - piece->row < piece->rows;
+    const uint32_t origin = x->origin ? x->origin[neuron] : neuron;
+    return origin >= piece->row && origin - piece->row < piece->rows;
 }
 
-/* gate, up: expert rows whose dense rows are in the piece, in runs of neighbours. Without shuffle,
- * or with the whole matrix in the piece, that is one run. */
+/* gate, up: expert rows whose origins are in the piece, in runs of neighbours. Where neurons keep
+ * their order, or with the whole matrix in the piece, that is one run. */
 static int expert_neuron_rows(mgr_engine *e, const mgr_method *method, const mgr_expert *x,
                               uint32_t target, const mgr_piece *piece, const unsigned char *data,
                               mgr_err *err)
 {
     const mgr_dtype from = source_type(e, piece->source), to = target_type(e, target);
     const uint64_t step = rows_that_fit(e, target);
-    uint32_t row = x->dense_of ? 0 : (uint32_t)piece->row;
-    const uint32_t end = x->dense_of ? x->n_neurons : (uint32_t)(piece->row + piece->rows);
+    uint32_t row = x->origin ? 0 : (uint32_t)piece->row;
+    const uint32_t end = x->origin ? x->width : (uint32_t)(piece->row + piece->rows);
     while (row < end) {
         uint32_t n = 0;
         while (row + n < end && n < step && in_piece(x, row + n, piece))
@@ -113,7 +113,7 @@ static int expert_neuron_rows(mgr_engine *e, const mgr_method *method, const mgr
             row++;
             continue;
         }
-        method->neuron_rows(x, row, n, data, (uint32_t)piece->row, from, e->out, to);
+        mgr_expert_rows(method, x, row, n, data, (uint32_t)piece->row, from, e->out, to);
         MGR_TRY(mgr_engine_check_drawn(e, target, n, err));
         MGR_TRY(mgr_engine_write(e, target, row, n, e->out, err));
         row += n;
@@ -129,6 +129,7 @@ static int expert_bias(mgr_engine *e, const mgr_expert *of, uint32_t target, con
     mgr_expert x = *of;
     x.hidden = 1;
     x.n_selected = 0;
+    x.scale = 1; /* whatever becomes of the matrices */
     return expert_neuron_rows(e, mgr_method_find("naive"), &x, target, piece, data, err);
 }
 
@@ -154,7 +155,7 @@ static int note_moments(mgr_engine *e, mgr_err *err)
     const mgr_selection *const s = e->selection;
     for (uint32_t matrix = 0; job->moments && matrix < MGR_MATRIX_COUNT; matrix++) {
         const mgr_role role = (mgr_role)(MGR_ROLE_GATE + (int)matrix);
-        const mgr_moment *const dense = &s->dense_moment[matrix];
+        const mgr_moment *const dense = &s->source_moment[matrix];
         MGR_TRY(note_moment(e, MGR_NOTE_SOURCE_MOMENT,
                             mgr_tensors_find(&job->source.tensors, role, s->layer, MGR_NONE),
                             dense->mean, dense->std, err));
@@ -184,7 +185,7 @@ static int make_expert(mgr_engine *e, const mgr_group *group, uint32_t target,
     if (bias)
         return expert_bias(e, &x, target, piece, data, err);
     return matrix == MGR_MATRIX_DOWN
-               ? expert_hidden_rows(e, &x, target, piece, data, err)
+               ? expert_down_rows(e, &x, target, piece, data, err)
                : expert_neuron_rows(e, job->method, &x, target, piece, data, err);
 }
 

@@ -97,16 +97,15 @@ int mgr_engine_check_drawn(const mgr_engine *engine, uint32_t target, uint64_t r
 /* What the notes among the sorted extents say of the source's values, as remarks. Local. */
 int mgr_say_values(mgr_job *job, const mgr_extents *written, mgr_err *err) MGR_NODISCARD;
 
-/* The S sets, permutations and moments of one layer's experts. */
+/* The maps of one layer's experts, and their moments. */
 typedef struct mgr_selection {
-    uint32_t layer;      /* MGR_NONE: none yet */
-    uint32_t *selected;  /* [experts][1 or 3][n_selected] */
-    uint32_t *dense_of;  /* [experts][F]; NULL without shuffle */
-    uint32_t *expert_of; /* [experts][F], the inverse */
-    uint32_t *dense;     /* [n_selected], to work with */
-    float *mean, *std;   /* [experts][3] */
-    uint32_t *every;     /* [F]: all neurons */
-    mgr_moment dense_moment[3];
+    uint32_t layer;              /* MGR_NONE: none yet */
+    mgr_map *maps;               /* [experts], in these: */
+    uint32_t *selected, *origin; /* [experts][1 or 3][n_selected]; [experts][w] or NULL */
+    uint32_t *source;            /* [n_selected], to work with */
+    float *mean, *std;           /* [experts][3] */
+    uint32_t *every;             /* [F]: all neurons of the source */
+    mgr_moment source_moment[MGR_MATRIX_COUNT];
 } mgr_selection;
 
 int mgr_selection_init(mgr_selection *selection, const mgr_job *job, mgr_err *err) MGR_NODISCARD;

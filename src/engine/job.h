@@ -73,8 +73,7 @@ typedef struct mgr_job {
 
     const mgr_method *method; /* NULL without upcycling */
     mgr_router router;
-    bool independent; /* index_sets */
-    uint32_t n_selected;
+    mgr_recipe recipe; /* of the experts; of none without upcycling */
     uint64_t synth_seed;
 
     mgr_side source, target;

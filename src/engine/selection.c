@@ -1,122 +1,101 @@
-/* The selection half of engine/engine.h: S sets, permutations and moments of one layer's experts.
- */
+/* The selection half of engine/engine.h: the maps of one layer's experts, and their moments. */
 #include <string.h>
 
 #include "core/mem.h"
 #include "engine/engine.h"
 
-static uint32_t sets(const mgr_job *job)
+static uint32_t sets(const mgr_recipe *r)
 {
-    return job->independent ? MGR_MATRIX_COUNT : 1;
+    return r->independent ? MGR_MATRIX_COUNT : 1;
 }
 
 uint64_t mgr_selection_bytes(const mgr_job *job)
 {
+    const mgr_recipe *const r = &job->recipe;
     if (!job->method)
         return 0;
     const uint64_t experts = job->target.tensors.model.experts;
-    const uint64_t ffn = job->source.tensors.model.ffn;
-    const uint64_t shuffled = job->config.upcycle.shuffle ? 2 * experts * ffn : 0;
-    return (experts * sets(job) * job->n_selected + job->n_selected + shuffled + 6 * experts +
-            (job->moments ? ffn : 0)) *
-           sizeof(uint32_t);
+    const uint64_t origins = mgr_recipe_has_origin(r) ? experts * r->width : 0;
+    return (experts * sets(r) * r->n_selected + r->n_selected + origins + 6 * experts +
+            (job->moments ? r->source_width : 0)) *
+               sizeof(uint32_t) +
+           experts * sizeof(mgr_map);
+}
+
+/* Give the maps their room. */
+static void place_maps(mgr_selection *s, const mgr_recipe *r, uint64_t experts)
+{
+    uint32_t *selected = s->selected;
+    for (uint64_t e = 0; e < experts; e++) {
+        s->maps[e].origin = s->origin ? s->origin + e * r->width : NULL;
+        for (uint32_t m = 0; m < MGR_MATRIX_COUNT; m++)
+            s->maps[e].selected[m] = selected + (r->independent ? m : 0) * (size_t)r->n_selected;
+        selected += sets(r) * (size_t)r->n_selected;
+    }
 }
 
 int mgr_selection_init(mgr_selection *s, const mgr_job *job, mgr_err *err)
 {
     const uint64_t experts = job->target.tensors.model.experts;
-    const uint64_t ffn = job->source.tensors.model.ffn;
+    const mgr_recipe *const r = &job->recipe;
     *s = (mgr_selection){.layer = MGR_NONE};
-    MGR_TRY(mgr_alloc(&s->selected, experts * sets(job), (size_t)job->n_selected * 4, err));
-    MGR_TRY(mgr_alloc(&s->dense, job->n_selected, sizeof *s->dense, err));
-    MGR_TRY(mgr_alloc(&s->mean, experts * 3, sizeof *s->mean, err));
-    MGR_TRY(mgr_alloc(&s->std, experts * 3, sizeof *s->std, err));
+    MGR_TRY(mgr_alloc(&s->maps, experts, sizeof *s->maps, err));
+    MGR_TRY(mgr_alloc(&s->selected, experts * sets(r), (size_t)r->n_selected * 4, err));
+    MGR_TRY(mgr_alloc(&s->source, r->n_selected, sizeof *s->source, err));
+    MGR_TRY(mgr_alloc(&s->mean, experts * MGR_MATRIX_COUNT, sizeof *s->mean, err));
+    MGR_TRY(mgr_alloc(&s->std, experts * MGR_MATRIX_COUNT, sizeof *s->std, err));
     if (job->moments)
-        MGR_TRY(mgr_alloc(&s->every, ffn, sizeof *s->every, err));
-    for (uint32_t i = 0; s->every && i < ffn; i++)
+        MGR_TRY(mgr_alloc(&s->every, r->source_width, sizeof *s->every, err));
+    for (uint32_t i = 0; s->every && i < r->source_width; i++)
         s->every[i] = i;
-    if (!job->config.upcycle.shuffle)
-        return MGR_OK;
-    MGR_TRY(mgr_alloc(&s->dense_of, experts, ffn * 4, err));
-    return mgr_alloc(&s->expert_of, experts, ffn * 4, err);
+    if (mgr_recipe_has_origin(r))
+        MGR_TRY(mgr_alloc(&s->origin, experts, r->width * sizeof *s->origin, err));
+    place_maps(s, r, experts);
+    return MGR_OK;
 }
 
 void mgr_selection_clear(mgr_selection *s)
 {
+    mgr_free(s->maps);
     mgr_free(s->selected);
-    mgr_free(s->dense);
+    mgr_free(s->origin);
+    mgr_free(s->source);
     mgr_free(s->mean);
     mgr_free(s->std);
     mgr_free(s->every);
-    mgr_free(s->dense_of);
-    mgr_free(s->expert_of);
     *s = (mgr_selection){.layer = MGR_NONE};
 }
 
-static mgr_stream stream(const mgr_job *job, uint32_t purpose, uint32_t layer, uint32_t expert)
-{
-    return (mgr_stream){job->config.upcycle.seed, purpose, layer, expert};
-}
-
-static int permute(mgr_selection *s, const mgr_job *job, uint32_t expert, mgr_err *err)
-{
-    const uint32_t ffn = (uint32_t)job->source.tensors.model.ffn;
-    const mgr_stream from = stream(job, MGR_PURPOSE_SHUFFLE, s->layer, expert);
-    uint32_t *const dense_of = s->dense_of + (size_t)expert * ffn;
-    uint32_t *const expert_of = s->expert_of + (size_t)expert * ffn;
-    MGR_TRY(mgr_permutation(&from, ffn, dense_of, err));
-    for (uint32_t i = 0; i < ffn; i++)
-        expert_of[dense_of[i]] = i;
-    return MGR_OK;
-}
-
-static uint32_t *set_of(const mgr_selection *s, const mgr_job *job, uint32_t expert, int matrix)
-{
-    const uint32_t n = sets(job);
-    return s->selected + ((size_t)expert * n + (n == 1 ? 0 : (size_t)matrix)) * job->n_selected;
-}
-
-static int sample(mgr_selection *s, const mgr_job *job, uint32_t expert, mgr_err *err)
-{
-    const uint32_t ffn = (uint32_t)job->source.tensors.model.ffn;
-    for (uint32_t k = 0; k < sets(job); k++) {
-        const uint32_t purpose =
-            job->independent ? MGR_PURPOSE_SAMPLE_GATE + k : MGR_PURPOSE_SAMPLE;
-        const mgr_stream from = stream(job, purpose, s->layer, expert);
-        MGR_TRY(mgr_sample(&from, ffn, job->n_selected, set_of(s, job, expert, (int)k), err));
-    }
-    return MGR_OK;
-}
-
-/* Mean and std over exactly the entries that S selects, of the expert as it stands after the
- * shuffle: the same numbers as of the dense neurons it came from. */
+/* Mean and std over exactly the entries that S selects: of the neurons of the source that the
+ * expert's come from. */
 static void moments(mgr_selection *s, const mgr_job *job, uint32_t expert, const mgr_sums *sums)
 {
-    const mgr_model *const m = &job->source.tensors.model;
-    for (int matrix = 0; matrix < MGR_MATRIX_COUNT; matrix++) {
-        const uint32_t *neurons = set_of(s, job, expert, matrix);
-        if (s->dense_of) {
-            for (uint32_t k = 0; k < job->n_selected; k++)
-                s->dense[k] = s->dense_of[(size_t)expert * m->ffn + neurons[k]];
-            neurons = s->dense;
-        }
+    const mgr_recipe *const r = &job->recipe;
+    const mgr_map *const map = &s->maps[expert];
+    for (uint32_t m = 0; m < MGR_MATRIX_COUNT; m++) {
+        const uint32_t *neurons = map->selected[m];
         double mean, std;
-        mgr_moments(sums + (size_t)matrix * m->ffn, neurons, job->n_selected, m->hidden, &mean,
-                    &std);
-        s->mean[expert * 3 + (uint32_t)matrix] = (float)mean;
-        s->std[expert * 3 + (uint32_t)matrix] = (float)std;
+        if (map->origin) {
+            for (uint32_t k = 0; k < r->n_selected; k++)
+                s->source[k] = map->origin[neurons[k]];
+            neurons = s->source;
+        }
+        mgr_moments(sums + (size_t)m * r->source_width, neurons, r->n_selected,
+                    job->source.tensors.model.hidden, &mean, &std);
+        s->mean[expert * MGR_MATRIX_COUNT + m] = (float)mean;
+        s->std[expert * MGR_MATRIX_COUNT + m] = (float)std;
     }
 }
 
-/* Of the whole dense matrices: what the ledger compares the experts with. */
-static void dense_moments(mgr_selection *s, const mgr_job *job, const mgr_sums *sums)
+/* Of the source's whole matrices: what the ledger compares the experts with. */
+static void source_moments(mgr_selection *s, const mgr_job *job, const mgr_sums *sums)
 {
-    const mgr_model *const m = &job->source.tensors.model;
-    for (int matrix = 0; matrix < MGR_MATRIX_COUNT; matrix++) {
+    const uint32_t width = job->recipe.source_width;
+    for (uint32_t m = 0; m < MGR_MATRIX_COUNT; m++) {
         double mean, std;
-        mgr_moments(sums + (size_t)matrix * m->ffn, s->every, (uint32_t)m->ffn, m->hidden, &mean,
-                    &std);
-        s->dense_moment[matrix] = (mgr_moment){(float)mean, (float)std};
+        mgr_moments(sums + (size_t)m * width, s->every, width, job->source.tensors.model.hidden,
+                    &mean, &std);
+        s->source_moment[m] = (mgr_moment){(float)mean, (float)std};
     }
 }
 
@@ -127,38 +106,33 @@ int mgr_selection_set(mgr_selection *s, const mgr_job *job, uint32_t layer, cons
         return MGR_OK;
     s->layer = layer;
     for (uint32_t e = 0; e < job->target.tensors.model.experts; e++) {
-        if (s->dense_of)
-            MGR_TRY(permute(s, job, e, err));
-        if (job->n_selected)
-            MGR_TRY(sample(s, job, e, err));
+        MGR_TRY(job->method->map(&job->recipe, layer, e, &s->maps[e], err));
         if (job->moments && sums)
             moments(s, job, e, sums);
     }
     if (job->moments && sums)
-        dense_moments(s, job, sums);
+        source_moments(s, job, sums);
     return MGR_OK;
 }
 
 mgr_expert mgr_selection_expert(const mgr_selection *s, const mgr_job *job, uint32_t expert,
                                 mgr_matrix matrix)
 {
-    const mgr_model *const m = &job->source.tensors.model;
-    mgr_expert x = {
-        .seed = job->config.upcycle.seed,
+    const mgr_map *const map = &s->maps[expert];
+    const size_t at = (size_t)expert * MGR_MATRIX_COUNT + matrix;
+    return (mgr_expert){
+        .seed = job->recipe.seed,
         .layer = s->layer,
         .expert = expert,
         .matrix = matrix,
-        .n_neurons = (uint32_t)m->ffn,
-        .hidden = m->hidden,
-        .selected = set_of(s, job, expert, (int)matrix),
-        .n_selected = job->n_selected,
-        .dense_of = s->dense_of ? s->dense_of + (size_t)expert * m->ffn : NULL,
+        .width = job->recipe.width,
+        .source_width = job->recipe.source_width,
+        .hidden = job->source.tensors.model.hidden,
+        .selected = map->selected[matrix],
+        .n_selected = job->recipe.n_selected,
+        .origin = map->origin,
+        .scale = map->scale[matrix],
+        .mean = job->moments ? s->mean[at] : 0,
+        .std = job->moments ? s->std[at] : (float)job->config.upcycle.noise_std,
     };
-    if (job->moments) {
-        x.mean = s->mean[expert * 3 + (uint32_t)matrix];
-        x.std = s->std[expert * 3 + (uint32_t)matrix];
-    } else {
-        x.std = (float)job->config.upcycle.noise_std;
-    }
-    return x;
 }

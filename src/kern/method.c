@@ -43,16 +43,3 @@ mgr_stream mgr_expert_stream(const mgr_expert *x, mgr_purpose base)
                         .layer = x->layer,
                         .expert = x->expert};
 }
-
-uint32_t mgr_selected_before(const mgr_expert *x, uint32_t neuron)
-{
-    uint32_t low = 0, high = x->n_selected;
-    while (low < high) {
-        const uint32_t middle = low + (high - low) / 2;
-        if (x->selected[middle] < neuron)
-            low = middle + 1;
-        else
-            high = middle;
-    }
-    return low;
-}

@@ -12,49 +12,31 @@
 
 #define CHUNK 512
 
-/* `n` <= CHUNK values: `dense` of type `from`, and their draws. */
-static void add_noise(const void *dense, mgr_dtype from, const float *z, float std, size_t n,
-                      void *out, mgr_dtype to)
+/* `n` <= CHUNK values: `source` of type `from`, and their draws. */
+static void add_noise(const mgr_expert *x, const void *source, mgr_dtype from, const float *z,
+                      size_t n, void *out, mgr_dtype to)
 {
     float values[CHUNK];
-    mgr_cast(values, MGR_DTYPE_F32, dense, from, n);
+    mgr_cast(values, MGR_DTYPE_F32, source, from, n);
     for (size_t i = 0; i < n; i++) {
-        const float noise = std * z[i];
+        const float noise = x->std * z[i];
         values[i] += noise;
     }
-    mgr_cast(out, to, values, MGR_DTYPE_F32, n);
+    mgr_store_scaled(x, values, n, out, to);
 }
 
-/* The k-th selected neuron, a row of gate or up. */
-static void noisy_row(const mgr_expert *x, uint32_t k, const unsigned char *dense, mgr_dtype from,
-                      unsigned char *out, mgr_dtype to)
+static void noise_row(const mgr_expert *x, uint32_t k, const void *source, mgr_dtype from,
+                      void *out, mgr_dtype to)
 {
     const mgr_stream stream = mgr_expert_stream(x, MGR_PURPOSE_NOISE_GATE);
+    const unsigned char *const row = source;
+    unsigned char *const into = out;
     float z[CHUNK];
 
     for (uint64_t h = 0; h < x->hidden; h += CHUNK) {
         const size_t n = x->hidden - h < CHUNK ? (size_t)(x->hidden - h) : CHUNK;
         mgr_normals(&stream, k * x->hidden + h, n, z);
-        add_noise(dense + h * mgr_dtype_size(from), from, z, x->std, n,
-                  out + h * mgr_dtype_size(to), to);
-    }
-}
-
-static void noise_neuron_rows(const mgr_expert *x, uint32_t first, uint32_t n, const void *dense,
-                              uint32_t dense_first, mgr_dtype from, void *out, mgr_dtype to)
-{
-    const size_t dense_bytes = (size_t)x->hidden * mgr_dtype_size(from);
-    const size_t row_bytes = (size_t)x->hidden * mgr_dtype_size(to);
-    uint32_t k = mgr_selected_before(x, first);
-    unsigned char *row = out;
-
-    for (uint32_t i = first; i - first < n; i++, row += row_bytes) {
-        const size_t dense_row = mgr_dense_neuron(x, i) - dense_first;
-        if (k < x->n_selected && x->selected[k] == i)
-            noisy_row(x, k++, (const unsigned char *)dense + dense_row * dense_bytes, from, row,
-                      to);
-        else
-            mgr_copy_neuron(x, i, dense, dense_first, from, row, to);
+        add_noise(x, row + h * mgr_dtype_size(from), from, z, n, into + h * mgr_dtype_size(to), to);
     }
 }
 
@@ -67,30 +49,24 @@ static void noise_columns(const mgr_expert *x, const mgr_down_part *part, uint32
     uint32_t origins[MGR_TILE_SELECTED];
 
     for (uint32_t j = 0; j < n; j++)
-        origins[j] = mgr_dense_neuron(x, columns[j]);
+        origins[j] = mgr_origin_of(x, columns[j]);
     for (uint32_t j = 0; j < n; j++)
         mgr_normals(&stream, (k + j) * x->hidden + part->first, part->n_rows, tile[j]);
 
     for (uint32_t r = 0; r < part->n_rows; r++) {
-        const size_t row = (size_t)r * x->n_neurons;
+        const size_t row = (size_t)r * x->width, source = (size_t)r * x->source_width;
         float z[MGR_TILE_SELECTED];
         uint32_t raw[MGR_TILE_SELECTED];
         unsigned char noisy[MGR_TILE_SELECTED * sizeof(float)];
 
         for (uint32_t j = 0; j < n; j++)
             z[j] = tile[j][r];
-        mgr_gather_columns(origins, n, part->dense + row * mgr_dtype_size(part->from), part->from,
-                           raw);
-        add_noise(raw, part->from, z, x->std, n, noisy, part->to);
+        mgr_gather_columns(origins, n, part->source + source * mgr_dtype_size(part->from),
+                           part->from, raw);
+        add_noise(x, raw, part->from, z, n, noisy, part->to);
         for (uint32_t j = 0; j < n; j++)
             memcpy(part->out + (row + columns[j]) * to_bytes, noisy + j * to_bytes, to_bytes);
     }
-}
-
-static void noise_hidden_rows(const mgr_expert *x, uint64_t first, uint64_t n, const void *dense,
-                              mgr_dtype from, void *out, mgr_dtype to)
-{
-    mgr_down_rows(x, first, n, dense, from, out, to, noise_columns);
 }
 
 static const mgr_key keys[] = {
@@ -105,6 +81,7 @@ const mgr_method mgr_method_noise = {
     .keys = MGR_KEY_TABLE(MGR_OWNER_METHOD, "noise", keys),
     .needs_selection = true,
     .needs_moments = false,
-    .neuron_rows = noise_neuron_rows,
-    .hidden_rows = noise_hidden_rows,
+    .map = mgr_map_selected,
+    .draw_row = noise_row,
+    .draw_columns = noise_columns,
 };

@@ -91,13 +91,18 @@ static uint64_t stretch_end(const mgr_plan_request *r, const mgr_piece *from, ui
     return *done ? next->row + next->rows : next->row;
 }
 
+/* Bytes made of rows [row, row + rows) of a source tensor. An expert with fewer neurons has its
+ * share of them, wherever its origins lie. */
 static uint64_t made_bytes(const mgr_plan *plan, const mgr_plan_request *r, uint32_t source,
-                           uint64_t rows)
+                           uint64_t row, uint64_t rows)
 {
+    const uint64_t of = r->source->tensors->list[source].rows;
     uint64_t bytes = 0;
     for (uint32_t k = plan->first_target[source]; k < plan->first_target[source + 1]; k++) {
         const uint32_t t = plan->targets[k];
-        bytes += copies(r->target, t) * rows * mgr_layout_row_bytes(r->target, t);
+        const uint64_t all = r->target->tensors->list[t].rows;
+        const uint64_t made = (row + rows) * all / of - row * all / of;
+        bytes += copies(r->target, t) * made * mgr_layout_row_bytes(r->target, t);
     }
     return bytes;
 }
@@ -128,7 +133,7 @@ static int cut_bundle(mgr_plan *plan, const mgr_plan_request *r, uint32_t first,
             if (piece.rows > t->rows - piece.row)
                 piece.rows = t->rows - piece.row;
             unit.in_bytes += piece.rows * mgr_layout_row_bytes(r->source, i);
-            unit.out_bytes += made_bytes(plan, r, i, piece.rows);
+            unit.out_bytes += made_bytes(plan, r, i, piece.row, piece.rows);
             MGR_TRY(add_piece(plan, &piece, err));
         }
         MGR_TRY(add_unit(plan, &unit, err));

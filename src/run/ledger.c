@@ -29,6 +29,7 @@ typedef struct ledger {
     uint64_t layers, experts, neurons, hidden; /* layers that have experts; 0 without upcycling */
     uint32_t sets;
     uint64_t mask_bytes; /* of one set */
+    uint64_t kept_bytes; /* of as many bits as the source has neurons */
     uint32_t *layer;     /* [layers]: their numbers */
     uint64_t first, end; /* of layers: this rank's */
     uint32_t writers;    /* ranks that have layers */
@@ -46,10 +47,11 @@ static int measure(ledger *l, mgr_err *err)
     if (!job->method)
         return MGR_OK;
     l->experts = m->experts;
-    l->neurons = job->source.tensors.model.ffn;
+    l->neurons = job->recipe.width;
     l->hidden = m->hidden;
-    l->sets = job->independent ? MGR_MATRIX_COUNT : 1;
+    l->sets = job->recipe.independent ? MGR_MATRIX_COUNT : 1;
     l->mask_bytes = (l->neurons + 7) / 8;
+    l->kept_bytes = (job->recipe.source_width + 7) / 8;
     MGR_TRY(mgr_alloc(&l->layer, m->layers, sizeof *l->layer, err));
     for (uint32_t i = 0; i < m->layers; i++)
         if (mgr_model_is_moe(m, i))
@@ -187,7 +189,7 @@ static int add_expert_sets(ledger *l, mgr_err *err)
     MGR_TRY(add(l, "dense/std", MGR_DTYPE_F32, 2, dense, err));
     MGR_TRY(add(l, "experts/overlap", MGR_DTYPE_F64, 3, pair, err));
     MGR_TRY(add(l, "experts/mask", MGR_DTYPE_U8, 4, mask, err));
-    if (l->job->config.upcycle.shuffle)
+    if (mgr_recipe_has_origin(&l->job->recipe))
         MGR_TRY(add(l, "experts/dense_of", MGR_DTYPE_I32, 3, neurons, err));
     return MGR_OK;
 }
@@ -339,16 +341,16 @@ static void mark(const ledger *l, const mgr_expert *x, uint8_t *mask, uint8_t *k
     for (uint32_t k = 0; k < x->n_selected; k++)
         mask[x->selected[k] / 8] |= (uint8_t)(1u << x->selected[k] % 8);
     for (uint32_t n = 0; n < l->neurons; n++) {
-        const uint32_t dense = x->dense_of ? x->dense_of[n] : n;
+        const uint32_t origin = x->origin ? x->origin[n] : n;
         if (!(mask[n / 8] >> n % 8 & 1))
-            kept[dense / 8] |= (uint8_t)(1u << dense % 8);
+            kept[origin / 8] |= (uint8_t)(1u << origin % 8);
     }
 }
 
 /* Room for one layer. */
 typedef struct page {
     mgr_selection selection;
-    uint8_t *mask, *kept; /* [experts][sets][mask_bytes] */
+    uint8_t *mask, *kept; /* [experts][sets][mask_bytes], [kept_bytes] */
     double *overlap;      /* [experts][experts] */
     int64_t *selected;    /* [experts][3] */
     double *share;        /* [experts][3] */
@@ -362,7 +364,7 @@ static int page_init(page *p, const ledger *l, mgr_err *err)
     const size_t e = l->experts, router = e * l->hidden;
     MGR_TRY(mgr_selection_init(&p->selection, l->job, err));
     MGR_TRY(mgr_alloc(&p->mask, e * l->sets, l->mask_bytes, err));
-    MGR_TRY(mgr_alloc(&p->kept, e * l->sets, l->mask_bytes, err));
+    MGR_TRY(mgr_alloc(&p->kept, e * l->sets, l->kept_bytes, err));
     MGR_TRY(mgr_alloc(&p->overlap, e * e, sizeof *p->overlap, err));
     MGR_TRY(mgr_alloc(&p->selected, e * 3, sizeof *p->selected, err));
     MGR_TRY(mgr_alloc(&p->share, e * 3, sizeof *p->share, err));
@@ -386,7 +388,7 @@ static void page_clear(page *p)
 
 static void fill_overlap(const ledger *l, page *p)
 {
-    const uint64_t bytes = l->sets * l->mask_bytes;
+    const uint64_t bytes = l->sets * l->kept_bytes;
     for (uint64_t a = 0; a < l->experts; a++) {
         const uint8_t *const mine = p->kept + a * bytes;
         const unsigned all = bits_in(mine, mine, bytes);
@@ -401,16 +403,16 @@ static int write_sets(ledger *l, uint64_t i, page *p, mgr_err *err)
 {
     const mgr_job *const job = l->job;
     memset(p->mask, 0, l->experts * l->sets * l->mask_bytes);
-    memset(p->kept, 0, l->experts * l->sets * l->mask_bytes);
+    memset(p->kept, 0, l->experts * l->sets * l->kept_bytes);
     MGR_TRY(mgr_selection_set(&p->selection, job, l->layer[i], NULL, err));
     for (uint32_t e = 0; e < l->experts; e++) {
         for (uint32_t k = 0; k < MATRICES; k++) {
             const mgr_expert x = mgr_selection_expert(&p->selection, job, e, (mgr_matrix)k);
-            const uint64_t at = (e * l->sets + k) * l->mask_bytes;
+            const uint64_t set = e * l->sets + k;
             p->selected[e * MATRICES + k] = x.n_selected;
             p->share[e * MATRICES + k] = 1.0 - (double)x.n_selected / (double)l->neurons;
             if (k < l->sets)
-                mark(l, &x, p->mask + at, p->kept + at);
+                mark(l, &x, p->mask + set * l->mask_bytes, p->kept + set * l->kept_bytes);
         }
     }
     fill_overlap(l, p);
@@ -418,8 +420,8 @@ static int write_sets(ledger *l, uint64_t i, page *p, mgr_err *err)
     MGR_TRY(put(l, "experts/kept", i, 1, p->share, err));
     MGR_TRY(put(l, "experts/mask", i, 1, p->mask, err));
     MGR_TRY(put(l, "experts/overlap", i, 1, p->overlap, err));
-    return p->selection.dense_of ? put(l, "experts/dense_of", i, 1, p->selection.dense_of, err)
-                                 : MGR_OK;
+    return p->selection.origin ? put(l, "experts/dense_of", i, 1, p->selection.origin, err)
+                               : MGR_OK;
 }
 
 static int write_router(ledger *l, uint64_t i, page *p, mgr_err *err)

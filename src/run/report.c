@@ -50,7 +50,7 @@ static void print_method(const mgr_job *job)
     printf("experts   %llu, top %llu, method %s", (unsigned long long)c->upcycle.experts,
            (unsigned long long)c->upcycle.top_k, job->method->name);
     if (job->method->needs_selection)
-        printf(", ratio %g (%u of %llu neurons, %s sets)", c->upcycle.ratio, job->n_selected,
+        printf(", ratio %g (%u of %llu neurons, %s sets)", c->upcycle.ratio, job->recipe.n_selected,
                (unsigned long long)job->source.tensors.model.ffn, c->upcycle.index_sets);
     printf("%s, router %s, seed %llu\n", c->upcycle.shuffle ? ", shuffled" : "",
            mgr_router_name(job->router), (unsigned long long)c->upcycle.seed);

@@ -45,7 +45,6 @@ static int resolve(mgr_job *job, mgr_err *err)
     if (strcmp(c->mode, "upcycle") == 0) {
         job->method = mgr_method_find(c->upcycle.method);
         job->router = mgr_router_find(c->upcycle.router);
-        job->independent = strcmp(c->upcycle.index_sets, "independent") == 0;
     }
     return mgr_sidecar_check_tokenizer(c, err);
 }
@@ -193,22 +192,29 @@ static int describe_source(mgr_job *job, mgr_err *err)
     return MGR_OK;
 }
 
-/* How many neurons a method touches; an empty S where the user asked for some is an error. */
-static int select_count(mgr_job *job, mgr_err *err)
+/* What makes the experts; an empty S where the user asked for some neurons is an error. */
+static int make_recipe(mgr_job *job, mgr_err *err)
 {
     const mgr_config *const c = &job->config;
     if (!job->method)
         return MGR_OK;
-    const uint64_t ffn = job->source.tensors.model.ffn;
-    job->n_selected =
-        job->method->needs_selection ? mgr_selected_count(c->upcycle.ratio, (uint32_t)ffn) : 0;
-    if (job->method->needs_selection && c->upcycle.ratio > 0 && job->n_selected == 0)
+    const uint32_t ffn = (uint32_t)job->source.tensors.model.ffn, width = ffn;
+    const bool selects = job->method->needs_selection;
+    job->recipe = (mgr_recipe){
+        .seed = c->upcycle.seed,
+        .source_width = ffn,
+        .width = width,
+        .n_selected = selects ? mgr_selected_count(c->upcycle.ratio, width) : 0,
+        .shuffle = c->upcycle.shuffle,
+        .independent = strcmp(c->upcycle.index_sets, "independent") == 0,
+    };
+    if (selects && c->upcycle.ratio > 0 && job->recipe.n_selected == 0)
         return mgr_config_fail(c, "upcycle.ratio", err,
-                               "'upcycle.ratio' %g of %llu neurons selects none", c->upcycle.ratio,
-                               (unsigned long long)ffn);
-    job->moments = job->method->needs_moments && job->n_selected > 0;
+                               "'upcycle.ratio' %g of %u neurons selects none", c->upcycle.ratio,
+                               width);
+    job->moments = job->method->needs_moments && job->recipe.n_selected > 0;
     /* a draw's number is neuron * H + h, and a stream has 2^34 of them */
-    if ((uint64_t)job->n_selected * job->source.tensors.model.hidden > UINT64_C(1) << 34)
+    if (job->recipe.n_selected * job->source.tensors.model.hidden > UINT64_C(1) << 34)
         return mgr_fail(err, MGR_ERR_UNSUPPORTED, "an expert matrix redraws more than 2^34 values");
     return MGR_OK;
 }
@@ -256,7 +262,7 @@ static int target_model(const mgr_job *job, mgr_model *model, mgr_err *err)
         return mgr_hint(err, "set 'mode: reshard' to lay it out anew");
     }
     model->experts = c->upcycle.experts;
-    model->expert_ffn = model->ffn;
+    model->expert_ffn = job->recipe.width;
     model->top_k = c->upcycle.top_k;
     /* with linear biases Megatron's router has one (transformer/moe/router.py, core 0.15) */
     model->bias_router = model->bias_mlp && model->bias_o;
@@ -328,7 +334,7 @@ static int plan(mgr_job *job, mgr_err *err)
     uint64_t base;
     int rc = describe_source(job, err);
     if (rc == MGR_OK)
-        rc = select_count(job, err);
+        rc = make_recipe(job, err);
     if (rc == MGR_OK)
         rc = describe_target(job, err);
     if (rc == MGR_OK && job->rank == 0)

@@ -87,17 +87,19 @@ static void build_matrix(const golden_case *c, mgr_matrix matrix, unsigned char 
                           .layer = c->layer,
                           .expert = c->expert,
                           .matrix = matrix,
-                          .n_neurons = c->neurons,
+                          .width = c->neurons,
+                          .source_width = c->neurons,
+                          .scale = 1,
                           .hidden = c->hidden,
                           .selected = selected,
                           .n_selected = n_selected,
-                          .dense_of = c->shuffle ? dense_of : NULL,
+                          .origin = c->shuffle ? dense_of : NULL,
                           .mean = (float)mean,
                           .std = c->method->needs_moments ? (float)std : 0.02f};
     if (down)
-        c->method->hidden_rows(&x, 0, c->hidden, dense, MGR_DTYPE_BF16, out, c->to);
+        mgr_expert_down_rows(c->method, &x, 0, c->hidden, dense, MGR_DTYPE_BF16, out, c->to);
     else
-        c->method->neuron_rows(&x, 0, c->neurons, dense, 0, MGR_DTYPE_BF16, out, c->to);
+        mgr_expert_rows(c->method, &x, 0, c->neurons, dense, 0, MGR_DTYPE_BF16, out, c->to);
 }
 
 static void test_golden_experts(void)
@@ -166,116 +168,154 @@ static void test_golden_routers(void)
 
 /* ---- methods by their definition ---- */
 
-/* One element of an expert, from the definition in mgr/upcycle.h. */
-static void define_element(const mgr_method *method, const mgr_expert *x, uint32_t neuron,
-                           uint64_t h, const unsigned char *dense, mgr_dtype from,
-                           unsigned char *out, mgr_dtype to)
-{
-    const uint32_t origin = x->dense_of ? x->dense_of[neuron] : neuron;
-    const size_t at =
-        (size_t)(x->matrix == MGR_MATRIX_DOWN ? h * x->n_neurons + origin : origin * x->hidden + h);
-    mgr_stream s = {x->seed, MGR_PURPOSE_GATE + (uint32_t)x->matrix, x->layer, x->expert};
-    uint32_t k = 0;
+#define MAX_HIDDEN 600
 
-    while (k < x->n_selected && x->selected[k] != neuron)
-        k++;
-    const uint64_t element = k * x->hidden + h;
-    dense += at * mgr_dtype_size(from);
-    if (k == x->n_selected || strcmp(method->name, "naive") == 0) {
-        mgr_cast(out, to, dense, from, 1);
-    } else if (strcmp(method->name, "drop") == 0) {
-        mgr_normals_scaled(&s, element, 1, x->mean, x->std, out, to);
-    } else {
-        float w, z;
-        s.purpose = MGR_PURPOSE_NOISE_GATE + (uint32_t)x->matrix;
-        mgr_normals(&s, element, 1, &z);
-        mgr_cast(&w, MGR_DTYPE_F32, dense, from, 1);
-        const float noise = x->std * z;
-        w += noise;
-        mgr_cast(out, to, &w, MGR_DTYPE_F32, 1);
-    }
+/* The draws of the k-th neuron of S, in float32; draws by any other cut are test_kern's affair. */
+static void define_draws(const mgr_method *method, const mgr_expert *x, uint32_t k,
+                         float draws[MAX_HIDDEN])
+{
+    const bool drop = strcmp(method->name, "drop") == 0;
+    const uint32_t purpose = drop ? MGR_PURPOSE_GATE : MGR_PURPOSE_NOISE_GATE;
+    const mgr_stream s = {x->seed, purpose + (uint32_t)x->matrix, x->layer, x->expert};
+    if (drop)
+        mgr_normals_scaled(&s, k * x->hidden, (size_t)x->hidden, x->mean, x->std, draws,
+                           MGR_DTYPE_F32);
+    else
+        mgr_normals(&s, k * x->hidden, (size_t)x->hidden, draws);
 }
 
-static void define_matrix(const mgr_method *method, const mgr_expert *x, const unsigned char *dense,
-                          mgr_dtype from, unsigned char *out, mgr_dtype to)
+/* One element of an expert, from the definition in mgr/upcycle.h. `k` is the neuron's place in S,
+ * `draw` what was drawn for the element. */
+static void define_element(const mgr_method *method, const mgr_expert *x, uint32_t neuron,
+                           uint32_t k, uint64_t h, float draw, const unsigned char *source,
+                           mgr_dtype from, unsigned char *out, mgr_dtype to)
+{
+    const uint32_t origin = x->origin ? x->origin[neuron] : neuron;
+    const size_t at = (size_t)(x->matrix == MGR_MATRIX_DOWN ? h * x->source_width + origin
+                                                            : origin * x->hidden + h);
+    float value;
+    source += at * mgr_dtype_size(from);
+    mgr_cast(&value, MGR_DTYPE_F32, source, from, 1);
+    if (k == x->n_selected || strcmp(method->name, "naive") == 0) {
+        if (x->scale == 1) { /* bit for bit, NaN too */
+            mgr_cast(out, to, source, from, 1);
+            return;
+        }
+    } else if (strcmp(method->name, "drop") == 0) {
+        value = draw;
+    } else {
+        const float noise = x->std * draw;
+        value += noise;
+    }
+    value *= x->scale;
+    mgr_cast(out, to, &value, MGR_DTYPE_F32, 1);
+}
+
+static void define_matrix(const mgr_method *method, const mgr_expert *x,
+                          const unsigned char *source, mgr_dtype from, unsigned char *out,
+                          mgr_dtype to)
 {
     const size_t bytes = mgr_dtype_size(to);
-    for (uint32_t i = 0; i < x->n_neurons; i++) {
+    uint32_t next = 0;
+    for (uint32_t i = 0; i < x->width; i++) {
+        const bool selected = next < x->n_selected && x->selected[next] == i;
+        const uint32_t k = selected ? next++ : x->n_selected;
+        float draws[MAX_HIDDEN] = {0};
+        if (selected)
+            define_draws(method, x, k, draws);
         for (uint64_t h = 0; h < x->hidden; h++) {
             const size_t at =
-                (size_t)(x->matrix == MGR_MATRIX_DOWN ? h * x->n_neurons + i : i * x->hidden + h);
-            define_element(method, x, i, h, dense, from, out + at * bytes, to);
+                (size_t)(x->matrix == MGR_MATRIX_DOWN ? h * x->width + i : i * x->hidden + h);
+            define_element(method, x, i, k, h, draws[h], source, from, out + at * bytes, to);
         }
     }
 }
 
-/* The same matrix by calls on random runs of rows, each with no more dense rows than it needs. */
-static void call_in_runs(const mgr_method *method, const mgr_expert *x, const unsigned char *dense,
+/* The same matrix by calls on random runs of rows, each with no more source rows than it needs. */
+static void call_in_runs(const mgr_method *method, const mgr_expert *x, const unsigned char *source,
                          mgr_dtype from, unsigned char *out, mgr_dtype to)
 {
     const int down = x->matrix == MGR_MATRIX_DOWN;
-    const uint64_t rows = down ? x->hidden : x->n_neurons;
-    const size_t cols = (size_t)(down ? x->n_neurons : x->hidden);
-    const size_t from_row = cols * mgr_dtype_size(from), to_row = cols * mgr_dtype_size(to);
+    const uint64_t rows = down ? x->hidden : x->width;
+    const size_t from_row = (size_t)(down ? x->source_width : x->hidden) * mgr_dtype_size(from);
+    const size_t to_row = (size_t)(down ? x->width : x->hidden) * mgr_dtype_size(to);
 
     for (uint64_t r = 0; r < rows;) {
         const uint64_t n = mix() % (rows - r) + 1;
         if (down) {
-            method->hidden_rows(x, r, n, dense + r * from_row, from, out + r * to_row, to);
+            mgr_expert_down_rows(method, x, r, n, source + r * from_row, from, out + r * to_row,
+                                 to);
         } else {
-            const uint32_t dense_first = x->dense_of ? 0 : (uint32_t)r;
-            method->neuron_rows(x, (uint32_t)r, (uint32_t)n, dense + dense_first * from_row,
-                                dense_first, from, out + r * to_row, to);
+            const uint32_t first = x->origin ? 0 : (uint32_t)r;
+            mgr_expert_rows(method, x, (uint32_t)r, (uint32_t)n, source + first * from_row, first,
+                            from, out + r * to_row, to);
         }
         r += n;
     }
 }
 
-static void check_shape(uint32_t neurons, uint64_t hidden, double ratio, int shuffle, int variant)
+/* Every matrix of expert 5 by every method, in one of 9 pairs of types. */
+static void check_recipe(const mgr_recipe *r, uint64_t hidden, float scale, int variant)
 {
     const mgr_dtype from = weights[variant % 3], to = weights[variant / 3 % 3];
-    const size_t n = neurons * (size_t)hidden;
-    const mgr_stream s = {mix(), MGR_PURPOSE_SHUFFLE, 1, 2};
-    const uint32_t n_selected = mgr_selected_count(ratio, neurons);
-    unsigned char *dense, *expected, *got;
-    uint32_t *selected, *dense_of;
+    const size_t n = r->source_width * (size_t)hidden, made = r->width * (size_t)hidden;
+    const mgr_stream s = {r->seed, MGR_PURPOSE_SYNTH, 1, 2};
+    unsigned char *source, *expected, *got;
+    uint32_t *selected, *origin;
     mgr_err err = MGR_ERR_INIT;
 
-    CHECK_INT(mgr_alloc(&dense, n, 4, &err), MGR_OK);
-    CHECK_INT(mgr_alloc(&expected, n + 1, 4, &err), MGR_OK);
-    CHECK_INT(mgr_alloc(&got, n + 1, 4, &err), MGR_OK);
-    CHECK_INT(mgr_alloc(&selected, neurons, sizeof *selected, &err), MGR_OK);
-    CHECK_INT(mgr_alloc(&dense_of, neurons, sizeof *dense_of, &err), MGR_OK);
-    CHECK_INT(mgr_permutation(&s, neurons, dense_of, &err), MGR_OK);
-    CHECK_INT(mgr_sample(&s, neurons, n_selected, selected, &err), MGR_OK);
-    mgr_normals_scaled(&s, 0, n, 0.001f, 0.03f, dense, from);
-
-    for (int m = 0; m < MGR_MATRIX_COUNT; m++) {
-        const mgr_expert x = {.seed = s.seed,
-                              .layer = 9,
-                              .expert = 4,
-                              .matrix = (mgr_matrix)m,
-                              .n_neurons = neurons,
-                              .hidden = hidden,
-                              .selected = selected,
-                              .n_selected = n_selected,
-                              .dense_of = shuffle ? dense_of : NULL,
-                              .mean = -0.002f,
-                              .std = 0.02f};
-        for (size_t i = 0; mgr_method_at(i); i++) {
-            const mgr_method *method = mgr_method_at(i);
-            memset(expected, 0x5a, (n + 1) * 4);
-            memset(got, 0x5a, (n + 1) * 4);
-            define_matrix(method, &x, dense, from, expected, to);
-            call_in_runs(method, &x, dense, from, got, to);
-            CHECK(memcmp(got, expected, (n + 1) * 4) == 0);
+    CHECK_INT(mgr_alloc(&source, n, 4, &err), MGR_OK);
+    CHECK_INT(mgr_alloc(&expected, made + 1, 4, &err), MGR_OK);
+    CHECK_INT(mgr_alloc(&got, made + 1, 4, &err), MGR_OK);
+    CHECK_INT(mgr_alloc(&selected, r->n_selected, 3 * sizeof *selected, &err), MGR_OK);
+    CHECK_INT(mgr_alloc(&origin, r->width, sizeof *origin, &err), MGR_OK);
+    mgr_normals_scaled(&s, 0, n, 0.001f, 0.03f, source, from);
+    for (size_t i = 0; mgr_method_at(i); i++) {
+        const mgr_method *const method = mgr_method_at(i);
+        const size_t per_set = r->independent ? r->n_selected : 0;
+        mgr_map map = {.origin = mgr_recipe_has_origin(r) ? origin : NULL,
+                       .selected = {selected, selected + per_set, selected + 2 * per_set}};
+        CHECK_INT(method->map(r, 9, 5, &map, &err), MGR_OK);
+        for (int m = 0; m < MGR_MATRIX_COUNT; m++) {
+            CHECK(map.scale[m] == 1);
+            const mgr_expert x = {.seed = r->seed,
+                                  .layer = 9,
+                                  .expert = 5,
+                                  .matrix = (mgr_matrix)m,
+                                  .width = r->width,
+                                  .source_width = r->source_width,
+                                  .hidden = hidden,
+                                  .selected = map.selected[m],
+                                  .n_selected = method->needs_selection ? r->n_selected : 0,
+                                  .origin = map.origin,
+                                  .scale = scale,
+                                  .mean = -0.002f,
+                                  .std = 0.02f};
+            memset(expected, 0x5a, (made + 1) * 4);
+            memset(got, 0x5a, (made + 1) * 4);
+            define_matrix(method, &x, source, from, expected, to);
+            call_in_runs(method, &x, source, from, got, to);
+            CHECK(memcmp(got, expected, (made + 1) * 4) == 0);
         }
     }
-    mgr_free(dense);
+    mgr_free(source);
     mgr_free(expected);
     mgr_free(got);
     mgr_free(selected);
-    mgr_free(dense_of);
+    mgr_free(origin);
+}
+
+static void check_shape(uint32_t slices, uint32_t width, uint64_t hidden, double ratio, int shuffle,
+                        int variant)
+{
+    const mgr_recipe r = {.seed = mix(),
+                          .source_width = slices * width,
+                          .width = width,
+                          .n_selected = mgr_selected_count(ratio, width),
+                          .shuffle = shuffle,
+                          .independent = variant % 2};
+    static const float scales[] = {1, 1, 1.25f};
+    check_recipe(&r, hidden, scales[variant % 5 % 3], variant);
 }
 
 static void test_shapes(void)
@@ -284,17 +324,44 @@ static void test_shapes(void)
         const uint32_t neurons = (uint32_t)(mix() % 60) + 1;
         const uint64_t hidden = mix() % 70 + 1;
         static const double ratios[] = {0.5, 0, 1, 0.1, 0.75};
-        check_shape(neurons, hidden, ratios[i % 5], i / 3 % 2, i);
+        check_shape(i % 4 == 3 ? 3 : 1, neurons, hidden, ratios[i % 5], i / 3 % 2, i);
     }
 }
 
 /* More than one strip of neurons, tile of selected ones, and tile along the hidden size. */
 static void test_large_shapes(void)
 {
-    check_shape(1100, 140, 0.5, 0, 0);
-    check_shape(1100, 140, 0.3, 1, 8);
-    check_shape(2049, 20, 0.99, 1, 0);
-    check_shape(40, 530, 0.5, 0, 2);
+    check_shape(1, 1100, 140, 0.5, 0, 0);
+    check_shape(1, 1100, 140, 0.3, 1, 8);
+    check_shape(1, 2049, 20, 0.99, 1, 0);
+    check_shape(1, 40, 530, 0.5, 0, 2);
+    check_shape(2, 1100, 40, 0.5, 0, 7);
+}
+
+/* Expert e takes the neurons of slice e mod N; each neuron of it once, whatever their order. */
+static void test_slices(void)
+{
+    enum { WIDTH = 6, SLICES = 4 };
+    mgr_err err = MGR_ERR_INIT;
+    for (uint32_t expert = 0; expert < 9; expert++)
+        for (int shuffle = 0; shuffle < 2; shuffle++) {
+            const mgr_recipe r = {.seed = 3,
+                                  .source_width = WIDTH * SLICES,
+                                  .width = WIDTH,
+                                  .n_selected = 3,
+                                  .shuffle = shuffle};
+            uint32_t origin[WIDTH], selected[3], seen = 0;
+            mgr_map map = {.origin = origin, .selected = {selected, selected, selected}};
+            CHECK_INT(mgr_method_find("drop")->map(&r, 1, expert, &map, &err), MGR_OK);
+            for (uint32_t i = 0; i < WIDTH; i++) {
+                CHECK_INT(origin[i] / WIDTH, expert % SLICES);
+                seen |= 1u << origin[i] % WIDTH;
+                if (!shuffle)
+                    CHECK_INT(origin[i] % WIDTH, i);
+            }
+            CHECK_INT(seen, (1u << WIDTH) - 1);
+            CHECK(selected[0] < selected[1] && selected[1] < selected[2] && selected[2] < WIDTH);
+        }
 }
 
 /* Part of the rows with a permutation: only the dense rows that the caller has. */
@@ -303,14 +370,17 @@ static void test_dense_window(void)
     static const uint32_t dense_of[4] = {3, 2, 1, 0}, selected[1] = {3};
     const float window[2][2] = {{20, 21}, {30, 31}}; /* dense rows 2 and 3 */
     float out[2][2];
-    const mgr_expert x = {.n_neurons = 4,
+    const mgr_expert x = {.width = 4,
+                          .source_width = 4,
                           .hidden = 2,
                           .selected = selected,
                           .n_selected = 1,
-                          .dense_of = dense_of,
+                          .origin = dense_of,
+                          .scale = 1,
                           .std = 1};
 
-    mgr_method_find("drop")->neuron_rows(&x, 0, 2, window, 2, MGR_DTYPE_F32, out, MGR_DTYPE_F32);
+    mgr_expert_rows(mgr_method_find("drop"), &x, 0, 2, window, 2, MGR_DTYPE_F32, out,
+                    MGR_DTYPE_F32);
     CHECK(out[0][0] == 30 && out[0][1] == 31 && out[1][0] == 20 && out[1][1] == 21);
 }
 
@@ -389,6 +459,7 @@ int main(void)
         test_shapes();
     }
     test_large_shapes();
+    test_slices();
     test_dense_window();
     test_method_table();
     test_selected_count();
