@@ -6,15 +6,13 @@
 
 #include "core/mem.h"
 #include "fmt/h5_driver.h"
-#include "io/fault.h"
+#include "fmt/h5_read.h"
 #include "io/file.h"
 
 /* Large data sets begin at multiples of this, so that writes are aligned. */
 #define ALIGN 4096
 #define ALIGN_FROM 65536
 #define META_BLOCK ((hsize_t)1 << 20)
-/* HDF5 1.10 fails on more than 2 GiB at once. */
-#define READ_MAX ((uint64_t)1 << 30)
 #define NAME_MAX_BYTES 256
 
 struct mgr_h5 {
@@ -22,11 +20,11 @@ struct mgr_h5 {
     char *path;
     bool writable;
     mgr_h5_channel channel;
-    /* the data set at hand, open; -1 if there is none */
+    mgr_reader in; /* of a file that is made, which the library does not have open */
+    /* the data set at hand; of a file that is being made it is open, else -1 */
     hid_t set;
     char set_name[NAME_MAX_BYTES];
-    mgr_h5_shape shape;
-    uint64_t row_bytes;
+    uint64_t rows, row_bytes, offset; /* the offset is of one in one piece, else UINT64_MAX */
 };
 
 /* ---- errors ---- */
@@ -103,20 +101,6 @@ static hid_t type_of(mgr_dtype dtype)
     }
 }
 
-/* MGR_DTYPE_OTHER for one that we do not write. */
-static mgr_dtype dtype_of(hid_t type)
-{
-    for (int d = MGR_DTYPE_BF16; d < MGR_DTYPE_BOOL; d++) {
-        const hid_t ours = type_of((mgr_dtype)d);
-        const htri_t equal = ours >= 0 ? H5Tequal(ours, type) : 0;
-        if (ours >= 0)
-            H5Tclose(ours);
-        if (equal > 0)
-            return (mgr_dtype)d;
-    }
-    return MGR_DTYPE_OTHER;
-}
-
 /* ---- files ---- */
 
 static int make(mgr_h5 **out, const char *path, bool writable, mgr_err *err)
@@ -127,7 +111,7 @@ static int make(mgr_h5 **out, const char *path, bool writable, mgr_err *err)
     MGR_TRY(mgr_alloc(&h, 1, sizeof *h, err));
     h->file = h->set = -1;
     h->writable = writable;
-    h->channel.fd = -1;
+    h->channel.fd = h->in.fd = -1;
     const int rc = mgr_strdup(&h->path, path, err);
     h->channel.path = h->path;
     h->channel.trouble = (mgr_err)MGR_ERR_INIT;
@@ -143,6 +127,7 @@ static void discard(mgr_h5 *h)
 {
     if (h->channel.fd >= 0)
         mgr_close(h->channel.fd);
+    mgr_reader_close(&h->in);
     mgr_free(h->path);
     mgr_free(h);
 }
@@ -187,16 +172,11 @@ int mgr_h5_create(mgr_h5 **out, const char *path, mgr_err *err)
     return rc;
 }
 
-/* The library only ever reads a file that exists. */
 static int open_file(mgr_h5 *h, mgr_err *err)
 {
-    MGR_TRY(h->writable ? mgr_open_both(h->path, &h->channel.fd, err)
-                        : mgr_open_read(h->path, &h->channel.fd, err));
-    MGR_TRY(mgr_file_bytes(h->path, &h->channel.size, err));
-    const hid_t access = access_list(&h->channel);
-    h->file = access < 0 ? -1 : H5Fopen(h->path, H5F_ACC_RDONLY, access);
-    H5Pclose(access);
-    return h->file < 0 ? fail(err, MGR_ERR_FORMAT, h, "cannot open", NULL) : MGR_OK;
+    if (h->writable)
+        MGR_TRY(mgr_open_both(h->path, &h->channel.fd, err));
+    return mgr_reader_open(&h->in, h->path, err);
 }
 
 static int open_as(mgr_h5 **out, const char *path, bool writable, mgr_err *err)
@@ -234,7 +214,9 @@ int mgr_h5_close(mgr_h5 *h, mgr_err *err)
     if (!h)
         return MGR_OK;
     drop_set(h);
-    int rc = H5Fclose(h->file) < 0 ? fail(err, MGR_ERR_IO, h, "cannot close", NULL) : MGR_OK;
+    int rc = MGR_OK;
+    if (h->file >= 0 && H5Fclose(h->file) < 0)
+        rc = fail(err, MGR_ERR_IO, h, "cannot close", NULL);
     if (rc == MGR_OK)
         rc = check(h, err);
     if (rc == MGR_OK && h->writable) {
@@ -407,36 +389,42 @@ static bool describe_set(mgr_h5 *h)
     hsize_t dims[H5S_MAX_RANK];
     const hid_t type = H5Dget_type(h->set), space = H5Dget_space(h->set);
     const int ndim = space < 0 ? -1 : H5Sget_simple_extent_dims(space, dims, NULL);
-    const bool fits = type >= 0 && ndim >= 1 && ndim <= MGR_MAX_NDIM;
-    if (fits) {
-        h->shape = (mgr_h5_shape){.dtype = dtype_of(type), .ndim = (uint32_t)ndim};
-        h->row_bytes = mgr_dtype_size(h->shape.dtype);
-        for (int d = 0; d < ndim; d++) {
-            h->shape.shape[d] = dims[d];
-            h->row_bytes *= d ? dims[d] : 1;
-        }
-    }
+    h->row_bytes = type < 0 ? 0 : H5Tget_size(type);
+    for (int d = 1; d < ndim; d++)
+        h->row_bytes *= dims[d];
+    h->rows = ndim > 0 ? dims[0] : 0;
+    const haddr_t at = H5Dget_offset(h->set);
+    h->offset = at == HADDR_UNDEF ? UINT64_MAX : at;
     H5Tclose(type);
     H5Sclose(space);
-    return fits && h->row_bytes > 0;
+    return ndim > 0;
 }
 
-/* Open `name`, or keep it open: neighbours are written one after the other. */
+static int find_set(mgr_h5 *h, const char *name, mgr_err *err)
+{
+    mgr_h5_set set;
+    MGR_TRY(mgr_h5_find(&h->in, name, &set, err));
+    h->rows = set.ndim ? set.shape[0] : 1;
+    h->row_bytes = set.bytes / h->rows;
+    h->offset = set.offset;
+    return MGR_OK;
+}
+
+/* Make `name` the data set at hand: neighbours are written one after the other. */
 static int take_set(mgr_h5 *h, const char *name, mgr_err *err)
 {
     MGR_TRY(check(h, err));
-    if (h->set >= 0 && strcmp(h->set_name, name) == 0)
+    if (strcmp(h->set_name, name) == 0)
         return MGR_OK;
     drop_set(h);
     if (strlen(name) >= sizeof h->set_name)
         return mgr_fail(err, MGR_ERR_UNSUPPORTED, "the name '%.100s...' is too long", name);
-    h->set = H5Dopen2(h->file, name, H5P_DEFAULT);
-    if (h->set < 0)
-        return fail(err, MGR_ERR_FORMAT, h, "cannot open in", name);
-    if (!describe_set(h)) {
-        drop_set(h);
-        return mgr_fail(err, MGR_ERR_FORMAT, "'%s' data set '%s' is no array of numbers", h->path,
-                        name);
+    if (h->file < 0) {
+        MGR_TRY(find_set(h, name, err));
+    } else {
+        h->set = H5Dopen2(h->file, name, H5P_DEFAULT);
+        if (h->set < 0 || !describe_set(h))
+            return fail(err, MGR_ERR_CREATE, h, "cannot open in", name);
     }
     snprintf(h->set_name, sizeof h->set_name, "%s", name);
     return MGR_OK;
@@ -445,10 +433,9 @@ static int take_set(mgr_h5 *h, const char *name, mgr_err *err)
 int mgr_h5_offset(mgr_h5 *h, const char *name, uint64_t *offset, mgr_err *err)
 {
     MGR_TRY(take_set(h, name, err));
-    const haddr_t at = H5Dget_offset(h->set);
-    if (at == HADDR_UNDEF)
-        return fail(err, MGR_ERR_IO, h, "no place of", name);
-    *offset = at;
+    if (h->offset == UINT64_MAX)
+        return fail(err, MGR_ERR_CREATE, h, "no place of", name);
+    *offset = h->offset;
     return MGR_OK;
 }
 
@@ -457,7 +444,7 @@ int mgr_h5_write(mgr_h5 *h, const char *name, uint64_t row, uint64_t rows, const
 {
     uint64_t offset;
     MGR_TRY(mgr_h5_offset(h, name, &offset, err));
-    assert(row + rows <= h->shape.shape[0]);
+    assert(row + rows <= h->rows);
     return mgr_pwrite_full(h->channel.fd, h->path, bytes, rows * h->row_bytes,
                            offset + row * h->row_bytes, err);
 }
@@ -489,44 +476,6 @@ int mgr_h5_place(mgr_h5 *h, const char *name, uint64_t row, size_t len, uint64_t
     return check(h, err);
 }
 
-/* Read rows [row, row+rows) of the data set at hand. */
-static herr_t read_rows(const mgr_h5 *h, uint64_t row, uint64_t rows, void *to)
-{
-    hsize_t start[MGR_MAX_NDIM] = {row}, count[MGR_MAX_NDIM];
-    for (uint32_t d = 0; d < h->shape.ndim; d++)
-        count[d] = d ? h->shape.shape[d] : rows;
-    const hid_t type = type_of(h->shape.dtype), space = H5Dget_space(h->set);
-    const hid_t memory = H5Screate_simple((int)h->shape.ndim, count, NULL);
-    herr_t read = -1;
-    if (type >= 0 && space >= 0 && memory >= 0 &&
-        H5Sselect_hyperslab(space, H5S_SELECT_SET, start, NULL, count, NULL) >= 0)
-        read = H5Dread(h->set, type, memory, space, H5P_DEFAULT, to);
-    H5Sclose(memory);
-    H5Sclose(space);
-    H5Tclose(type);
-    return read;
-}
-
-int mgr_h5_read_bytes(mgr_h5 *h, const char *name, uint64_t at, void *out, size_t len, mgr_err *err)
-{
-    char *to = out;
-    MGR_TRY(take_set(h, name, err));
-    if (at % h->row_bytes || len % h->row_bytes)
-        return mgr_fail(err, MGR_ERR_INTERNAL, "'%s' is read by parts of a row", name);
-    const uint64_t fit = READ_MAX / h->row_bytes, step = fit ? fit : 1;
-    const uint64_t rows = len / h->row_bytes;
-    for (uint64_t done = 0; done < rows; done += step) {
-        const uint64_t n = rows - done < step ? rows - done : step;
-        const int fault = mgr_fault("pread");
-        if (fault)
-            return mgr_fail_errno(err, MGR_ERR_IO, fault, "read '%s' data set '%s'", h->path, name);
-        if (read_rows(h, at / h->row_bytes + done, n, to) < 0)
-            return fail(err, MGR_ERR_FORMAT, h, "read", name);
-        to += n * h->row_bytes;
-    }
-    return MGR_OK;
-}
-
 /* ---- reading back ---- */
 
 static int differs(const mgr_h5 *h, const char *name, mgr_err *err)
@@ -539,14 +488,15 @@ int mgr_h5_compare(mgr_h5 *h, const char *name, uint64_t row, uint64_t rows, con
                    mgr_err *err)
 {
     const char *meant = bytes;
+    uint64_t offset;
     void *found;
-    MGR_TRY(take_set(h, name, err));
-    if (row + rows > h->shape.shape[0])
+    MGR_TRY(mgr_h5_offset(h, name, &offset, err));
+    if (row + rows > h->rows)
         return differs(h, name, err);
     MGR_TRY(mgr_alloc(&found, 1, h->row_bytes, err));
     int rc = MGR_OK;
     for (uint64_t r = 0; rc == MGR_OK && r < rows; r++) {
-        rc = mgr_h5_read_bytes(h, name, (row + r) * h->row_bytes, found, h->row_bytes, err);
+        rc = mgr_reader_read(&h->in, offset + (row + r) * h->row_bytes, found, h->row_bytes, err);
         if (rc == MGR_OK && memcmp(found, meant + r * h->row_bytes, h->row_bytes) != 0)
             rc = differs(h, name, err);
     }
@@ -557,104 +507,9 @@ int mgr_h5_compare(mgr_h5 *h, const char *name, uint64_t row, uint64_t rows, con
 int mgr_h5_compare_text(mgr_h5 *h, const char *name, const char *text, size_t len, mgr_err *err)
 {
     mgr_buf found = {0};
-    int rc = mgr_h5_read_text(h, name, len, &found, err);
+    int rc = mgr_h5_read_text(&h->in, name, len, &found, err);
     if (rc == MGR_OK && (found.len != len || memcmp(found.data, text, len) != 0))
         rc = differs(h, name, err);
     mgr_buf_clear(&found);
     return rc;
-}
-
-/* ---- looking ---- */
-
-int mgr_h5_read_text(mgr_h5 *h, const char *name, uint64_t limit, mgr_buf *out, mgr_err *err)
-{
-    const hid_t set = H5Dopen2(h->file, name, H5P_DEFAULT);
-    const hid_t type = set < 0 ? -1 : H5Dget_type(set), space = set < 0 ? -1 : H5Dget_space(set);
-    char *text = NULL;
-    int rc = MGR_OK;
-    const size_t size = type < 0 ? 0 : H5Tget_size(type);
-    if (set < 0)
-        rc = fail(err, MGR_ERR_NOT_FOUND, h, "nothing in", name);
-    else if (type < 0 || space < 0 || H5Tget_class(type) != H5T_STRING ||
-             H5Tis_variable_str(type) != 0 || H5Sget_simple_extent_npoints(space) != 1 ||
-             size > limit)
-        rc = mgr_fail(err, MGR_ERR_FORMAT, "'%s' data set '%s' is no text of up to %llu bytes",
-                      h->path, name, (unsigned long long)limit);
-    if (rc == MGR_OK)
-        rc = mgr_alloc(&text, size + 1, 1, err);
-    if (rc == MGR_OK && H5Dread(set, type, H5S_ALL, H5S_ALL, H5P_DEFAULT, text) < 0)
-        rc = fail(err, MGR_ERR_FORMAT, h, "read", name);
-    if (rc == MGR_OK)
-        rc = mgr_buf_add(out, text, strlen(text), err);
-    mgr_free(text);
-    H5Sclose(space);
-    H5Tclose(type);
-    H5Dclose(set);
-    return rc;
-}
-
-typedef struct listing {
-    mgr_h5 *file;
-    mgr_catalogue *cat;
-    uint32_t idx;
-    uint64_t next; /* virtual offset */
-    mgr_err *err;
-    int rc;
-} listing;
-
-static int add_stored(listing *l, const char *name)
-{
-    mgr_h5 *const h = l->file;
-    MGR_TRY(take_set(h, name, l->err));
-    mgr_stored s = {.name = name,
-                    .file = l->idx,
-                    .record = MGR_NONE,
-                    .dtype = h->shape.dtype,
-                    .ndim = h->shape.ndim};
-    uint64_t elements = 1;
-    for (uint32_t d = h->shape.ndim; d-- > 0;) {
-        s.shape[d] = h->shape.shape[d];
-        s.stride[d] = elements;
-        if (mgr_mul_overflow(elements, s.shape[d], &elements) ||
-            elements > MGR_VIRTUAL_OFFSET / 256)
-            return mgr_fail(l->err, MGR_ERR_FORMAT, "'%s' data set '%s' is too large", h->path,
-                            name);
-    }
-    const uint64_t bytes = elements * mgr_dtype_size(s.dtype);
-    const haddr_t at = H5Dget_offset(h->set);
-    const uint64_t total = l->cat->files[l->idx].bytes;
-    if (at == HADDR_UNDEF) {
-        s.offset = l->next;
-        l->next += bytes;
-    } else if (at > total || bytes > total - at) {
-        return mgr_fail(l->err, MGR_ERR_FORMAT, "'%s' is truncated: data set '%s' ends behind it",
-                        h->path, name);
-    } else {
-        s.offset = at;
-    }
-    return mgr_catalogue_add_stored(l->cat, &s, l->err);
-}
-
-/* Only what is in this file itself: links elsewhere are passed over. */
-static herr_t visit(hid_t group, const char *name, const H5L_info_t *info, void *data)
-{
-    listing *const l = data;
-    H5O_info_t object;
-    if (info->type != H5L_TYPE_HARD)
-        return 0;
-    if (H5Oget_info_by_name2(group, name, &object, H5O_INFO_BASIC, H5P_DEFAULT) < 0) {
-        l->rc = fail(l->err, MGR_ERR_FORMAT, l->file, "cannot look at", name);
-        return -1;
-    }
-    if (object.type == H5O_TYPE_DATASET)
-        l->rc = add_stored(l, name);
-    return l->rc == MGR_OK ? 0 : -1;
-}
-
-int mgr_h5_catalogue(mgr_h5 *h, mgr_catalogue *cat, uint32_t idx, mgr_err *err)
-{
-    listing l = {h, cat, idx, MGR_VIRTUAL_OFFSET, err, MGR_OK};
-    if (H5Literate(h->file, H5_INDEX_NAME, H5_ITER_INC, NULL, visit, &l) < 0 && l.rc == MGR_OK)
-        return fail(err, MGR_ERR_FORMAT, h, "cannot list", NULL);
-    return l.rc;
 }

@@ -1,11 +1,10 @@
 /*
- * HDF5 files: what of the library the project uses, and the only file that includes its header.
+ * HDF5 files to write: what of the library the project uses. Reading them is fmt/h5_read.h.
  *
  * A data set is a row-major array of one of our element types; rows are its first axis. Types are
  * written as they are in memory: HDF5 never converts (its float to bfloat16 does not round to
- * nearest even, and a conversion makes it leave the collective path). bfloat16 and float16 are
- * custom floats that h5py and h5dump show as numbers. Files do not depend on when or by whom they
- * were made: no times are kept, nothing is filled in.
+ * nearest even). bfloat16 and float16 are custom floats that h5py and h5dump show as numbers. Files
+ * do not depend on when or by whom they were made: no times are kept, nothing is filled in.
  *
  * Sharing: one rank makes a file with all its metadata, alone; then all ranks write rows and pieces
  * at the places that the library has given them, with calls of our own. The library's driver for
@@ -38,10 +37,9 @@ typedef struct mgr_h5_shape {
  * are large. Local. Errors: MGR_ERR_CREATE. */
 int mgr_h5_create(mgr_h5 **out, const char *path, mgr_err *err) MGR_NODISCARD;
 
-/* Open to read. Links to other files are not followed. Local. Errors: MGR_ERR_FORMAT. */
+/* Open a file that is made, to compare it, or to write rows of the data sets that are there, which
+ * any number of ranks may. Local. Errors: MGR_ERR_FORMAT. */
 int mgr_h5_open(mgr_h5 **out, const char *path, mgr_err *err) MGR_NODISCARD;
-
-/* Open to write rows of the data sets that are there; any number of ranks may. Local. */
 int mgr_h5_open_rows(mgr_h5 **out, const char *path, mgr_err *err) MGR_NODISCARD;
 
 /* Close; what was written is durable if this succeeds, and errors of making the file may show only
@@ -67,7 +65,7 @@ int mgr_h5_add_note(mgr_h5 *file, const char *name, const char *key, const char 
 /* Make `name` stand for the data set of the same name in `other`, a file beside this one. Local. */
 int mgr_h5_add_link(mgr_h5 *file, const char *name, const char *other, mgr_err *err) MGR_NODISCARD;
 
-/* Where the bytes of a data set in one piece begin. Local. */
+/* Where the bytes of a data set in one piece begin. Only where the file is made. Local. */
 int mgr_h5_offset(mgr_h5 *file, const char *name, uint64_t *offset, mgr_err *err) MGR_NODISCARD;
 
 /* Write rows row .. row+rows-1 of a data set in one piece. Local. */
@@ -79,18 +77,6 @@ int mgr_h5_write(mgr_h5 *file, const char *name, uint64_t row, uint64_t rows, co
  */
 int mgr_h5_place(mgr_h5 *file, const char *name, uint64_t row, size_t len, uint64_t *offset,
                  mgr_err *err) MGR_NODISCARD;
-
-/* A text of at most `limit` bytes, appended to *out. MGR_ERR_NOT_FOUND if there is none. Local. */
-int mgr_h5_read_text(mgr_h5 *file, const char *name, uint64_t limit, mgr_buf *out,
-                     mgr_err *err) MGR_NODISCARD;
-
-/* Add every data set of the file's root to the catalogue: those in one piece with their offset, the
- * others with one from MGR_VIRTUAL_OFFSET on. Local. */
-int mgr_h5_catalogue(mgr_h5 *file, mgr_catalogue *cat, uint32_t idx, mgr_err *err) MGR_NODISCARD;
-
-/* `len` bytes at byte `at` of the row-major image of data set `name`, whole rows. Local. */
-int mgr_h5_read_bytes(mgr_h5 *file, const char *name, uint64_t at, void *out, size_t len,
-                      mgr_err *err) MGR_NODISCARD;
 
 /* Are rows row .. row+rows-1, or a text, what they were meant to be? Errors: MGR_ERR_IO. Local. */
 int mgr_h5_compare(mgr_h5 *file, const char *name, uint64_t row, uint64_t rows, const void *bytes,

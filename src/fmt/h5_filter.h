@@ -18,4 +18,9 @@ size_t mgr_h5_packed_bound(size_t len);
 int mgr_h5_pack(const void *bytes, size_t len, size_t element, unsigned level, void *scratch,
                 void *out, size_t *out_len, mgr_err *err) MGR_NODISCARD;
 
+/* The other way. Exactly `len` bytes must come out; `name` and `at` are for messages. Local. */
+int mgr_h5_inflate(const void *packed, size_t packed_len, void *out, size_t len, const char *name,
+                   uint64_t at, mgr_err *err) MGR_NODISCARD;
+void mgr_h5_unshuffle(const void *bytes, size_t len, size_t element, void *out);
+
 #endif

@@ -11,6 +11,7 @@
 #include <string.h>
 
 #include "core/mem.h"
+#include "fmt/h5_read.h"
 #include "form/container.h"
 #include "form/hdf5_files.h"
 #include "io/file.h"
@@ -174,17 +175,36 @@ static int finish(const mgr_layout *layout, uint32_t file, const void *context, 
 
 /* ---- making the files: rank 0 ---- */
 
-/* Where the library put the tensors. */
-static int read_places(mgr_catalogue *cat, uint32_t file, const char *path, mgr_err *err)
+/* Where the library put the tensors; of a packed file, those that are not in pieces. */
+static int find_places(mgr_catalogue *cat, uint32_t file, const mgr_reader *in, bool packed,
+                       mgr_err *err)
 {
-    mgr_h5 *h;
-    MGR_TRY(mgr_h5_open(&h, path, err));
-    int rc = mgr_file_bytes(path, &cat->files[file].bytes, err);
-    for (size_t i = 0; rc == MGR_OK && i < cat->n_stored; i++)
-        if (cat->stored[i].file == file)
-            rc = mgr_h5_offset(h, cat->stored[i].name, &cat->stored[i].offset, err);
-    const int closed = mgr_h5_close(h, err);
-    return rc != MGR_OK ? rc : closed;
+    mgr_h5_index index;
+    int rc = mgr_h5_index_make(&index, in, err);
+    for (size_t i = 0; rc == MGR_OK && i < cat->n_stored; i++) {
+        mgr_stored *const s = &cat->stored[i];
+        mgr_h5_set set;
+        if (s->file != file || (packed && mgr_hdf5_is_packed(s)))
+            continue;
+        rc = mgr_h5_index_set(&index, s->name, &set, err);
+        if (rc == MGR_OK && set.offset == UINT64_MAX)
+            rc = mgr_fail(err, MGR_ERR_INTERNAL, "no place of '%s' in '%s'", s->name, in->name);
+        if (rc == MGR_OK)
+            s->offset = set.offset;
+    }
+    mgr_h5_index_clear(&index);
+    return rc;
+}
+
+static int read_places(mgr_catalogue *cat, uint32_t file, const char *path, bool packed,
+                       mgr_err *err)
+{
+    mgr_reader in;
+    MGR_TRY(mgr_reader_open(&in, path, err));
+    cat->files[file].bytes = in.size;
+    const int rc = find_places(cat, file, &in, packed, err);
+    mgr_reader_close(&in);
+    return rc;
 }
 
 static int make_draft(mgr_catalogue *cat, uint32_t file, const char *draft, mgr_err *err)
@@ -192,7 +212,7 @@ static int make_draft(mgr_catalogue *cat, uint32_t file, const char *draft, mgr_
     mgr_h5 *h = NULL;
     MGR_TRY(mgr_hdf5_make(&h, cat, file, draft, false, err));
     MGR_TRY(mgr_h5_close(h, err));
-    return read_places(cat, file, draft, err);
+    return read_places(cat, file, draft, false, err);
 }
 
 typedef struct leftover {
@@ -255,20 +275,6 @@ static int create_files(mgr_layout *layout, void *context, const char *directory
 
 /* ---- packing ---- */
 
-/* What is still plain lies elsewhere now. */
-static int read_plain_places(mgr_catalogue *cat, uint32_t file, const char *path, mgr_err *err)
-{
-    mgr_h5 *h;
-    MGR_TRY(mgr_file_bytes(path, &cat->files[file].bytes, err));
-    MGR_TRY(mgr_h5_open(&h, path, err));
-    int rc = MGR_OK;
-    for (size_t i = 0; rc == MGR_OK && i < cat->n_stored; i++)
-        if (cat->stored[i].file == file && !mgr_hdf5_is_packed(&cat->stored[i]))
-            rc = mgr_h5_offset(h, cat->stored[i].name, &cat->stored[i].offset, err);
-    const int closed = mgr_h5_close(h, err);
-    return rc != MGR_OK ? rc : closed;
-}
-
 static int seal(mgr_layout *layout, uint32_t file, const char *from, const char *path,
                 mgr_comm *comm, mgr_err *err)
 {
@@ -286,7 +292,7 @@ static int seal(mgr_layout *layout, uint32_t file, const char *from, const char 
 
 static int sealed(mgr_layout *layout, uint32_t file, const char *path, mgr_err *err)
 {
-    return read_plain_places(layout->cat, file, path, err);
+    return read_places(layout->cat, file, path, true, err);
 }
 
 const mgr_container mgr_container_hdf5 = {

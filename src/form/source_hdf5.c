@@ -8,7 +8,7 @@
 #include <jansson.h>
 
 #include "core/mem.h"
-#include "fmt/h5.h"
+#include "fmt/h5_read.h"
 #include "fmt/json.h"
 #include "form/format_keys.h"
 #include "form/hdf5_model.h"
@@ -92,28 +92,31 @@ static int add_member(mgr_catalogue *cat, uint32_t file, const char *key, const 
 }
 
 /* Hugging Face's config.json, which an output's may carry on. */
-static int read_config(mgr_h5 *h, mgr_catalogue *cat, uint32_t file, mgr_err *err)
+static int read_config(const mgr_reader *in, mgr_catalogue *cat, uint32_t file, mgr_err *err)
 {
-    mgr_err ignored = MGR_ERR_INIT;
+    mgr_err why = MGR_ERR_INIT;
     mgr_buf text = {0};
-    int rc = MGR_OK;
-    if (mgr_h5_read_text(h, "mgr/config.json", MAX_JSON, &text, &ignored) == MGR_OK && text.len)
-        rc = mgr_catalogue_add_attr(cat,
-                                    &(mgr_attr){.key = MGR_HF_CONFIG_TEXT,
-                                                .file = file,
-                                                .kind = MGR_ATTR_TEXT,
-                                                .text = text.data},
-                                    err);
+    int rc = mgr_h5_read_text(in, "mgr/config.json", MAX_JSON, &text, &why);
+    if (rc == MGR_OK && text.len) {
+        const mgr_attr attr = {
+            .key = MGR_HF_CONFIG_TEXT, .file = file, .kind = MGR_ATTR_TEXT, .text = text.data};
+        rc = mgr_catalogue_add_attr(cat, &attr, err);
+    } else if (rc == MGR_ERR_NOT_FOUND) {
+        rc = MGR_OK;
+    } else if (rc != MGR_OK) {
+        *err = why;
+    }
     mgr_buf_clear(&text);
     return rc;
 }
 
-static int read_model(mgr_h5 *h, mgr_catalogue *cat, uint32_t file, const char *name, mgr_err *err)
+static int read_model(const mgr_reader *in, mgr_catalogue *cat, uint32_t file, mgr_err *err)
 {
+    const char *const name = in->name;
     mgr_buf text = {0};
     json_t *root = NULL, *value;
     const char *key;
-    int rc = mgr_h5_read_text(h, MGR_HDF5_MODEL, MAX_JSON, &text, err);
+    int rc = mgr_h5_read_text(in, MGR_HDF5_MODEL, MAX_JSON, &text, err);
     if (rc == MGR_OK)
         rc = mgr_json_parse(&root, name, text.data ? text.data : "", text.len, err);
     if (rc == MGR_OK && !json_is_object(root))
@@ -125,19 +128,15 @@ static int read_model(mgr_h5 *h, mgr_catalogue *cat, uint32_t file, const char *
         }
     json_decref(root);
     mgr_buf_clear(&text);
-    return rc == MGR_OK ? read_config(h, cat, file, err) : rc;
+    return rc == MGR_OK ? read_config(in, cat, file, err) : rc;
 }
 
 static int read_source_file(mgr_catalogue *cat, uint32_t file, const mgr_reader *reader,
                             mgr_err *err)
 {
-    mgr_h5 *h;
-    MGR_TRY(mgr_h5_open(&h, reader->name, err));
-    int rc = mgr_has_suffix(reader->name, "/" MGR_HDF5_INDEX)
-                 ? read_model(h, cat, file, reader->name, err)
-                 : mgr_h5_catalogue(h, cat, file, err);
-    const int closed = mgr_h5_close(h, err);
-    return rc != MGR_OK ? rc : closed;
+    return mgr_has_suffix(reader->name, "/" MGR_HDF5_INDEX)
+               ? read_model(reader, cat, file, err)
+               : mgr_h5_catalogue(reader, cat, file, err);
 }
 
 /* ---- the model ---- */
@@ -222,24 +221,49 @@ static void release(void *opaque)
 /* ---- compressed tensors ---- */
 
 typedef struct fetcher {
-    mgr_h5 *file;
-    uint32_t idx;  /* of the file that is open */
-    size_t stored; /* the tensor that was read last */
+    mgr_reader in;
+    mgr_h5_index index; /* of the file that is open */
+    mgr_h5_image *image;
+    uint32_t file;
+    size_t stored; /* the tensor that `image` is of, which was read last */
 } fetcher;
+
+static void close_file(fetcher *f)
+{
+    mgr_h5_image_close(f->image);
+    f->image = NULL;
+    mgr_h5_index_clear(&f->index);
+    mgr_reader_close(&f->in);
+}
 
 static int open_for(fetcher *f, const mgr_catalogue *cat, uint32_t file, mgr_err *err)
 {
-    if (f->file && f->idx == file)
+    if (f->in.fd >= 0 && f->file == file)
         return MGR_OK;
-    const int closed = mgr_h5_close(f->file, err);
-    f->file = NULL;
-    f->idx = file;
-    return closed != MGR_OK ? closed : mgr_h5_open(&f->file, cat->files[file].path, err);
+    close_file(f);
+    f->file = file;
+    MGR_TRY(mgr_reader_open(&f->in, cat->files[file].path, err));
+    return mgr_h5_index_make(&f->index, &f->in, err);
 }
 
 static uint64_t stored_bytes(const mgr_stored *s)
 {
     return s->shape[0] * s->stride[0] * mgr_dtype_size(s->dtype);
+}
+
+/* Its type and shape were looked at by the rank that listed the file. */
+static int take_tensor(fetcher *f, const mgr_stored *s, size_t i, mgr_err *err)
+{
+    mgr_h5_set set;
+    if (f->image && f->stored == i)
+        return MGR_OK;
+    mgr_h5_image_close(f->image);
+    f->image = NULL;
+    f->stored = i;
+    MGR_TRY(mgr_h5_index_set(&f->index, s->name, &set, err));
+    if (set.bytes != stored_bytes(s))
+        return mgr_fail(err, MGR_ERR_FORMAT, "'%s' has changed while it was read", f->in.name);
+    return mgr_h5_image_open(&f->image, &f->in, &set, err);
 }
 
 /* The tensor of `file` that holds byte `offset`; the search begins at the last one. */
@@ -249,10 +273,8 @@ static int tensor_at(fetcher *f, const mgr_catalogue *cat, uint32_t file, uint64
     for (size_t k = 0; k < cat->n_stored; k++) {
         const size_t i = (f->stored + k) % cat->n_stored;
         const mgr_stored *const s = &cat->stored[i];
-        if (s->file == file && s->offset <= offset && offset - s->offset < stored_bytes(s)) {
-            f->stored = i;
-            return MGR_OK;
-        }
+        if (s->file == file && s->offset <= offset && offset - s->offset < stored_bytes(s))
+            return take_tensor(f, s, i, err);
     }
     return mgr_fail(err, MGR_ERR_INTERNAL, "nothing at byte %llu of '%s'",
                     (unsigned long long)offset, cat->files[file].path);
@@ -262,16 +284,19 @@ static int fetch(void **opaque, const mgr_catalogue *cat, uint32_t file, uint64_
                  size_t len, mgr_err *err)
 {
     char *to = out;
-    if (!*opaque)
-        MGR_TRY(mgr_alloc(opaque, 1, sizeof(fetcher), err));
-    fetcher *const f = *opaque;
+    fetcher *f = *opaque;
+    if (!f) {
+        MGR_TRY(mgr_alloc(&f, 1, sizeof *f, err));
+        f->in.fd = -1;
+        *opaque = f;
+    }
     MGR_TRY(open_for(f, cat, file, err));
     while (len > 0) {
         MGR_TRY(tensor_at(f, cat, file, offset, err));
         const mgr_stored *const s = &cat->stored[f->stored];
         const uint64_t left = stored_bytes(s) - (offset - s->offset);
         const size_t n = len < left ? len : (size_t)left;
-        MGR_TRY(mgr_h5_read_bytes(f->file, s->name, offset - s->offset, to, n, err));
+        MGR_TRY(mgr_h5_image_read(f->image, offset - s->offset, to, n, err));
         to += n;
         offset += n;
         len -= n;
@@ -282,9 +307,8 @@ static int fetch(void **opaque, const mgr_catalogue *cat, uint32_t file, uint64_
 static void fetched(void *opaque)
 {
     fetcher *const f = opaque;
-    mgr_err ignored = MGR_ERR_INIT;
     if (f)
-        mgr_h5_close(f->file, &ignored);
+        close_file(f);
     mgr_free(f);
 }
 
