@@ -54,6 +54,7 @@ uint64_t mgr_journal_fingerprint(const mgr_job *job)
 {
     const uint64_t counts[3] = {MGR_CONTRACT_VERSION, job->source.tensors.n, job->target.tensors.n};
     uint64_t h = hash_text(MGR_VERSION, XXH3_64bits(counts, sizeof counts));
+    h = hash_text(job->id, h);
     h = hash_source(&job->source.cat, h);
     return hash_target(&job->target.cat, h);
 }

@@ -33,8 +33,8 @@ typedef struct mgr_journal {
     double seconds, last; /* between blocks, -1 for none; when the last one was written */
 } mgr_journal;
 
-/* Of everything that gives a stored tensor's place and bytes their meaning: the build, the source,
- * the target's tensors. Not of the plan. Pure. */
+/* Of everything that gives a stored tensor's place and bytes their meaning: the build, the
+ * configuration, the source, the target's tensors. Not of the plan. Pure. */
 uint64_t mgr_journal_fingerprint(const mgr_job *job);
 
 /* Begin the file `number` of the journal in `folder`; units that the plan calls done are journaled

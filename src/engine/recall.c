@@ -256,12 +256,15 @@ static int share_claims(recalling *r, mgr_recall *out, mgr_err *err)
 
 /* Extents of the kept units. Moments are of the source alone, and hold whatever became of the unit
  * that they were noted with. */
-static int keep_extents(const recalling *r, const mgr_extents *from, mgr_extents *to,
-                        uint32_t moments_from, mgr_err *err)
+static int keep_extents(const recalling *r, const mgr_extents *from, mgr_extents *to, bool written,
+                        mgr_err *err)
 {
+    const uint32_t first = mgr_note_what(r->job, MGR_NOTE_TARGET_MOMENT, 0);
+    const uint32_t end = mgr_note_what(r->job, MGR_NOTE_SOURCE_ZERO, 0);
     for (size_t i = 0; i < from->n; i++) {
         mgr_extent e = from->list[i];
-        if (!r->claims[e.unit].good && e.what < moments_from)
+        const bool moment = written && e.what >= first && e.what < end;
+        if (!r->claims[e.unit].good && !moment)
             continue;
         e.unit = MGR_NONE;
         MGR_TRY(mgr_extents_add(to, &e, err));
@@ -271,9 +274,8 @@ static int keep_extents(const recalling *r, const mgr_extents *from, mgr_extents
 
 static int keep(const recalling *r, mgr_recall *out, mgr_err *err)
 {
-    const uint32_t moments_from = mgr_note_what(r->job, MGR_NOTE_TARGET_MOMENT, 0);
-    MGR_TRY(keep_extents(r, &r->read, &out->read, MGR_NONE, err));
-    return keep_extents(r, &r->written, &out->written, moments_from, err);
+    MGR_TRY(keep_extents(r, &r->read, &out->read, false, err));
+    return keep_extents(r, &r->written, &out->written, true, err);
 }
 
 int mgr_recall_make(mgr_recall *out, const mgr_job *job, const char *folder, const char *directory,

@@ -60,7 +60,7 @@ static const char *base_name(const char *path)
 static const char *name_of_file(const char *path)
 {
     const char *const name = base_name(path);
-    return mgr_tokenizer_is_file(name)     ? name
+    return mgr_tokenizer_is_file(name)      ? name
            : mgr_has_suffix(name, ".model") ? "tokenizer.model"
            : mgr_has_suffix(name, ".json")  ? "tokenizer.json"
                                             : NULL;
@@ -151,6 +151,8 @@ static int check_one(const char *from, const char *to, const char *name, mgr_err
     int rc = mgr_buf_fmt(&path, err, "%s/%s", from, name);
     if (rc == MGR_OK)
         rc = mgr_sidecar_check_link(path.data, from, err);
+    if (rc == MGR_OK && !mgr_is_dir(path.data))
+        rc = mgr_check_file(path.data, MAX_SIDECAR, err);
     mgr_buf_clear(&path);
     return rc;
 }
@@ -244,8 +246,11 @@ static int check_all(const mgr_output *output, mgr_arena *arena, mgr_err *err)
     MGR_TRY(mgr_sidecar_find_generation(output, arena, &generation, err));
     if (tokenizer && mgr_is_dir(tokenizer))
         MGR_TRY(for_each(tokenizer, NULL, check_one, err));
+    else if (tokenizer)
+        MGR_TRY(mgr_check_file(tokenizer, MAX_SIDECAR, err));
     if (!generation)
         return MGR_OK;
+    MGR_TRY(mgr_check_file(generation, MAX_SIDECAR, err));
     MGR_TRY(mgr_dirname(generation, arena, &folder, err));
     return mgr_sidecar_check_link(generation, folder, err);
 }

@@ -166,20 +166,35 @@ int mgr_write_file(const char *path, const void *bytes, size_t len, mgr_err *err
     return rc != MGR_OK ? rc : sync;
 }
 
-int mgr_read_file(const char *path, uint64_t limit, mgr_buf *out, mgr_err *err)
+/* A regular file of at most `limit` bytes. */
+static int open_small(const char *path, uint64_t limit, int *fd, uint64_t *bytes, mgr_err *err)
 {
-    int fd;
     struct stat st;
-    char chunk[65536];
-    MGR_TRY(mgr_open_read(path, &fd, err));
+    int f;
+    MGR_TRY(mgr_open_read(path, &f, err));
     int rc = MGR_OK;
-    if (fstat(fd, &st) != 0 || !S_ISREG(st.st_mode))
+    if (fstat(f, &st) != 0 || !S_ISREG(st.st_mode))
         rc = mgr_fail(err, MGR_ERR_FORMAT, "'%s' is not a regular file", path);
     else if ((uint64_t)st.st_size > limit)
         rc = mgr_fail(err, MGR_ERR_FORMAT, "'%s' has %llu bytes, more than the %llu allowed", path,
                       (unsigned long long)st.st_size, (unsigned long long)limit);
-    for (uint64_t at = 0; rc == MGR_OK && at < (uint64_t)st.st_size;) {
-        const uint64_t left = (uint64_t)st.st_size - at;
+    if (rc != MGR_OK) {
+        close(f);
+        return rc;
+    }
+    *fd = f;
+    *bytes = (uint64_t)st.st_size;
+    return MGR_OK;
+}
+
+int mgr_read_file(const char *path, uint64_t limit, mgr_buf *out, mgr_err *err)
+{
+    int fd, rc = MGR_OK;
+    uint64_t bytes;
+    char chunk[65536];
+    MGR_TRY(open_small(path, limit, &fd, &bytes, err));
+    for (uint64_t at = 0; rc == MGR_OK && at < bytes;) {
+        const uint64_t left = bytes - at;
         const size_t n = left < sizeof chunk ? (size_t)left : sizeof chunk;
         rc = mgr_pread_full(fd, path, chunk, n, at, err);
         if (rc == MGR_OK)
@@ -188,6 +203,15 @@ int mgr_read_file(const char *path, uint64_t limit, mgr_buf *out, mgr_err *err)
     }
     close(fd);
     return rc;
+}
+
+int mgr_check_file(const char *path, uint64_t limit, mgr_err *err)
+{
+    int fd;
+    uint64_t bytes;
+    MGR_TRY(open_small(path, limit, &fd, &bytes, err));
+    close(fd);
+    return MGR_OK;
 }
 
 int mgr_rename(const char *from, const char *to, mgr_err *err)

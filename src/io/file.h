@@ -52,6 +52,9 @@ int mgr_write_file(const char *path, const void *bytes, size_t len, mgr_err *err
 /* The whole of a file of at most `limit` bytes, appended to *out. Local. */
 int mgr_read_file(const char *path, uint64_t limit, mgr_buf *out, mgr_err *err) MGR_NODISCARD;
 
+/* Would mgr_read_file take it? Local. */
+int mgr_check_file(const char *path, uint64_t limit, mgr_err *err) MGR_NODISCARD;
+
 /* Directories. mgr_make_dir fails with MGR_ERR_EXISTS if it is there; mgr_make_dirs does not and
  * makes parents. mgr_remove_tree is silent if there is nothing, removes links and not what they
  * point to, and does not enter what is mounted. mgr_sync_dir makes the names in a directory

@@ -173,10 +173,8 @@ static int try_place(mgr_stage *s, const mgr_catalogue *files, uint64_t wanted, 
     return mgr_try_folder(probe, largest, wanted, err);
 }
 
-int mgr_stage_check(mgr_stage *s, const char *target, const char *id, const mgr_stage_plan *plan,
-                    mgr_err *err)
+static int set_names(mgr_stage *s, const char *target, const char *id, mgr_err *err)
 {
-    uint64_t wanted;
     size_t len = strlen(target);
     while (len > 1 && target[len - 1] == '/')
         len--;
@@ -185,8 +183,25 @@ int mgr_stage_check(mgr_stage *s, const char *target, const char *id, const mgr_
     MGR_TRY(mgr_arena_fmt(&s->arena, &s->directory, err, "%s" PARTIAL "%s", s->target, id));
     MGR_TRY(mgr_arena_fmt(&s->arena, &s->journal, err, "%s/" MGR_JOURNAL_FOLDER, s->directory));
     MGR_TRY(mgr_arena_fmt(&s->arena, &s->aside, err, "%s.journal", s->directory));
-    MGR_TRY(mgr_arena_fmt(&s->arena, &s->weights, err, "%s%s", s->directory,
-                          s->packs ? "/" MGR_PLAIN_FOLDER : ""));
+    return mgr_arena_fmt(&s->arena, &s->weights, err, "%s%s", s->directory,
+                         s->packs ? "/" MGR_PLAIN_FOLDER : "");
+}
+
+int mgr_stage_forget(const char *target, const char *id, mgr_err *err)
+{
+    mgr_stage s = {.hold = -1};
+    int rc = set_names(&s, target, id, err);
+    if (rc == MGR_OK)
+        rc = mgr_remove_tree(s.aside, err);
+    mgr_arena_clear(&s.arena);
+    return rc;
+}
+
+int mgr_stage_check(mgr_stage *s, const char *target, const char *id, const mgr_stage_plan *plan,
+                    mgr_err *err)
+{
+    uint64_t wanted;
+    MGR_TRY(set_names(s, target, id, err));
     MGR_TRY(check_target(s, err));
     if (!mgr_is_dir(s->parent)) {
         mgr_fail(err, MGR_ERR_CREATE, "cannot create '%s': no directory '%s'", s->target,

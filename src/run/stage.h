@@ -50,6 +50,9 @@ typedef struct mgr_stage_plan {
 int mgr_stage_check(mgr_stage *stage, const char *target, const char *id,
                     const mgr_stage_plan *plan, mgr_err *err) MGR_NODISCARD;
 
+/* Remove what a run that was killed behind its last step left beside `target`. Rank 0 only. */
+int mgr_stage_forget(const char *target, const char *id, mgr_err *err) MGR_NODISCARD;
+
 /* Make the staging directory with the journal's folder and, with `make_files`, every file of the
  * catalogue at its full size. One that is resumed is swept first: small files go, links and files
  * of another kind or size are replaced, and what no run can have put there is refused by name.

@@ -390,7 +390,7 @@ static int check(mgr_job *job, mgr_stage *stage, const char *out, mgr_err *err)
     mgr_stage_plan plan = {.files = &job->target.cat};
     if (stage->resume && job->source_format && mgr_record_is_complete(job, out)) {
         job->complete = true;
-        return MGR_OK;
+        return stage->dry_run ? MGR_OK : mgr_stage_forget(out, job->id, err);
     }
     MGR_TRY(check_apart(job, out, err));
     MGR_TRY(output_bytes(job, &plan.bytes, err));
