@@ -48,7 +48,7 @@ asan=0
 if [ $quick = no ]; then
     build asan
     # Not by the preset: ctest would skip only tests with both its label and ours.
-    ctest --test-dir build/asan --output-on-failure --no-tests=error --timeout 600 \
+    ctest --test-dir build/asan --output-on-failure --no-tests=error --timeout 600 --parallel 2 \
         --label-exclude "${ASAN_SKIP:-slow|site|lint}" || asan=$?
 fi
 
