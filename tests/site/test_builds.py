@@ -92,9 +92,9 @@ class Builds(unittest.TestCase):
 class Systems(Builds):
     """Debian with nothing but base packages: what is needed is installed by the project's own script."""
 
-    def root(self, suite):
+    def root(self, suite, name=None):
         kept = os.environ.get("MGR_ROOTS")
-        root = pathlib.Path(kept or self.folder) / suite
+        root = pathlib.Path(kept or self.folder) / (name or suite)
         if not (root / "etc" / "debian_version").exists():
             root.mkdir(parents=True, exist_ok=True)
             shell(["debootstrap", "--variant=minbase", suite, root, MIRROR], self.log)
@@ -126,7 +126,8 @@ class Systems(Builds):
         self.build("trixie")
 
     def test_aarch64_by_cross_compiler_and_emulator(self):
-        root, wrapper = self.root("bookworm"), self.inside(self.root("bookworm"))
+        root = self.root("bookworm", "bookworm-arm64")
+        wrapper = self.inside(root)
         lib = "/usr/lib/" + ARM
         install = (
             "dpkg --add-architecture arm64 && apt-get -q update && "
