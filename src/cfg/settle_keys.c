@@ -134,12 +134,14 @@ static int check_required(const mgr_config *config, mgr_schema *schema, mgr_err 
     return MGR_OK;
 }
 
+/* Those of the chosen owners. What every run has is filled in since the beginning, and may have
+ * been replaced by what was found. */
 static int fill_defaults(mgr_config *config, mgr_schema *schema, mgr_err *err)
 {
     mgr_row_walk at = {0};
     const mgr_key_table *table = NULL;
     for (const mgr_key *key; (key = mgr_schema_next(schema, &at, &table));)
-        if (key->fallback && mgr_schema_applies(config, table) &&
+        if (key->fallback && table->kind != MGR_OWNER_ALL && mgr_schema_applies(config, table) &&
             !mgr_config_place(config, key->name))
             MGR_TRY(mgr_value_default(config, key, err));
     return MGR_OK;

@@ -5,6 +5,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/ioctl.h>
 #include <unistd.h>
 
 #include "core/stop.h"
@@ -17,20 +18,54 @@
 /* How long MPI may take to end; 1024 ranks need a second or two. */
 #define END_SECONDS 10
 
+/* Columns of the terminal, within reason; 80 where there is none. */
+static int columns(void)
+{
+    struct winsize size = {0};
+    if (!isatty(STDOUT_FILENO) || ioctl(STDOUT_FILENO, TIOCGWINSZ, &size) != 0 || !size.ws_col)
+        return 80;
+    return size.ws_col < 60 ? 60 : size.ws_col > 120 ? 120 : size.ws_col;
+}
+
+void mgr_cli_wrapped(const char *text, int used, int column)
+{
+    const int width = columns() - 1 - column;
+    if (used >= column && used > 0) /* no room beside it */
+        printf("\n%*s", column, "");
+    else
+        printf("%*s", column - used, "");
+    while ((int)strlen(text) > width) {
+        int len = width;
+        while (len > 1 && text[len] != ' ')
+            len--;
+        printf("%.*s\n%*s", len, text, column, "");
+        text += len + 1;
+    }
+    printf("%s\n", text);
+}
+
+#define OPTION_COLUMN 29
+
+static void print_option(char letter, const char *name, const char *argument, const char *help)
+{
+    char left[64], short_name[8] = "    ";
+    if (letter)
+        snprintf(short_name, sizeof short_name, "-%c, ", letter);
+    snprintf(left, sizeof left, "  %s--%s%s%s", short_name, name, argument ? " " : "",
+             argument ? argument : "");
+    mgr_cli_wrapped(help, printf("%s", left), OPTION_COLUMN);
+}
+
 static void print_help(const mgr_program *p)
 {
-    printf("usage: %s %s\n%s\n\noptions:\n", p->name, p->synopsis, p->about);
-    for (size_t i = 0; i < p->n_options; i++) {
-        const mgr_option *const o = &p->options[i];
-        char left[64], letter[8] = "    ";
-        if (o->letter)
-            snprintf(letter, sizeof letter, "-%c, ", o->letter);
-        snprintf(left, sizeof left, "%s--%s%s%s", letter, o->name, o->argument ? " " : "",
-                 o->argument ? o->argument : "");
-        printf("  %-26s %s\n", left, o->help);
-    }
-    printf("  %-26s %s\n  %-26s %s\n", "    --help", "print this and exit", "    --version",
-           "print the version and exit");
+    printf("usage: %s %s\n", p->name, p->synopsis);
+    mgr_cli_wrapped(p->about, 0, 0);
+    printf("\noptions:\n");
+    for (size_t i = 0; i < p->n_options; i++)
+        print_option(p->options[i].letter, p->options[i].name, p->options[i].argument,
+                     p->options[i].help);
+    print_option(0, "help", NULL, "print this and exit");
+    print_option(0, "version", NULL, "print the version and exit");
     if (p->more_help)
         p->more_help();
 }
@@ -78,6 +113,8 @@ int mgr_cli_parse(const mgr_program *p, int argc, char **argv, mgr_option_taker 
         if (c == -1)
             break;
         if (c == 'h' || c == 'V') {
+            if (mgr_cli_launched_rank() > 0) /* one of a job's processes says it */
+                exit(0);
             if (c == 'h')
                 print_help(p);
             else
@@ -163,20 +200,22 @@ int mgr_cli_end(const mgr_program *p, mgr_comm *comm, int rc, const mgr_err *err
     return mgr_code_exit(rc);
 }
 
-int mgr_cli_usage_end(const mgr_program *p, const mgr_err *err)
+int mgr_cli_launched_rank(void)
 {
     /* launchers number their processes in the environment: Hydra and Slurm, Open MPI, PBS */
     static const char *const names[] = {"PMI_RANK", "PMIX_RANK", "SLURM_PROCID",
                                         "OMPI_COMM_WORLD_RANK"};
-    int rank = 0;
     for (size_t i = 0; i < sizeof names / sizeof names[0]; i++) {
         const char *const text = getenv(names[i]);
-        if (text) {
-            rank = (int)strtol(text, NULL, 10);
-            break;
-        }
+        if (text)
+            return (int)strtol(text, NULL, 10);
     }
-    if (rank == 0)
+    return -1;
+}
+
+int mgr_cli_usage_end(const mgr_program *p, const mgr_err *err)
+{
+    if (mgr_cli_launched_rank() <= 0)
         print_error(p, err);
     return mgr_code_exit(err->code);
 }

@@ -34,6 +34,10 @@ typedef int (*mgr_option_taker)(void *context, size_t idx, const char *value, mg
 int mgr_cli_parse(const mgr_program *program, int argc, char **argv, mgr_option_taker take,
                   void *context, int *first, mgr_err *err) MGR_NODISCARD;
 
+/* Print `text` in the terminal's width (80 columns without one), from `column` on in each line; the
+ * cursor is behind `used` characters. For --help. */
+void mgr_cli_wrapped(const char *text, int used, int column);
+
 /* A whole number, a number of bytes or a number of seconds of an option. MGR_ERR_USAGE. */
 int mgr_cli_uint(const char *option, const char *text, uint64_t min, uint64_t max, uint64_t *out,
                  mgr_err *err) MGR_NODISCARD;
@@ -42,6 +46,9 @@ int mgr_cli_seconds(const char *option, const char *text, double *out, mgr_err *
 /* Print the error (rank 0 of `comm`, or everyone where comm is NULL), stop MPI, and return the exit
  * status. The same on all ranks, since MPICH's launcher ORs the statuses. */
 int mgr_cli_end(const mgr_program *program, mgr_comm *comm, int rc, const mgr_err *err);
+
+/* The number that a launcher gave this process; -1 without one. Before MPI is started. */
+int mgr_cli_launched_rank(void);
 
 /* Errors found before MPI runs are found by every rank of mpiexec alike: one of them prints. */
 int mgr_cli_usage_end(const mgr_program *program, const mgr_err *err);

@@ -15,9 +15,9 @@ static const mgr_option options[] = {
 static const mgr_program program = {
     .name = "mgr-bench",
     .synopsis = "[OPTION]...",
-    .about = "Measure, in one run: the kernels on each CPU path, and whole runs beside plain "
-             "writes and\n"
-             "copies of the same size by the same ranks. Run it under mpiexec; compare the ratios.",
+    .about =
+        "Measure, in one run: the kernels on each CPU path, and whole runs beside plain writes and "
+        "copies of the same size by the same ranks. Run it under mpiexec; compare the ratios.",
     .options = options,
     .n_options = sizeof options / sizeof options[0],
 };

@@ -16,12 +16,10 @@ static const mgr_option options[] = {
 static const mgr_program program = {
     .name = "mgr-inspect",
     .synopsis = "[OPTION]... PATH [PATH2]",
-    .about =
-        "Show the tensors, shapes, types, layout and sizes of a checkpoint: a Megatron root or\n"
-        "iteration, a Hugging Face folder, or one .pt, .bin or .safetensors file. Nothing in it "
-        "is\n"
-        "executed. With PATH2: compare the two logically, value by value, whatever their formats\n"
-        "and splits; exit status 1 if they differ.",
+    .about = "Show the tensors, shapes, types, layout and sizes of a checkpoint: a Megatron root "
+             "or iteration, a Hugging Face folder, or one .pt, .bin or .safetensors file. Nothing "
+             "in it is executed. With PATH2: compare the two logically, value by value, whatever "
+             "their formats and splits; exit status 1 if they differ.",
     .options = options,
     .n_options = sizeof options / sizeof options[0],
 };

@@ -79,10 +79,9 @@ static const mgr_option options[] = {
 static const mgr_program program = {
     .name = "mgr-synth",
     .synopsis = "[OPTION]... OUT",
-    .about =
-        "Write a checkpoint of random weights at OUT, in Megatron's format torch unless --format\n"
-        "says otherwise. Values depend on the seed and on each weight's place in the model\n"
-        "alone, not on the format, the split or the number of ranks.",
+    .about = "Write a checkpoint of random weights at OUT, in Megatron's format torch unless "
+             "--format says otherwise. Values depend on the seed and on each weight's place in the "
+             "model alone, not on the format, the split or the number of ranks.",
     .options = options,
     .n_options = sizeof options / sizeof options[0],
 };

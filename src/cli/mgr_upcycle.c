@@ -12,10 +12,24 @@
 #include "mgr/rng.h"
 #include "run/run.h"
 
-enum { DRY_RUN, FORCE, RESUME, DISCARD, JOURNAL, SET, QUIET, VERBOSE, PROGRESS, SIMD, GET };
+enum {
+    DRY_RUN,
+    PLAN_RANKS,
+    FORCE,
+    RESUME,
+    DISCARD,
+    JOURNAL,
+    SET,
+    QUIET,
+    VERBOSE,
+    PROGRESS,
+    SIMD,
+    GET
+};
 
 static const mgr_option options[] = {
     [DRY_RUN] = {"dry-run", 'n', NULL, "read headers, print the plan, check space; write nothing"},
+    [PLAN_RANKS] = {"ranks", 0, "N", "with --dry-run: plan for N ranks, without starting MPI"},
     [FORCE] = {"force", 'f', NULL, "replace an existing checkpoint once the new one is complete"},
     [RESUME] = {"resume", 'r', NULL, "continue a run that was stopped or killed, if there is one"},
     [DISCARD] = {"discard", 0, NULL, "leave nothing behind a failure that --resume could continue"},
@@ -29,22 +43,7 @@ static const mgr_option options[] = {
     [GET] = {"get", 0, "KEY", "print the value of a key, as target.path, and exit"},
 };
 
-#define HELP_COLUMN 34
-#define HELP_WIDTH 45
-
-/* `text` from HELP_COLUMN on, broken at blanks; the cursor is behind `used` characters. */
-static void print_wrapped(const char *text, int used)
-{
-    printf("%*s", used < HELP_COLUMN ? HELP_COLUMN - used : 1, "");
-    while (strlen(text) > HELP_WIDTH) {
-        int len = HELP_WIDTH;
-        while (len > 1 && text[len] != ' ')
-            len--;
-        printf("%.*s\n%*s", len, text, HELP_COLUMN, "");
-        text += len + 1;
-    }
-    printf("%s\n", text);
-}
+#define KEY_COLUMN 34
 
 static bool same_row(const mgr_key *a, const mgr_key *b)
 {
@@ -93,7 +92,7 @@ static void print_row(const mgr_key *key, const char *indent)
         list_values(key, values, sizeof values);
     list_owners(key, owners, sizeof owners);
     snprintf(text, sizeof text, "%s%s%s", owners, key->help, values);
-    print_wrapped(text, printf("%s%s:", indent, mgr_config_key_leaf(key)));
+    mgr_cli_wrapped(text, printf("%s%s:", indent, mgr_config_key_leaf(key)), KEY_COLUMN);
 }
 
 /* A key, once for each meaning that its owners give it. */
@@ -118,8 +117,11 @@ static void print_keys(void)
     mgr_key_list all;
     int section = -1;
     mgr_schema_list(mgr_config_tables, &all);
-    printf("\nCONFIG is YAML with these keys; [names] say whose a key is, and with any other\n"
-           "format, method or router it is an error:\n");
+    printf("\n");
+    mgr_cli_wrapped(
+        "CONFIG is YAML with these keys; [names] say whose a key is, and with any other "
+        "format, method or router it is an error:",
+        0, 0);
     for (size_t i = 0; i < all.n; i++) {
         const int own = mgr_config_key_section(all.keys[i]);
         if (own != section)
@@ -127,19 +129,20 @@ static void print_keys(void)
         section = own;
         print_key(all.keys[i], own < 0 ? "  " : "    ");
     }
-    printf("\nexit status: 0 done, 64 usage, 65 bad input, 66 input missing, 70 internal,\n"
-           "71 system, 73 output exists or cannot be made or does not fit, 74 I/O,\n"
-           "75 stopped, 78 configuration\n");
+    printf("\n");
+    mgr_cli_wrapped(
+        "exit status: 0 done, 64 usage, 65 bad input, 66 input missing, 70 internal, 71 "
+        "system, 73 output exists or cannot be made or does not fit, 74 I/O, 75 "
+        "stopped, 78 configuration",
+        0, 0);
 }
 
 static const mgr_program program = {
     .name = "mgr-upcycle",
     .synopsis = "[OPTION]... CONFIG",
-    .about =
-        "Rewrite a checkpoint in parallel (Megatron, Hugging Face): upcycle a dense model to a "
-        "mixture of\n"
-        "experts, or lay it out anew. Run it under mpiexec or srun; any number of ranks gives\n"
-        "the same bytes.",
+    .about = "Rewrite a checkpoint in parallel (Megatron, Hugging Face): upcycle a dense model to "
+             "a mixture of experts, or lay it out anew. Run it under mpiexec or srun; any number "
+             "of ranks gives the same bytes.",
     .options = options,
     .n_options = sizeof options / sizeof options[0],
     .more_help = print_keys,
@@ -167,6 +170,8 @@ static int take(void *context, size_t idx, const char *value, mgr_err *err)
     case DRY_RUN:
         a->run.write.dry_run = true;
         return MGR_OK;
+    case PLAN_RANKS:
+        return mgr_cli_uint("ranks", value, 1, 1 << 20, &a->run.plan_ranks, err);
     case FORCE:
         a->run.write.force = true;
         return MGR_OK;
@@ -207,6 +212,9 @@ static int parse(arguments *a, int argc, char **argv, mgr_err *err)
     if (a->run.write.force && a->run.write.resume)
         return mgr_fail(err, MGR_ERR_USAGE,
                         "--force begins anew and --resume continues: choose one");
+    if (a->run.plan_ranks && !a->run.write.dry_run)
+        return mgr_fail(err, MGR_ERR_USAGE,
+                        "--ranks is for --dry-run; how many ranks run is mpiexec's business");
     if (argc - first != 1) {
         mgr_fail(err, MGR_ERR_USAGE,
                  argc == first ? "no CONFIG is given" : "more than one CONFIG is given");
@@ -254,6 +262,14 @@ static int get(const arguments *a, mgr_err *err)
     return rc;
 }
 
+/* A plan for other ranks than these needs no MPI, and neither does one outside of a launcher. */
+static int start(const arguments *a, mgr_comm **comm, mgr_err *err)
+{
+    const bool launched = mgr_cli_launched_rank() >= 0;
+    const bool alone = a->run.write.dry_run && (a->run.plan_ranks || !launched);
+    return alone ? mgr_comm_alone(comm, err) : mgr_comm_start(comm, err);
+}
+
 int main(int argc, char **argv)
 {
     mgr_err err = MGR_ERR_INIT;
@@ -267,7 +283,11 @@ int main(int argc, char **argv)
         mgr_free(a.sets);
         return rc == MGR_OK ? 0 : mgr_cli_usage_end(&program, &err);
     }
-    rc = mgr_comm_start(&comm, &err);
+    if (a.run.plan_ranks && mgr_cli_launched_rank() > 0) { /* one process plans for all */
+        mgr_free(a.sets);
+        return 0;
+    }
+    rc = start(&a, &comm, &err);
     mgr_cli_catch_signals();
     if (rc == MGR_OK) {
         mgr_fault_set_rank(mgr_comm_rank(comm));

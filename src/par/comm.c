@@ -15,6 +15,7 @@
 struct mgr_comm {
     MPI_Comm comm, progress;
     int rank, size;
+    int alone;              /* MPI was not started: nothing below may call it */
     uint64_t posted, taken; /* progress messages */
     uint64_t slot[3];       /* of the one message that may be under way */
     MPI_Request pending;
@@ -69,10 +70,22 @@ int mgr_comm_start(mgr_comm **out, mgr_err *err)
     return MGR_OK;
 }
 
+int mgr_comm_alone(mgr_comm **out, mgr_err *err)
+{
+    MGR_TRY(mgr_alloc(out, 1, sizeof **out, err));
+    (*out)->size = 1;
+    (*out)->alone = 1;
+    return MGR_OK;
+}
+
 void mgr_comm_stop(mgr_comm *comm)
 {
     if (!comm)
         return;
+    if (comm->alone) {
+        mgr_free(comm);
+        return;
+    }
     MPI_Comm_free(&comm->progress);
     MPI_Comm_free(&comm->comm);
     mgr_free(comm);
@@ -92,7 +105,7 @@ int mgr_comm_size(const mgr_comm *comm)
 static void bcast(mgr_comm *c, void *bytes, size_t len, int root)
 {
     char *at = bytes;
-    while (len > 0) {
+    while (len > 0 && !c->alone) {
         const size_t n = len < INT_MAX ? len : INT_MAX;
         MPI_Request request;
         MPI_Ibcast(at, (int)n, MPI_BYTE, root, c->comm, &request);
@@ -106,6 +119,10 @@ int mgr_agree(mgr_comm *c, int rc, mgr_err *err)
 {
     int first = rc != MGR_OK ? c->rank : INT_MAX, lowest = INT_MAX;
     MPI_Request request;
+    if (c->alone && rc != MGR_OK && err->code == MGR_OK)
+        mgr_fail(err, (mgr_code)rc, "%s", mgr_code_text(rc));
+    if (c->alone)
+        return rc;
     MPI_Iallreduce(&first, &lowest, 1, MPI_INT, MPI_MIN, c->comm, &request);
     wait_politely(&request, 1000);
     if (lowest == INT_MAX)
@@ -173,6 +190,8 @@ static int gather(mgr_comm *c, const mgr_buf *mine, mgr_buf *all, int everyone, 
 {
     int *counts = NULL;
     size_t total = 0;
+    if (c->alone)
+        return mgr_buf_add(all, mine->data ? mine->data : "", mine->len, err);
     const int len = mine->len < INT_MAX ? (int)mine->len : INT_MAX;
     MPI_Request request;
     int rc = mgr_agree(c, mgr_alloc(&counts, 2 * (size_t)c->size, sizeof *counts, err), err);
@@ -215,6 +234,8 @@ int mgr_gather_bytes(mgr_comm *comm, const mgr_buf *mine, mgr_buf *all, mgr_err 
 int mgr_sum_i64(mgr_comm *c, int64_t *values, size_t n, mgr_err *err)
 {
     int64_t *sums = NULL;
+    if (c->alone)
+        return MGR_OK;
     const size_t chunk = n < REDUCE_CHUNK ? n : REDUCE_CHUNK;
     const int rc = mgr_agree(c, mgr_alloc(&sums, chunk, sizeof *sums, err), err);
     for (size_t at = 0; rc == MGR_OK && at < n; at += chunk) {
@@ -231,6 +252,8 @@ int mgr_sum_i64(mgr_comm *c, int64_t *values, size_t n, mgr_err *err)
 void mgr_barrier(mgr_comm *c)
 {
     MPI_Request request;
+    if (c->alone)
+        return;
     MPI_Ibarrier(c->comm, &request);
     wait_politely(&request, 1000);
 }
@@ -260,6 +283,8 @@ int mgr_progress_poll(mgr_comm *c, int *rank, uint64_t values[3])
 {
     int there = 0;
     MPI_Status status;
+    if (c->alone)
+        return 0;
     MPI_Iprobe(MPI_ANY_SOURCE, PROGRESS_TAG, c->progress, &there, &status);
     if (!there)
         return 0;
@@ -274,6 +299,8 @@ void mgr_progress_drain(mgr_comm *c)
 {
     uint64_t sent = 0;
     MPI_Request request;
+    if (c->alone)
+        return;
     MPI_Ireduce(&c->posted, &sent, 1, MPI_UINT64_T, MPI_SUM, 0, c->comm, &request);
     wait_politely(&request, 1000);
     while (c->rank == 0 && c->taken < sent) {

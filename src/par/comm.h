@@ -23,6 +23,9 @@ typedef struct mgr_comm mgr_comm;
 /* Start MPI, and make the communicator of all ranks. Collective. */
 int mgr_comm_start(mgr_comm **out, mgr_err *err) MGR_NODISCARD;
 
+/* The communicator of this process alone, without MPI: for what only looks. Local. */
+int mgr_comm_alone(mgr_comm **out, mgr_err *err) MGR_NODISCARD;
+
 /* Finalize MPI. NULL-safe. Collective. */
 void mgr_comm_stop(mgr_comm *comm);
 

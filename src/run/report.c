@@ -4,6 +4,7 @@
 
 #include "look/view.h"
 #include "mgr/version.h"
+#include "run/report_line.h"
 #include "run/run.h"
 
 static void print_source(const mgr_job *job)
@@ -12,19 +13,21 @@ static void print_source(const mgr_job *job)
     mgr_err ignored = MGR_ERR_INIT;
     if (job->source_format->summary(job->source_state, &layout, &ignored) != MGR_OK)
         layout.len = 0;
-    printf("source    %s, %zu files: %s\n", job->source_format->name, job->source.cat.n_files,
-           layout.data ? layout.data : "");
-    printf("          %s\n", job->source_files.directory);
+    mgr_report_line("source", "%s, %zu files: %s", job->source_format->name,
+                    job->source.cat.n_files, layout.data ? layout.data : "");
+    mgr_report_line("", "%s", job->source_files.directory);
     if (mgr_view_model(&job->source.tensors.model, &model, &ignored) == MGR_OK &&
         mgr_view_types(&job->source.layout, &model, &ignored) == MGR_OK)
-        printf("model     %s\n", model.data);
+        mgr_report_line("model", "%s", model.data);
     mgr_buf_clear(&model);
     mgr_buf_clear(&layout);
 }
 
 /* The target's types, and where a format that keeps several tensors as one has widened some. */
-static void print_types(const mgr_job *job)
+static void print_target(const mgr_job *job)
 {
+    const mgr_config *const c = &job->config;
+    char ranks[64] = "", wide[120] = "";
     const mgr_layout *const to = &job->target.layout;
     const bool as_source = strcmp(job->config.target.dtype, "source") == 0;
     mgr_buf types = {0};
@@ -33,12 +36,20 @@ static void print_types(const mgr_job *job)
     for (uint32_t i = 0; as_source && i < to->tensors->n; i++)
         widened += job->defines[i].source != MGR_NONE &&
                    to->types[i] != job->source.layout.types[job->defines[i].source];
-    if (mgr_view_types(to, &types, &ignored) == MGR_OK)
-        printf("%s%s", mgr_dtype_name(to->dtype), types.data ? types.data : "");
+    if (mgr_view_types(to, &types, &ignored) != MGR_OK)
+        types.len = 0;
     if (widened)
-        printf(" (%u of them wider than in the source, as this format stores them with others)",
-               widened);
-    printf("\n");
+        snprintf(wide, sizeof wide,
+                 " (%u of them wider than in the source, as this format stores them with others)",
+                 widened);
+    if (job->method)
+        snprintf(ranks, sizeof ranks, "%llu expert-parallel rank%s, ",
+                 (unsigned long long)c->target.expert_parallel,
+                 c->target.expert_parallel == 1 ? "" : "s");
+    mgr_report_line("target", "%s, %zu files, %s%s%s%s", job->target_format->name,
+                    job->target.cat.n_files, ranks, mgr_dtype_name(to->dtype),
+                    types.data ? types.data : "", wide);
+    mgr_report_line("", "%s", c->target.path);
     mgr_buf_clear(&types);
 }
 
@@ -47,13 +58,15 @@ static void print_method(const mgr_job *job)
     const mgr_config *const c = &job->config;
     if (!job->method)
         return;
-    printf("experts   %llu, top %llu, method %s", (unsigned long long)c->upcycle.experts,
-           (unsigned long long)c->upcycle.top_k, job->method->name);
+    char redrawn[120] = "";
     if (job->method->needs_selection)
-        printf(", ratio %g (%u of %llu neurons, %s sets)", c->upcycle.ratio, job->recipe.n_selected,
-               (unsigned long long)job->source.tensors.model.ffn, c->upcycle.index_sets);
-    printf("%s, router %s, seed %llu\n", c->upcycle.shuffle ? ", shuffled" : "",
-           mgr_router_name(job->router), (unsigned long long)c->upcycle.seed);
+        snprintf(redrawn, sizeof redrawn, ", ratio %g (%u of %llu neurons, %s sets)",
+                 c->upcycle.ratio, job->recipe.n_selected,
+                 (unsigned long long)job->source.tensors.model.ffn, c->upcycle.index_sets);
+    mgr_report_line("experts", "%llu, top %llu, method %s%s%s, router %s, seed %llu",
+                    (unsigned long long)c->upcycle.experts, (unsigned long long)c->upcycle.top_k,
+                    job->method->name, redrawn, c->upcycle.shuffle ? ", shuffled" : "",
+                    mgr_router_name(job->router), (unsigned long long)c->upcycle.seed);
 }
 
 static void print_skipped(const mgr_job *job)
@@ -68,7 +81,8 @@ static void print_skipped(const mgr_job *job)
     printf(" entries\n");
 }
 
-#define COLUMNS 80
+#define COLUMNS 79
+#define FIELD_SHOWN 60
 #define MAX_LISTED 64
 
 /* "altered   a 1 -> 2, b ...", wrapped and indented as all lines are. */
@@ -84,6 +98,8 @@ static void print_fields(const mgr_remarks *remarks, mgr_remark_kind kind)
         snprintf(text, sizeof text, "%s%s%.60s%s%.60s", n->field, value ? " " : "",
                  value ? value : "", n->was && n->now ? " -> " : "",
                  n->was && n->now ? n->now : "");
+        if (strlen(text) > FIELD_SHOWN)
+            memcpy(text + FIELD_SHOWN - 3, "...", 4);
         if (shown++ == 0)
             printf("%-9s", mgr_remark_name(kind));
         else if (column + 2 + strlen(text) >= COLUMNS)
@@ -110,7 +126,7 @@ static void print_remarks(const mgr_remarks *remarks)
         print_fields(remarks, listed[k]);
     for (size_t i = 0; i < remarks->n; i++)
         if (remarks->list[i].kind == MGR_REMARK_WARNING)
-            printf("note      %s\n", remarks->list[i].why);
+            mgr_report_line("note", "%s", remarks->list[i].why);
 }
 
 /* What only the values have shown. */
@@ -138,26 +154,15 @@ static void warn_of_path(const mgr_job *job)
     const char *const path = job->config.target.path;
     if (strcmp(job->target_format->name, "moe-recipes") == 0 && !strstr(path, "Mixtral"))
         fprintf(stderr,
-                "mgr-upcycle: warning: moe-recipes takes a checkpoint for Mixtral by that word in "
-                "its path; '%s' does not have it\n",
+                "mgr-upcycle: warning: moe-recipes takes a checkpoint for Mixtral by that\n"
+                "word in its path; '%s' does not have it\n",
                 path);
-}
-
-static void print_target(const mgr_job *job)
-{
-    const mgr_config *const c = &job->config;
-    printf("target    %s, %zu files, ", job->target_format->name, job->target.cat.n_files);
-    if (job->method)
-        printf("%llu expert-parallel ranks, ", (unsigned long long)c->target.expert_parallel);
-    print_types(job);
-    printf("          %s\n", c->target.path);
 }
 
 void mgr_print_plan(const mgr_job *job)
 {
     const mgr_plan *const plan = &job->plan;
     char in[32], out[32], memory[32];
-    const double mean = (double)(plan->total_in + plan->total_out) / plan->ranks;
     warn_of_path(job);
     printf("mgr-upcycle %s\n", MGR_VERSION);
     print_source(job);
@@ -165,14 +170,12 @@ void mgr_print_plan(const mgr_job *job)
     print_target(job);
     print_skipped(job);
     print_remarks(&job->remarks);
-    printf("plan      read %s, write %s: %zu units in %zu groups on %u ranks, busiest %+.1f %%\n",
+    printf("plan      %u rank%s read %s and write %s\n", plan->ranks, plan->ranks == 1 ? "" : "s",
            mgr_format_bytes(plan->total_in, in, sizeof in),
-           mgr_format_bytes(plan->total_out, out, sizeof out), plan->n_units, plan->n_groups,
-           plan->ranks, mean > 0 ? 100.0 * ((double)plan->max_rank_bytes / mean - 1.0) : 0.0);
-    printf("memory    %s of buffers per rank",
-           mgr_format_bytes(plan->memory_bytes, memory, sizeof memory));
-    printf(", of memory_per_rank %s\n",
-           mgr_format_bytes(job->config.memory_per_rank, memory, sizeof memory));
+           mgr_format_bytes(plan->total_out, out, sizeof out));
+    mgr_report_line("memory", "at most %s on each rank (memory_per_rank), with %s of buffers",
+                    mgr_format_bytes(job->config.memory_per_rank, in, sizeof in),
+                    mgr_format_bytes(plan->memory_bytes, memory, sizeof memory));
     fflush(stdout);
 }
 
@@ -188,7 +191,7 @@ void mgr_print_config(const mgr_job *job)
 
 static double rate(uint64_t bytes, double seconds)
 {
-    return seconds > 0 ? (double)bytes / seconds / 1e9 : 0.0;
+    return seconds > 0 ? (double)bytes / seconds / 0x1p30 : 0.0;
 }
 
 static void print_done(const mgr_job *job)
@@ -197,7 +200,7 @@ static void print_done(const mgr_job *job)
     const double engine = t->seconds_sums + t->seconds_write + t->seconds_sync;
     char text[32];
     printf("\nread      %10s\n", mgr_format_bytes(t->bytes_read, text, sizeof text));
-    printf("written   %10s   %.2f GB/s\n", mgr_format_bytes(t->bytes_written, text, sizeof text),
+    printf("written   %10s   %.2f GiB/s\n", mgr_format_bytes(t->bytes_written, text, sizeof text),
            rate(t->bytes_written, engine));
     if (job->plan.done_out)
         printf("resumed   %10s   were written before, and are still there\n",
@@ -218,11 +221,12 @@ static void print_done(const mgr_job *job)
     print_found(job);
 }
 
-void mgr_print_summary(const mgr_job *job, bool dry_run)
+void mgr_print_summary(const mgr_job *job, const mgr_run_options *options)
 {
     if (job->complete) {
         printf("\nalready complete: %s\n", job->config.target.path);
-    } else if (dry_run) {
+    } else if (options->write.dry_run) {
+        mgr_print_page(job, options->verbosity > 0);
         print_next(&job->remarks);
         if (job->replaced.kind)
             printf("\na run would replace what is there: %s, %zu files\n", job->replaced.kind,

@@ -29,7 +29,8 @@ typedef struct mgr_run_options {
     const char *config_path;
     const char *const *sets; /* "key=value" */
     size_t n_sets;
-    int verbosity; /* -1 quiet, 0, 1 verbose */
+    int verbosity;       /* -1 quiet, 0, 1 verbose */
+    uint64_t plan_ranks; /* of a dry run: plan for so many ranks, 0: for those that run */
     mgr_write_options write;
 } mgr_run_options;
 
@@ -78,10 +79,15 @@ int mgr_run_tally(mgr_job *job, mgr_err *err) MGR_NODISCARD;
 
 void mgr_job_clear(mgr_job *job);
 
+/* Bytes of the target's files and the ledger, but for the small ones beside them. Local. */
+uint64_t mgr_run_output_bytes(const mgr_job *job);
+
 /* For people, to stdout, on rank 0. */
 void mgr_print_plan(const mgr_job *job);
 void mgr_print_config(const mgr_job *job);
-void mgr_print_summary(const mgr_job *job, bool dry_run);
+void mgr_print_summary(const mgr_job *job, const mgr_run_options *options);
+/* The page of a dry run: what there will be, and what it needs. */
+void mgr_print_page(const mgr_job *job, bool verbose);
 void mgr_print_others(const char *others); /* leftovers of other configurations */
 void mgr_print_synth(const mgr_job *job, const char *out);
 

@@ -404,6 +404,7 @@ int mgr_run_upcycle(mgr_comm *comm, const mgr_run_options *o, mgr_tally *tally, 
     job->comm = comm;
     job->rank = (uint32_t)mgr_comm_rank(comm);
     job->ranks = (uint32_t)mgr_comm_size(comm);
+    job->plan_ranks = (uint32_t)o->plan_ranks;
     job->start = mgr_now();
     rc = prepare(job, o, err);
     job->planned_remarks = job->remarks.n;
@@ -417,7 +418,7 @@ int mgr_run_upcycle(mgr_comm *comm, const mgr_run_options *o, mgr_tally *tally, 
     if (rc == MGR_OK)
         rc = mgr_run_tally(job, err);
     if (rc == MGR_OK && job->rank == 0 && o->verbosity >= 0)
-        mgr_print_summary(job, o->write.dry_run);
+        mgr_print_summary(job, o);
     if (tally)
         *tally = job->tally;
     mgr_job_clear(job);

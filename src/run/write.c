@@ -75,7 +75,7 @@ int mgr_run_replan(mgr_job *job, const mgr_piece *done, size_t n_done, mgr_err *
         .source = job->source_format ? &job->source.layout : NULL,
         .target = &job->target.layout,
         .defines = job->defines,
-        .ranks = job->ranks,
+        .ranks = job->plan_ranks ? job->plan_ranks : job->ranks,
         .moments = job->moments,
         .shuffle = job->config.upcycle.shuffle && job->method,
         .selection_bytes = mgr_selection_bytes(job),
@@ -100,13 +100,12 @@ int mgr_run_plan(mgr_job *job, uint64_t baseline, mgr_err *err)
 }
 
 /* Everything that will be there at some time, the journal's few bytes apart. */
-static int output_bytes(const mgr_job *job, uint64_t *bytes, mgr_err *err)
+uint64_t mgr_run_output_bytes(const mgr_job *job)
 {
-    *bytes = mgr_ledger_bytes(job);
+    uint64_t sum = mgr_ledger_bytes(job);
     for (size_t f = 0; f < job->target.cat.n_files; f++)
-        *bytes += job->target.cat.files[f].bytes;
-    (void)err;
-    return MGR_OK;
+        sum += job->target.cat.files[f].bytes;
+    return sum;
 }
 
 int mgr_run_tally(mgr_job *job, mgr_err *err)
@@ -387,13 +386,12 @@ static int check_apart(const mgr_job *job, const char *out, mgr_err *err)
 /* Rank 0: everything that can be known before the first byte is written. */
 static int check(mgr_job *job, mgr_stage *stage, const char *out, mgr_err *err)
 {
-    mgr_stage_plan plan = {.files = &job->target.cat};
+    mgr_stage_plan plan = {.files = &job->target.cat, .bytes = mgr_run_output_bytes(job)};
     if (stage->resume && job->source_format && mgr_record_is_complete(job, out)) {
         job->complete = true;
         return stage->dry_run ? MGR_OK : mgr_stage_forget(out, job->id, err);
     }
     MGR_TRY(check_apart(job, out, err));
-    MGR_TRY(output_bytes(job, &plan.bytes, err));
     MGR_TRY(mgr_stage_check(stage, out, job->id, &plan, err));
     job->replaced = stage->replaced;
     if (stage->others)

@@ -81,6 +81,7 @@ class Keys(unittest.TestCase):
             dump = json.loads((first / runner.MANIFEST).read_text())["config"]
             self.assertEqual("upcycle:" in dump, "mode" not in changes)
             self.assertNotIn("compression", dump)
+            self.assertIn("format: megatron-torch", dump)  # what was found
             again = self.place / "again.yaml"
             again.write_text(dump)
             result = runner.upcycle(again, options=["--set", "target.path=%s" % second])

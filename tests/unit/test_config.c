@@ -804,6 +804,7 @@ static void test_settle(void)
     (void)snprintf(c.source.format, sizeof c.source.format, "megatron-torch");
     CHECK_INT(mgr_config_settle(&c, mgr_config_tables, &err), MGR_OK);
     CHECK_TEXT(c.source.iteration, "5");
+    CHECK_TEXT(c.source.format, "megatron-torch");
 }
 
 /* A schema of its own: maps, and a default that the owner gives. */

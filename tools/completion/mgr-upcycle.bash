@@ -14,7 +14,7 @@ _mgr_paths() {
 _mgr() {
     local tool=${1##*/} current=${2-} previous=${3-} options=
     case $tool in
-        mgr-upcycle) options="--dry-run --force --resume --discard --journal --set --quiet --verbose --progress --get --simd" ;;
+        mgr-upcycle) options="--dry-run --ranks --force --resume --discard --journal --set --quiet --verbose --progress --get --simd" ;;
         mgr-inspect) options="--json --summary" ;;
         mgr-synth)
             options="--layers --hidden --ffn --heads --kv-heads --vocab --max-positions --positions
@@ -51,7 +51,7 @@ _mgr() {
                 target.dist_keys=
                 target.iteration= target.dtype= target.max_shard_size= target.sha256= target.compression= target.config=" "$current"
             ;;
-        --progress | --size | --rounds | --layers | --hidden | --ffn | --heads | --kv-heads | --vocab | \
+        --progress | --ranks | --size | --rounds | --layers | --hidden | --ffn | --heads | --kv-heads | --vocab | \
             --max-positions | --experts | --top-k | --expert-ffn | --tp | --pp | --vpp | --ep | --etp | \
             --seed | --make-vocab-size-divisible-by) ;;
         *)

@@ -47,7 +47,7 @@ CALLS = [
     (r"(m|c|re)alloc|free|str(n?)dup|posix_memalign|aligned_alloc", ("core/mem.",),
      "memory goes through core/mem.h"),
     (r"v?f?printf|f?puts|f?putc|putchar|perror",
-     ("cli/", "run/report.", "look/inspect.", "look/compare.", "engine/progress."),
+     ("cli/", "run/report", "look/inspect.", "look/compare.", "engine/progress."),
      "printing belongs to cli, reports, inspect, compare and progress"),
 ]
 CALLS = [(re.compile(r"(?<![\w.>])(?:%s)\s*\(" % names), may, why) for names, may, why in CALLS]

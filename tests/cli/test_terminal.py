@@ -1,0 +1,105 @@
+"""What the programs say on a terminal and in a log: the page of a dry run, its agreement with the run, widths."""
+
+import pathlib
+import re
+import tempfile
+import unittest
+
+import runner
+
+WIDTH = 80
+
+
+class Terminal(unittest.TestCase):
+    @classmethod
+    def setUpClass(cls):
+        folder = tempfile.TemporaryDirectory()
+        cls.addClassCleanup(folder.cleanup)
+        cls.place = pathlib.Path(folder.name)
+        cls.source = runner.synth(cls.place / "dense", tp=2, pp=2)
+
+    def config(self, name, **changes):
+        self.target = self.place / ("Mixtral-" + name)
+        return runner.write_config(self.place / (name + ".yaml"), self.source, self.target, **changes)
+
+    def alone(self, *words):
+        """Without mpiexec, and without MPI's own way to be told of one."""
+        return runner.run([runner.program("mgr-upcycle"), *words], 60)
+
+    def fits(self, text):
+        """No line is too long, but for a path in it."""
+        for line in text.splitlines():
+            words = [w for w in line.split() if str(self.place) not in w]
+            self.assertLessEqual(len(line) if len(words) == len(line.split()) else 0, WIDTH, line)
+
+    def test_help_fits(self):
+        for name in ("mgr-upcycle", "mgr-synth", "mgr-inspect", "mgr-bench"):
+            result = runner.run([runner.program(name), "--help"], 30)
+            self.assertEqual(result.status, 0, str(result))
+            self.fits(result.out)
+
+    def test_help_is_said_once(self):
+        for option, word in (("--help", "usage:"), ("--version", "mgr-upcycle")):
+            result = runner.run(runner.launcher(3) + [runner.program("mgr-upcycle"), option], 60)
+            self.assertEqual((result.status, result.out.count(word)), (0, 1), str(result))
+
+    def test_the_page_is_what_the_run_does(self):
+        """Files with their sizes, bytes and memory, for the ranks that will run."""
+        for name, np, changes in (
+            ("hugging", 1, {"target__expert_parallel": 2}),
+            ("torch", 2, {"target__format": "megatron-torch", "target__tensor_parallel": 2}),
+            ("dist", 3, {"target__format": "megatron-dist", "upcycle__method": "noise"}),
+        ):
+            with self.subTest(name):
+                config = self.config(name, **changes)
+                page = self.alone("--dry-run", "--ranks", np, config)
+                self.assertEqual((page.status, self.target.exists()), (0, False), str(page))
+                done = runner.upcycle(config, np=np)
+                self.assertEqual(done.status, 0, str(done))
+                self.same(page.out, done.out, np)
+
+    def same(self, page, done, np):
+        self.fits(page)
+        self.fits(done)
+        files = re.findall(r"^(?:files)? +([\d.]+) (\w+)  (\S*\.\S+)$", page, re.M)
+        self.assertTrue(files)
+        unit = {"B": 1, "KiB": 1 << 10, "MiB": 1 << 20}
+        for size, name, path in files:
+            real = (self.target / path).stat().st_size
+            self.assertLess(abs(float(size) * unit[name] - real), 0.006 * unit[name], path)
+        (plan,) = re.findall(r"^plan .*$", page, re.M)
+        self.assertIn(plan, done)
+        self.assertIn("%d rank" % np, plan)
+        read, written = re.search(r"read (\S+ \S+) and write (\S+ \S+)$", plan).groups()
+        self.assertRegex(done, r"(?m)^written +%s +" % re.escape(written))
+        (memory,) = re.findall(r"at most ([\d.]+) GiB on each rank", page)
+        (peak,) = re.findall(r"memory +([\d.]+) MiB +peak of the largest rank", done)
+        self.assertLess(float(peak), float(memory) * 1024)
+
+    def test_a_plan_for_64_ranks_needs_no_mpi(self):
+        config = self.config("wide")
+        page = self.alone("--dry-run", "--ranks", 64, config)
+        self.assertEqual(page.status, 0, str(page))
+        self.assertIn("64 ranks read", page.out)
+        self.assertRegex(page.out, r"size +78.14 thousand parameters become 189.2 thousand, of which 115.5\s")
+        for word in ("unit", "group of", "busiest", "extent", "collective"):
+            self.assertNotIn(word, page.out)
+        verbose = self.alone("--dry-run", "--ranks", 64, "-v", config)
+        self.assertIn("pieces of work", verbose.out)
+        launched = runner.run(
+            runner.launcher(3) + [runner.program("mgr-upcycle"), "-n", "--ranks", 64, config], 60
+        )
+        self.assertEqual(launched.status, 0, str(launched))
+        self.assertEqual(launched.out.count("64 ranks read"), 1)  # one of them speaks
+        wrong = self.alone("--ranks", 64, config)
+        self.assertEqual(wrong.status, runner.USAGE, str(wrong))
+
+    def test_an_error_of_a_plan_is_one_line(self):
+        config = self.config("bad", source__path=self.place / "nowhere")
+        result = self.alone("--dry-run", "--ranks", 8, config)
+        self.assertEqual((result.status, len(result.errors())), (runner.NO_INPUT, 1), str(result))
+        self.assertNotIn("rank", result.err)
+
+
+if __name__ == "__main__":
+    unittest.main()
