@@ -222,8 +222,7 @@ int mgr_cli_usage_end(const mgr_program *p, const mgr_err *err)
 
 static void on_signal(int signal_number)
 {
-    (void)signal_number;
-    mgr_request_stop();
+    mgr_request_stop(signal_number);
 }
 
 void mgr_cli_catch_signals(void)

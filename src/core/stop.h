@@ -7,8 +7,8 @@
 
 #include "mgr/err.h"
 
-/* Ask this process to stop in order. Safe in a signal's handler. */
-void mgr_request_stop(void);
+/* Ask this process to stop in order, because of this signal. Safe in a signal's handler. */
+void mgr_request_stop(int signal_number);
 
 /* MGR_ERR_INTERRUPTED once it has been asked to. Local. */
 int mgr_check_stop(mgr_err *err) MGR_NODISCARD;

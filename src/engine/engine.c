@@ -424,6 +424,7 @@ static int run_group(mgr_engine *e, uint32_t g, int *local, mgr_err *err)
     int rc = MGR_OK;
     if (group->n_layers) {
         rc = mgr_agree(e->job->comm, *local, err);
+        mgr_progress_phase(e->progress, "sums");
         if (rc == MGR_OK)
             rc = share_sums(e, group, err);
         if (rc == MGR_OK)
@@ -432,6 +433,7 @@ static int run_group(mgr_engine *e, uint32_t g, int *local, mgr_err *err)
     read = t->bytes_read;
     written = t->bytes_written;
     start = mgr_now();
+    mgr_progress_phase(e->progress, "write");
     if (rc == MGR_OK && *local == MGR_OK)
         *local = make_group(e, group, err);
     if (rc == MGR_OK && *local == MGR_OK)

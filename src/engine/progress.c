@@ -1,10 +1,14 @@
 #include "engine/progress.h"
 
+#include <stdbool.h>
 #include <stdio.h>
 #include <time.h>
+#include <unistd.h>
 
 #include "core/mem.h"
 #include "core/str.h"
+
+#define COLUMNS 79
 
 struct mgr_progress {
     mgr_comm *comm;
@@ -12,6 +16,8 @@ struct mgr_progress {
     uint64_t totals[2], before[2];
     uint64_t mine[3]; /* read, written, done */
     uint64_t *seen;   /* [ranks][3], rank 0 */
+    const char *phase;
+    bool terminal, shown, finished;
 };
 
 int mgr_progress_start(mgr_progress **out, mgr_comm *comm, double seconds, const mgr_plan *plan,
@@ -28,7 +34,9 @@ int mgr_progress_start(mgr_progress **out, mgr_comm *comm, double seconds, const
         return rc;
     }
     p->comm = comm;
-    p->seconds = seconds;
+    p->terminal = isatty(STDERR_FILENO);
+    p->seconds = p->terminal && seconds > 1 ? 1 : seconds;
+    p->phase = "write";
     p->start = p->last = mgr_now();
     p->totals[0] = plan->total_in;
     p->totals[1] = plan->total_out;
@@ -57,7 +65,34 @@ static int all_done(const mgr_progress *p)
     return 1;
 }
 
-static void print_line(const mgr_progress *p, double now)
+/* "1:23:45" or "0:59" for people who wait. */
+static void format_left(double seconds, char *out, size_t size)
+{
+    const double most = 99.0 * 3600;
+    const unsigned s = (unsigned)(seconds < most ? seconds + 0.5 : most);
+    if (s >= 3600)
+        snprintf(out, size, "%u:%02u:%02u", s / 3600, s / 60 % 60, s % 60);
+    else
+        snprintf(out, size, "%u:%02u", s / 60, s % 60);
+}
+
+/* One line, in place on a terminal; in a log a new one, with the time. At most 80 columns. */
+static void show(mgr_progress *p, const char *text)
+{
+    char clock[16] = "";
+    const time_t now = time(NULL);
+    struct tm local;
+    if (!p->terminal && localtime_r(&now, &local))
+        strftime(clock, sizeof clock, "%d %H:%M:%S ", &local);
+    if (p->terminal)
+        fprintf(stderr, "\r%-*s", COLUMNS, text);
+    else
+        fprintf(stderr, "%s%s\n", clock, text);
+    fflush(stderr);
+    p->shown = true;
+}
+
+static void print_line(mgr_progress *p, double now)
 {
     uint64_t sum[2] = {p->before[0], p->before[1]};
     for (int r = 0; r < mgr_comm_size(p->comm); r++)
@@ -69,11 +104,18 @@ static void print_line(const mgr_progress *p, double now)
     const double total = (double)(p->totals[0] + p->totals[1]) + 1;
     const double share = done < total ? done / total : 1.0;
     const double left = now_done > 0 && total > done ? elapsed * (total - done) / now_done : 0;
-    char read[32], written[32], of[32];
-    fprintf(stderr, "mgr-upcycle: %5.1f %%  read %s, written %s of %s  %.2f GB/s  %.0f s left\n",
-            100.0 * share, mgr_format_bytes(sum[0], read, sizeof read),
-            mgr_format_bytes(sum[1], written, sizeof written),
-            mgr_format_bytes(p->totals[1], of, sizeof of), now_done / elapsed / 1e9, left);
+    char written[32], of[32], wait[32], text[160];
+    format_left(left, wait, sizeof wait);
+    snprintf(text, sizeof text, "%-5s %5.1f %%  %s of %s  %.2f GiB/s  %s left", p->phase,
+             100.0 * share, mgr_format_bytes(sum[1], written, sizeof written),
+             mgr_format_bytes(p->totals[1], of, sizeof of), now_done / elapsed / 0x1p30, wait);
+    show(p, text);
+}
+
+void mgr_progress_phase(mgr_progress *p, const char *phase)
+{
+    if (p)
+        p->phase = phase;
 }
 
 static void tick(mgr_progress *p)
@@ -106,6 +148,7 @@ void mgr_progress_finish(mgr_progress *p)
         return;
     const struct timespec pause = {0, 2000000};
     p->mine[2] = 1;
+    p->finished = true;
     if (mgr_comm_rank(p->comm) != 0) {
         mgr_progress_post_last(p->comm, p->mine);
         return;
@@ -122,6 +165,13 @@ void mgr_progress_stop(mgr_progress *p)
 {
     if (!p)
         return;
+    if (mgr_comm_rank(p->comm) == 0) {
+        take_posts(p);
+        if (!p->finished) /* how far it got */
+            print_line(p, mgr_now());
+        if (p->terminal && p->shown)
+            fputs("\n", stderr);
+    }
     mgr_progress_drain(p->comm);
     mgr_progress_drop(p);
 }

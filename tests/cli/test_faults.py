@@ -299,6 +299,8 @@ class Stopped(Faulty):
                 result = self.stop(number)
                 self.assertEqual(result.status, runner.INTERRUPTED, str(result))
                 self.assertEqual(len(result.errors()), 1, str(result))
+                self.assertIn("stopped by " + number.name, result.err)
+                self.assertRegex(result.err, r"[\d.]+ %  .* left")  # how far it got
 
     def test_launcher(self):
         """MPICH's passes the signal on; with one rank it then ends with 0 whatever that says."""

@@ -1,7 +1,10 @@
 """What the programs say on a terminal and in a log: the page of a dry run, its agreement with the run, widths."""
 
+import contextlib
+import os
 import pathlib
 import re
+import subprocess
 import tempfile
 import unittest
 
@@ -93,6 +96,33 @@ class Terminal(unittest.TestCase):
         self.assertEqual(launched.out.count("64 ranks read"), 1)  # one of them speaks
         wrong = self.alone("--ranks", 64, config)
         self.assertEqual(wrong.status, runner.USAGE, str(wrong))
+
+    def test_progress_in_a_log(self):
+        result = runner.upcycle(self.config("log"), np=2, options=["--progress", "0.001"])
+        self.assertEqual(result.status, 0, str(result))
+        lines = result.err.splitlines()
+        self.assertTrue(lines, str(result))
+        form = r"\d\d \d\d:\d\d:\d\d (sums|write) +[\d.]+ %  [\d.]+ \w+ of [\d.]+ \w+  [\d.]+ GiB/s  [\d:]+ left"
+        for line in lines:
+            self.assertRegex(line, "^%s$" % form)
+        self.fits(result.err)
+
+    def test_progress_on_a_terminal(self):
+        """One line, written over again."""
+        ours, theirs = os.openpty()
+        words = [runner.program("mgr-upcycle"), "--progress", "0.001", self.config("tty")]
+        done = subprocess.run([str(w) for w in words], stdout=subprocess.DEVNULL, stderr=theirs, timeout=60)
+        os.close(theirs)
+        text = b""
+        with contextlib.suppress(OSError):  # the other end is closed
+            while piece := os.read(ours, 1 << 16):
+                text += piece
+        os.close(ours)
+        self.assertEqual(done.returncode, 0, text)
+        self.assertEqual((text.count(b"\n"), text[-1:]), (1, b"\n"), text)
+        for line in text.decode().strip().split("\r"):
+            self.assertLess(len(line), WIDTH, line)
+            self.assertTrue(not line.strip() or line.rstrip().endswith("left"), line)
 
     def test_an_error_of_a_plan_is_one_line(self):
         config = self.config("bad", source__path=self.place / "nowhere")
