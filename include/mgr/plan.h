@@ -19,6 +19,11 @@
 extern "C" {
 #endif
 
+/* Extents of 4 MiB and more keep a parallel file system busy. Buffers and the largest unit are
+ * multiples of this size, so that a test with little data can have units and buffers that are cut
+ * as those of a large model are. */
+#define MGR_UNIT_MIN ((uint64_t)4 << 20)
+
 /* How a target tensor is made. */
 typedef enum mgr_op {
     MGR_OP_COPY,   /* element by element from `source`, cast once if the types differ */
@@ -53,6 +58,7 @@ typedef struct mgr_plan_request {
      * Units end where these do, so that a unit is done or is not. */
     const mgr_piece *done;
     size_t n_done;
+    uint64_t unit_min;        /* bytes of the smallest unit; 0: MGR_UNIT_MIN */
 } mgr_plan_request;
 
 typedef struct mgr_unit {

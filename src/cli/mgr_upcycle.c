@@ -24,7 +24,8 @@ enum {
     VERBOSE,
     PROGRESS,
     SIMD,
-    GET
+    GET,
+    UNIT_BYTES
 };
 
 static const mgr_option options[] = {
@@ -41,6 +42,8 @@ static const mgr_option options[] = {
                   "seconds between progress lines; 0: none (default 10)"},
     [SIMD] = {"simd", 0, "NAME", "scalar, avx2, avx512 or neon; the bytes are the same"},
     [GET] = {"get", 0, "KEY", "print the value of a key, as target.path, and exit"},
+    [UNIT_BYTES] = {"unit-bytes", 0, "SIZE",
+                    "smallest unit of work (4MiB); the bytes are the same"},
 };
 
 #define KEY_COLUMN 34
@@ -198,6 +201,8 @@ static int take(void *context, size_t idx, const char *value, mgr_err *err)
         return MGR_OK;
     case PROGRESS:
         return mgr_cli_seconds("progress", value, &a->run.write.progress, err);
+    case UNIT_BYTES:
+        return mgr_cli_uint("unit-bytes", value, 1024, UINT64_C(1) << 30, &a->run.unit_min, err);
     default:
         return use_simd(value, err);
     }

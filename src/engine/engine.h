@@ -29,6 +29,15 @@ bool mgr_is_whole(const mgr_layout *target, uint32_t tensor);
 
 typedef struct mgr_progress mgr_progress;
 
+/* What has been placed of the unit that is read. Every place exactly once gives the unit's bytes n
+ * and n(n-1)/2 as the sum of the places: a byte too many and one too few cannot make up for each
+ * other. */
+typedef struct mgr_placed {
+    const unsigned char *unit; /* its first byte in memory */
+    uint64_t limit;            /* its size */
+    uint64_t bytes, places, compared;
+} mgr_placed;
+
 typedef struct mgr_engine {
     mgr_job *job;
     mgr_open_files read_files, write_files;
@@ -40,6 +49,7 @@ typedef struct mgr_engine {
     struct mgr_selection *selection; /* experts of the layer at hand */
     struct mgr_read_item *items;
     size_t n_items, cap_items;
+    mgr_placed placed;
     mgr_extents read_extents, write_extents;
     mgr_progress *progress;
     void *fetcher; /* the source format's, where bytes do not lie in its files as they are */

@@ -1,4 +1,5 @@
 /* The I/O half of engine/engine.h: boxes to extents, extents to bytes. */
+#include <assert.h>
 #include <libdeflate.h>
 #include <stdlib.h>
 #include <string.h>
@@ -117,10 +118,69 @@ static int collect_items(mgr_engine *e, const mgr_unit *unit, unsigned char *int
     return MGR_OK;
 }
 
+/* Sum of 0 .. n-1, modulo 2^64. */
+static uint64_t sum_below(uint64_t n)
+{
+    return n & 1 ? (n - 1) / 2 * n : n / 2 * (n - 1);
+}
+
+static void count_item(mgr_placed *placed, const mgr_read_item *item)
+{
+    const uint64_t at = (uint64_t)(item->to - placed->unit);
+    const uint64_t rows = item->rows, width = item->row_bytes, stride = item->stride;
+    assert(item->to >= placed->unit && rows > 0 && width <= stride);
+    assert(at + (rows - 1) * stride + width <= placed->limit);
+    if (item->compare) {
+        placed->compared += rows * width;
+        return;
+    }
+    placed->bytes += rows * width;
+    placed->places +=
+        rows * width * at + width * stride * sum_below(rows) + rows * sum_below(width);
+}
+
+/* Bytes that replicas have of a piece. */
+static uint64_t replica_bytes(const mgr_layout *layout, const mgr_piece *piece)
+{
+    uint64_t bytes = 0;
+    for (size_t b = layout->first_box[piece->source]; b < layout->first_box[piece->source + 1];
+         b++) {
+        const mgr_box *const box = &layout->boxes[b];
+        const uint64_t end = piece->row + piece->rows, box_end = box->row + box->rows;
+        const uint64_t from = box->row > piece->row ? box->row : piece->row;
+        const uint64_t to = box_end < end ? box_end : end;
+        if (box->copy && from < to)
+            bytes += (to - from) * box->cols * mgr_dtype_size(layout->dtype);
+    }
+    return bytes;
+}
+
+/* Was every byte of the unit read, and every replica of one compared? */
+static int check_placed(const mgr_engine *e, const mgr_unit *unit, mgr_err *err)
+{
+    const mgr_layout *const layout = &e->job->source.layout;
+    const mgr_piece *const pieces = &e->job->plan.pieces[unit->piece];
+    uint64_t replicas = 0;
+    for (uint32_t p = 0; p < unit->n_pieces; p++)
+        replicas += replica_bytes(layout, &pieces[p]);
+    if (e->placed.bytes == unit->in_bytes && e->placed.places == sum_below(unit->in_bytes) &&
+        e->placed.compared == replicas)
+        return MGR_OK;
+    char label[96];
+    return mgr_fail(err, MGR_ERR_INTERNAL,
+                    "%s, rows from %llu on, was not read exactly once: %llu of %llu bytes, %llu of "
+                    "%llu of its replicas",
+                    mgr_tensor_label(&layout->tensors->list[pieces->source], label, sizeof label),
+                    (unsigned long long)pieces->row, (unsigned long long)e->placed.bytes,
+                    (unsigned long long)unit->in_bytes, (unsigned long long)e->placed.compared,
+                    (unsigned long long)replicas);
+}
+
 /* Spread an item's bytes over its rows, or compare them with what is there. */
-static int place_item(const mgr_engine *e, const mgr_read_item *item, const unsigned char *bytes,
+static int place_item(mgr_engine *e, const mgr_read_item *item, const unsigned char *bytes,
                       mgr_err *err)
 {
+    count_item(&e->placed, item);
     if (!item->compare) {
         mgr_copy_2d(item->to, item->stride, bytes, item->row_bytes, item->row_bytes, item->rows);
         return MGR_OK;
@@ -197,6 +257,7 @@ static int read_run(mgr_engine *e, size_t first, size_t n, uint64_t bytes, bool 
 int mgr_engine_read(mgr_engine *e, const mgr_unit *unit, unsigned char *into, bool count,
                     mgr_err *err)
 {
+    e->placed = (mgr_placed){.unit = into, .limit = unit->in_bytes};
     MGR_TRY(collect_items(e, unit, into, err));
     for (size_t i = 0; i < e->n_items;) {
         uint64_t bytes;
@@ -204,7 +265,7 @@ int mgr_engine_read(mgr_engine *e, const mgr_unit *unit, unsigned char *into, bo
         MGR_TRY(read_run(e, i, n, bytes, count, err));
         i += n;
     }
-    return MGR_OK;
+    return check_placed(e, unit, err);
 }
 
 /* One contiguous stretch of a stored tensor, from the logical element (row, col) on. */

@@ -7,13 +7,13 @@
 #include "mgr/upcycle.h"
 
 #define MIB ((uint64_t)1 << 20)
-/* Extents of 4 MiB and more keep a parallel file system busy; units above 32 MiB only cost memory.
- */
-#define UNIT_MIN (4 * MIB)
-#define UNIT_MAX (32 * MIB)
 #define UNITS_PER_RANK 64 /* so that the last unit of a rank is under 2 % of its work */
-#define CHUNK_MAX (8 * MIB)
-#define CHUNK_MIN (1 * MIB)
+
+/* Units above eight of the smallest, 32 MiB, only cost memory; a buffer holds a quarter to two. */
+static uint64_t unit_min(const mgr_plan_request *r)
+{
+    return r->unit_min ? r->unit_min : MGR_UNIT_MIN;
+}
 
 /* How many times a target tensor is stored. */
 static uint64_t copies(const mgr_layout *layout, uint32_t tensor)
@@ -330,7 +330,7 @@ static uint64_t widest_row(const mgr_plan_request *r)
 static uint64_t wanted_unit(const mgr_plan_request *r)
 {
     const uint64_t all = mgr_layout_bytes(r->source ? r->source : r->target);
-    const uint64_t wanted = clamp(all / r->ranks / UNITS_PER_RANK, UNIT_MIN, UNIT_MAX);
+    const uint64_t wanted = clamp(all / r->ranks / UNITS_PER_RANK, unit_min(r), 8 * unit_min(r));
     const uint64_t bound = r->memory / 8 > MIB / 4 ? r->memory / 8 : MIB / 4;
     const uint64_t must = transposed_matrix(r, r->target);
     const uint64_t should = r->source ? transposed_matrix(r, r->source) : 0;
@@ -355,7 +355,7 @@ static int share_memory(mgr_plan *plan, const mgr_plan_request *r, uint64_t larg
                         uint64_t *group_layers, mgr_err *err)
 {
     const uint64_t widest = widest_row(r);
-    plan->chunk_bytes = clamp(r->memory / 16, CHUNK_MIN, CHUNK_MAX);
+    plan->chunk_bytes = clamp(r->memory / 16, unit_min(r) / 4, 2 * unit_min(r));
     if (plan->chunk_bytes < widest)
         plan->chunk_bytes = widest;
     const uint64_t scratch = r->moments ? 16 * r->source->tensors->model.ffn : 0;

@@ -31,6 +31,7 @@ typedef struct mgr_run_options {
     size_t n_sets;
     int verbosity;       /* -1 quiet, 0, 1 verbose */
     uint64_t plan_ranks; /* of a dry run: plan for so many ranks, 0: for those that run */
+    uint64_t unit_min;   /* bytes of the smallest unit of work, 0: as it is best */
     mgr_write_options write;
 } mgr_run_options;
 

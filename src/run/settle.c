@@ -68,27 +68,99 @@ static size_t count_of(const mgr_extents *extents, size_t *at, uint32_t what)
     return n;
 }
 
+/* The byte of its file behind a stored tensor's last. */
+static uint64_t end_of(const mgr_stored *s)
+{
+    uint64_t last = 0;
+    for (uint32_t d = 0; d < s->ndim; d++) {
+        if (s->shape[d] == 0)
+            return s->offset;
+        last += (s->shape[d] - 1) * s->stride[d];
+    }
+    return s->offset + (last + 1) * mgr_dtype_size(s->dtype);
+}
+
+static int by_offset(const void *x, const void *y)
+{
+    const mgr_stored *const a = *(const mgr_stored *const *)x, *const b =
+                                                                   *(const mgr_stored *const *)y;
+    if (a->record != b->record)
+        return a->record < b->record ? -1 : 1;
+    return a->offset < b->offset ? -1 : a->offset > b->offset;
+}
+
+/* Where two tensors are views of the same bytes, what is needed of a record cannot be added up. */
+static int mark_shared(const mgr_catalogue *cat, uint64_t *needed, mgr_err *err)
+{
+    const mgr_stored **order = NULL;
+    size_t n = 0;
+    MGR_TRY(mgr_alloc(&order, cat->n_stored, sizeof *order, err));
+    for (size_t i = 0; i < cat->n_stored; i++)
+        if (cat->stored[i].record != MGR_NONE)
+            order[n++] = &cat->stored[i];
+    if (n)
+        qsort(order, n, sizeof *order, by_offset);
+    uint64_t end = 0;
+    for (size_t i = 0; i < n; i++) {
+        const uint32_t record = order[i]->record;
+        if (i == 0 || order[i - 1]->record != record)
+            end = 0;
+        if (order[i]->offset < end)
+            needed[record] = UINT64_MAX;
+        end = end_of(order[i]) > end ? end_of(order[i]) : end;
+    }
+    mgr_free(order);
+    return MGR_OK;
+}
+
+/* needed[i]: how many bytes of record i the model's tensors are. */
+static int count_needed(const mgr_layout *layout, uint64_t *needed, mgr_err *err)
+{
+    for (size_t b = 0; b < layout->n_boxes; b++) {
+        const mgr_box *const box = &layout->boxes[b];
+        const mgr_stored *const s = &layout->cat->stored[box->stored];
+        if (s->record != MGR_NONE)
+            needed[s->record] += box->rows * box->cols * mgr_dtype_size(s->dtype);
+    }
+    return mark_shared(layout->cat, needed, err);
+}
+
+/* `n` extents of record `i`: a record of which all is needed was read once, without a hole, and has
+ * the checksum that its archive says. Of others only parts are weights, so there is none. */
+static int settle_record(mgr_job *job, uint32_t i, const mgr_extent *extents, size_t n,
+                         uint64_t needed, mgr_err *err)
+{
+    const mgr_record *const r = &job->source.cat.records[i];
+    const char *const path = job->source.cat.files[r->file].path;
+    uint32_t crc;
+    job->tally.records_total++;
+    if (!join(extents, n, r->size, &crc))
+        return needed != r->size ? MGR_OK
+                                 : mgr_fail(err, MGR_ERR_INTERNAL,
+                                            "'%s' of '%s' at byte %llu was not read exactly once",
+                                            r->name, path, (unsigned long long)r->offset);
+    job->tally.records_checked += n > 0;
+    if (n == 0 || crc == r->crc32)
+        return MGR_OK;
+    return mgr_fail(err, MGR_ERR_FORMAT,
+                    "'%s' is damaged: CRC-32 of '%s' at byte %llu is %08x, the archive says %08x",
+                    path, r->name, (unsigned long long)r->offset, crc, r->crc32);
+}
+
 int mgr_settle_source(mgr_job *job, mgr_extents *read, mgr_err *err)
 {
     const mgr_catalogue *const cat = &job->source.cat;
+    uint64_t *needed = NULL;
     size_t at = 0;
+    MGR_TRY(mgr_alloc(&needed, cat->n_records, sizeof *needed, err));
+    int rc = count_needed(&job->source.layout, needed, err);
     sort(read);
-    for (uint32_t i = 0; i < cat->n_records; i++) {
-        const mgr_record *const r = &cat->records[i];
+    for (uint32_t i = 0; rc == MGR_OK && i < cat->n_records; i++) {
         const size_t n = count_of(read, &at, i);
-        uint32_t crc;
-        job->tally.records_total++;
-        if (n == 0 || !join(read->list + at, n, r->size, &crc))
-            continue; /* a shared buffer of which only parts are weights cannot be checked */
-        job->tally.records_checked++;
-        if (crc != r->crc32)
-            return mgr_fail(err, MGR_ERR_FORMAT,
-                            "'%s' is damaged: CRC-32 of '%s' at byte %llu is %08x, the archive "
-                            "says %08x",
-                            cat->files[r->file].path, r->name, (unsigned long long)r->offset, crc,
-                            r->crc32);
+        rc = settle_record(job, i, read->list + at, n, needed[i], err);
     }
-    return MGR_OK;
+    mgr_free(needed);
+    return rc;
 }
 
 static uint32_t crc_of_zeros(uint64_t bytes)

@@ -406,6 +406,7 @@ int mgr_run_upcycle(mgr_comm *comm, const mgr_run_options *o, mgr_tally *tally, 
     job->ranks = (uint32_t)mgr_comm_size(comm);
     job->plan_ranks = (uint32_t)o->plan_ranks;
     job->start = mgr_now();
+    job->unit_min = o->unit_min;
     rc = prepare(job, o, err);
     job->planned_remarks = job->remarks.n;
     if (rc == MGR_OK && job->rank == 0 && o->verbosity >= 0) {

@@ -82,6 +82,7 @@ int mgr_run_replan(mgr_job *job, const mgr_piece *done, size_t n_done, mgr_err *
         .memory = job->memory,
         .done = done,
         .n_done = n_done,
+        .unit_min = job->unit_min,
     };
     mgr_plan_clear(&job->plan);
     return mgr_plan_make(&job->plan, &request, err);

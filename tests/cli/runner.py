@@ -65,7 +65,10 @@ def launcher(np):
 
 
 def upcycle(config, np=2, options=(), timeout=60, env=None, wrapper=()):
-    """mpiexec -n NP [WRAPPER] mgr-upcycle [OPTIONS] CONFIG"""
+    """mpiexec -n NP [WRAPPER] mgr-upcycle [OPTIONS] CONFIG. With MGR_UNIT_BYTES in the environment
+    units and buffers are as small as that, so that little data is cut as much is."""
+    if os.environ.get("MGR_UNIT_BYTES"):
+        options = ["--unit-bytes", os.environ["MGR_UNIT_BYTES"], *options]
     return run(launcher(np) + list(wrapper) + [program("mgr-upcycle")] + list(options) + [config], timeout, env)
 
 
