@@ -119,6 +119,9 @@ int mgr_catalogue_unpack(mgr_catalogue *cat, const void *bytes, size_t len,
 
 void mgr_catalogue_clear(mgr_catalogue *cat);
 
+/* Bytes of a stored tensor whose elements lie one behind the other, as all of a target do. Pure. */
+uint64_t mgr_stored_bytes(const mgr_stored *stored);
+
 /* "optimizer", "rng", "extra state", "other". */
 const char *mgr_skip_name(mgr_skip kind);
 

@@ -73,6 +73,11 @@ void mgr_catalogue_clear(mgr_catalogue *cat)
     *cat = (mgr_catalogue){0};
 }
 
+uint64_t mgr_stored_bytes(const mgr_stored *s)
+{
+    return s->shape[0] * s->stride[0] * mgr_dtype_size(s->dtype);
+}
+
 const char *mgr_skip_name(mgr_skip kind)
 {
     static const char *const names[MGR_SKIP_COUNT] = {"optimizer", "rng", "extra state", "other"};

@@ -1,5 +1,6 @@
 #include "engine/engine.h"
 
+#include <assert.h>
 #include <string.h>
 
 #include "core/mem.h"
@@ -32,8 +33,10 @@ int mgr_engine_sums(mgr_engine *e, const mgr_group *group, const mgr_unit *unit,
     const mgr_dtype dtype = source_type(e, piece->source);
     if (t->ndim == 1) /* a bias: moments are of the matrices */
         return MGR_OK;
-    const size_t matrix = (size_t)(t->role - MGR_ROLE_GATE);
-    mgr_sums *const sums = e->sums + ((t->layer - group->layer) * (size_t)3 + matrix) * ffn;
+    assert(unit->n_pieces == 1 && t->layer - group->layer < group->n_layers);
+    mgr_sums *const sums =
+        e->sums + ((t->layer - group->layer) * (size_t)3 + mgr_matrix_of(t->role)) * ffn;
+    assert((uint64_t)(sums + ffn - e->sums) * sizeof *sums <= e->job->plan.sums_bytes);
     const int bad = t->role == MGR_ROLE_DOWN
                         ? mgr_sums_add_cols(sums, data, dtype, piece->rows, t->cols, e->scratch)
                         : mgr_sums_add_rows(sums + piece->row, data, dtype, piece->rows, t->cols);
@@ -52,8 +55,8 @@ int mgr_engine_sums(mgr_engine *e, const mgr_group *group, const mgr_unit *unit,
 static uint64_t rows_that_fit(const mgr_engine *e, uint32_t target)
 {
     const uint64_t bytes = mgr_layout_row_bytes(&e->job->target.layout, target);
-    const uint64_t n = e->job->plan.chunk_bytes / bytes;
-    return n ? n : 1;
+    assert(bytes <= e->job->plan.chunk_bytes); /* the plan's widest row */
+    return e->job->plan.chunk_bytes / bytes;
 }
 
 static int copy_rows(mgr_engine *e, uint32_t target, const mgr_piece *piece,
@@ -154,7 +157,7 @@ static int note_moments(mgr_engine *e, mgr_err *err)
     const mgr_job *const job = e->job;
     const mgr_selection *const s = e->selection;
     for (uint32_t matrix = 0; job->moments && matrix < MGR_MATRIX_COUNT; matrix++) {
-        const mgr_role role = (mgr_role)(MGR_ROLE_GATE + (int)matrix);
+        const mgr_role role = mgr_role_of(matrix);
         const mgr_moment *const dense = &s->source_moment[matrix];
         MGR_TRY(note_moment(e, MGR_NOTE_SOURCE_MOMENT,
                             mgr_tensors_find(&job->source.tensors, role, s->layer, MGR_NONE),
@@ -180,7 +183,7 @@ static int make_expert(mgr_engine *e, const mgr_group *group, uint32_t target,
     }
     const bool bias = t->ndim == 1;
     const mgr_matrix matrix =
-        bias ? MGR_MATRIX_UP : (mgr_matrix)(t->role - MGR_ROLE_GATE); /* of no matter for a bias */
+        bias ? MGR_MATRIX_UP : mgr_matrix_of(t->role); /* of no matter for a bias */
     const mgr_expert x = mgr_selection_expert(e->selection, job, t->expert, matrix);
     if (bias)
         return expert_bias(e, &x, target, piece, data, err);
@@ -207,6 +210,7 @@ static int make_router(mgr_engine *e, uint32_t target, mgr_err *err)
 {
     const mgr_job *const job = e->job;
     const mgr_tensor *const t = &job->target.tensors.list[target];
+    assert(mgr_layout_tensor_bytes(&job->target.layout, target) <= job->plan.chunk_bytes);
     mgr_router_fill(job->router, job->config.upcycle.router_std, job->config.upcycle.seed, t->layer,
                     (uint32_t)t->rows, t->cols, e->out, target_type(e, target));
     return mgr_engine_write(e, target, 0, t->rows, e->out, err);
@@ -255,6 +259,7 @@ int mgr_engine_make(mgr_engine *e, const mgr_group *group, const mgr_unit *unit,
                     const unsigned char *data, mgr_err *err)
 {
     const mgr_plan *const plan = &e->job->plan;
+    const unsigned char *const first = data;
     for (uint32_t p = unit->piece; p < unit->piece + unit->n_pieces; p++) {
         const mgr_piece *const piece = &plan->pieces[p];
         if (piece->source == MGR_NONE) {
@@ -270,6 +275,7 @@ int mgr_engine_make(mgr_engine *e, const mgr_group *group, const mgr_unit *unit,
                         : copy_rows(e, target, piece, data, err));
         }
         data += piece->rows * mgr_layout_row_bytes(&e->job->source.layout, piece->source);
+        assert((uint64_t)(data - first) <= unit->in_bytes);
     }
     return MGR_OK;
 }
@@ -295,6 +301,7 @@ static int sum_group(mgr_engine *e, const mgr_group *group, mgr_err *err)
         e->kept[u] = UINT64_MAX;
         if (!mine(e, unit))
             continue;
+        assert(unit->in_bytes <= e->job->plan.unit_bytes);
         unsigned char *into = e->unit;
         if (unit->in_bytes <= e->job->plan.cache_bytes - e->cache_used) {
             into = e->cache + e->cache_used;

@@ -5,6 +5,8 @@
 #ifndef MGR_ENGINE_ENGINE_H
 #define MGR_ENGINE_ENGINE_H
 
+#include <assert.h>
+
 #include "engine/extents.h"
 #include "engine/job.h"
 
@@ -106,6 +108,19 @@ int mgr_engine_check_drawn(const mgr_engine *engine, uint32_t target, uint64_t r
 
 /* What the notes among the sorted extents say of the source's values, as remarks. Local. */
 int mgr_say_values(mgr_job *job, const mgr_extents *written, mgr_err *err) MGR_NODISCARD;
+
+/* The matrices of an FFN are roles in a row. */
+static inline mgr_matrix mgr_matrix_of(mgr_role role)
+{
+    assert(role >= MGR_ROLE_GATE && role <= MGR_ROLE_DOWN);
+    return (mgr_matrix)(role - MGR_ROLE_GATE);
+}
+
+static inline mgr_role mgr_role_of(uint32_t matrix)
+{
+    assert(matrix < MGR_MATRIX_COUNT);
+    return (mgr_role)(MGR_ROLE_GATE + matrix);
+}
 
 /* The maps of one layer's experts, and their moments. */
 typedef struct mgr_selection {

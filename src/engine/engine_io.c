@@ -36,6 +36,8 @@ static int by_file_order(const void *x, const void *y)
 
 static int add_item(mgr_engine *e, const mgr_read_item *item, mgr_err *err)
 {
+    assert(item->offset >= MGR_VIRTUAL_OFFSET || item->offset + item->rows * item->row_bytes <=
+                                                     e->job->source.cat.files[item->file].bytes);
     MGR_TRY(mgr_grow(&e->items, &e->cap_items, e->n_items + 1, sizeof *item, err));
     e->items[e->n_items++] = *item;
     return MGR_OK;
@@ -150,7 +152,7 @@ static uint64_t replica_bytes(const mgr_layout *layout, const mgr_piece *piece)
         const uint64_t from = box->row > piece->row ? box->row : piece->row;
         const uint64_t to = box_end < end ? box_end : end;
         if (box->copy && from < to)
-            bytes += (to - from) * box->cols * mgr_dtype_size(layout->dtype);
+            bytes += (to - from) * box->cols * mgr_dtype_size(layout->types[box->tensor]);
     }
     return bytes;
 }
@@ -233,6 +235,7 @@ static int read_bytes(mgr_engine *e, uint32_t file, uint64_t offset, uint64_t by
 static int read_run(mgr_engine *e, size_t first, size_t n, uint64_t bytes, bool count, mgr_err *err)
 {
     const mgr_read_item *const lead = &e->items[first];
+    assert(bytes <= e->job->plan.chunk_bytes);
     MGR_TRY(mgr_check_stop(err));
     MGR_TRY(read_bytes(e, lead->file, lead->offset, bytes, err));
     e->job->tally.bytes_read += bytes;
@@ -276,6 +279,7 @@ static int write_stretch(mgr_engine *e, const mgr_box *box, uint64_t row, uint64
     const mgr_stored *const s = &layout->cat->stored[box->stored];
     const uint64_t offset = mgr_box_offset(layout, box, row, col);
     int fd;
+    assert(len > 0 && offset >= s->offset && offset - s->offset + len <= mgr_stored_bytes(s));
     MGR_TRY(mgr_check_stop(err));
     MGR_TRY(mgr_open_files_get(&e->write_files, s->file, &fd, err));
     MGR_TRY(mgr_pwrite_full(fd, layout->cat->files[s->file].path, bytes, len, offset, err));
@@ -298,6 +302,7 @@ static int write_transposed(mgr_engine *e, const mgr_box *box, uint64_t from, ui
     const size_t stride = layout->tensors->list[box->tensor].cols * element;
     const size_t n = (size_t)(end - from), len = n * element;
     const uint64_t fit = e->job->plan.chunk_bytes / len;
+    assert(fit > 0 && end <= box->row + box->rows);
     const uint64_t step = n == box->row_stride ? fit : 1;
     for (uint64_t col = 0; col < box->cols; col += step) {
         const uint64_t count = box->cols - col < step ? box->cols - col : step;
@@ -330,6 +335,7 @@ static int write_box(mgr_engine *e, const mgr_box *box, uint64_t row, uint64_t n
         const uint64_t count = end - r < step ? end - r : step;
         const unsigned char *bytes = rows + (r - row) * stride + box->col * element;
         if (row_bytes != stride && count > 1) {
+            assert(count * row_bytes <= e->job->plan.chunk_bytes);
             mgr_copy_2d(e->bounce, row_bytes, bytes, stride, row_bytes, count);
             bytes = e->bounce;
         }
@@ -378,6 +384,7 @@ int mgr_engine_write(mgr_engine *e, uint32_t target, uint64_t row, uint64_t n,
                      const unsigned char *rows, mgr_err *err)
 {
     const mgr_layout *const layout = &e->job->target.layout;
+    assert(row + n <= layout->tensors->list[target].rows);
     MGR_TRY(note_rows(e, target, row, n, rows, err));
     for (size_t b = layout->first_box[target]; b < layout->first_box[target + 1]; b++)
         MGR_TRY(write_box(e, &layout->boxes[b], row, n, rows, err));

@@ -16,7 +16,7 @@ static int header(const mgr_layout *layout, uint32_t file, mgr_buf *out, mgr_err
         const mgr_stored *const s = &cat->stored[i];
         if (s->file != file)
             continue;
-        const uint64_t bytes = s->shape[0] * s->stride[0] * mgr_dtype_size(s->dtype);
+        const uint64_t bytes = mgr_stored_bytes(s);
         entries[n++] =
             (mgr_safetensors_entry){s->name, s->dtype, s->ndim, s->shape, at, at + bytes};
         at += bytes;
@@ -37,7 +37,7 @@ static int place(mgr_layout *layout, uint32_t file, const void *context, mgr_err
         if (s->file != file)
             continue;
         s->offset = at;
-        at += s->shape[0] * s->stride[0] * mgr_dtype_size(s->dtype);
+        at += mgr_stored_bytes(s);
     }
     layout->cat->files[file].bytes = at;
     mgr_buf_clear(&text);

@@ -27,11 +27,6 @@ typedef struct archive {
     uint64_t directory, total;
 } archive;
 
-static uint64_t stored_bytes(const mgr_stored *s)
-{
-    return s->shape[0] * s->stride[0] * mgr_dtype_size(s->dtype);
-}
-
 /* Our stored names carry "model." or "model<chunk>." in front, as the catalogue of a source does.
  */
 static const char *key_of(const char *name)
@@ -134,7 +129,7 @@ static int archive_make(archive *a, const mgr_layout *layout, uint32_t file,
         if (layout->cat->stored[i].file != file)
             continue;
         snprintf(name, sizeof name, "data/%u", n++);
-        add(a, name, stored_bytes(&layout->cat->stored[i]), crc ? crc[i] : 0, i);
+        add(a, name, mgr_stored_bytes(&layout->cat->stored[i]), crc ? crc[i] : 0, i);
     }
     add(a, "version", 2, libdeflate_crc32(0, "3\n", 2), MGR_NONE);
     return mgr_zip_layout(a->entries, a->n, ALIGN, &a->directory, &a->total, err);

@@ -38,7 +38,7 @@ static int write_index(const mgr_output *target, const char *directory, mgr_err 
     json_int_t total = 0;
     for (size_t i = 0; i < cat->n_stored; i++) {
         const mgr_stored *const s = &cat->stored[i];
-        total += (json_int_t)(s->shape[0] * s->stride[0] * mgr_dtype_size(s->dtype));
+        total += (json_int_t)(mgr_stored_bytes(s));
         json_object_set_new(map, s->name, json_string(cat->files[s->file].path));
     }
     json_t *const index =

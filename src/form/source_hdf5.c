@@ -246,11 +246,6 @@ static int open_for(fetcher *f, const mgr_catalogue *cat, uint32_t file, mgr_err
     return mgr_h5_index_make(&f->index, &f->in, err);
 }
 
-static uint64_t stored_bytes(const mgr_stored *s)
-{
-    return s->shape[0] * s->stride[0] * mgr_dtype_size(s->dtype);
-}
-
 /* Its type and shape were looked at by the rank that listed the file. */
 static int take_tensor(fetcher *f, const mgr_stored *s, size_t i, mgr_err *err)
 {
@@ -261,7 +256,7 @@ static int take_tensor(fetcher *f, const mgr_stored *s, size_t i, mgr_err *err)
     f->image = NULL;
     f->stored = i;
     MGR_TRY(mgr_h5_index_set(&f->index, s->name, &set, err));
-    if (set.bytes != stored_bytes(s))
+    if (set.bytes != mgr_stored_bytes(s))
         return mgr_fail(err, MGR_ERR_FORMAT, "'%s' has changed while it was read", f->in.name);
     return mgr_h5_image_open(&f->image, &f->in, &set, err);
 }
@@ -273,7 +268,7 @@ static int tensor_at(fetcher *f, const mgr_catalogue *cat, uint32_t file, uint64
     for (size_t k = 0; k < cat->n_stored; k++) {
         const size_t i = (f->stored + k) % cat->n_stored;
         const mgr_stored *const s = &cat->stored[i];
-        if (s->file == file && s->offset <= offset && offset - s->offset < stored_bytes(s))
+        if (s->file == file && s->offset <= offset && offset - s->offset < mgr_stored_bytes(s))
             return take_tensor(f, s, i, err);
     }
     return mgr_fail(err, MGR_ERR_INTERNAL, "nothing at byte %llu of '%s'",
@@ -294,7 +289,7 @@ static int fetch(void **opaque, const mgr_catalogue *cat, uint32_t file, uint64_
     while (len > 0) {
         MGR_TRY(tensor_at(f, cat, file, offset, err));
         const mgr_stored *const s = &cat->stored[f->stored];
-        const uint64_t left = stored_bytes(s) - (offset - s->offset);
+        const uint64_t left = mgr_stored_bytes(s) - (offset - s->offset);
         const size_t n = len < left ? len : (size_t)left;
         MGR_TRY(mgr_h5_image_read(f->image, offset - s->offset, to, n, err));
         to += n;

@@ -51,6 +51,7 @@ void mgr_copy_2d(void *dst, size_t dst_stride, const void *src, size_t src_strid
     unsigned char *to = dst;
     const unsigned char *from = src;
 
+    assert(rows < 2 || (dst_stride >= row_bytes && src_stride >= row_bytes));
     if (dst_stride == row_bytes && src_stride == row_bytes) {
         row_bytes *= rows;
         rows = row_bytes > 0;

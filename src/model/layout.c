@@ -1,5 +1,6 @@
 #include "mgr/layout.h"
 
+#include <assert.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -398,6 +399,7 @@ uint64_t mgr_box_offset(const mgr_layout *layout, const mgr_box *box, uint64_t r
     const mgr_stored *const s = &layout->cat->stored[box->stored];
     const uint64_t r = box->transposed ? col - box->col : row - box->row;
     const uint64_t c = box->transposed ? row - box->row : col - box->col;
+    assert(row - box->row < box->rows && col - box->col < box->cols);
     const uint64_t element = (box->stored_row + r) * box->row_stride + box->stored_col + c;
     return s->offset + element * mgr_dtype_size(s->dtype);
 }

@@ -279,10 +279,10 @@ static void settled_of(const ledger *l, mgr_role role, uint32_t layer, uint32_t 
 /* What is known of one expert of layer `i` of ours, or of the dense FFN, goes behind what is. */
 static int collect(const ledger *l, uint64_t i, uint32_t expert, mgr_buf out[3], mgr_err *err)
 {
-    for (int matrix = 0; matrix < MGR_MATRIX_COUNT; matrix++) {
+    for (uint32_t matrix = 0; matrix < MGR_MATRIX_COUNT; matrix++) {
         int64_t crc;
         mgr_moment m;
-        settled_of(l, (mgr_role)(MGR_ROLE_GATE + matrix), l->layer[i], expert, &crc, &m);
+        settled_of(l, mgr_role_of(matrix), l->layer[i], expert, &crc, &m);
         MGR_TRY(mgr_buf_add(&out[0], &crc, sizeof crc, err));
         MGR_TRY(mgr_buf_add(&out[1], &m.mean, sizeof m.mean, err));
         MGR_TRY(mgr_buf_add(&out[2], &m.std, sizeof m.std, err));

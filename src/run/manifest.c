@@ -20,11 +20,9 @@ static json_t *file_tensors(const mgr_job *job, uint32_t file)
     for (size_t i = 0; i < job->target.cat.n_stored; i++) {
         const mgr_stored *const s = &job->target.cat.stored[i];
         if (s->file == file)
-            json_object_set_new(
-                tensors, s->name,
-                json_pack("{s:I,s:o}", "bytes",
-                          (json_int_t)(s->shape[0] * s->stride[0] * mgr_dtype_size(s->dtype)),
-                          "crc32", hex(job->stored_crc[i], 8)));
+            json_object_set_new(tensors, s->name,
+                                json_pack("{s:I,s:o}", "bytes", (json_int_t)(mgr_stored_bytes(s)),
+                                          "crc32", hex(job->stored_crc[i], 8)));
     }
     return tensors;
 }

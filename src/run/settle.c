@@ -199,7 +199,7 @@ static int join_tensors(mgr_job *job, mgr_extents *written, mgr_err *err)
     for (uint32_t i = 0; i < cat->n_stored; i++) {
         const mgr_stored *const s = &cat->stored[i];
         const size_t n = count_of(written, &at, i);
-        const uint64_t bytes = s->shape[0] * s->stride[0] * mgr_dtype_size(s->dtype);
+        const uint64_t bytes = mgr_stored_bytes(s);
         if (!join(written->list + at, n, bytes, &job->stored_crc[i]))
             return mgr_fail(err, MGR_ERR_INTERNAL,
                             "tensor '%s' of '%s' was not written exactly once", s->name,
@@ -273,7 +273,7 @@ static int join_files(mgr_job *job, mgr_extents *extents, mgr_err *err)
     size_t at = 0;
     for (uint32_t i = 0; i < cat->n_stored; i++) {
         const mgr_stored *const s = &cat->stored[i];
-        const uint64_t bytes = s->shape[0] * s->stride[0] * mgr_dtype_size(s->dtype);
+        const uint64_t bytes = mgr_stored_bytes(s);
         const mgr_extent extent = {s->file, job->stored_crc[i], s->offset, bytes, 0, 0};
         MGR_TRY(mgr_extents_add(extents, &extent, err));
     }
