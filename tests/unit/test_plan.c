@@ -149,8 +149,10 @@ static void test_small(void)
             mgr_plan plan;
             mgr_plan_request r = request_of(&w, ranks, memory[k]);
             r.shuffle = ranks % 2;
+            r.unit_min = ranks % 3 ? 0 : 4096;
             CHECK_INT(mgr_plan_make(&plan, &r, &err), MGR_OK);
             check_plan(&w, &plan, memory[k]);
+            CHECK(r.unit_min == 0 || r.shuffle || plan.n_units > 500);
             mgr_plan_clear(&plan);
         }
     mgr_err err = MGR_ERR_INIT;
