@@ -28,13 +28,14 @@ int mgr_agree_root(mgr_job *job, int local, mgr_err *err)
     return mgr_agree(job->comm, job->rank == 0 ? local : MGR_OK, err);
 }
 
-/* For tests of the self-check: the k-th name of the target with another last letter. */
-static int plant_misspelling(mgr_job *job, mgr_err *err)
+/* For tests of the self-check: the k-th name of the target with another last letter; "name" before
+ * anything is written, "key" when all is, so that only the comparison of keys can notice. */
+static int plant_misspelling(mgr_job *job, const char *fault, mgr_err *err)
 {
     for (size_t i = 0; i < job->target.cat.n_stored; i++) {
         mgr_stored *const s = &job->target.cat.stored[i];
         mgr_buf name = {0};
-        if (!mgr_fault("name"))
+        if (!mgr_fault(fault))
             continue;
         int rc = mgr_buf_add(&name, s->name, strlen(s->name) - 1, err);
         if (rc == MGR_OK)
@@ -51,7 +52,7 @@ static int plant_misspelling(mgr_job *job, mgr_err *err)
 static int place_files(mgr_job *job, mgr_err *err)
 {
     const mgr_target_format *const format = job->target_format;
-    MGR_TRY(plant_misspelling(job, err));
+    MGR_TRY(plant_misspelling(job, "name", err));
     job->container = format->choose ? format->choose(&job->config) : format->container;
     for (uint32_t f = 0; f < job->target.cat.n_files; f++)
         MGR_TRY(job->container->place(&job->target.layout, f, job->target_state, err));
@@ -178,6 +179,7 @@ static int publish(mgr_job *job, mgr_stage *stage, mgr_err *err)
     MGR_TRY(job->target_format->sidecars(&out, stage->directory, err));
     MGR_TRY(mgr_manifest_write(job, stage->directory, true, err));
     (void)mgr_fault("phase");
+    MGR_TRY(plant_misspelling(job, "key", err));
     MGR_TRY(
         mgr_verify_output(job->target_format->name, &job->target.layout, stage->directory, err));
     (void)mgr_fault("phase");
