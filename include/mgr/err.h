@@ -2,8 +2,9 @@
  * Errors: one plain struct that can be sent between ranks as bytes.
  *
  * A function that can fail returns an mgr_code (0 is success) and, if it fails, fills the mgr_err
- * it was given. The first failure is kept; callers add what they were doing with mgr_wrap while
- * the stack unwinds, so the text reads from the outermost action to the innermost cause.
+ * it was given. The first failure is kept. Messages are whole where they are made; only where a
+ * callee cannot know a place that the reader needs (which chunk of a file) its caller adds it with
+ * mgr_wrap.
  * Wording: lower case, no full stop, names quoted, the cause after a colon (CONTRIBUTING.md).
  */
 #ifndef MGR_ERR_H

@@ -11,10 +11,13 @@
 /*
  * Metadata is a dataclass, as are its parts (src/fmt/README.md):
  *
- *   Metadata              state_dict_metadata {key: ...}, storage_data {MetadataIndex:
- * _StorageInfo} TensorStorageMetadata properties, size, chunks [ChunkStorageMetadata];
- * BytesStorageMetadata ChunkStorageMetadata  offsets, sizes MetadataIndex         fqn, offset
- *   _StorageInfo          relative_path, offset, length[, transform_descriptors]
+ *   Metadata              := state_dict_metadata {key: TensorStorageMetadata
+ *                                                  | BytesStorageMetadata},
+ *                            storage_data {MetadataIndex: _StorageInfo}
+ *   TensorStorageMetadata := properties, size, chunks [ChunkStorageMetadata]
+ *   ChunkStorageMetadata  := offsets, sizes
+ *   MetadataIndex         := fqn, offset
+ *   _StorageInfo          := relative_path, offset, length[, transform_descriptors]
  *
  * Nodes of a pickle may be shared, so a small file can hold a large tree: fields, names and numbers
  * of chunks are bounded.

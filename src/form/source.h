@@ -20,6 +20,7 @@ typedef struct mgr_source_files {
     const char *directory; /* that holds them: the iteration's */
     const char **paths;
     size_t n;
+    void *held; /* what the format keeps between `find` and the last `read`; NULL at first */
 } mgr_source_files;
 
 typedef struct mgr_source_format {
@@ -33,8 +34,13 @@ typedef struct mgr_source_format {
      * MGR_ERR_NOT_FOUND, MGR_ERR_FORMAT. */
     int (*find)(const mgr_config *config, mgr_arena *arena, mgr_source_files *files, mgr_err *err);
 
-    /* Add one file's tensors to the catalogue from its header. Local. */
-    int (*read)(mgr_catalogue *cat, uint32_t file, const mgr_reader *reader, mgr_err *err);
+    /* Add one file's tensors to the catalogue from its header. *held is NULL or what was kept since
+     * `find` or another file of the source was read. Local. */
+    int (*read)(mgr_catalogue *cat, uint32_t file, const mgr_reader *reader, void **held,
+                mgr_err *err);
+
+    /* NULL, or: frees what `find` and `read` kept. NULL-safe. */
+    void (*forget)(void *held);
 
     /* From the catalogue of all files: the model, and in *state what `layout` needs. Local. */
     int (*describe)(const mgr_catalogue *cat, const mgr_config *config, void **state,

@@ -132,8 +132,9 @@ static int read_model(const mgr_reader *in, mgr_catalogue *cat, uint32_t file, m
 }
 
 static int read_source_file(mgr_catalogue *cat, uint32_t file, const mgr_reader *reader,
-                            mgr_err *err)
+                            void **held, mgr_err *err)
 {
+    (void)held;
     return mgr_has_suffix(reader->name, "/" MGR_HDF5_INDEX)
                ? read_model(reader, cat, file, err)
                : mgr_h5_catalogue(reader, cat, file, err);

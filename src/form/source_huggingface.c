@@ -311,8 +311,9 @@ static void skip_buffers(mgr_catalogue *cat, size_t first)
 }
 
 static int read_source_file(mgr_catalogue *cat, uint32_t file, const mgr_reader *reader,
-                            mgr_err *err)
+                            void **held, mgr_err *err)
 {
+    (void)held;
     const size_t first = cat->n_stored;
     if (mgr_has_suffix(reader->name, ".json"))
         return read_json(cat, file, reader, err);

@@ -51,21 +51,16 @@ static mgr_skip sort_key(const char *key, bool tensor)
     return tensor || strcmp(key, COMMON_OBJECT) == 0 ? MGR_SKIP_COUNT : MGR_SKIP_OTHER;
 }
 
-/* Each .distcp file needs .metadata to be understood, and a rank reads many of them: the last one
- * parsed is kept until the source is described. */
-static struct {
-    char *directory;
-    mgr_dcp dcp;
-} held;
-
-static void drop(void)
+/* Each .distcp file needs .metadata to be understood, and a rank reads many of them: it is held,
+ * once parsed, until the source is described. */
+static void forget(void *held)
 {
-    mgr_free(held.directory);
-    mgr_dcp_clear(&held.dcp);
-    held.directory = NULL;
+    if (held)
+        mgr_dcp_clear(held);
+    mgr_free(held);
 }
 
-static int parse_metadata(const char *directory, mgr_err *err)
+static int parse_metadata(mgr_dcp *dcp, const char *directory, mgr_err *err)
 {
     mgr_buf path = {0};
     mgr_reader reader;
@@ -73,24 +68,26 @@ static int parse_metadata(const char *directory, mgr_err *err)
     if (rc == MGR_OK)
         rc = mgr_reader_open(&reader, path.data, err);
     if (rc == MGR_OK) {
-        rc = mgr_dcp_read(&held.dcp, &reader, sort_key, err);
+        rc = mgr_dcp_read(dcp, &reader, sort_key, err);
         mgr_reader_close(&reader);
     }
-    if (rc == MGR_OK)
-        rc = mgr_strdup(&held.directory, directory, err);
     mgr_buf_clear(&path);
-    if (rc != MGR_OK)
-        drop();
     return rc;
 }
 
-static int hold(const char *directory, const mgr_dcp **out, mgr_err *err)
+static int hold(void **held, const char *directory, const mgr_dcp **out, mgr_err *err)
 {
-    if (!held.directory || strcmp(held.directory, directory) != 0) {
-        drop();
-        MGR_TRY(parse_metadata(directory, err));
+    mgr_dcp *dcp = *held;
+    if (!dcp) {
+        MGR_TRY(mgr_alloc(&dcp, 1, sizeof *dcp, err));
+        const int rc = parse_metadata(dcp, directory, err);
+        if (rc != MGR_OK) {
+            forget(dcp);
+            return rc;
+        }
+        *held = dcp;
     }
-    *out = &held.dcp;
+    *out = dcp;
     return MGR_OK;
 }
 
@@ -170,7 +167,7 @@ static int find(const mgr_config *config, mgr_arena *arena, mgr_source_files *fi
     MGR_TRY(mgr_megatron_find_iteration(config->source.path, config->source.iteration, arena,
                                         &files->directory, err));
     MGR_TRY(check_kind(files->directory, arena, err));
-    MGR_TRY(hold(files->directory, &dcp, err));
+    MGR_TRY(hold(&files->held, files->directory, &dcp, err));
     MGR_TRY(mgr_arena_alloc(arena, &files->paths, (dcp->n_paths + 2) * sizeof *files->paths, err));
     MGR_TRY(mgr_arena_fmt(arena, &files->paths[0], err, "%s/" METADATA, files->directory));
     MGR_TRY(mgr_arena_fmt(arena, &files->paths[1], err, "%s/" COMMON, files->directory));
@@ -242,12 +239,12 @@ static int read_common(mgr_catalogue *cat, uint32_t file, const mgr_reader *read
 }
 
 static int read_items(mgr_catalogue *cat, uint32_t file, const mgr_reader *reader,
-                      const char *directory, mgr_err *err)
+                      const char *directory, void **held, mgr_err *err)
 {
     const mgr_dcp *dcp;
     mgr_buf name = {0};
     size_t first, n;
-    MGR_TRY(hold(directory, &dcp, err));
+    MGR_TRY(hold(held, directory, &dcp, err));
     mgr_dcp_items_of(dcp, strrchr(reader->name, '/') + 1, &first, &n);
     int rc = MGR_OK;
     for (size_t i = first; rc == MGR_OK && i < first + n; i++)
@@ -258,26 +255,27 @@ static int read_items(mgr_catalogue *cat, uint32_t file, const mgr_reader *reade
     return rc;
 }
 
-static int count_skipped(mgr_catalogue *cat, const char *directory, mgr_err *err)
+static int count_skipped(mgr_catalogue *cat, const char *directory, void **held, mgr_err *err)
 {
     const mgr_dcp *dcp;
-    MGR_TRY(hold(directory, &dcp, err));
+    MGR_TRY(hold(held, directory, &dcp, err));
     for (int k = 0; k < MGR_SKIP_COUNT; k++)
         cat->skipped[k] += dcp->skipped[k];
     return MGR_OK;
 }
 
-static int read_file(mgr_catalogue *cat, uint32_t file, const mgr_reader *reader, mgr_err *err)
+static int read_file(mgr_catalogue *cat, uint32_t file, const mgr_reader *reader, void **held,
+                     mgr_err *err)
 {
     mgr_arena arena = {0};
     const char *directory;
     int rc = mgr_dirname(reader->name, &arena, &directory, err);
     if (rc == MGR_OK && mgr_has_suffix(reader->name, "/" METADATA))
-        rc = count_skipped(cat, directory, err);
+        rc = count_skipped(cat, directory, held, err);
     else if (rc == MGR_OK && mgr_has_suffix(reader->name, "/" COMMON))
         rc = mgr_torch_file_read_common(cat, file, reader, err);
     else if (rc == MGR_OK)
-        rc = read_items(cat, file, reader, directory, err);
+        rc = read_items(cat, file, reader, directory, held, err);
     mgr_arena_clear(&arena);
     return rc;
 }
@@ -298,7 +296,6 @@ static int describe(const mgr_catalogue *cat, const mgr_config *config, void **o
                     mgr_model *model, mgr_err *err)
 {
     state *s;
-    drop();
     MGR_TRY(mgr_alloc(&s, 1, sizeof *s, err));
     s->n_chunks = cat->n_stored;
     const int rc = mgr_megatron_dist_model(cat, config, &s->dist, model, err);
@@ -331,6 +328,7 @@ const mgr_source_format mgr_source_megatron_dist = {
     .probe = probe,
     .find = find,
     .read = read_file,
+    .forget = forget,
     .describe = describe,
     .layout = layout,
     .summary = summary,

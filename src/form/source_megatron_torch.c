@@ -26,6 +26,13 @@ static bool probe(const char *path)
     return mgr_megatron_has_tracker(path) || mgr_megatron_kind_of(path) == MGR_MEGATRON_TORCH;
 }
 
+static int read_source_file(mgr_catalogue *cat, uint32_t file, const mgr_reader *reader,
+                            void **held, mgr_err *err)
+{
+    (void)held;
+    return mgr_torch_file_read(cat, file, reader, err);
+}
+
 static int find(const mgr_config *config, mgr_arena *arena, mgr_source_files *files, mgr_err *err)
 {
     const char **names;
@@ -344,7 +351,7 @@ const mgr_source_format mgr_source_megatron_torch = {
     .keys = MGR_KEY_TABLE(MGR_OWNER_SOURCE, "megatron-torch", keys),
     .probe = probe,
     .find = find,
-    .read = mgr_torch_file_read,
+    .read = read_source_file,
     .describe = describe,
     .layout = layout,
     .summary = summary,

@@ -11,6 +11,19 @@
 typedef int (*file_reader)(mgr_catalogue *cat, uint32_t file, const mgr_reader *reader,
                            mgr_err *err);
 
+static int read_file_of(mgr_view *v, const mgr_source_format *format, const char *path, void **held,
+                        mgr_err *err)
+{
+    mgr_reader reader;
+    uint32_t file;
+    MGR_TRY(mgr_reader_open(&reader, path, err));
+    int rc = mgr_catalogue_add_file(&v->cat, path, reader.size, &file, err);
+    if (rc == MGR_OK)
+        rc = format->read(&v->cat, file, &reader, held, err);
+    mgr_reader_close(&reader);
+    return rc;
+}
+
 static int read_file(mgr_view *v, const char *path, file_reader read_header, mgr_err *err)
 {
     mgr_reader reader;
@@ -62,17 +75,20 @@ static int describe(mgr_view *v, const mgr_source_format *format, const mgr_conf
 static int open_source(mgr_view *v, const mgr_source_format *format, const char *path, mgr_err *err)
 {
     mgr_config config = {0};
-    mgr_source_files files;
+    mgr_source_files files = {0};
     snprintf(config.source.path, sizeof config.source.path, "%s", path);
     snprintf(config.source.iteration, sizeof config.source.iteration, "latest");
     config.model.bos_token_id = config.model.eos_token_id = -1;
-    MGR_TRY(format->find(&config, &v->arena, &files, err));
-    for (size_t i = 0; i < files.n; i++)
-        MGR_TRY(read_file(v, files.paths[i], format->read, err));
+    int rc = format->find(&config, &v->arena, &files, err);
+    for (size_t i = 0; rc == MGR_OK && i < files.n; i++)
+        rc = read_file_of(v, format, files.paths[i], &files.held, err);
+    if (format->forget)
+        format->forget(files.held);
+    MGR_TRY(rc);
     v->format = format->name;
     /* a checkpoint that cannot be a source can still be looked at */
     mgr_err why = MGR_ERR_INIT;
-    int rc = describe(v, format, &config, &why);
+    rc = describe(v, format, &config, &why);
     if (rc == MGR_OK)
         return MGR_OK;
     if (rc == MGR_ERR_NOMEM || rc == MGR_ERR_IO ||

@@ -1,5 +1,5 @@
 /*
- * The thin MPI layer: the only room that includes mpi.h.
+ * The thin MPI layer. Beside it only fmt/h5.c includes mpi.h: its library takes a communicator.
  *
  * The collective law: a phase is local work that may fail, without MPI inside, and then exactly one
  * mgr_agree. A rank with an error skips its work but never a collective. After mgr_agree all ranks

@@ -78,6 +78,9 @@ int mgr_run_write(mgr_job *job, const char *out, const mgr_write_options *option
 /* Peak memory and counters of all ranks into job->tally (rank 0). Collective. */
 int mgr_run_tally(mgr_job *job, mgr_err *err) MGR_NODISCARD;
 
+/* Free what the source's format keeps while headers are read. Local. */
+void mgr_forget_source(mgr_job *job);
+
 void mgr_job_clear(mgr_job *job);
 
 /* Bytes of the target's files and the ledger, but for the small ones beside them. Local. */

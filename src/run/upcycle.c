@@ -149,7 +149,7 @@ static int read_header(mgr_job *job, mgr_catalogue *cat, const char *path, mgr_e
         cat->files[file].inode = reader.inode;
     }
     if (rc == MGR_OK)
-        rc = job->source_format->read(cat, file, &reader, err);
+        rc = job->source_format->read(cat, file, &reader, &job->source_files.held, err);
     mgr_reader_close(&reader);
     return rc;
 }
@@ -164,6 +164,7 @@ static int read_headers(mgr_job *job, mgr_err *err)
     int rc = MGR_OK;
     for (size_t i = first; rc == MGR_OK && i < end; i++)
         rc = read_header(job, &mine, f->paths[i], err);
+    mgr_forget_source(job);
     if (rc == MGR_OK && end > first)
         rc = mgr_catalogue_pack(&mine, &packed, err);
     rc = mgr_agree(job->comm, rc, err);

@@ -436,8 +436,16 @@ int mgr_run_write(mgr_job *job, const char *out, const mgr_write_options *o, mgr
     return rc;
 }
 
+void mgr_forget_source(mgr_job *job)
+{
+    if (job->source_format && job->source_format->forget)
+        job->source_format->forget(job->source_files.held);
+    job->source_files.held = NULL;
+}
+
 void mgr_job_clear(mgr_job *job)
 {
+    mgr_forget_source(job);
     if (job->source_format && job->source_state)
         job->source_format->release(job->source_state);
     if (job->target_format && job->target_format->release)
