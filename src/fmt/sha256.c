@@ -2,6 +2,7 @@
 
 #include <openssl/evp.h>
 #include <stdio.h>
+#include <string.h>
 
 #include "core/mem.h"
 #include "core/stop.h"
@@ -54,5 +55,55 @@ int mgr_sha256_file(const char *path, char out[MGR_SHA256_TEXT], mgr_err *err)
         rc = finish(hash, path, out, err);
     mgr_free_aligned(block);
     EVP_MD_CTX_free(hash);
+    return rc;
+}
+
+static int digest_of(const char *text, size_t len, char out[MGR_SHA256_TEXT], mgr_err *err)
+{
+    EVP_MD_CTX *const hash = EVP_MD_CTX_new();
+    int rc = MGR_OK;
+    if (!hash || EVP_DigestInit_ex(hash, EVP_sha256(), NULL) != 1 ||
+        EVP_DigestUpdate(hash, text, len) != 1)
+        rc = mgr_fail(err, MGR_ERR_INTERNAL, "the library of OpenSSL has no SHA-256");
+    if (rc == MGR_OK)
+        rc = finish(hash, "text", out, err);
+    EVP_MD_CTX_free(hash);
+    return rc;
+}
+
+/* Where the digits of the last seal in `text` begin; NULL if there is none. */
+static char *find_seal(char *text, size_t len)
+{
+    static const char key[] = "\"" MGR_SEAL_KEY "\": \"";
+    const size_t n = sizeof key - 1, digits = MGR_SHA256_TEXT - 1;
+    for (size_t at = len < n + digits ? 0 : len - n - digits + 1; at-- > 0;)
+        if (memcmp(text + at, key, n) == 0)
+            return text + at + n;
+    return NULL;
+}
+
+int mgr_digest_seal(char *text, size_t len, mgr_err *err)
+{
+    char digest[MGR_SHA256_TEXT];
+    char *const place = find_seal(text, len);
+    if (!place || memcmp(place, MGR_SEAL_ZEROS, MGR_SHA256_TEXT - 1) != 0)
+        return mgr_fail(err, MGR_ERR_INTERNAL, "no place for the digest of a text");
+    MGR_TRY(digest_of(text, len, digest, err));
+    memcpy(place, digest, MGR_SHA256_TEXT - 1);
+    return MGR_OK;
+}
+
+int mgr_digest_check(char *text, size_t len, bool *good, mgr_err *err)
+{
+    char digest[MGR_SHA256_TEXT], said[MGR_SHA256_TEXT] = "";
+    char *const place = find_seal(text, len);
+    *good = false;
+    if (!place)
+        return MGR_OK;
+    memcpy(said, place, MGR_SHA256_TEXT - 1);
+    memcpy(place, MGR_SEAL_ZEROS, MGR_SHA256_TEXT - 1);
+    const int rc = digest_of(text, len, digest, err);
+    memcpy(place, said, MGR_SHA256_TEXT - 1);
+    *good = rc == MGR_OK && memcmp(said, digest, MGR_SHA256_TEXT) == 0;
     return rc;
 }

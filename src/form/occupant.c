@@ -102,10 +102,9 @@ static void read_manifest(occupied *o, const char *path)
         mgr_json_parse(&root, name.data, text.data, text.len, &ignored) == MGR_OK &&
         json_is_string(json_object_get(root, "program")) &&
         strcmp(json_string_value(json_object_get(root, "program")), "mgr-upcycle") == 0 &&
-        json_is_array(json_object_get(root, "beside"))) {
+        json_is_array(json_object_get(root, "files"))) {
         o->own = json_pack("{s:n}", MANIFEST);
-        add_paths(o->own, json_object_get(json_object_get(root, "target"), "files"));
-        add_paths(o->own, json_object_get(root, "beside"));
+        add_paths(o->own, json_object_get(root, "files"));
     }
     json_decref(root);
     mgr_buf_clear(&name);

@@ -95,6 +95,12 @@ int mgr_list_dir(const char *path, mgr_arena *arena, const char ***names, size_t
     return rc;
 }
 
+bool mgr_is_plain_file(const char *path)
+{
+    struct stat s;
+    return lstat(path, &s) == 0 && S_ISREG(s.st_mode);
+}
+
 int mgr_dirname(const char *path, mgr_arena *arena, const char **out, mgr_err *err)
 {
     size_t len = strlen(path);

@@ -108,6 +108,9 @@ int mgr_list_dir(const char *path, mgr_arena *arena, const char ***names, size_t
 int mgr_list_tree(const char *path, mgr_arena *arena, const char ***names, size_t *n,
                   mgr_err *err) MGR_NODISCARD;
 
+/* Is `path` itself a file, not a link to one? */
+bool mgr_is_plain_file(const char *path);
+
 /* The directory part of a path ("." if there is none), owned by `arena`. */
 int mgr_dirname(const char *path, mgr_arena *arena, const char **out, mgr_err *err) MGR_NODISCARD;
 

@@ -1,12 +1,17 @@
 #include "run/manifest.h"
 
+#include <stdlib.h>
 #include <string.h>
 
 #include "engine/journal.h"
+#include "fmt/json.h"
+#include "fmt/sha256.h"
 #include "form/sidecar.h"
 #include "io/file.h"
+#include "look/sums.h"
 #include "mgr/version.h"
 #include "run/record.h"
+#include "run/run.h"
 #include "run/stage.h"
 
 static json_t *hex(uint64_t value, int digits)
@@ -73,39 +78,8 @@ static json_t *remarks(const mgr_job *job)
     return kinds;
 }
 
-static bool is_beside(const mgr_catalogue *cat, const char *name)
-{
-    for (uint32_t f = 0; f < cat->n_files; f++)
-        if (strcmp(cat->files[f].path, name) == 0)
-            return false;
-    return !mgr_has_prefix(name, MGR_JOURNAL_FOLDER "/") &&
-           !mgr_has_prefix(name, MGR_PLAIN_FOLDER "/") && strcmp(name, MGR_MANIFEST_NAME) != 0;
-}
-
-/* What --force may remove together with the tensors' files (form/occupant.h). The manifest that the
- * small files were made with goes. */
-static int add_beside(const mgr_job *job, const char *directory, json_t *manifest, mgr_err *err)
-{
-    mgr_arena arena = {0};
-    const char **names = NULL;
-    size_t n = 0;
-    json_t *const list = json_array();
-    const char *first;
-    int rc = mgr_list_tree(directory, &arena, &names, &n, err);
-    for (size_t i = 0; i < n; i++)
-        if (is_beside(&job->target.cat, names[i]))
-            json_array_append_new(list, json_string(names[i]));
-    json_object_set_new(manifest, "beside", list);
-    if (rc == MGR_OK)
-        rc = mgr_arena_fmt(&arena, &first, err, "%s/" MGR_MANIFEST_NAME, directory);
-    if (rc == MGR_OK)
-        rc = mgr_remove_tree(first, err);
-    mgr_arena_clear(&arena);
-    return rc;
-}
-
 /* The parsed configuration comes back from its own dump, so that it is written in one place. */
-int mgr_manifest_write(const mgr_job *job, const char *directory, bool complete, mgr_err *err)
+static int make_manifest(const mgr_job *job, json_t **out, mgr_err *err)
 {
     mgr_buf config = {0};
     MGR_TRY(mgr_config_dump(&job->config, mgr_config_tables, &config, err));
@@ -114,21 +88,112 @@ int mgr_manifest_write(const mgr_job *job, const char *directory, bool complete,
         json_object_set_new(skipped, mgr_skip_name((mgr_skip)k),
                             json_integer((json_int_t)job->source.cat.skipped[k]));
     /* the seed is text: it may be above what JSON readers take for a whole number */
-    json_t *const manifest = json_pack(
-        "{s:i,s:s,s:s,s:i,s:s,s:o,s:o,s:{s:s,s:s,s:o,s:o},s:{s:s,s:o},s:o}", "schema", 1, "program",
-        "mgr-upcycle", "version", MGR_VERSION, "contract", MGR_CONTRACT_VERSION, "run", job->id,
-        "seed", json_sprintf("%llu", (unsigned long long)job->config.upcycle.seed), "config",
+    *out = json_pack(
+        "{s:i,s:s,s:s,s:i,s:s,s:o,s:o,s:{s:s,s:s,s:o,s:o},s:{s:s,s:o},s:o}", "schema",
+        MGR_MANIFEST_SCHEMA, "program", "mgr-upcycle", "version", MGR_VERSION, "contract",
+        MGR_CONTRACT_VERSION, "run", job->id, "seed",
+        json_sprintf("%llu", (unsigned long long)job->config.upcycle.seed), "config",
         job->source_format ? json_string(config.data) : json_null(), "source", "format",
         job->source_format ? job->source_format->name : "synth", "path",
         job->source_files.directory ? job->source_files.directory : "", "skipped", skipped, "files",
         mgr_record_sources(job), "target", "format", job->target_format->name, "files",
         target_list(job), "remarks", remarks(job));
-    int rc = manifest ? MGR_OK : mgr_fail(err, MGR_ERR_INTERNAL, "cannot make the manifest");
-    if (rc == MGR_OK && complete)
-        rc = add_beside(job, directory, manifest, err);
-    if (rc == MGR_OK)
-        rc = mgr_sidecar_json(directory, MGR_MANIFEST_NAME, manifest, err);
-    json_decref(manifest);
     mgr_buf_clear(&config);
+    return *out ? MGR_OK : mgr_fail(err, MGR_ERR_INTERNAL, "cannot make the manifest");
+}
+
+int mgr_manifest_begin(const mgr_job *job, const char *directory, mgr_err *err)
+{
+    json_t *manifest = NULL;
+    int rc = make_manifest(job, &manifest, err);
+    if (rc == MGR_OK)
+        rc = mgr_sidecar_json(directory, MGR_MANIFEST, manifest, err);
+    json_decref(manifest);
     return rc;
+}
+
+static int by_name(const void *x, const void *y)
+{
+    return strcmp(*(const char *const *)x, *(const char *const *)y);
+}
+
+/* Rank 0: every file of the output but the manifest; what the engine wrote has its checksum. */
+static int list_files(const mgr_job *job, const char *directory, mgr_file_sums *sums, mgr_err *err)
+{
+    const mgr_catalogue *const cat = &job->target.cat;
+    mgr_arena arena = {0};
+    const char **names = NULL, *path;
+    size_t n = 0;
+    int rc = mgr_list_tree(directory, &arena, &names, &n, err);
+    if (n)
+        qsort(names, n, sizeof *names, by_name);
+    for (size_t i = 0; rc == MGR_OK && i < n; i++) {
+        uint64_t bytes = 0;
+        if (strcmp(names[i], MGR_MANIFEST) == 0 || mgr_has_suffix(names[i], "/") ||
+            mgr_has_prefix(names[i], MGR_JOURNAL_FOLDER "/") ||
+            mgr_has_prefix(names[i], MGR_PLAIN_FOLDER "/"))
+            continue;
+        rc = mgr_arena_fmt(&arena, &path, err, "%s/%s", directory, names[i]);
+        if (rc == MGR_OK)
+            rc = mgr_file_bytes(path, &bytes, err);
+        if (rc == MGR_OK)
+            rc = mgr_file_sums_add(sums, names[i], bytes, err);
+        for (size_t f = 0; rc == MGR_OK && job->file_crc && f < cat->n_files; f++)
+            if (strcmp(cat->files[f].path, names[i]) == 0) {
+                sums->list[sums->n - 1].crc32 = job->file_crc[f];
+                sums->list[sums->n - 1].known = true;
+            }
+    }
+    mgr_arena_clear(&arena);
+    return rc;
+}
+
+static json_t *files_list(const mgr_file_sums *sums)
+{
+    json_t *const list = json_array();
+    for (size_t i = 0; i < sums->n; i++)
+        json_array_append_new(list, json_pack("{s:s,s:I,s:o}", "path", sums->list[i].path, "bytes",
+                                              (json_int_t)sums->list[i].bytes, "crc32",
+                                              hex(sums->list[i].crc32, 8)));
+    return list;
+}
+
+/* The digest is the last key, so that it covers all that is before it. */
+static int write_sealed(const char *directory, json_t *manifest, mgr_err *err)
+{
+    mgr_buf path = {0}, text = {0};
+    json_object_set_new(manifest, MGR_SEAL_KEY, json_string(MGR_SEAL_ZEROS));
+    int rc = mgr_buf_fmt(&path, err, "%s/" MGR_MANIFEST, directory);
+    if (rc == MGR_OK)
+        rc = mgr_json_dump(manifest, 2, &text, err);
+    if (rc == MGR_OK)
+        rc = mgr_digest_seal(text.data, text.len, err);
+    if (rc == MGR_OK)
+        rc = mgr_remove_tree(path.data, err);
+    if (rc == MGR_OK)
+        rc = mgr_write_file(path.data, text.data, text.len, err);
+    mgr_buf_clear(&path);
+    mgr_buf_clear(&text);
+    return rc;
+}
+
+int mgr_manifest_finish(mgr_job *job, const char *directory, mgr_err *err)
+{
+    mgr_file_sums sums = {0};
+    const bool root = job->rank == 0;
+    json_t *manifest = NULL;
+    int rc = mgr_agree_root(job, root ? list_files(job, directory, &sums, err) : MGR_OK, err);
+    if (rc == MGR_OK)
+        rc = mgr_file_sums_share(job->comm, &sums, err);
+    if (rc == MGR_OK)
+        rc = mgr_file_sums_take(job->comm, directory, &sums, NULL, err);
+    if (rc == MGR_OK && root)
+        rc = make_manifest(job, &manifest, err);
+    if (rc == MGR_OK && root) {
+        json_object_set_new(manifest, "files", files_list(&sums));
+        rc = write_sealed(directory, manifest, err);
+    }
+    json_decref(manifest);
+    mgr_file_sums_clear(&sums);
+    return mgr_agree_root(job, rc, err);
 }

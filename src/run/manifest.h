@@ -1,18 +1,19 @@
 /*
- * mgr-manifest.json: what made an output, and of what. Rank 0 only.
+ * mgr-manifest.json: what made an output, of what, and the checksum of every file.
  */
 #ifndef MGR_RUN_MANIFEST_H
 #define MGR_RUN_MANIFEST_H
 
 #include "engine/job.h"
+#include "look/audit.h"
 
-#define MGR_MANIFEST_NAME "mgr-manifest.json"
+/* The manifest of the weights: program, contract, configuration, seed, fingerprints of the source,
+ * and per file of the weights its size, CRC-32, expert-parallel rank and tensors with theirs. That
+ * is what other files of the output may hold a copy of. Rank 0 only. */
+int mgr_manifest_begin(const mgr_job *job, const char *directory, mgr_err *err) MGR_NODISCARD;
 
-/* mgr-manifest.json: program, contract, configuration, seed, fingerprints of the source, and per
- * file of the output its size, CRC-32, expert-parallel rank and tensors with theirs. With
- * `complete` also `beside`, the other files that now lie in `directory`: all of them are the
- * output's. */
-int mgr_manifest_write(const mgr_job *job, const char *directory, bool complete,
-                       mgr_err *err) MGR_NODISCARD;
+/* When all other files are there: the same with "files", every file of the output with its size and
+ * CRC-32, and sealed with its own SHA-256. Collective. */
+int mgr_manifest_finish(mgr_job *job, const char *directory, mgr_err *err) MGR_NODISCARD;
 
 #endif

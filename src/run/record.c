@@ -182,7 +182,7 @@ static bool has_sizes(const json_t *files, const char *target)
 
 bool mgr_record_is_complete(const mgr_job *job, const char *target)
 {
-    json_t *const manifest = read_object(target, MGR_MANIFEST_NAME);
+    json_t *const manifest = read_object(target, MGR_MANIFEST);
     json_t *const is = mgr_record_sources(job);
     const json_t *const was = json_object_get(json_object_get(manifest, "source"), "files");
     const json_t *const files = json_object_get(json_object_get(manifest, "target"), "files");

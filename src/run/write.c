@@ -166,18 +166,22 @@ static int settle(mgr_job *job, writing *w, mgr_err *err)
     return mgr_settle_target(job, w->weights.data, &w->written, err);
 }
 
-/* Rank 0, at the end: small files, the final name. */
-static int publish(mgr_job *job, mgr_stage *stage, mgr_err *err)
+/* Rank 0: the small files. */
+static int write_sidecars(mgr_job *job, mgr_stage *stage, mgr_err *err)
 {
+    MGR_TRY(mgr_stage_finish(stage, err));
+    MGR_TRY(mgr_manifest_begin(job, stage->directory, err)); /* HDF5 holds a copy */
     const mgr_output out = {.config = &job->config,
                             .layout = &job->target.layout,
                             .state = job->target_state,
                             .origin = job->source_format ? &job->origin : NULL,
                             .file_sha256 = (const char(*)[65])job->file_sha256};
-    MGR_TRY(mgr_stage_finish(stage, err));
-    MGR_TRY(mgr_manifest_write(job, stage->directory, false, err)); /* HDF5 holds a copy */
-    MGR_TRY(job->target_format->sidecars(&out, stage->directory, err));
-    MGR_TRY(mgr_manifest_write(job, stage->directory, true, err));
+    return job->target_format->sidecars(&out, stage->directory, err);
+}
+
+/* Rank 0, at the end: a second look, the final name. */
+static int publish(mgr_job *job, mgr_stage *stage, mgr_err *err)
+{
     (void)mgr_fault("phase");
     MGR_TRY(plant_misspelling(job, "key", err));
     MGR_TRY(
@@ -222,6 +226,10 @@ static int complete(mgr_job *job, mgr_stage *stage, writing *w, mgr_err *err)
         rc = step(job, err);
     if (rc == MGR_OK)
         rc = mgr_agree(job->comm, mgr_record_look_again(job, err), err);
+    if (rc == MGR_OK)
+        rc = mgr_agree_root(job, job->rank == 0 ? write_sidecars(job, stage, err) : MGR_OK, err);
+    if (rc == MGR_OK)
+        rc = mgr_manifest_finish(job, w->directory.data, err);
     if (rc == MGR_OK)
         rc = mgr_agree_root(job, job->rank == 0 ? publish(job, stage, err) : MGR_OK, err);
     job->tally.seconds_publish = mgr_now() - start;

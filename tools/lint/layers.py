@@ -19,7 +19,7 @@ LAW = {
     "par": ["core"],
     "form": ["core", "io", "fmt", "model", "cfg", "par"],
     "engine": ["core", "rng", "io", "kern", "fmt", "model", "plan", "par", "form"],
-    "look": ["core", "io", "kern", "fmt", "model", "cfg", "form"],
+    "look": ["core", "io", "kern", "fmt", "model", "cfg", "par", "form"],
     "run": ["core", "rng", "io", "kern", "fmt", "model", "plan", "cfg", "par", "form", "engine",
             "look"],
     "cli": ["core", "rng", "io", "kern", "fmt", "model", "plan", "cfg", "par", "form", "engine",
@@ -47,8 +47,8 @@ CALLS = [
     (r"(m|c|re)alloc|free|str(n?)dup|posix_memalign|aligned_alloc", ("core/mem.",),
      "memory goes through core/mem.h"),
     (r"v?f?printf|f?puts|f?putc|putchar|perror",
-     ("cli/", "run/report", "look/inspect.", "look/compare.", "engine/progress."),
-     "printing belongs to cli, reports, inspect, compare and progress"),
+     ("cli/", "run/report", "look/inspect.", "look/compare.", "look/audit.", "engine/progress."),
+     "printing belongs to cli, reports, inspect, compare, audit and progress"),
 ]
 CALLS = [(re.compile(r"(?<![\w.>])(?:%s)\s*\(" % names), may, why) for names, may, why in CALLS]
 NOISE = re.compile(r'//[^\n]*|/\*.*?\*/|"(?:\\.|[^"\\\n])*"|\'(?:\\.|[^\'\\\n])*\'', re.S)

@@ -1,0 +1,600 @@
+#include "look/audit.h"
+
+#include <inttypes.h>
+#include <jansson.h>
+#include <libdeflate.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "core/str.h"
+#include "fmt/json.h"
+#include "fmt/sha256.h"
+#include "form/source.h"
+#include "io/file.h"
+#include "kern/kern.h"
+#include "look/audit_experts.h"
+#include "look/flip.h"
+#include "look/sums.h"
+#include "look/view.h"
+
+#define MAX_MANIFEST ((uint64_t)1 << 30)
+#define BLOCK ((uint64_t)8 << 20)
+
+/* A weight that is no number: by the rank that read it, for rank 0. */
+typedef struct oddity {
+    uint64_t stored, offset; /* in the file */
+} oddity;
+
+typedef struct audit {
+    mgr_comm *comm;
+    bool root;
+    const char *path; /* without a slash at the end */
+    json_t *manifest; /* rank 0 */
+    mgr_audit_report report;
+    mgr_file_sums sums; /* files that are there with the right size */
+    uint32_t *wanted;   /* their CRC-32s by the manifest; rank 0 */
+    mgr_catalogue cat;  /* all ranks: what the view has */
+    mgr_buf odd;        /* of this rank */
+    mgr_view view;      /* rank 0 */
+    bool viewed, late;
+    size_t extra; /* files that the manifest does not name */
+} audit;
+
+int mgr_audit_find(mgr_audit_report *r, const char *file, const char *tensor, uint64_t byte,
+                   const char *what, mgr_err *err)
+{
+    json_t *const f = json_object();
+    if (!r->findings)
+        r->findings = json_array();
+    json_object_set_new(f, "file", file ? json_string(file) : json_null());
+    json_object_set_new(f, "tensor", tensor ? json_string(tensor) : json_null());
+    json_object_set_new(f, "byte",
+                        byte == UINT64_MAX ? json_null() : json_integer((json_int_t)byte));
+    json_object_set_new(f, "what", json_string(what));
+    return json_array_append_new(r->findings, f) == 0
+               ? MGR_OK
+               : mgr_fail(err, MGR_ERR_NOMEM, "no memory for what was found");
+}
+
+/* ---- the manifest ---- */
+
+static bool is_safe(const char *path)
+{
+    return path[0] && path[0] != '/' && strcmp(path, "..") != 0 && !mgr_has_prefix(path, "../") &&
+           !strstr(path, "/../") && !mgr_has_suffix(path, "/..");
+}
+
+static int read_text(const audit *a, mgr_buf *text, mgr_err *err)
+{
+    mgr_buf path = {0};
+    int rc = mgr_buf_fmt(&path, err, "%s/" MGR_MANIFEST, a->path);
+    if (rc == MGR_OK && !mgr_path_exists(path.data)) {
+        mgr_fail(err, MGR_ERR_NOT_FOUND, "no '" MGR_MANIFEST "' in '%s'", a->path);
+        rc = mgr_hint(err, "give the folder of an output of mgr-upcycle");
+    }
+    if (rc == MGR_OK)
+        rc = mgr_read_file(path.data, MAX_MANIFEST, text, err);
+    mgr_buf_clear(&path);
+    return rc;
+}
+
+static int old_manifest(const audit *a, mgr_err *err)
+{
+    mgr_fail(err, MGR_ERR_UNSUPPORTED,
+             "'%s/" MGR_MANIFEST "' is of an older version, without checksums of all files",
+             a->path);
+    return mgr_hint(err, "compare with the source instead: mgr-upcycle --verify CONFIG");
+}
+
+/* Rank 0. A manifest that is not what it was leaves a->manifest NULL: nothing else can be told. */
+static int read_manifest(audit *a, mgr_err *err)
+{
+    mgr_buf text = {0};
+    mgr_err why = MGR_ERR_INIT;
+    json_t *root = NULL;
+    bool good = false;
+    int rc = read_text(a, &text, err);
+    if (rc == MGR_OK && text.len)
+        rc = mgr_digest_check(text.data, text.len, &good, err);
+    const bool parsed =
+        rc == MGR_OK &&
+        mgr_json_parse(&root, MGR_MANIFEST, text.data ? text.data : "", text.len, &why) == MGR_OK;
+    if (rc == MGR_OK && parsed && !good && json_integer_value(json_object_get(root, "schema")) == 1)
+        rc = old_manifest(a, err);
+    if (rc == MGR_OK && !good)
+        rc = mgr_audit_find(&a->report, MGR_MANIFEST, NULL, UINT64_MAX,
+                            "its own digest is not that of its text", err);
+    if (rc == MGR_OK && good && parsed) {
+        a->manifest = root;
+        root = NULL;
+    }
+    json_decref(root);
+    mgr_buf_clear(&text);
+    return rc;
+}
+
+/* One file of the list: is it there, as large as it was? */
+static int take_file(audit *a, const json_t *entry, mgr_err *err)
+{
+    const char *const name = json_string_value(json_object_get(entry, "path"));
+    const char *const crc = json_string_value(json_object_get(entry, "crc32"));
+    const uint64_t bytes = (uint64_t)json_integer_value(json_object_get(entry, "bytes"));
+    mgr_buf path = {0};
+    uint64_t found = 0;
+    char what[128];
+    if (!name || !crc || !is_safe(name))
+        return mgr_fail(err, MGR_ERR_FORMAT, "'" MGR_MANIFEST "' lists a file without path or sum");
+    int rc = mgr_buf_fmt(&path, err, "%s/%s", a->path, name);
+    const bool plain = rc == MGR_OK && mgr_is_plain_file(path.data);
+    if (rc == MGR_OK && !plain)
+        rc = mgr_audit_find(&a->report, name, NULL, UINT64_MAX,
+                            mgr_path_exists(path.data) ? "is no plain file" : "is missing", err);
+    else if (rc == MGR_OK)
+        rc = mgr_file_bytes(path.data, &found, err);
+    mgr_buf_clear(&path);
+    if (rc != MGR_OK || !plain)
+        return rc;
+    snprintf(what, sizeof what, "has %" PRIu64 " bytes, the manifest says %" PRIu64, found, bytes);
+    if (found != bytes)
+        return mgr_audit_find(&a->report, name, NULL, found < bytes ? found : bytes, what, err);
+    a->wanted[a->sums.n] = (uint32_t)strtoul(crc, NULL, 16);
+    return mgr_file_sums_add(&a->sums, name, bytes, err);
+}
+
+static bool is_listed(const json_t *files, const char *name)
+{
+    size_t i;
+    const json_t *entry;
+    json_array_foreach(files, i, entry)
+    {
+        const char *const path = json_string_value(json_object_get(entry, "path"));
+        if (path && strcmp(path, name) == 0)
+            return true;
+    }
+    return strcmp(name, MGR_MANIFEST) == 0;
+}
+
+static int take_files(audit *a, mgr_err *err)
+{
+    const json_t *const files = json_object_get(a->manifest, "files");
+    const size_t n = json_array_size(files);
+    const char **names = NULL;
+    mgr_arena arena = {0};
+    size_t there = 0;
+    if (n == 0)
+        return old_manifest(a, err);
+    int rc = mgr_alloc(&a->wanted, n, sizeof *a->wanted, err);
+    for (size_t i = 0; rc == MGR_OK && i < n; i++)
+        rc = take_file(a, json_array_get(files, i), err);
+    if (rc == MGR_OK)
+        rc = mgr_list_tree(a->path, &arena, &names, &there, err);
+    for (size_t i = 0; rc == MGR_OK && i < there; i++)
+        a->extra += !mgr_has_suffix(names[i], "/") && !is_listed(files, names[i]);
+    mgr_arena_clear(&arena);
+    return rc;
+}
+
+static const char *target_format(const audit *a)
+{
+    const json_t *const target = json_object_get(a->manifest, "target");
+    const char *const name = json_string_value(json_object_get(target, "format"));
+    return name ? name : "";
+}
+
+/* ---- the weights ---- */
+
+/* Rank 0: open the output as a source would. What cannot be opened is a difference. */
+static int open_view(audit *a, mgr_err *err)
+{
+    mgr_err why = MGR_ERR_INIT;
+    const mgr_source_format *const format = mgr_source_find(target_format(a));
+    const int rc = format ? mgr_view_open_as(&a->view, format, a->path, &why)
+                          : mgr_view_open(&a->view, a->path, &why);
+    a->viewed = rc == MGR_OK;
+    if (rc != MGR_OK)
+        return mgr_audit_find(&a->report, NULL, NULL, UINT64_MAX, why.msg, err);
+    return a->view.has_model
+               ? MGR_OK
+               : mgr_audit_find(&a->report, NULL, NULL, UINT64_MAX, a->view.refusal.data, err);
+}
+
+/* What rank 0's view has, to all. Collective. */
+static int share_catalogue(audit *a, mgr_err *err)
+{
+    mgr_buf packed = {0};
+    int rc = a->root && a->viewed ? mgr_catalogue_pack(&a->view.cat, &packed, err) : MGR_OK;
+    rc = mgr_agree(a->comm, rc, err);
+    if (rc == MGR_OK)
+        rc = mgr_bcast_bytes(a->comm, &packed, err);
+    if (rc == MGR_OK && packed.len)
+        rc = mgr_catalogue_unpack(&a->cat, packed.data, packed.len, err);
+    mgr_buf_clear(&packed);
+    return mgr_agree(a->comm, rc, err);
+}
+
+/* Is `path`, as it was opened, the file `name` of the output? */
+static bool is_file(const audit *a, const char *path, const char *name)
+{
+    const size_t root = strlen(a->path);
+    return strncmp(path, a->path, root) == 0 && path[root] == '/' &&
+           strcmp(path + root + 1, name) == 0;
+}
+
+/* Only weights whose elements lie one behind the other are looked at in place. */
+static bool is_plain(const mgr_stored *s)
+{
+    uint64_t stride = 1;
+    bool plain = mgr_dtype_is_weight(s->dtype) && s->offset < MGR_VIRTUAL_OFFSET;
+    for (uint32_t d = s->ndim; d-- > 0; stride *= s->shape[d])
+        plain = plain && (s->shape[d] <= 1 || s->stride[d] == stride);
+    return plain;
+}
+
+/* The first value that is no number, or `n`. */
+static size_t first_odd(const void *values, mgr_dtype dtype, size_t n)
+{
+    return mgr_find_magnitude(values, dtype, n, mgr_infinity_bits(dtype), UINT32_MAX);
+}
+
+static int note_odd(audit *a, size_t stored, uint64_t offset, mgr_err *err)
+{
+    const oddity o = {stored, offset};
+    return mgr_buf_add(&a->odd, &o, sizeof o, err);
+}
+
+/* The part of a tensor that lies in a piece of its file. */
+static int see_tensor(audit *a, size_t stored, uint64_t offset, const unsigned char *bytes,
+                      size_t len, mgr_err *err)
+{
+    const mgr_stored *const s = &a->cat.stored[stored];
+    const size_t element = mgr_dtype_size(s->dtype);
+    const uint64_t end = s->offset + mgr_view_elements(s) * element;
+    uint64_t from = s->offset > offset ? s->offset : offset;
+    const uint64_t to = end < offset + len ? end : offset + len;
+    from += (element - (from - s->offset) % element) % element;
+    if (from >= to)
+        return MGR_OK;
+    const uint64_t n = (to - from) / element;
+    const uint64_t at = first_odd(bytes + (from - offset), s->dtype, (size_t)n);
+    return at == n ? MGR_OK : note_odd(a, stored, from + at * element, err);
+}
+
+static int see_piece(void *context, uint32_t file, uint64_t offset, const void *bytes, size_t len,
+                     mgr_err *err)
+{
+    audit *const a = context;
+    uint32_t f = 0;
+    while (f < a->cat.n_files && !is_file(a, a->cat.files[f].path, a->sums.list[file].path))
+        f++;
+    for (size_t i = 0; f < a->cat.n_files && i < a->cat.n_stored; i++)
+        if (a->cat.stored[i].file == f && is_plain(&a->cat.stored[i]))
+            MGR_TRY(see_tensor(a, i, offset, bytes, len, err));
+    return MGR_OK;
+}
+
+/* A tensor that a library keeps, by rows. */
+static int see_stored(audit *a, const mgr_source_format *format, void **fetcher, size_t stored,
+                      unsigned char *buffer, mgr_err *err)
+{
+    const mgr_stored *const s = &a->cat.stored[stored];
+    const uint64_t row = s->stride[0] * mgr_dtype_size(s->dtype), fit = BLOCK / row;
+    for (uint64_t r = 0; r < s->shape[0]; r += fit) {
+        const uint64_t n = s->shape[0] - r < fit ? s->shape[0] - r : fit;
+        const uint64_t offset = s->offset + r * row;
+        if (offset >= MGR_VIRTUAL_OFFSET) {
+            MGR_TRY(format->fetch(fetcher, &a->cat, s->file, offset, buffer, n * row, err));
+        } else {
+            const char *const path = a->cat.files[s->file].path;
+            int fd;
+            MGR_TRY(mgr_open_read(path, &fd, err));
+            const int rc = mgr_pread_full(fd, path, buffer, n * row, offset, err);
+            mgr_close(fd);
+            MGR_TRY(rc);
+        }
+        const uint64_t all = n * row / mgr_dtype_size(s->dtype);
+        const uint64_t at = first_odd(buffer, s->dtype, all);
+        if (at < all)
+            return note_odd(a, stored, offset + at * mgr_dtype_size(s->dtype), err);
+    }
+    return MGR_OK;
+}
+
+/* Where a library keeps tensors, each rank reads its own, once the files are known to be whole. */
+static int see_all(audit *a, mgr_err *err)
+{
+    const mgr_source_format *const format = mgr_source_find("hdf5");
+    const size_t first = (size_t)mgr_comm_rank(a->comm), step = (size_t)mgr_comm_size(a->comm);
+    void *fetcher = NULL;
+    unsigned char *buffer = NULL;
+    int rc = mgr_alloc_aligned(&buffer, BLOCK, err);
+    for (size_t i = first; rc == MGR_OK && i < a->cat.n_stored; i += step) {
+        const mgr_stored *const s = &a->cat.stored[i];
+        const uint64_t row = s->stride[0] * mgr_dtype_size(s->dtype);
+        if (mgr_dtype_is_weight(s->dtype) && row && row <= BLOCK)
+            rc = see_stored(a, format, &fetcher, i, buffer, err);
+    }
+    if (fetcher)
+        format->fetched(fetcher);
+    mgr_free_aligned(buffer);
+    return rc;
+}
+
+/* ---- what differs ---- */
+
+/* The manifest's entry of a tensor. */
+static const json_t *tensor_entry(const audit *a, const char *file, const char *tensor)
+{
+    const json_t *const target = json_object_get(a->manifest, "target");
+    const json_t *const files = json_object_get(target, "files"), *entry;
+    size_t i;
+    json_array_foreach(files, i, entry)
+    {
+        const char *const path = json_string_value(json_object_get(entry, "path"));
+        if (path && strcmp(path, file) == 0)
+            return json_object_get(json_object_get(entry, "tensors"), tensor);
+    }
+    return NULL;
+}
+
+static int crc_of(const char *path, uint64_t offset, uint64_t bytes, uint32_t *crc, mgr_err *err)
+{
+    unsigned char *buffer = NULL;
+    int fd = -1;
+    int rc = mgr_alloc_aligned(&buffer, BLOCK, err);
+    if (rc == MGR_OK)
+        rc = mgr_open_read(path, &fd, err);
+    *crc = 0;
+    for (uint64_t at = 0; rc == MGR_OK && at < bytes; at += BLOCK) {
+        const size_t len = (size_t)(bytes - at < BLOCK ? bytes - at : BLOCK);
+        rc = mgr_pread_full(fd, path, buffer, len, offset + at, err);
+        if (rc == MGR_OK)
+            *crc = libdeflate_crc32(*crc, buffer, len);
+    }
+    if (fd >= 0)
+        mgr_close(fd);
+    mgr_free_aligned(buffer);
+    return rc;
+}
+
+/* The first tensor of a file whose bytes are not those of the manifest; *diff is what its CRC-32
+ * differs by. NULL if none. */
+static int find_tensor(const audit *a, const char *file, const mgr_stored **out, uint32_t *diff,
+                       mgr_err *err)
+{
+    const mgr_catalogue *const cat = &a->cat;
+    *out = NULL;
+    for (size_t i = 0; i < cat->n_stored; i++) {
+        const mgr_stored *const s = &cat->stored[i];
+        const json_t *const entry = tensor_entry(a, file, s->name);
+        const char *const said = json_string_value(json_object_get(entry, "crc32"));
+        uint32_t crc;
+        if (!said || !is_plain(s) || !is_file(a, cat->files[s->file].path, file) ||
+            (*out && (*out)->offset < s->offset))
+            continue;
+        MGR_TRY(crc_of(cat->files[s->file].path, s->offset,
+                       mgr_view_elements(s) * mgr_dtype_size(s->dtype), &crc, err));
+        if (crc == (uint32_t)strtoul(said, NULL, 16))
+            continue;
+        *out = s;
+        *diff = crc ^ (uint32_t)strtoul(said, NULL, 16);
+    }
+    return MGR_OK;
+}
+
+/* Name tensor and byte as well as the checksums allow. */
+static int blame(audit *a, const mgr_file_sum *file, uint32_t wanted, mgr_err *err)
+{
+    const mgr_stored *s;
+    uint32_t diff = file->crc32 ^ wanted;
+    uint64_t from = 0, bytes = file->bytes, at;
+    char what[160];
+    MGR_TRY(find_tensor(a, file->path, &s, &diff, err));
+    if (s) {
+        from = s->offset;
+        bytes = mgr_view_elements(s) * mgr_dtype_size(s->dtype);
+    }
+    const bool one = mgr_find_flip(diff, bytes, &at);
+    if (one)
+        snprintf(what, sizeof what, "one bit differs from what was written");
+    else
+        snprintf(what, sizeof what,
+                 "differs from what was written, somewhere from byte %" PRIu64 " to %" PRIu64, from,
+                 from + bytes - 1);
+    return mgr_audit_find(&a->report, file->path, s ? s->name : NULL, from + (one ? at : 0), what,
+                          err);
+}
+
+static int compare_sums(audit *a, mgr_err *err)
+{
+    for (size_t i = 0; i < a->sums.n; i++)
+        if (a->sums.list[i].crc32 != a->wanted[i])
+            MGR_TRY(blame(a, &a->sums.list[i], a->wanted[i], err));
+    return MGR_OK;
+}
+
+/* Keys and sizes: the manifest's on the one side, what the files show on the other. */
+static int compare_keys(audit *a, mgr_err *err)
+{
+    const json_t *const target = json_object_get(a->manifest, "target");
+    const json_t *const files = json_object_get(target, "files"), *entry;
+    const mgr_catalogue *const cat = &a->view.cat;
+    size_t i, planned = 0;
+    json_array_foreach(files, i, entry) planned +=
+        json_object_size(json_object_get(entry, "tensors"));
+    for (i = 0; i < cat->n_stored; i++) {
+        const mgr_stored *const s = &cat->stored[i];
+        const char *const file = cat->files[s->file].path + strlen(a->path) + 1;
+        const json_t *const t = tensor_entry(a, file, s->name);
+        if (!t || (uint64_t)json_integer_value(json_object_get(t, "bytes")) !=
+                      mgr_view_elements(s) * mgr_dtype_size(s->dtype))
+            MGR_TRY(mgr_audit_find(
+                &a->report, file, s->name, UINT64_MAX,
+                t ? "has another size than the manifest says" : "is not in the manifest", err));
+    }
+    return planned == cat->n_stored
+               ? MGR_OK
+               : mgr_audit_find(&a->report, NULL, NULL, UINT64_MAX,
+                                "the manifest has another number of tensors", err);
+}
+
+/* All ranks' oddities to rank 0. Collective. */
+static int gather_odd(audit *a, mgr_err *err)
+{
+    mgr_buf all = {0};
+    int rc = mgr_gather_bytes(a->comm, &a->odd, &all, err);
+    for (size_t at = 0; rc == MGR_OK && at < all.len; at += sizeof(oddity)) {
+        oddity o;
+        memcpy(&o, all.data + at, sizeof o);
+        const mgr_stored *const s = &a->cat.stored[o.stored];
+        rc = mgr_audit_find(&a->report, a->cat.files[s->file].path + strlen(a->path) + 1, s->name,
+                            o.offset < MGR_VIRTUAL_OFFSET ? o.offset : UINT64_MAX,
+                            "holds a value that is not finite", err);
+    }
+    mgr_buf_clear(&all);
+    return mgr_agree(a->comm, rc, err);
+}
+
+/* ---- all of it ---- */
+
+/* Rank 0, before anything is read. */
+static int begin(audit *a, mgr_err *err)
+{
+    MGR_TRY(read_manifest(a, err));
+    if (!a->manifest)
+        return MGR_OK;
+    MGR_TRY(take_files(a, err));
+    a->late = strcmp(target_format(a), "hdf5") == 0;
+    return a->late || a->report.findings ? MGR_OK : open_view(a, err);
+}
+
+static int late_view(audit *a, mgr_err *err)
+{
+    return a->root && a->late && !a->report.findings ? open_view(a, err) : MGR_OK;
+}
+
+static int finish(audit *a, mgr_err *err)
+{
+    if (!a->viewed || a->report.findings)
+        return MGR_OK;
+    MGR_TRY(compare_keys(a, err));
+    return a->view.has_model ? mgr_audit_experts(&a->report, a->path, &a->view, a->manifest, err)
+                             : MGR_OK;
+}
+
+static int read_all(audit *a, mgr_err *err)
+{
+    const mgr_sum_visitor visitor = {see_piece, a};
+    int rc = share_catalogue(a, err);
+    if (rc == MGR_OK)
+        rc = mgr_file_sums_share(a->comm, &a->sums, err);
+    if (rc == MGR_OK)
+        rc = mgr_file_sums_take(a->comm, a->path, &a->sums, &visitor, err);
+    if (rc == MGR_OK && a->root)
+        rc = compare_sums(a, err);
+    rc = mgr_agree(a->comm, rc, err);
+    if (rc == MGR_OK)
+        rc = mgr_agree(a->comm, late_view(a, err), err);
+    if (rc == MGR_OK && a->cat.n_stored == 0) { /* the same on all ranks */
+        rc = share_catalogue(a, err);
+        if (rc == MGR_OK)
+            rc = mgr_agree(a->comm, see_all(a, err), err);
+    }
+    return rc == MGR_OK ? gather_odd(a, err) : rc;
+}
+
+static void clear(audit *a)
+{
+    json_decref(a->manifest);
+    mgr_file_sums_clear(&a->sums);
+    mgr_free(a->wanted);
+    mgr_catalogue_clear(&a->cat);
+    mgr_buf_clear(&a->odd);
+    if (a->root)
+        mgr_view_close(&a->view);
+    json_decref(a->report.findings);
+    json_decref(a->report.facts);
+}
+
+/* Is there anything to be printed as text? */
+static void print_finding(const json_t *f)
+{
+    const char *const file = json_string_value(json_object_get(f, "file"));
+    const char *const tensor = json_string_value(json_object_get(f, "tensor"));
+    const json_t *const byte = json_object_get(f, "byte");
+    printf("differs   ");
+    if (file)
+        printf("'%s'", file);
+    if (tensor)
+        printf("%stensor '%s'", file ? ", " : "", tensor);
+    if (json_is_integer(byte))
+        printf(", byte %" JSON_INTEGER_FORMAT, json_integer_value(byte));
+    printf("%s%s\n", file || tensor ? ": " : "", json_string_value(json_object_get(f, "what")));
+}
+
+static void print_text(const audit *a)
+{
+    const size_t n = json_array_size(a->report.findings);
+    const char *key;
+    json_t *value;
+    uint64_t bytes = 0;
+    char text[32];
+    for (size_t i = 0; i < a->sums.n; i++)
+        bytes += a->sums.list[i].bytes;
+    printf("path      %s\nread      %zu files, %s\n", a->path, a->sums.n,
+           mgr_format_bytes(bytes, text, sizeof text));
+    json_object_foreach(a->report.facts, key, value)
+        printf("%-9s %s\n", key, json_string_value(value));
+    if (a->extra)
+        printf("besides   %zu files that are not in the manifest\n", a->extra);
+    if (n)
+        print_finding(json_array_get(a->report.findings, 0));
+    if (n > 1)
+        printf("          and %zu more\n", n - 1);
+    if (n == 0)
+        printf("verified  all is as it was written\n");
+}
+
+static int print_json(const audit *a, mgr_err *err)
+{
+    mgr_buf text = {0};
+    json_t *const root =
+        json_pack("{s:s,s:b,s:I,s:I,s:O?,s:O?}", "path", a->path, "good", !a->report.findings,
+                  "files", (json_int_t)a->sums.n, "not_in_manifest", (json_int_t)a->extra, "facts",
+                  a->report.facts, "differences", a->report.findings);
+    const int rc = root ? mgr_json_dump(root, 2, &text, err)
+                        : mgr_fail(err, MGR_ERR_NOMEM, "no memory for JSON");
+    if (rc == MGR_OK)
+        printf("%s", text.data);
+    json_decref(root);
+    mgr_buf_clear(&text);
+    return rc;
+}
+
+int mgr_audit(mgr_comm *comm, const mgr_audit_options *o, bool *good, mgr_err *err)
+{
+    audit a = {.comm = comm, .root = mgr_comm_rank(comm) == 0};
+    char path[4096];
+    int64_t n_findings = 0;
+    int rc = MGR_OK;
+    snprintf(path, sizeof path, "%s", o->path);
+    for (size_t len = strlen(path); len > 1 && path[len - 1] == '/';)
+        path[--len] = '\0';
+    a.path = path;
+    rc = mgr_agree(comm, a.root ? begin(&a, err) : MGR_OK, err);
+    if (rc == MGR_OK)
+        rc = read_all(&a, err);
+    if (rc == MGR_OK)
+        rc = mgr_agree(comm, a.root ? finish(&a, err) : MGR_OK, err);
+    if (a.root)
+        n_findings = (int64_t)json_array_size(a.report.findings);
+    if (rc == MGR_OK)
+        rc = mgr_sum_i64(comm, &n_findings, 1, err);
+    *good = n_findings == 0;
+    if (rc == MGR_OK && a.root && o->json)
+        rc = print_json(&a, err);
+    else if (rc == MGR_OK && a.root && !o->quiet)
+        print_text(&a);
+    clear(&a);
+    return mgr_agree(comm, rc, err);
+}

@@ -1,0 +1,222 @@
+#include "look/audit_experts.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "core/mem.h"
+#include "fmt/h5.h"
+#include "io/file.h"
+#include "mgr/config.h"
+#include "mgr/upcycle.h"
+
+#define LEDGER "provenance.h5"
+#define MATRICES ((size_t)3)
+
+typedef struct experts {
+    mgr_audit_report *report;
+    const mgr_view *view;
+    const json_t *manifest;
+    mgr_config config;
+    uint64_t layers, n, neurons, selected; /* layers with experts, experts, F, |S| */
+    uint32_t sets;
+    int64_t *crc, *counts; /* [layers][n][3] */
+    double *kept;
+    unsigned char *mask; /* [layers][n][sets][(F + 7) / 8] */
+} experts;
+
+static const char *const matrix_names[MATRICES] = {"gate", "up", "down"};
+
+static int find(const experts *x, uint64_t layer, uint64_t expert, const char *what, mgr_err *err)
+{
+    char text[200];
+    snprintf(text, sizeof text, "expert %llu of the layer with experts number %llu: %s",
+             (unsigned long long)expert, (unsigned long long)layer, what);
+    return mgr_audit_find(x->report, LEDGER, NULL, UINT64_MAX, text, err);
+}
+
+/* The configuration that made the output, and what it asks of the experts. */
+static int read_config(experts *x, bool *made, mgr_err *err)
+{
+    const char *const text = json_string_value(json_object_get(x->manifest, "config"));
+    const mgr_model *const m = &x->view->tensors.model;
+    *made = false;
+    if (!text || m->experts == 0)
+        return MGR_OK;
+    MGR_TRY(mgr_config_parse(&x->config, "the manifest's configuration", text, strlen(text), NULL,
+                             0, err));
+    *made = strcmp(x->config.mode, "upcycle") == 0;
+    x->layers = mgr_model_moe_layers(m);
+    x->n = m->experts;
+    x->neurons = mgr_model_expert_ffn(m);
+    x->sets = strcmp(x->config.upcycle.index_sets, "independent") == 0 ? 3 : 1;
+    const bool copies = strcmp(x->config.upcycle.method, "naive") == 0;
+    x->selected = copies ? 0 : mgr_selected_count(x->config.upcycle.ratio, (uint32_t)x->neurons);
+    return MGR_OK;
+}
+
+static int read_array(mgr_h5 *h, const char *name, size_t n, size_t size, void *out, mgr_err *err)
+{
+    void *bytes = NULL;
+    MGR_TRY(mgr_alloc(&bytes, n, size, err));
+    memcpy(out, &bytes, sizeof bytes); /* *out is a pointer of any type */
+    return mgr_h5_read_bytes(h, name, 0, bytes, n * size, err);
+}
+
+static int read_ledger(experts *x, const char *path, mgr_err *err)
+{
+    mgr_h5 *h = NULL;
+    const size_t n = (size_t)(x->layers * x->n);
+    int rc = mgr_h5_open(&h, path, err);
+    if (rc == MGR_OK)
+        rc = read_array(h, "experts/crc32", n * MATRICES, sizeof *x->crc, &x->crc, err);
+    if (rc == MGR_OK)
+        rc = read_array(h, "experts/selected", n * MATRICES, sizeof *x->counts, &x->counts, err);
+    if (rc == MGR_OK)
+        rc = read_array(h, "experts/kept", n * MATRICES, sizeof *x->kept, &x->kept, err);
+    if (rc == MGR_OK)
+        rc =
+            read_array(h, "experts/mask", n * x->sets, (size_t)(x->neurons + 7) / 8, &x->mask, err);
+    const int closed = h ? mgr_h5_close(h, err) : MGR_OK;
+    return rc != MGR_OK ? rc : closed;
+}
+
+/* The manifest's checksum of a tensor that is one stored tensor; false if it is not. */
+static bool crc_in_output(const experts *x, mgr_role role, uint32_t layer, uint32_t expert,
+                          int64_t *crc)
+{
+    const mgr_layout *const l = &x->view->layout;
+    const uint32_t t = mgr_tensors_find(l->tensors, role, layer, expert);
+    if (t == MGR_NONE || l->first_box[t + 1] - l->first_box[t] != 1)
+        return false;
+    const mgr_box *const b = &l->boxes[l->first_box[t]];
+    const mgr_stored *const s = &l->cat->stored[b->stored];
+    if (b->transposed || mgr_view_elements(s) != b->rows * b->cols)
+        return false;
+    const json_t *const target = json_object_get(x->manifest, "target"), *entry;
+    size_t i;
+    json_array_foreach(json_object_get(target, "files"), i, entry)
+    {
+        const json_t *const found = json_object_get(json_object_get(entry, "tensors"), s->name);
+        const char *const text = json_string_value(json_object_get(found, "crc32"));
+        if (text) {
+            *crc = strtoll(text, NULL, 16);
+            return true;
+        }
+    }
+    return false;
+}
+
+static bool has_matrix(const experts *x, size_t matrix)
+{
+    return matrix != MGR_MATRIX_GATE || mgr_model_is_gated(&x->view->tensors.model);
+}
+
+/* Checksums of one expert: those of the output, and of no other expert of the layer. */
+static int check_sums(const experts *x, uint64_t i, uint32_t layer, uint32_t expert, mgr_err *err)
+{
+    char text[120];
+    for (size_t m = 0; m < MATRICES; m++) {
+        const int64_t *const crc = x->crc + (i * x->n * MATRICES);
+        int64_t stored;
+        if (!has_matrix(x, m))
+            continue;
+        if (crc_in_output(x, (mgr_role)(MGR_ROLE_GATE + (int)m), layer, expert, &stored) &&
+            stored != crc[expert * MATRICES + m]) {
+            snprintf(text, sizeof text, "%s has another checksum than in the output",
+                     matrix_names[m]);
+            MGR_TRY(find(x, i, expert, text, err));
+        }
+        for (uint32_t other = 0; x->selected && other < expert; other++)
+            if (crc[other * MATRICES + m] == crc[expert * MATRICES + m]) {
+                snprintf(text, sizeof text, "%s is the same as of expert %u", matrix_names[m],
+                         other);
+                MGR_TRY(find(x, i, expert, text, err));
+            }
+    }
+    return MGR_OK;
+}
+
+static uint64_t count_bits(const unsigned char *bytes, uint64_t n)
+{
+    uint64_t count = 0;
+    for (uint64_t i = 0; i < n; i++)
+        count += (unsigned)__builtin_popcount(bytes[i]);
+    return count;
+}
+
+/* The size of S and what it leaves, as asked for and as the sets say. */
+static int check_sets(const experts *x, uint64_t i, uint64_t expert, mgr_err *err)
+{
+    const uint64_t row = (x->neurons + 7) / 8, at = i * x->n + expert;
+    const double kept = 1 - (double)x->selected / (double)x->neurons;
+    for (uint32_t s = 0; s < x->sets; s++)
+        if (count_bits(x->mask + (at * x->sets + s) * row, row) != x->selected)
+            MGR_TRY(find(x, i, expert, "its set has another size than asked for", err));
+    for (size_t m = 0; m < MATRICES; m++) {
+        const double off = x->kept[at * MATRICES + m] - kept;
+        if (has_matrix(x, m) &&
+            ((uint64_t)x->counts[at * MATRICES + m] != x->selected || off > 1e-9 || off < -1e-9))
+            MGR_TRY(find(x, i, expert, "another share of neurons is kept than asked for", err));
+    }
+    return MGR_OK;
+}
+
+static int check_all(const experts *x, mgr_err *err)
+{
+    const mgr_model *const m = &x->view->tensors.model;
+    uint64_t i = 0;
+    for (uint32_t layer = 0; layer < m->layers; layer++) {
+        if (!mgr_model_is_moe(m, layer))
+            continue;
+        for (uint32_t e = 0; e < x->n; e++) {
+            MGR_TRY(check_sums(x, i, layer, e, err));
+            MGR_TRY(check_sets(x, i, e, err));
+        }
+        i++;
+    }
+    return MGR_OK;
+}
+
+static int add_fact(const experts *x, mgr_err *err)
+{
+    char text[200];
+    snprintf(text, sizeof text, "%llu in %llu layers, %s, %llu of %llu neurons kept",
+             (unsigned long long)x->n, (unsigned long long)x->layers,
+             x->selected ? "no two alike" : "copies",
+             (unsigned long long)(x->neurons - x->selected), (unsigned long long)x->neurons);
+    if (!x->report->facts)
+        x->report->facts = json_object();
+    return json_object_set_new(x->report->facts, "experts", json_string(text)) == 0
+               ? MGR_OK
+               : mgr_fail(err, MGR_ERR_NOMEM, "no memory for a fact");
+}
+
+int mgr_audit_experts(mgr_audit_report *report, const char *directory, const mgr_view *view,
+                      const json_t *manifest, mgr_err *err)
+{
+    experts *x = NULL;
+    mgr_buf path = {0};
+    bool made = false;
+    MGR_TRY(mgr_alloc(&x, 1, sizeof *x, err));
+    x->report = report;
+    x->view = view;
+    x->manifest = manifest;
+    int rc = read_config(x, &made, err);
+    if (rc == MGR_OK)
+        rc = mgr_buf_fmt(&path, err, "%s/" LEDGER, directory);
+    if (rc == MGR_OK && made && mgr_path_exists(path.data)) {
+        rc = read_ledger(x, path.data, err);
+        if (rc == MGR_OK)
+            rc = check_all(x, err);
+        if (rc == MGR_OK)
+            rc = add_fact(x, err);
+    }
+    mgr_buf_clear(&path);
+    mgr_free(x->crc);
+    mgr_free(x->counts);
+    mgr_free(x->kept);
+    mgr_free(x->mask);
+    mgr_free(x);
+    return rc;
+}
