@@ -14,8 +14,8 @@
 #include "io/file.h"
 #include "kern/kern.h"
 #include "look/audit_experts.h"
+#include "look/file_sums.h"
 #include "look/flip.h"
-#include "look/sums.h"
 #include "look/view.h"
 
 #define MAX_MANIFEST ((uint64_t)1 << 30)
@@ -37,6 +37,7 @@ typedef struct audit {
     mgr_catalogue cat;  /* all ranks: what the view has */
     mgr_buf odd;        /* of this rank */
     mgr_view view;      /* rank 0 */
+    mgr_buf refusal;    /* why it shows no model */
     bool viewed, late;
     size_t extra; /* files that the manifest does not name */
 } audit;
@@ -184,7 +185,8 @@ static const char *target_format(const audit *a)
 
 /* ---- the weights ---- */
 
-/* Rank 0: open the output as a source would. What cannot be opened is a difference. */
+/* Rank 0: open the output as a source would. That it cannot be is a difference, which is told
+ * behind those of the files that may have caused it. */
 static int open_view(audit *a, mgr_err *err)
 {
     mgr_err why = MGR_ERR_INIT;
@@ -192,11 +194,15 @@ static int open_view(audit *a, mgr_err *err)
     const int rc = format ? mgr_view_open_as(&a->view, format, a->path, &why)
                           : mgr_view_open(&a->view, a->path, &why);
     a->viewed = rc == MGR_OK;
-    if (rc != MGR_OK)
-        return mgr_audit_find(&a->report, NULL, NULL, UINT64_MAX, why.msg, err);
-    return a->view.has_model
-               ? MGR_OK
-               : mgr_audit_find(&a->report, NULL, NULL, UINT64_MAX, a->view.refusal.data, err);
+    if (rc != MGR_OK || !a->view.has_model)
+        return mgr_buf_text(&a->refusal, rc != MGR_OK ? why.msg : a->view.refusal.data, err);
+    return MGR_OK;
+}
+
+static int tell_refusal(audit *a, mgr_err *err)
+{
+    return a->refusal.len ? mgr_audit_find(&a->report, NULL, NULL, UINT64_MAX, a->refusal.data, err)
+                          : MGR_OK;
 }
 
 /* What rank 0's view has, to all. Collective. */
@@ -495,6 +501,8 @@ static int read_all(audit *a, mgr_err *err)
     rc = mgr_agree(a->comm, rc, err);
     if (rc == MGR_OK)
         rc = mgr_agree(a->comm, late_view(a, err), err);
+    if (rc == MGR_OK)
+        rc = mgr_agree(a->comm, tell_refusal(a, err), err);
     if (rc == MGR_OK && a->cat.n_stored == 0) { /* the same on all ranks */
         rc = share_catalogue(a, err);
         if (rc == MGR_OK)
@@ -512,6 +520,7 @@ static void clear(audit *a)
     mgr_buf_clear(&a->odd);
     if (a->root)
         mgr_view_close(&a->view);
+    mgr_buf_clear(&a->refusal);
     json_decref(a->report.findings);
     json_decref(a->report.facts);
 }

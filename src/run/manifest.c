@@ -8,7 +8,7 @@
 #include "fmt/sha256.h"
 #include "form/sidecar.h"
 #include "io/file.h"
-#include "look/sums.h"
+#include "look/file_sums.h"
 #include "mgr/version.h"
 #include "run/record.h"
 #include "run/run.h"

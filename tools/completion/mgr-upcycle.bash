@@ -1,4 +1,4 @@
-# Completion of mgr-upcycle, mgr-inspect, mgr-synth and mgr-bench for bash.
+# Completion of mgr-upcycle, mgr-inspect, mgr-verify, mgr-synth and mgr-bench for bash.
 # Use it by `. tools/completion/mgr-upcycle.bash`; an installation puts it where bash looks.
 # shellcheck shell=bash
 
@@ -14,8 +14,10 @@ _mgr_paths() {
 _mgr() {
     local tool=${1##*/} current=${2-} previous=${3-} options=
     case $tool in
-        mgr-upcycle) options="--dry-run --ranks --force --resume --discard --journal --set --quiet --verbose --progress --get --simd" ;;
+        mgr-upcycle) options="--dry-run --ranks --force --resume --discard --journal --set --quiet --verbose --progress
+            --get --simd --unit-bytes" ;;
         mgr-inspect) options="--json --summary" ;;
+        mgr-verify) options="--json --quiet" ;;
         mgr-synth)
             options="--layers --hidden --ffn --heads --kv-heads --vocab --max-positions --positions
                 --norm --activation --qkv-bias --bias --qk-norm --tied --experts --top-k --expert-ffn
@@ -51,7 +53,7 @@ _mgr() {
                 target.dist_keys=
                 target.iteration= target.dtype= target.max_shard_size= target.sha256= target.compression= target.config=" "$current"
             ;;
-        --progress | --ranks | --size | --rounds | --layers | --hidden | --ffn | --heads | --kv-heads | --vocab | \
+        --progress | --ranks | --unit-bytes | --size | --rounds | --layers | --hidden | --ffn | --heads | --kv-heads | --vocab | \
             --max-positions | --experts | --top-k | --expert-ffn | --tp | --pp | --vpp | --ep | --etp | \
             --seed | --make-vocab-size-divisible-by) ;;
         *)
@@ -64,4 +66,4 @@ _mgr() {
     esac
 }
 
-complete -F _mgr mgr-upcycle mgr-inspect mgr-synth mgr-bench
+complete -F _mgr mgr-upcycle mgr-inspect mgr-verify mgr-synth mgr-bench

@@ -1,4 +1,4 @@
-#include "look/sums.h"
+#include "look/file_sums.h"
 
 #include <libdeflate.h>
 #include <string.h>

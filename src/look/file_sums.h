@@ -1,8 +1,8 @@
 /*
  * CRC-32s of whole files, in parallel over the ranks.
  */
-#ifndef MGR_LOOK_SUMS_H
-#define MGR_LOOK_SUMS_H
+#ifndef MGR_LOOK_FILE_SUMS_H
+#define MGR_LOOK_FILE_SUMS_H
 
 #include <stdbool.h>
 #include <stdint.h>
