@@ -43,8 +43,8 @@ static int read_config(experts *x, bool *made, mgr_err *err)
     *made = false;
     if (!text || m->experts == 0)
         return MGR_OK;
-    MGR_TRY(mgr_config_parse(&x->config, "the manifest's configuration", text, strlen(text), NULL,
-                             0, err));
+    MGR_TRY(mgr_config_parse(&x->config, mgr_config_tables, "the manifest's configuration", text,
+                             strlen(text), NULL, 0, err));
     *made = strcmp(x->config.mode, "upcycle") == 0;
     x->layers = mgr_model_moe_layers(m);
     x->n = m->experts;
