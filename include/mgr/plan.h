@@ -58,7 +58,7 @@ typedef struct mgr_plan_request {
      * Units end where these do, so that a unit is done or is not. */
     const mgr_piece *done;
     size_t n_done;
-    uint64_t unit_min;        /* bytes of the smallest unit; 0: MGR_UNIT_MIN */
+    uint64_t unit_min; /* bytes of the smallest unit; 0: MGR_UNIT_MIN */
 } mgr_plan_request;
 
 typedef struct mgr_unit {

@@ -3,8 +3,8 @@
  * holds "call:k[:errno]" (the k-th such call of a rank fails, once; default EIO), "call:k:kill" or
  * "call:k:term", which sends the rank that signal; calls: pread, pwrite, fsync, rename, create,
  * space, name, key, probe, and phase: no call, but the k-th step of a run (run/write.c). "space:k"
- * makes the file system look full, "name:k" misspells the k-th tensor of the target, "key:k" only in
- * the plan that it is held against. "rank:r," before it limits the fault to one rank.
+ * makes the file system look full, "name:k" misspells the k-th tensor of the target, "key:k" only
+ * in the plan that it is held against. "rank:r," before it limits the fault to one rank.
  */
 #ifndef MGR_IO_FAULT_H
 #define MGR_IO_FAULT_H

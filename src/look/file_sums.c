@@ -8,8 +8,9 @@
 #include "core/str.h"
 #include "io/file.h"
 
-#define PIECE ((uint64_t)8 << 20) /* also where visitors may be cut: a multiple of every element   \
-                                   */
+#define PIECE                                                                                      \
+    ((uint64_t)8 << 20) /* also where visitors may be cut: a multiple of every element             \
+                         */
 
 /* What one rank has of one file. Ranks have stretches of the list of all bytes, so that those of a
  * file come in order. */

@@ -88,16 +88,15 @@ static int make_manifest(const mgr_job *job, json_t **out, mgr_err *err)
         json_object_set_new(skipped, mgr_skip_name((mgr_skip)k),
                             json_integer((json_int_t)job->source.cat.skipped[k]));
     /* the seed is text: it may be above what JSON readers take for a whole number */
-    *out = json_pack(
-        "{s:i,s:s,s:s,s:i,s:s,s:o,s:o,s:{s:s,s:s,s:o,s:o},s:{s:s,s:o},s:o}", "schema",
-        MGR_MANIFEST_SCHEMA, "program", "mgr-upcycle", "version", MGR_VERSION, "contract",
-        MGR_CONTRACT_VERSION, "run", job->id, "seed",
-        json_sprintf("%llu", (unsigned long long)job->config.upcycle.seed), "config",
-        job->source_format ? json_string(config.data) : json_null(), "source", "format",
-        job->source_format ? job->source_format->name : "synth", "path",
-        job->source_files.directory ? job->source_files.directory : "", "skipped", skipped, "files",
-        mgr_record_sources(job), "target", "format", job->target_format->name, "files",
-        target_list(job), "remarks", remarks(job));
+    *out = json_pack("{s:i,s:s,s:s,s:i,s:s,s:o,s:o,s:{s:s,s:s,s:o,s:o},s:{s:s,s:o},s:o}", "schema",
+                     MGR_MANIFEST_SCHEMA, "program", "mgr-upcycle", "version", MGR_VERSION,
+                     "contract", MGR_CONTRACT_VERSION, "run", job->id, "seed",
+                     json_sprintf("%llu", (unsigned long long)job->config.upcycle.seed), "config",
+                     job->source_format ? json_string(config.data) : json_null(), "source",
+                     "format", job->source_format ? job->source_format->name : "synth", "path",
+                     job->source_files.directory ? job->source_files.directory : "", "skipped",
+                     skipped, "files", mgr_record_sources(job), "target", "format",
+                     job->target_format->name, "files", target_list(job), "remarks", remarks(job));
     mgr_buf_clear(&config);
     return *out ? MGR_OK : mgr_fail(err, MGR_ERR_INTERNAL, "cannot make the manifest");
 }
