@@ -5,7 +5,7 @@
 #include <string.h>
 
 #include "core/mem.h"
-#include "fmt/h5.h"
+#include "fmt/h5_read.h"
 #include "io/file.h"
 #include "mgr/config.h"
 #include "mgr/upcycle.h"
@@ -55,30 +55,40 @@ static int read_config(experts *x, bool *made, mgr_err *err)
     return MGR_OK;
 }
 
-static int read_array(mgr_h5 *h, const char *name, size_t n, size_t size, void *out, mgr_err *err)
+static int read_array(const mgr_reader *in, const char *name, size_t n, size_t size, void *out,
+                      mgr_err *err)
 {
+    mgr_h5_set set;
+    mgr_h5_image *image = NULL;
     void *bytes = NULL;
+    MGR_TRY(mgr_h5_find(in, name, &set, err));
+    if (set.text || set.bytes != n * size)
+        return mgr_fail(err, MGR_ERR_FORMAT, "'%s' data set '%s' has %llu bytes, not %llu",
+                        in->name, name, (unsigned long long)set.bytes,
+                        (unsigned long long)(n * size));
     MGR_TRY(mgr_alloc(&bytes, n, size, err));
     memcpy(out, &bytes, sizeof bytes); /* *out is a pointer of any type */
-    return mgr_h5_read_bytes(h, name, 0, bytes, n * size, err);
+    int rc = mgr_h5_image_open(&image, in, &set, err);
+    if (rc == MGR_OK)
+        rc = mgr_h5_image_read(image, 0, bytes, n * size, err);
+    mgr_h5_image_close(image);
+    return rc;
 }
 
 static int read_ledger(experts *x, const char *path, mgr_err *err)
 {
-    mgr_h5 *h = NULL;
-    const size_t n = (size_t)(x->layers * x->n);
-    int rc = mgr_h5_open(&h, path, err);
+    mgr_reader in;
+    const size_t n = (size_t)(x->layers * x->n), row = (size_t)(x->neurons + 7) / 8;
+    MGR_TRY(mgr_reader_open(&in, path, err));
+    int rc = read_array(&in, "experts/crc32", n * MATRICES, sizeof *x->crc, &x->crc, err);
     if (rc == MGR_OK)
-        rc = read_array(h, "experts/crc32", n * MATRICES, sizeof *x->crc, &x->crc, err);
+        rc = read_array(&in, "experts/selected", n * MATRICES, sizeof *x->counts, &x->counts, err);
     if (rc == MGR_OK)
-        rc = read_array(h, "experts/selected", n * MATRICES, sizeof *x->counts, &x->counts, err);
+        rc = read_array(&in, "experts/kept", n * MATRICES, sizeof *x->kept, &x->kept, err);
     if (rc == MGR_OK)
-        rc = read_array(h, "experts/kept", n * MATRICES, sizeof *x->kept, &x->kept, err);
-    if (rc == MGR_OK)
-        rc =
-            read_array(h, "experts/mask", n * x->sets, (size_t)(x->neurons + 7) / 8, &x->mask, err);
-    const int closed = h ? mgr_h5_close(h, err) : MGR_OK;
-    return rc != MGR_OK ? rc : closed;
+        rc = read_array(&in, "experts/mask", n * x->sets, row, &x->mask, err);
+    mgr_reader_close(&in);
+    return rc;
 }
 
 /* The manifest's checksum of a tensor that is one stored tensor; false if it is not. */
