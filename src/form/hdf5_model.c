@@ -46,6 +46,28 @@ static const char *const activations[] = {
     [MGR_ACTIVATION_SWIGLU] = "swiglu", [MGR_ACTIVATION_GEGLU] = "geglu"};
 #define N(table) (sizeof(table) / sizeof((table)[0]))
 
+/* "0110": a digit for each layer whose bit is set or not. */
+static void add_layers(json_t *object, const char *name, const uint8_t *bits, uint64_t layers)
+{
+    char text[MGR_MAX_LAYERS + 1] = "";
+    for (uint64_t l = 0; l < layers && l < MGR_MAX_LAYERS; l++)
+        text[l] = bits[l / 8] >> l % 8 & 1 ? '1' : '0';
+    json_object_set_new(object, name, json_string(text));
+}
+
+/* What most models do not have is written only where they do. */
+static void add_optional(json_t *object, const mgr_model *m)
+{
+    if (m->router_pre_softmax)
+        json_object_set_new(object, "router_pre_softmax", json_true());
+    if (m->window) {
+        json_object_set_new(object, "window", json_integer((json_int_t)m->window));
+        add_layers(object, "window_layers", m->window_layers, m->layers);
+    }
+    if (m->experts && mgr_model_moe_layers(m) < m->layers)
+        add_layers(object, "dense_layers", m->dense_layers, m->layers);
+}
+
 json_t *mgr_hdf5_model_json(const mgr_model *model, mgr_dtype dtype)
 {
     const char *const base = (const char *)model;
@@ -70,6 +92,7 @@ json_t *mgr_hdf5_model_json(const mgr_model *model, mgr_dtype dtype)
         memcpy(&value, base + bools[i].offset, sizeof value);
         json_object_set_new(object, bools[i].name, json_boolean(value));
     }
+    add_optional(object, model);
     json_object_set_new(object, "rope", json_integer(model->rope.kind));
     json_object_set_new(object, "activation", json_string(activations[model->activation]));
     json_object_set_new(object, "dtype", json_string(mgr_dtype_name(dtype)));
@@ -124,6 +147,33 @@ static int take_fields(const mgr_catalogue *cat, uint32_t file, mgr_model *model
     return MGR_OK;
 }
 
+static int take_layers(const mgr_catalogue *cat, uint32_t file, const char *name,
+                       const mgr_model *model, uint8_t *bits, mgr_err *err)
+{
+    const mgr_attr *const a = mgr_catalogue_attr(cat, file, name);
+    if (!a)
+        return MGR_OK;
+    if (a->kind != MGR_ATTR_TEXT || strlen(a->text) != model->layers ||
+        model->layers > MGR_MAX_LAYERS || strspn(a->text, "01") != model->layers)
+        return mgr_fail(err, MGR_ERR_FORMAT, "%s of the model in '%s' is no digit for each layer",
+                        name, cat->files[file].path);
+    for (uint64_t l = 0; l < model->layers; l++)
+        bits[l / 8] |= (uint8_t)((unsigned)(a->text[l] == '1') << l % 8);
+    return MGR_OK;
+}
+
+static int take_optional(const mgr_catalogue *cat, uint32_t file, mgr_model *model, mgr_err *err)
+{
+    const mgr_attr *const a = mgr_catalogue_attr(cat, file, "router_pre_softmax");
+    int64_t window = 0;
+    model->router_pre_softmax = a && a->i;
+    if (mgr_catalogue_attr(cat, file, "window"))
+        MGR_TRY(take_whole(cat, file, "window", 1, &window, err));
+    model->window = (uint64_t)window;
+    MGR_TRY(take_layers(cat, file, "window_layers", model, model->window_layers, err));
+    return take_layers(cat, file, "dense_layers", model, model->dense_layers, err);
+}
+
 static int take_activation(const mgr_catalogue *cat, uint32_t file, mgr_model *model, mgr_err *err)
 {
     const mgr_attr *a;
@@ -144,6 +194,7 @@ int mgr_hdf5_model_read(const mgr_catalogue *cat, uint32_t file, mgr_model *mode
     const mgr_attr *dtype;
     int64_t rope;
     MGR_TRY(take_fields(cat, file, &m, err));
+    MGR_TRY(take_optional(cat, file, &m, err));
     MGR_TRY(take_activation(cat, file, &m, err));
     MGR_TRY(take(cat, file, "dtype", MGR_ATTR_TEXT, &dtype, err));
     MGR_TRY(take_whole(cat, file, "rope", MGR_ROPE_PLAIN, &rope, err));

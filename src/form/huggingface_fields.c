@@ -1,4 +1,5 @@
-/* config.json: transformers' models/{llama,mistral,qwen2,qwen3,mixtral}/configuration_*.py; RoPE:
+/* config.json: transformers'
+ * models/{llama,mistral,qwen2,qwen3,mixtral,qwen3_moe}/configuration_*.py; RoPE:
  * modeling_rope_utils.py. */
 #include "form/huggingface_compose.h"
 
@@ -10,6 +11,7 @@ static const struct {
     [MGR_HF_QWEN2] = {"Qwen2ForCausalLM", "qwen2"},
     [MGR_HF_QWEN3] = {"Qwen3ForCausalLM", "qwen3"},
     [MGR_HF_MIXTRAL] = {"MixtralForCausalLM", "mixtral"},
+    [MGR_HF_QWEN3_MOE] = {"Qwen3MoeForCausalLM", "qwen3_moe"},
 };
 
 const char *mgr_huggingface_model_type(mgr_hf_class class)
@@ -49,15 +51,37 @@ static json_t *rope_config(const mgr_rope *rope, const double *base)
     return object;
 }
 
-static void add_experts(json_t *object, const mgr_model *m)
+/* transformers 4 reads num_experts, 5 writes num_local_experts; what norm_topk_prob is by default
+ * nobody should have to know. */
+static void add_qwen_experts(json_t *object, const mgr_model *m)
 {
+    json_t *const dense = json_array();
+    for (uint64_t layer = 0; layer < m->layers; layer++)
+        if (!mgr_model_is_moe(m, layer))
+            json_array_append_new(dense, json_integer((json_int_t)layer));
+    const field fields[] = {
+        {"intermediate_size", json_integer((json_int_t)m->ffn)},
+        {"moe_intermediate_size", json_integer((json_int_t)mgr_model_expert_ffn(m))},
+        {"num_experts", json_integer((json_int_t)m->experts)},
+        {"norm_topk_prob", json_boolean(!m->router_pre_softmax)},
+        {"decoder_sparse_step", json_integer(1)},
+        {"mlp_only_layers", dense},
+    };
+    add_fields(object, fields, sizeof fields / sizeof fields[0]);
+}
+
+static void add_experts(json_t *object, const mgr_model *m, mgr_hf_class class)
+{
+    if (class == MGR_HF_QWEN3_MOE)
+        add_qwen_experts(object, m);
     json_object_set_new(object, "num_local_experts", json_integer((json_int_t)m->experts));
     json_object_set_new(object, "num_experts_per_tok", json_integer((json_int_t)m->top_k));
 }
 
 static void add_biases(json_t *object, const mgr_model *m, mgr_hf_class class)
 {
-    if (class != MGR_HF_LLAMA && class != MGR_HF_QWEN3) /* of the others they are fixed */
+    if (class != MGR_HF_LLAMA && class != MGR_HF_QWEN3 &&
+        class != MGR_HF_QWEN3_MOE) /* of the others they are fixed */
         return;
     json_object_set_new(object, "attention_bias", json_boolean(m->bias_qkv));
     if (class == MGR_HF_LLAMA)
@@ -95,7 +119,7 @@ json_t *mgr_huggingface_derived(const mgr_model *m, mgr_hf_class class, mgr_dtyp
         json_object_set_new(object, "rope_scaling", rope_config(&m->rope, NULL));
     add_biases(object, m, class);
     if (m->experts)
-        add_experts(object, m);
+        add_experts(object, m, class);
     return object;
 }
 
@@ -123,6 +147,12 @@ json_t *mgr_huggingface_defaults(const mgr_model *m, mgr_hf_class class)
         json_object_set_new(object, "output_router_logits", json_false());
         json_object_set_new(object, "router_aux_loss_coef", json_real(0.02));
         json_object_set_new(object, "router_jitter_noise", json_real(0.0));
+        json_object_set_new(object, "sliding_window", window_of(m));
+        break;
+    case MGR_HF_QWEN3_MOE:
+        json_object_set_new(object, "output_router_logits", json_false());
+        json_object_set_new(object, "router_aux_loss_coef", json_real(0.001));
+        json_object_set_new(object, "use_sliding_window", json_boolean(m->window));
         json_object_set_new(object, "sliding_window", window_of(m));
         break;
     case MGR_HF_MISTRAL:

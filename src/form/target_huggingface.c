@@ -62,16 +62,22 @@ static int check_mixtral(const mgr_config *config, const mgr_model *model, mgr_e
                                "and 'mode' is not 'upcycle'",
                                config->target.format);
     MGR_TRY(check_experts(config, model, err));
-    return mgr_huggingface_check(config->target.format, model, err);
+    MGR_TRY(mgr_huggingface_check(config->target.format, model, err));
+    if (mgr_huggingface_class(model) == MGR_HF_MIXTRAL)
+        return MGR_OK;
+    mgr_fail(err, MGR_ERR_UNSUPPORTED,
+             "target format '%s' is Mixtral, which cannot express a model with norms of q and k",
+             config->target.format);
+    return mgr_hint(err, "choose target format 'huggingface', for a Qwen3-MoE");
 }
 
 static int layout(const mgr_config *config, const mgr_origin *origin, mgr_layout *into,
                   void **state, mgr_err *err)
 {
     (void)origin;
-    const bool dense = into->tensors->model.experts == 0;
-    const mgr_hf_ffn experts = is_fused(config) ? MGR_HF_FUSED : MGR_HF_PER_EXPERT;
-    const mgr_huggingface hf = {.ffn = dense ? MGR_HF_DENSE : experts,
+    const mgr_model *const m = &into->tensors->model;
+    const mgr_huggingface hf = {.ffn = m->experts && is_fused(config) ? MGR_HF_FUSED
+                                                                      : mgr_huggingface_ffn(m),
                                 .expert_parallel = (uint32_t)config->target.expert_parallel,
                                 .max_shard_size = config->target.max_shard_size};
     *state = NULL;

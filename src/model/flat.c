@@ -26,7 +26,8 @@ static int file_of(const mgr_layout *layout, const mgr_flat *flat, uint32_t hint
 
 static bool name_of(const mgr_tensors *ts, const mgr_tensor *t, char name[MGR_HF_NAME_BYTES])
 {
-    const mgr_hf_ffn ffn = ts->model.experts ? MGR_HF_PER_EXPERT : MGR_HF_DENSE;
+    const bool dense = t->role != MGR_ROLE_ROUTER && t->expert == MGR_NONE;
+    const mgr_hf_ffn ffn = dense ? MGR_HF_DENSE : mgr_huggingface_ffn(&ts->model);
     return mgr_huggingface_name(ffn, t->role, t->layer, t->expert, name);
 }
 

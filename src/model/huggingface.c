@@ -43,6 +43,13 @@ static const char *const ffn_names[][MGR_ROLE_COUNT] = {
             [MGR_ROLE_UP] = "model.layers.%u.block_sparse_moe.experts.%u.w3.weight",
             [MGR_ROLE_DOWN] = "model.layers.%u.block_sparse_moe.experts.%u.w2.weight",
         },
+    [MGR_HF_QWEN_EXPERT] =
+        {
+            [MGR_ROLE_ROUTER] = "model.layers.%u.mlp.gate.weight",
+            [MGR_ROLE_GATE] = "model.layers.%u.mlp.experts.%u.gate_proj.weight",
+            [MGR_ROLE_UP] = "model.layers.%u.mlp.experts.%u.up_proj.weight",
+            [MGR_ROLE_DOWN] = "model.layers.%u.mlp.experts.%u.down_proj.weight",
+        },
     [MGR_HF_FUSED] =
         {
             [MGR_ROLE_ROUTER] = "model.layers.%u.mlp.gate.weight",
@@ -270,13 +277,16 @@ int mgr_huggingface_layout(mgr_layout *layout, const mgr_huggingface *hf, mgr_er
 
 /* ---- which class ---- */
 
+/* Mixtral renormalises behind top-k, Qwen3-MoE as norm_topk_prob says; a window is of all layers.
+ */
 static mgr_hf_class mixture_class(const mgr_model *m, bool biased)
 {
-    const uint64_t windows = mgr_model_window_layers(m);
-    return biased || m->qk_norm || m->bias_router || m->router_pre_softmax ||
-                   mgr_model_moe_layers(m) < m->layers || (m->window && windows < m->layers)
-               ? MGR_HF_NO_CLASS
-               : MGR_HF_MIXTRAL;
+    if (m->bias_router || m->bias_mlp || (m->window && mgr_model_window_layers(m) < m->layers))
+        return MGR_HF_NO_CLASS;
+    if (m->qk_norm)
+        return m->bias_qkv == m->bias_o ? MGR_HF_QWEN3_MOE : MGR_HF_NO_CLASS;
+    return biased || m->router_pre_softmax || mgr_model_moe_layers(m) < m->layers ? MGR_HF_NO_CLASS
+                                                                                  : MGR_HF_MIXTRAL;
 }
 
 mgr_hf_class mgr_huggingface_class(const mgr_model *m)
@@ -305,10 +315,16 @@ mgr_hf_class mgr_huggingface_class_like(const mgr_model *m, const char *type)
 
 unsigned mgr_huggingface_family(mgr_hf_class class)
 {
-    static const unsigned families[] = {[MGR_HF_LLAMA] = MGR_HF_F_LLAMA,
-                                        [MGR_HF_MISTRAL] = MGR_HF_F_MISTRAL,
-                                        [MGR_HF_QWEN2] = MGR_HF_F_QWEN2,
-                                        [MGR_HF_QWEN3] = MGR_HF_F_QWEN3,
-                                        [MGR_HF_MIXTRAL] = MGR_HF_F_MIXTRAL};
+    static const unsigned families[] = {
+        [MGR_HF_LLAMA] = MGR_HF_F_LLAMA,     [MGR_HF_MISTRAL] = MGR_HF_F_MISTRAL,
+        [MGR_HF_QWEN2] = MGR_HF_F_QWEN2,     [MGR_HF_QWEN3] = MGR_HF_F_QWEN3,
+        [MGR_HF_MIXTRAL] = MGR_HF_F_MIXTRAL, [MGR_HF_QWEN3_MOE] = MGR_HF_F_QWEN3_MOE};
     return class < sizeof families / sizeof families[0] ? families[class] : 0;
+}
+
+mgr_hf_ffn mgr_huggingface_ffn(const mgr_model *m)
+{
+    return m->experts == 0                                ? MGR_HF_DENSE
+           : mgr_huggingface_class(m) == MGR_HF_QWEN3_MOE ? MGR_HF_QWEN_EXPERT
+                                                          : MGR_HF_PER_EXPERT;
 }

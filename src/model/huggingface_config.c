@@ -21,7 +21,8 @@ enum {
     WINDOW_SWITCH = 16, /* sliding_window counts with use_sliding_window alone */
     WINDOW_LAYERS = 32, /* from max_window_layers on, or as layer_types says; else all layers */
     NO_WINDOWS = 64,
-    EXPERTS = 128
+    EXPERTS = 128,
+    QWEN_EXPERTS = 256 /* of a width of their own, in the layers that the file says */
 };
 
 #define NO_WINDOW 0
@@ -48,6 +49,9 @@ static const kind kinds[] = {
      ATTENTION_BIAS | QK_NORM | WINDOW_SWITCH | WINDOW_LAYERS, 32, 128, 32768, 4096, 1e-6, 1e4},
     {"mixtral", "Mixtral", "MixtralForCausalLM", MGR_HF_F_MIXTRAL, EXPERTS, 8, 0, 131072, NO_WINDOW,
      1e-5, 1e6},
+    {"qwen3_moe", "Qwen3-MoE", "Qwen3MoeForCausalLM", MGR_HF_F_QWEN3_MOE,
+     ATTENTION_BIAS | QK_NORM | WINDOW_SWITCH | EXPERTS | QWEN_EXPERTS, 4, 0, 32768, 4096, 1e-6,
+     1e4},
 };
 
 #define N_KINDS (sizeof kinds / sizeof kinds[0])
@@ -58,6 +62,7 @@ typedef struct evidence {
     const mgr_config *config;
     const mgr_huggingface *hf;
     const kind *kind;
+    uint32_t dense_layer, moe_layer; /* the first of each */
 } evidence;
 
 static const mgr_attr *arg(const evidence *ev, const char *name)
@@ -78,7 +83,6 @@ static const struct {
     const char *type, *what;
 } refused_types[] = {
     {"qwen2_moe", "a mixture of experts of another kind than Mixtral"},
-    {"qwen3_moe", "a mixture of experts of another kind than Mixtral"},
     {"deepseek_v2", "multi-latent attention"},
     {"deepseek_v3", "multi-latent attention"},
     {"gemma", "another norm and activation"},
@@ -254,11 +258,14 @@ static int whole(const evidence *ev, size_sources s, uint64_t *out, mgr_err *err
     return MGR_ERR_FORMAT;
 }
 
-/* The tensor `role` of layer 0, or the embedding, if it has `ndim` axes; else NULL. */
+/* The tensor `role` of the first layer that has one, or the embedding, if it has `ndim` axes; else
+ * NULL. */
 static const mgr_stored *first_of(const evidence *ev, mgr_hf_ffn ffn, mgr_role role, uint32_t ndim)
 {
     char name[MGR_HF_NAME_BYTES];
-    mgr_huggingface_name(ffn, role, 0, 0, name);
+    const bool of_ffn = role == MGR_ROLE_GATE || role == MGR_ROLE_ROUTER;
+    const uint32_t layer = !of_ffn ? 0 : ffn == MGR_HF_DENSE ? ev->dense_layer : ev->moe_layer;
+    mgr_huggingface_name(ffn, role, layer, 0, name);
     for (size_t i = 0; i < ev->cat->n_stored; i++)
         if (strcmp(ev->cat->stored[i].name, name) == 0 && ev->cat->stored[i].ndim == ndim)
             return &ev->cat->stored[i];
@@ -283,6 +290,7 @@ static mgr_hf_ffn find_ffn(const evidence *ev)
 {
     return !(ev->kind->has & EXPERTS)                     ? MGR_HF_DENSE
            : first_of(ev, MGR_HF_FUSED, MGR_ROLE_GATE, 3) ? MGR_HF_FUSED
+           : ev->kind->has & QWEN_EXPERTS                 ? MGR_HF_QWEN_EXPERT
                                                           : MGR_HF_PER_EXPERT;
 }
 
@@ -358,28 +366,79 @@ static int attention_sizes(const evidence *ev, mgr_model *m, mgr_err *err)
 
 static int layer_sizes(const evidence *ev, mgr_model *m, mgr_err *err)
 {
-    const mgr_config *const c = ev->config;
-    MGR_TRY(whole(ev,
-                  (size_sources){"num_hidden_layers", "model.num_layers", 0, c->model.num_layers,
-                                 count_layers(ev)},
-                  &m->layers, err));
     return whole(ev,
-                 (size_sources){"intermediate_size", "model.ffn_hidden_size", 0,
-                                c->model.ffn_hidden_size, ffn_of(ev)},
-                 &m->ffn, err);
+                 (size_sources){"num_hidden_layers", "model.num_layers", 0,
+                                ev->config->model.num_layers, count_layers(ev)},
+                 &m->layers, err);
+}
+
+/* Is `layer` in the list mlp_only_layers? */
+static bool is_listed(const evidence *ev, uint64_t layer)
+{
+    const mgr_attr *const list = arg(ev, "mlp_only_layers");
+    for (int64_t i = 0; list && i < list->i; i++) {
+        char name[64];
+        snprintf(name, sizeof name, "mlp_only_layers.%lld", (long long)i);
+        const mgr_attr *const a = arg(ev, name);
+        if (a && a->kind == MGR_ATTR_INT && a->i >= 0 && (uint64_t)a->i == layer)
+            return true;
+    }
+    return false;
+}
+
+/* Which layers have experts, as Qwen3MoeDecoderLayer decides; and the first of either kind. */
+static int expert_layers(evidence *ev, mgr_model *m, mgr_err *err)
+{
+    uint64_t step = 1;
+    if (!(ev->kind->has & QWEN_EXPERTS))
+        return MGR_OK;
+    MGR_TRY(whole(ev, (size_sources){"decoder_sparse_step", "", 1, 0, 0}, &step, err));
+    ev->dense_layer = ev->moe_layer = MGR_NONE;
+    for (uint64_t layer = m->layers; layer-- > 0 && m->layers <= MGR_MAX_LAYERS;) {
+        const bool dense = (layer + 1) % step != 0 || is_listed(ev, layer);
+        *(dense ? &ev->dense_layer : &ev->moe_layer) = (uint32_t)layer;
+        if (dense)
+            mgr_model_set_dense(m, layer);
+    }
+    if (ev->moe_layer != MGR_NONE)
+        return MGR_OK;
+    return mgr_fail(err, MGR_ERR_UNSUPPORTED, "'%s' gives no layer experts", path(ev));
+}
+
+/* The width of the dense FFNs; experts have it, too, but for those of Qwen. */
+static int ffn_sizes(const evidence *ev, mgr_model *m, mgr_err *err)
+{
+    const bool apart = ev->kind->has & QWEN_EXPERTS;
+    const mgr_stored *const dense = first_of(ev, MGR_HF_DENSE, MGR_ROLE_GATE, 2);
+    const uint64_t width = !apart ? ffn_of(ev) : dense ? dense->shape[0] : 0;
+    MGR_TRY(whole(ev,
+                  (size_sources){"intermediate_size", "model.ffn_hidden_size", 0,
+                                 ev->config->model.ffn_hidden_size, width},
+                  &m->ffn, err));
+    return apart ? whole(ev, (size_sources){"moe_intermediate_size", "", 768, 0, ffn_of(ev)},
+                         &m->expert_ffn, err)
+                 : MGR_OK;
 }
 
 static int expert_sizes(const evidence *ev, mgr_model *m, mgr_err *err)
 {
-    const char *const name = arg(ev, "num_local_experts") ? "num_local_experts" : "num_experts";
+    const bool qwen = ev->kind->has & QWEN_EXPERTS;
+    const uint64_t rows = rows_of(ev, MGR_ROLE_ROUTER);
+    bool normalised = true;
     if (!(ev->kind->has & EXPERTS))
         return MGR_OK;
-    MGR_TRY(
-        whole(ev, (size_sources){name, "", 8, 0, rows_of(ev, MGR_ROLE_ROUTER)}, &m->experts, err));
+    if (!arg(ev, "num_experts") || arg(ev, "num_local_experts"))
+        MGR_TRY(whole(ev, (size_sources){"num_local_experts", "", qwen ? 128 : 8, 0, rows},
+                      &m->experts, err));
+    if (arg(ev, "num_experts"))
+        MGR_TRY(whole(ev, (size_sources){"num_experts", "", 0, 0, rows}, &m->experts, err));
     MGR_TRY(whole(ev,
-                  (size_sources){"num_experts_per_tok", "model.moe_router_topk", 2,
+                  (size_sources){"num_experts_per_tok", "model.moe_router_topk", qwen ? 8 : 2,
                                  ev->config->model.moe_router_topk, 0},
                   &m->top_k, err));
+    if (qwen)
+        MGR_TRY(flag(ev, "norm_topk_prob", &normalised, err));
+    m->router_pre_softmax = !normalised;
     if (m->top_k > m->experts)
         return mgr_fail(err, MGR_ERR_FORMAT, "'%s' uses %llu of %llu experts", path(ev),
                         (unsigned long long)m->top_k, (unsigned long long)m->experts);
@@ -664,18 +723,20 @@ static int check_parallel(const mgr_config *c, mgr_err *err)
 int mgr_huggingface_model(const mgr_catalogue *cat, const mgr_config *config, mgr_huggingface *hf,
                           mgr_model *model, mgr_err *err)
 {
-    evidence ev = {cat, config, hf, NULL};
+    evidence ev = {cat, config, hf, NULL, 0, 0};
     mgr_model m = {0};
     MGR_TRY(check_type(&ev, err));
     hf->kind = ev.kind->name;
     hf->family = ev.kind->family;
-    hf->ffn = find_ffn(&ev);
     MGR_TRY(check_supported(&ev, err));
     MGR_TRY(check_parallel(config, err));
     MGR_TRY(features(&ev, &m, err));
+    MGR_TRY(layer_sizes(&ev, &m, err));
+    MGR_TRY(expert_layers(&ev, &m, err));
+    hf->ffn = find_ffn(&ev);
     MGR_TRY(embedding_sizes(&ev, hf, &m, err));
     MGR_TRY(attention_sizes(&ev, &m, err));
-    MGR_TRY(layer_sizes(&ev, &m, err));
+    MGR_TRY(ffn_sizes(&ev, &m, err));
     MGR_TRY(expert_sizes(&ev, &m, err));
     MGR_TRY(scalars(&ev, &m, err));
     MGR_TRY(windows(&ev, &m, err));

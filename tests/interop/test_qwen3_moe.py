@@ -1,0 +1,142 @@
+"""Qwen3-MoE: the mixture with norms of q and k. From a dense Qwen3, from itself in every spelling, to
+Megatron and HDF5 and back; real transformers computes the same, and each expert counts."""
+
+import json
+
+import pytest
+import torch
+import transformers
+from safetensors.torch import load_file, save_file
+
+import harness
+import runner
+import transformers_judge as judge
+
+torch.set_num_threads(1)  # tiny models: a second thread only waits
+IDS = torch.arange(24).reshape(1, 24) * 7 % 61
+SIZES = dict(
+    vocab_size=64,
+    hidden_size=32,
+    intermediate_size=48,
+    num_hidden_layers=3,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    head_dim=16,
+    max_position_embeddings=64,
+    bos_token_id=1,
+    eos_token_id=[2, 3],
+    attn_implementation="eager",
+)
+EXPERTS = dict(num_experts=6, num_experts_per_tok=3, moe_intermediate_size=20)
+
+
+def real(kind, **changes):
+    torch.manual_seed(2)
+    config = getattr(transformers, kind + "Config")(**{**SIZES, **changes})
+    lm = getattr(transformers, kind + "ForCausalLM")(config).to(torch.float32).eval()
+    with torch.no_grad():
+        for p in lm.parameters():
+            p.add_(torch.randn_like(p) * 0.15)
+    return lm
+
+
+def logits(lm):
+    with torch.no_grad():
+        return lm(IDS).logits
+
+
+def load(folder):
+    lm, info = transformers.AutoModelForCausalLM.from_pretrained(
+        folder, dtype=torch.float32, attn_implementation="eager", output_loading_info=True
+    )
+    assert not any(info.values()), info
+    return lm.eval()
+
+
+def convert(scratch, source, name, **changes):
+    changes = {"target__format": "huggingface", "target__dtype": "source", **changes}
+    config = runner.write_config(scratch / "run.yaml", source, scratch / name, **changes)
+    result = runner.upcycle(config, np=2)
+    assert result.status == 0, str(result)
+    return scratch / name
+
+
+def reshard(scratch, source, name, **changes):
+    return convert(scratch, source, name, mode="reshard", upcycle=None, **changes)
+
+
+@pytest.mark.parametrize("changes", [{}, {"attention_bias": True, "tie_word_embeddings": True}])
+def test_a_dense_qwen3_becomes_one(scratch, changes):
+    dense = real("Qwen3", **changes)
+    dense.save_pretrained(scratch / "dense")
+    out = convert(scratch, scratch / "dense", "out", upcycle__method="naive", upcycle__ratio=None)
+    config = json.loads((out / "config.json").read_text())
+    assert (config["architectures"], config["model_type"]) == (["Qwen3MoeForCausalLM"], "qwen3_moe")
+    assert (config["num_experts"], config["num_local_experts"], config["norm_topk_prob"]) == (4, 4, True)
+    assert config["moe_intermediate_size"] == SIZES["intermediate_size"]
+    assert config["eos_token_id"] == [2, 3]
+    moe = load(out)
+    assert harness.relative_difference(logits(moe), logits(dense)) < 1e-5
+    with judge.Releases() as releases:  # the last 4 knows it, too
+        got = releases.ask(judge.pinned()[-1], do="logits", folder=out, ids=IDS.tolist())["logits"]
+    assert harness.relative_difference(torch.tensor(got), logits(dense)) < 1e-5
+
+
+def test_each_expert_counts(scratch):
+    """Equality of copies would pass on a class that evaluates only some of them."""
+    real("Qwen3").save_pretrained(scratch / "dense")
+    out = convert(scratch, scratch / "dense", "out", upcycle__method="naive", upcycle__ratio=None)
+    before = logits(load(out))
+    for expert in range(4):
+        name = f"model.layers.1.mlp.experts.{expert}.down_proj.weight"
+        path = out / harness.read_index(out)[name]
+        tensors = load_file(path)
+        save_file({**tensors, name: tensors[name] * 2}, path, metadata={"format": "pt"})
+        assert not torch.allclose(logits(load(out)), before, atol=1e-4), expert
+        save_file(tensors, path, metadata={"format": "pt"})
+
+
+KINDS = {
+    "plain": {},
+    "not normalised": {"norm_topk_prob": False},
+    "normalised": {"norm_topk_prob": True, "attention_bias": True},
+    "dense layers": {"mlp_only_layers": [0], "norm_topk_prob": True},
+    "every second": {"decoder_sparse_step": 2, "norm_topk_prob": True},
+}
+
+
+@pytest.mark.parametrize("fused", [False, True], ids=["per-expert", "fused"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_there_and_back(scratch, kind, fused):
+    """Hugging Face in either spelling, HDF5, Megatron at TP2 x EP2 where it can be said, and back."""
+    lm = real("Qwen3Moe", **EXPERTS, **KINDS[kind])
+    lm.save_pretrained(scratch / "a", save_original_format=not fused)
+    assert any("gate_up_proj" in name for name in load_file(scratch / "a" / "model.safetensors")) == fused
+    same = reshard(scratch, scratch / "a", "same", target__names="per-expert" if fused else "fused")
+    assert torch.equal(logits(load(same)), logits(lm))
+    if fused:
+        return
+    ways = [("hdf5", {"target__format": "hdf5", "target__expert_parallel": 2})]
+    ways.append(
+        ("dist", {"target__format": "megatron-dist", "target__expert_parallel": 2, "target__tensor_parallel": 2})
+    )
+    for name, way in ways:
+        there = reshard(scratch, scratch / "a", name, **way)
+        back = reshard(scratch, there, name + "-back", target__expert_parallel=3)
+        again = load(back)
+        want, got = lm.state_dict(), again.state_dict()
+        assert want.keys() == got.keys()
+        for key in want:
+            assert harness.same_bits(got[key][: len(want[key])], want[key]), (name, key)
+        assert torch.equal(logits(again)[..., : SIZES["vocab_size"]], logits(lm)), name
+
+
+def test_moe_recipes_is_mixtral_alone(scratch):
+    """The hint leads somewhere."""
+    real("Qwen3Moe", **EXPERTS).save_pretrained(scratch / "a")
+    config = runner.write_config(
+        scratch / "run.yaml", scratch / "a", scratch / "Mixtral", mode="reshard", upcycle=None
+    )
+    result = runner.upcycle(config, np=1)
+    assert result.status == runner.DATA and "choose target format 'huggingface'" in result.err, str(result)
+    reshard(scratch, scratch / "a", "out")
