@@ -457,6 +457,27 @@ static int real(const evidence *ev, const char *name, double otherwise, double *
     return MGR_OK;
 }
 
+/* An empty object is as good as none. */
+static bool has_members(const evidence *ev, const char *name)
+{
+    const mgr_attr *const a = arg(ev, name);
+    return a && !(a->kind == MGR_ATTR_OTHER && a->i == 0);
+}
+
+/* Where there is a rope_scaling, transformers 5 takes it in place of rope_parameters, whose base
+ * then says nothing. */
+static int check_base(const evidence *ev, double found, mgr_err *err)
+{
+    const bool hidden = has_members(ev, "rope_scaling") && !arg(ev, "rope_theta") &&
+                        !arg(ev, "rope_scaling.rope_theta");
+    if (!hidden || found <= 0 || (found >= ev->kind->theta && found <= ev->kind->theta))
+        return MGR_OK;
+    return mgr_fail(err, MGR_ERR_FORMAT,
+                    "'%s' gives %g as the base of RoPE in rope_parameters, but rope_scaling, which "
+                    "is taken in its place, has none",
+                    path(ev), found);
+}
+
 /* transformers 4 writes rope_theta, 5 writes rope_parameters; where both are, they must agree. */
 static int rotary_base(const evidence *ev, double *out, mgr_err *err)
 {
@@ -472,7 +493,7 @@ static int rotary_base(const evidence *ev, double *out, mgr_err *err)
         found = theta > 0 ? theta : found;
     }
     *out = found > 0 ? found : ev->kind->theta;
-    return MGR_OK;
+    return check_base(ev, found, err);
 }
 
 /* A number of RoPE scaling, which has no default. */
@@ -531,13 +552,6 @@ static bool same_rope(const mgr_rope *a, const mgr_rope *b)
     return a->kind == b->kind && same_number(a->factor, b->factor) &&
            same_number(a->low_freq, b->low_freq) && same_number(a->high_freq, b->high_freq) &&
            a->original_positions == b->original_positions;
-}
-
-/* An empty object is as good as none. */
-static bool has_members(const evidence *ev, const char *name)
-{
-    const mgr_attr *const a = arg(ev, name);
-    return a && !(a->kind == MGR_ATTR_OTHER && a->i == 0);
 }
 
 /* transformers 5 prefers the one at the top where it is written (modeling_rope_utils.py), 4 does
