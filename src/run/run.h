@@ -19,6 +19,7 @@ typedef struct mgr_write_options {
     bool force;      /* replace an existing target, remove a leftover of a stopped run */
     bool resume;     /* continue such a leftover */
     bool discard;    /* after a failure leave nothing, not even what could be continued */
+    bool quiet;      /* print errors only */
     double progress; /* seconds between progress lines, 0 for none */
     double journal;  /* seconds between journal blocks, 0: one after each unit, -1: no journal */
 } mgr_write_options;

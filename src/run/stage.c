@@ -279,10 +279,20 @@ static mgr_verdict judge_small(const sweeping *w, const char *path, mgr_entry ki
     return w->publishing && kind == MGR_ENTRY_FILE ? MGR_DROP : MGR_REFUSE;
 }
 
+/* What a network file system keeps of a removed file that was open somewhere. */
+static bool is_ghost(const char *path, mgr_entry kind)
+{
+    const char *const slash = strrchr(path, '/'), *const name = slash ? slash + 1 : path;
+    return kind != MGR_ENTRY_FOLDER &&
+           (mgr_has_prefix(name, ".nfs") || mgr_has_prefix(name, ".fuse_hidden"));
+}
+
 static mgr_verdict judge(const void *context, const char *path, mgr_entry kind)
 {
     const sweeping *const w = context;
     const bool folder = kind == MGR_ENTRY_FOLDER;
+    if (is_ghost(path, kind))
+        return MGR_DROP;
     if (mgr_has_prefix(path, MGR_JOURNAL_FOLDER "/"))
         return judge_journal(path + strlen(MGR_JOURNAL_FOLDER "/"), kind);
     if (strcmp(path, MGR_JOURNAL_FOLDER) == 0 || (w->packs && strcmp(path, MGR_PLAIN_FOLDER) == 0))

@@ -76,7 +76,7 @@ static int set_up(mgr_job *job, const mgr_synth_options *o, mgr_err *err)
 int mgr_run_synth(mgr_comm *comm, const mgr_synth_options *o, mgr_err *err)
 {
     mgr_job *job = NULL;
-    const mgr_write_options write = {.force = o->force, .journal = -1};
+    const mgr_write_options write = {.force = o->force, .quiet = true, .journal = -1};
     int rc = mgr_agree(comm, mgr_alloc(&job, 1, sizeof *job, err), err);
     if (rc != MGR_OK) {
         mgr_free(job);

@@ -397,6 +397,8 @@ static int prepare(mgr_job *job, const mgr_run_options *o, mgr_err *err)
 int mgr_run_upcycle(mgr_comm *comm, const mgr_run_options *o, mgr_tally *tally, mgr_err *err)
 {
     mgr_job *job = NULL;
+    mgr_write_options write = o->write;
+    write.quiet = o->verbosity < 0;
     int rc = mgr_agree(comm, mgr_alloc(&job, 1, sizeof *job, err), err);
     if (rc != MGR_OK) {
         mgr_free(job);
@@ -416,7 +418,7 @@ int mgr_run_upcycle(mgr_comm *comm, const mgr_run_options *o, mgr_tally *tally, 
             mgr_print_config(job);
     }
     if (rc == MGR_OK)
-        rc = mgr_run_write(job, job->config.target.path, &o->write, err);
+        rc = mgr_run_write(job, job->config.target.path, &write, err);
     if (rc == MGR_OK)
         rc = mgr_run_tally(job, err);
     if (rc == MGR_OK && job->rank == 0 && o->verbosity >= 0)

@@ -395,7 +395,7 @@ static int check_apart(const mgr_job *job, const char *out, mgr_err *err)
 }
 
 /* Rank 0: everything that can be known before the first byte is written. */
-static int check(mgr_job *job, mgr_stage *stage, const char *out, mgr_err *err)
+static int check(mgr_job *job, mgr_stage *stage, const char *out, bool quiet, mgr_err *err)
 {
     mgr_stage_plan plan = {.files = &job->target.cat, .bytes = mgr_run_output_bytes(job)};
     if (stage->resume && job->source_format && mgr_record_is_complete(job, out)) {
@@ -405,16 +405,16 @@ static int check(mgr_job *job, mgr_stage *stage, const char *out, mgr_err *err)
     MGR_TRY(check_apart(job, out, err));
     MGR_TRY(mgr_stage_check(stage, out, job->id, &plan, err));
     job->replaced = stage->replaced;
-    if (stage->others)
+    if (stage->others && !quiet)
         mgr_print_others(stage->others);
     return MGR_OK;
 }
 
 /* Is there anything to do? Collective. */
-static int check_all(mgr_job *job, mgr_stage *stage, const char *out, mgr_err *err)
+static int check_all(mgr_job *job, mgr_stage *stage, const char *out, bool quiet, mgr_err *err)
 {
     mgr_buf done = {0};
-    int rc = mgr_agree_root(job, job->rank == 0 ? check(job, stage, out, err) : MGR_OK, err);
+    int rc = mgr_agree_root(job, job->rank == 0 ? check(job, stage, out, quiet, err) : MGR_OK, err);
     if (rc == MGR_OK)
         rc = share_text(job, job->complete ? "yes" : "", &done, err);
     job->complete = done.len > 0;
@@ -430,7 +430,7 @@ int mgr_run_write(mgr_job *job, const char *out, const mgr_write_options *o, mgr
                        .packs = job->container->seal != NULL,
                        .hold = -1};
     writing w = {0};
-    int rc = check_all(job, &stage, out, err);
+    int rc = check_all(job, &stage, out, o->quiet, err);
     if (rc == MGR_OK && !o->dry_run && !job->complete) {
         rc = begin(job, &stage, &w, o, err);
         if (rc == MGR_OK) {

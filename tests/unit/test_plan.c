@@ -1,4 +1,5 @@
 /* Plans: every row of every tensor is in exactly one unit; work is even; a 405B plan is quick. */
+#include <stdlib.h>
 #include <sys/resource.h>
 #include <time.h>
 
@@ -163,6 +164,58 @@ static void test_small(void)
     clear_world(&w);
 }
 
+/* A third of the units of one plan is done: another number of ranks and another memory plan around
+ * them, and every row is in exactly one unit that is done or not as it was. */
+static void check_around(const world *w, const mgr_piece *done, size_t n, uint32_t ranks,
+                         uint64_t memory)
+{
+    mgr_err err = MGR_ERR_INIT;
+    mgr_plan plan;
+    uint64_t rows[2] = {0, 0};
+    mgr_plan_request r = request_of(w, ranks, memory);
+    r.done = done;
+    r.n_done = n;
+    CHECK_INT(mgr_plan_make(&plan, &r, &err), MGR_OK);
+    check_plan(w, &plan, memory);
+    for (size_t u = 0; u < plan.n_units; u++)
+        if (plan.units[u].done)
+            rows[0] += plan.pieces[plan.units[u].piece].rows;
+    for (size_t i = 0; i < n; i++)
+        rows[1] += done[i].rows;
+    CHECK_INT(rows[0], rows[1]);
+    mgr_plan_clear(&plan);
+}
+
+static void test_around_what_is_done(void)
+{
+    const mgr_model m = {.layers = 3,
+                         .hidden = 192,
+                         .ffn = 5200,
+                         .heads = 8,
+                         .kv_groups = 4,
+                         .head_dim = 24,
+                         .vocab = 30000,
+                         .dtype = MGR_DTYPE_BF16};
+    mgr_err err = MGR_ERR_INIT;
+    mgr_plan plan;
+    mgr_piece done[512];
+    size_t n = 0;
+    world w;
+    make_world(&w, &m, 2, 1, 8);
+    const mgr_plan_request r = request_of(&w, 7, UINT64_C(6) << 20);
+    CHECK_INT(mgr_plan_make(&plan, &r, &err), MGR_OK);
+    for (size_t u = 0; u < plan.n_units && n < 512; u += 3)
+        done[n++] = plan.pieces[plan.units[u].piece];
+    qsort(done, n, sizeof *done, mgr_piece_order);
+    CHECK(n > 10);
+    for (uint32_t ranks = 1; ranks < 20; ranks += 6) {
+        check_around(&w, done, n, ranks, UINT64_C(6) << 20);
+        check_around(&w, done, n, ranks, UINT64_C(2) << 30);
+    }
+    mgr_plan_clear(&plan);
+    clear_world(&w);
+}
+
 /* The promise: 405B dense, TP8 PP16, 8 experts, 1024 ranks: under 2 s and 200 MB, and even. */
 static void test_405b(void)
 {
@@ -202,6 +255,7 @@ static void test_405b(void)
 int main(void)
 {
     test_small();
+    test_around_what_is_done();
     test_405b();
     return CHECK_DONE();
 }
