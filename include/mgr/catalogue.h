@@ -52,8 +52,10 @@ typedef enum mgr_attr_kind {
     MGR_ATTR_BOOL,
     MGR_ATTR_INT,
     MGR_ATTR_REAL,
-    MGR_ATTR_TEXT, /* strings; also dtypes ("torch.bfloat16") and enums ("Class(value)") */
-    MGR_ATTR_OTHER /* present, but no scalar (a list, an object); text names its type */
+    MGR_ATTR_TEXT,    /* a string */
+    MGR_ATTR_SYMBOL,  /* text: a dtype ("torch.bfloat16") or an enum ("Class(value)") */
+    MGR_ATTR_LITERAL, /* text: a list, tuple or dict of all that, as Python spells it */
+    MGR_ATTR_OTHER    /* present, but none of these; text names its type */
 } mgr_attr_kind;
 
 typedef struct mgr_attr {

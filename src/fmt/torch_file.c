@@ -7,6 +7,7 @@
 
 #include "core/mem.h"
 #include "core/str.h"
+#include "fmt/literal.h"
 #include "fmt/pickle.h"
 #include "fmt/torch_kind.h"
 #include "fmt/zip.h"
@@ -626,7 +627,7 @@ static int add_attr(torch_file *t, const char *key, const mgr_node *node)
     if (rc)
         goto out;
     if (spelt) {
-        attr.kind = MGR_ATTR_TEXT;
+        attr.kind = MGR_ATTR_SYMBOL;
         attr.text = text.data;
     } else if (node->kind == MGR_NODE_NONE) {
         attr.kind = MGR_ATTR_NULL;
@@ -640,7 +641,11 @@ static int add_attr(torch_file *t, const char *key, const mgr_node *node)
         attr.kind = MGR_ATTR_TEXT;
         attr.text = mgr_node_text(node);
     } else {
-        attr.text = mgr_node_describe(node, kind, sizeof kind);
+        rc = mgr_literal_spell(node, &text, t->err);
+        attr.kind = text.len ? MGR_ATTR_LITERAL : MGR_ATTR_OTHER;
+        attr.text = text.len ? text.data : mgr_node_describe(node, kind, sizeof kind);
+        if (rc)
+            goto out;
     }
     t->attr_bytes += strlen(key) + (attr.text ? strlen(attr.text) : 0);
     rc = t->attr_bytes > MAX_ATTRS

@@ -19,11 +19,14 @@ typedef enum mgr_megatron_kind {
     MGR_MEGATRON_DCP    /* has .metadata and neither: torch_dcp, fsdp_dtensor */
 } mgr_megatron_kind;
 
-/* "mp_rank_" and a digit. */
+/* "mp_rank_" and numbers. */
 bool mgr_megatron_is_rank_folder(const char *name);
 
 /* What the folder of one iteration holds. Local. */
 mgr_megatron_kind mgr_megatron_kind_of(const char *directory);
+
+/* The same of the last iteration below `root`, with or without a tracker file. Local. */
+mgr_megatron_kind mgr_megatron_kind_below(const char *root);
 
 /* Does `root` hold a tracker file? Local. */
 bool mgr_megatron_has_tracker(const char *root);

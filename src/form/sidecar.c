@@ -168,14 +168,14 @@ static int copy_file(const char *from, const char *to, mgr_err *err)
 }
 
 /* A folder of templates; what lies deeper is no template. */
-static int copy_folder(const char *from, const char *to, mgr_err *err)
+int mgr_sidecar_copy_folder(const char *from, const char *to, mgr_err *err)
 {
     mgr_arena arena = {0};
     const char **names, *in, *out;
     size_t n;
     int rc = mgr_list_dir(from, &arena, &names, &n, err);
     if (rc == MGR_OK)
-        rc = mgr_make_dir(to, err);
+        rc = mgr_make_dirs(to, err);
     for (size_t i = 0; rc == MGR_OK && i < n; i++) {
         rc = check_one(from, NULL, names[i], err);
         if (rc == MGR_OK)
@@ -200,7 +200,7 @@ static int copy_one(const char *from, const char *to, const char *name, mgr_err 
     if (rc == MGR_OK)
         rc = mgr_buf_fmt(&out, err, "%s/%s", to, name);
     if (rc == MGR_OK)
-        rc = mgr_is_dir(in.data) ? copy_folder(in.data, out.data, err)
+        rc = mgr_is_dir(in.data) ? mgr_sidecar_copy_folder(in.data, out.data, err)
                                  : copy_file(in.data, out.data, err);
     mgr_buf_clear(&in);
     mgr_buf_clear(&out);

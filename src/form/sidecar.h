@@ -28,6 +28,9 @@ int mgr_sidecar_check(const mgr_output *output, mgr_err *err) MGR_NODISCARD;
  * run), licences; and the source's generation_config.json, if there is one. */
 int mgr_sidecar_copy(const mgr_output *output, const char *directory, mgr_err *err) MGR_NODISCARD;
 
+/* Copy the files of the folder `from` to `to`, which is made. */
+int mgr_sidecar_copy_folder(const char *from, const char *to, mgr_err *err) MGR_NODISCARD;
+
 /* The source's generation_config.json; *out, the arena's, is NULL if it has none. */
 int mgr_sidecar_find_generation(const mgr_output *output, mgr_arena *arena, const char **out,
                                 mgr_err *err) MGR_NODISCARD;

@@ -15,6 +15,7 @@
 #include "fmt/torch_file.h"
 #include "form/format_keys.h"
 #include "form/megatron_root.h"
+#include "form/megatron_write.h"
 #include "form/source.h"
 #include "io/file.h"
 #include "model/megatron_dist.h"
@@ -102,6 +103,9 @@ static bool probe(const char *path)
     if (mgr_megatron_find_iteration(path, "latest", &arena, &directory, &ignored) == MGR_OK) {
         const mgr_megatron_kind kind = mgr_megatron_kind_of(directory);
         found = kind == MGR_MEGATRON_DIST || kind == MGR_MEGATRON_DCP;
+    } else if (!mgr_megatron_has_tracker(path)) {
+        const mgr_megatron_kind kind = mgr_megatron_kind_below(path);
+        found = kind == MGR_MEGATRON_DIST || kind == MGR_MEGATRON_DCP;
     }
     mgr_arena_clear(&arena);
     return found;
@@ -148,10 +152,12 @@ static int check_kind(const char *directory, mgr_arena *arena, mgr_err *err)
     case MGR_MEGATRON_DIST:
         return check_manifest(directory, arena, err);
     case MGR_MEGATRON_DCP:
-        return mgr_fail(err, MGR_ERR_UNSUPPORTED,
-                        "'%s' has '.metadata' and no 'metadata.json': the formats fsdp_dtensor and "
-                        "torch_dcp are not supported, and torch_dist is incomplete without it",
-                        directory);
+        mgr_fail(err, MGR_ERR_UNSUPPORTED,
+                 "'%s' has '.metadata' and no 'metadata.json': the formats fsdp_dtensor and "
+                 "torch_dcp are not supported, and torch_dist is incomplete without it",
+                 directory);
+        return mgr_hint(err, "load it in the trainer that saved it, and save it with --ckpt-format "
+                             "torch_dist");
     case MGR_MEGATRON_TORCH:
         mgr_fail(err, MGR_ERR_UNSUPPORTED, "'%s' is of the format torch", directory);
         return mgr_hint(err, "set 'source.format: megatron-torch'");
@@ -322,6 +328,13 @@ static int summary(const void *opaque, mgr_buf *out, mgr_err *err)
 
 static const mgr_key keys[] = {MGR_ROW_SOURCE_ITERATION, MGR_ROW_UNKNOWN};
 
+static int review(const void *opaque, const mgr_catalogue *cat, const mgr_config *config,
+                  mgr_remarks *remarks, mgr_err *err)
+{
+    (void)opaque;
+    return mgr_megatron_source_review(cat, config, remarks, err);
+}
+
 const mgr_source_format mgr_source_megatron_dist = {
     .name = "megatron-dist",
     .keys = MGR_KEY_TABLE(MGR_OWNER_SOURCE, "megatron-dist", keys),
@@ -332,5 +345,6 @@ const mgr_source_format mgr_source_megatron_dist = {
     .describe = describe,
     .layout = layout,
     .summary = summary,
+    .review = review,
     .release = release,
 };

@@ -12,7 +12,9 @@
 #include "fmt/torch_file.h"
 #include "form/format_keys.h"
 #include "form/megatron_root.h"
+#include "form/megatron_write.h"
 #include "form/source.h"
+#include "form/strange.h"
 #include "io/file.h"
 #include "model/megatron.h"
 
@@ -23,7 +25,17 @@ extern const mgr_source_format mgr_source_megatron_torch;
 
 static bool probe(const char *path)
 {
-    return mgr_megatron_has_tracker(path) || mgr_megatron_kind_of(path) == MGR_MEGATRON_TORCH;
+    return mgr_megatron_has_tracker(path) || mgr_megatron_kind_of(path) == MGR_MEGATRON_TORCH ||
+           mgr_megatron_kind_below(path) == MGR_MEGATRON_TORCH;
+}
+
+static int no_rank_folder(const char *directory, mgr_err *err)
+{
+    mgr_err strange = MGR_ERR_INIT;
+    if (mgr_strange_path(directory, &strange) == MGR_ERR_NOT_FOUND)
+        return mgr_fail(err, MGR_ERR_NOT_FOUND, "no 'mp_rank_*' folder in '%s'", directory);
+    *err = strange;
+    return err->code;
 }
 
 static int read_source_file(mgr_catalogue *cat, uint32_t file, const mgr_reader *reader,
@@ -50,9 +62,7 @@ static int find(const mgr_config *config, mgr_arena *arena, mgr_source_files *fi
         if (mgr_megatron_is_rank_folder(names[i]))
             MGR_TRY(mgr_arena_fmt(arena, &files->paths[files->n++], err, "%s/%s/" RANK_FILE,
                                   files->directory, names[i]));
-    if (files->n == 0)
-        return mgr_fail(err, MGR_ERR_NOT_FOUND, "no 'mp_rank_*' folder in '%s'", files->directory);
-    return MGR_OK;
+    return files->n ? MGR_OK : no_rank_folder(files->directory, err);
 }
 
 typedef struct state {
@@ -346,6 +356,13 @@ static const mgr_key keys[] = {
                  "pipeline parallel size of the source"),
 };
 
+static int review(const void *opaque, const mgr_catalogue *cat, const mgr_config *config,
+                  mgr_remarks *remarks, mgr_err *err)
+{
+    (void)opaque;
+    return mgr_megatron_source_review(cat, config, remarks, err);
+}
+
 const mgr_source_format mgr_source_megatron_torch = {
     .name = "megatron-torch",
     .keys = MGR_KEY_TABLE(MGR_OWNER_SOURCE, "megatron-torch", keys),
@@ -355,5 +372,6 @@ const mgr_source_format mgr_source_megatron_torch = {
     .describe = describe,
     .layout = layout,
     .summary = summary,
+    .review = review,
     .release = release,
 };

@@ -31,8 +31,7 @@ typedef struct state {
     mgr_model model;
     mgr_megatron whole; /* all sizes 1 */
     mgr_dtype dtype;
-    const mgr_origin *origin;
-    uint64_t divisor;
+    mgr_megatron_arg_list args;
     char folder[32];
 } state;
 
@@ -87,7 +86,6 @@ static void fill_state(const mgr_config *config, const mgr_layout *into, state *
     const uint64_t ep = config->target.expert_parallel;
     s->model = into->tensors->model;
     s->dtype = into->dtype;
-    s->divisor = config->target.make_vocab_size_divisible_by;
     s->whole = (mgr_megatron){
         .tensor_parallel = 1,
         .pipeline_parallel = 1,
@@ -107,9 +105,32 @@ static void fill_state(const mgr_config *config, const mgr_layout *into, state *
     };
 }
 
+static int make_args(const mgr_config *config, const mgr_origin *origin, state *s, mgr_err *err)
+{
+    const mgr_megatron_args args = {.model = &s->model,
+                                    .megatron = &s->whole,
+                                    .config = config,
+                                    .origin = origin,
+                                    .dtype = s->dtype,
+                                    .ckpt_format = "torch_dist",
+                                    .layer_list = !s->target.stacked};
+    return mgr_megatron_args_make(&args, &s->args, err);
+}
+
+static int review(const mgr_output *out, mgr_remarks *remarks, mgr_err *err)
+{
+    const state *const s = out->state;
+    MGR_TRY(mgr_megatron_args_review(&s->args, remarks, err));
+    MGR_TRY(mgr_megatron_tokenizer_review(out, remarks, err));
+    return mgr_megatron_flags_review(&s->args, out, remarks, err);
+}
+
 static void release(void *opaque)
 {
-    mgr_free(opaque);
+    state *const s = opaque;
+    if (s)
+        mgr_megatron_args_clear(&s->args);
+    mgr_free(s);
 }
 
 static int layout(const mgr_config *config, const mgr_origin *origin, mgr_layout *into, void **out,
@@ -118,8 +139,8 @@ static int layout(const mgr_config *config, const mgr_origin *origin, mgr_layout
     state *s;
     MGR_TRY(mgr_alloc(&s, 1, sizeof *s, err));
     *out = s; /* released with the target, also after an error */
-    s->origin = origin;
     fill_state(config, into, s);
+    MGR_TRY(make_args(config, origin, s, err));
     return mgr_megatron_dist_declare(into, &s->target, err);
 }
 
@@ -251,26 +272,15 @@ static int emit_content(const state *s, mgr_buf *out, mgr_err *err)
     return mgr_pickle_dict_close(out, err);
 }
 
-static int emit_args(const state *s, mgr_buf *out, mgr_err *err)
-{
-    const mgr_megatron_args args = {.model = &s->model,
-                                    .megatron = &s->whole,
-                                    .dtype = s->dtype,
-                                    .divisor = s->divisor,
-                                    .ckpt_format = "torch_dist",
-                                    .layer_list = !s->target.stacked};
-    MGR_TRY(mgr_pickle_namespace_open(out, err));
-    MGR_TRY(mgr_megatron_write_args(&args, out, err));
-    return mgr_pickle_namespace_close(out, err);
-}
-
 static int emit_common(const mgr_output *target, mgr_buf *out, mgr_err *err)
 {
     const state *const s = target->state;
     MGR_TRY(mgr_pickle_begin(out, err));
     MGR_TRY(mgr_pickle_dict_open(out, err));
     MGR_TRY(mgr_pickle_text(out, "args", err));
-    MGR_TRY(emit_args(s, out, err));
+    MGR_TRY(mgr_pickle_namespace_open(out, err));
+    MGR_TRY(mgr_megatron_args_emit(&s->args, out, err));
+    MGR_TRY(mgr_pickle_namespace_close(out, err));
     MGR_TRY(mgr_pickle_text(out, "checkpoint_version", err));
     MGR_TRY(mgr_pickle_real(out, 3.0, err));
     MGR_TRY(mgr_pickle_text(out, "iteration", err));
@@ -370,6 +380,7 @@ static int write_integrity(const mgr_output *target, const char *directory, mgr_
 
 static int sidecars(const mgr_output *target, const char *directory, mgr_err *err)
 {
+    MGR_TRY(mgr_megatron_write_tokenizer(target, directory, err));
     MGR_TRY(write_bytes(target, directory, "common.pt", emit_common_file, err));
     MGR_TRY(write_bytes(target, directory, ".metadata", emit_metadata, err));
     MGR_TRY(write_manifest(target, directory, err));
@@ -395,6 +406,7 @@ const mgr_target_format mgr_target_megatron_dist = {
     .container = &mgr_container_dist,
     .check = check,
     .layout = layout,
+    .review = review,
     .sidecars = sidecars,
     .release = release,
 };

@@ -21,8 +21,7 @@ typedef struct state {
     mgr_megatron megatron;
     mgr_model model;
     mgr_dtype dtype;
-    const mgr_origin *origin;
-    uint64_t divisor, first_stage_layers, last_stage_layers;
+    mgr_megatron_arg_list args;
     uint32_t *stage_layers, *files;
 } state;
 
@@ -118,15 +117,7 @@ static int check(const mgr_config *config, const mgr_model *model, mgr_err *err)
 
 static int emit_args(const void *data, mgr_buf *out, mgr_err *err)
 {
-    const state *const s = data;
-    const mgr_megatron_args args = {.model = &s->model,
-                                    .megatron = &s->megatron,
-                                    .dtype = s->dtype,
-                                    .divisor = s->divisor,
-                                    .first_stage_layers = s->first_stage_layers,
-                                    .last_stage_layers = s->last_stage_layers,
-                                    .ckpt_format = "torch"};
-    return mgr_megatron_write_args(&args, out, err);
+    return mgr_megatron_args_emit(&((const state *)data)->args, out, err);
 }
 
 /* _PPP and _EEE are there only where there is more than one (get_checkpoint_name). */
@@ -183,9 +174,6 @@ static int fill_state(const mgr_config *config, mgr_layout *into, state *s, mgr_
                                      (uint32_t)config->target.virtual_pipeline};
     s->model = into->tensors->model;
     s->dtype = into->dtype;
-    s->divisor = config->target.make_vocab_size_divisible_by;
-    s->first_stage_layers = config->target.first_stage_layers;
-    s->last_stage_layers = config->target.last_stage_layers;
     *mg = (mgr_megatron){
         .tensor_parallel = (uint32_t)config->target.tensor_parallel,
         .pipeline_parallel = (uint32_t)config->target.pipeline_parallel,
@@ -207,11 +195,31 @@ static int fill_state(const mgr_config *config, mgr_layout *into, state *s, mgr_
     return add_files(into, s, err);
 }
 
+static int make_args(const mgr_config *config, const mgr_origin *origin, state *s, mgr_err *err)
+{
+    const mgr_megatron_args args = {.model = &s->model,
+                                    .megatron = &s->megatron,
+                                    .config = config,
+                                    .origin = origin,
+                                    .dtype = s->dtype,
+                                    .ckpt_format = "torch"};
+    return mgr_megatron_args_make(&args, &s->args, err);
+}
+
+static int review(const mgr_output *out, mgr_remarks *remarks, mgr_err *err)
+{
+    const state *const s = out->state;
+    MGR_TRY(mgr_megatron_args_review(&s->args, remarks, err));
+    MGR_TRY(mgr_megatron_tokenizer_review(out, remarks, err));
+    return mgr_megatron_flags_review(&s->args, out, remarks, err);
+}
+
 static void release(void *opaque)
 {
     state *const s = opaque;
     if (!s)
         return;
+    mgr_megatron_args_clear(&s->args);
     mgr_free(s->stage_layers);
     mgr_free(s->files);
     mgr_free(s);
@@ -223,13 +231,14 @@ static int layout(const mgr_config *config, const mgr_origin *origin, mgr_layout
     state *s;
     MGR_TRY(mgr_alloc(&s, 1, sizeof *s, err));
     *out = s; /* released with the target, also after an error */
-    s->origin = origin;
     MGR_TRY(fill_state(config, into, s, err));
+    MGR_TRY(make_args(config, origin, s, err));
     return mgr_megatron_layout(into, &s->megatron, err);
 }
 
 static int sidecars(const mgr_output *target, const char *directory, mgr_err *err)
 {
+    MGR_TRY(mgr_megatron_write_tokenizer(target, directory, err));
     return mgr_megatron_write_tracker(directory, target->config->target.iteration, err);
 }
 
@@ -261,6 +270,7 @@ const mgr_target_format mgr_target_megatron_torch = {
     .container = &mgr_container_torch,
     .check = check,
     .layout = layout,
+    .review = review,
     .sidecars = sidecars,
     .release = release,
 };

@@ -237,6 +237,8 @@ static bool is_nil(const mgr_attr *a)
     case MGR_ATTR_REAL:
         return a->r >= 0 && a->r <= 0;
     case MGR_ATTR_TEXT:
+    case MGR_ATTR_SYMBOL: /* these two are Python's, not JSON's */
+    case MGR_ATTR_LITERAL:
         break;
     }
     return a->text[0] == '\0';
@@ -330,6 +332,8 @@ const char *mgr_huggingface_value(const mgr_attr *a, char *out, size_t size)
         snprintf(out, size, "%g", a->r);
         break;
     case MGR_ATTR_TEXT:
+    case MGR_ATTR_SYMBOL:
+    case MGR_ATTR_LITERAL:
         snprintf(out, size, "\"%s\"", mgr_printable(a->text, strlen(a->text), text, sizeof text));
         break;
     case MGR_ATTR_OTHER:

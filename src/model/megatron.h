@@ -46,6 +46,12 @@ typedef struct mgr_megatron {
     const uint32_t *files;
 } mgr_megatron;
 
+/* What precedes the names of args in a catalogue. */
+#define MGR_ARGS "args."
+
+/* What Megatron-LM scales Llama 3's RoPE by, whatever args.rope_scaling_factor says. */
+#define MGR_MEGATRON_ROPE_FACTOR 8.0
+
 /* Index into mgr_megatron.files. Pure. */
 size_t mgr_megatron_cell(const mgr_megatron *megatron, uint32_t pp, uint32_t ep, uint32_t tp);
 

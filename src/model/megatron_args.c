@@ -7,6 +7,7 @@
 #include "core/mem.h"
 #include "core/str.h"
 #include "model/megatron.h"
+#include "model/megatron_fields.h"
 
 #define MAX_EXPERTS 65536
 
@@ -21,7 +22,7 @@ typedef struct evidence {
 static const mgr_attr *arg(const evidence *ev, const char *name)
 {
     char key[96];
-    snprintf(key, sizeof key, "args.%s", name);
+    snprintf(key, sizeof key, MGR_ARGS "%s", name);
     const mgr_attr *const a = mgr_catalogue_attr(ev->cat, ev->file, key);
     return a && a->kind != MGR_ATTR_NULL ? a : NULL;
 }
@@ -42,60 +43,54 @@ static bool is_true(const mgr_attr *a)
     return a && (a->kind == MGR_ATTR_BOOL || a->kind == MGR_ATTR_INT) && a->i != 0;
 }
 
-/* Kinds that would come out wrong if they were taken for a Llama-like model. */
-typedef enum refuse_when {
-    IF_TRUE,
-    IF_FALSE,
-    IF_SET,     /* present and not None */
-    IF_NOT_ONE, /* a number other than 1 */
-    IF_TEXT_NOT /* a text other than `text` */
-} refuse_when;
-
-static const struct {
-    const char *name;
-    refuse_when when;
-    const char *text, *what;
-} refusals[] = {
-    {"multi_latent_attention", IF_TRUE, NULL, "multi-latent attention"},
-    {"quick_geglu", IF_TRUE, NULL, "quick GEGLU"},
-    {"apply_layernorm_1p", IF_TRUE, NULL, "zero-centred norm weights"},
-    {"layernorm_zero_centered_gamma", IF_TRUE, NULL, "zero-centred norm weights"},
-    {"rotary_percent", IF_NOT_ONE, NULL, "RoPE on a part of the head"},
-    {"rotary_interleaved", IF_TRUE, NULL, "interleaved RoPE"},
-    {"window_size", IF_SET, NULL, "sliding-window attention"},
-    {"attention_output_gate", IF_TRUE, NULL, "gated attention"},
-    {"moe_mlp_glu_interleave_size", IF_SET, NULL, "interleaved GLU rows"},
-    {"heterogeneous_layers_config_path", IF_SET, NULL, "heterogeneous layers"},
-    {"heterogeneous_layers_config_encoded_json", IF_SET, NULL, "heterogeneous layers"},
-    {"hybrid_layer_pattern", IF_SET, NULL, "hybrid layers"},
-    {"hybrid_override_pattern", IF_SET, NULL, "hybrid layers"},
-    {"mtp_num_layers", IF_SET, NULL, "multi-token prediction"},
-    {"apply_residual_connection_post_layernorm", IF_TRUE, NULL, "post-norm residuals"},
-    {"moe_shared_expert_intermediate_size", IF_SET, NULL, "shared experts"},
-    {"moe_latent_size", IF_SET, NULL, "latent experts"},
-    {"moe_router_score_function", IF_TEXT_NOT, "softmax", "a router without softmax"},
-    {"moe_router_enable_expert_bias", IF_TRUE, NULL, "a router with expert biases"},
-    {"moe_router_topk_scaling_factor", IF_SET, NULL, "a scaled router"},
-    {"moe_router_num_groups", IF_SET, NULL, "a router with groups of experts"},
-};
-
-static bool refused(const mgr_attr *a, refuse_when when, const char *text)
+/* Args that no tensor shows may go unchanged from Megatron to Megatron where nothing is made of the
+ * model; and someone who only looks (without a target) is shown all there is. */
+static bool keeps_args(const mgr_config *config)
 {
-    const double number = a->kind == MGR_ATTR_REAL ? a->r : (double)a->i;
-    const bool numeric = a->kind == MGR_ATTR_REAL || a->kind == MGR_ATTR_INT;
-    switch (when) {
-    case IF_TRUE:
-        return is_true(a);
-    case IF_FALSE:
-        return !is_true(a);
-    case IF_SET:
-        return !(a->kind == MGR_ATTR_TEXT && a->text[0] == '\0') && !(numeric && number == 0.0);
-    case IF_NOT_ONE:
-        return numeric && number != 1.0;
-    case IF_TEXT_NOT:
-        return a->kind == MGR_ATTR_TEXT && strcmp(a->text, text) != 0;
+    return config->target.format[0] == '\0' ||
+           (mgr_has_prefix(config->target.format, "megatron-") &&
+            strcmp(config->mode, "reshard") == 0);
+}
+
+static bool lets_unknown_pass(const mgr_config *config)
+{
+    return config->target.format[0] == '\0' || strcmp(config->source.unknown, "warn") == 0;
+}
+
+static int check_field(const evidence *ev, const mgr_attr *a, mgr_err *err)
+{
+    const char *const name = a->key + strlen(MGR_ARGS);
+    const mgr_field f = mgr_megatron_field(name);
+    char value[80], shown[80];
+    mgr_attr_text(a, value, sizeof value);
+    mgr_printable(value, strlen(value), shown, sizeof shown);
+    if (f.rule == MGR_FIELD_UNKNOWN && !mgr_attr_is_nothing(a) && !lets_unknown_pass(ev->config)) {
+        char arg_name[80];
+        mgr_fail(err, MGR_ERR_UNSUPPORTED,
+                 "'%s' has args.%s = %s, which is not known here and may change what the model "
+                 "computes",
+                 path(ev), mgr_printable(name, strlen(name), arg_name, sizeof arg_name), shown);
+        return mgr_hint(err, "set 'source.unknown: warn' if it does not");
     }
-    return true;
+    if ((f.rule != MGR_FIELD_NEUTRAL && f.rule != MGR_FIELD_KEPT) || mgr_megatron_is_neutral(&f, a))
+        return MGR_OK;
+    if (f.rule == MGR_FIELD_KEPT && keeps_args(ev->config))
+        return MGR_OK;
+    mgr_fail(err, MGR_ERR_UNSUPPORTED, "'%s' has %s (args.%s is %s), which is not supported",
+             path(ev), f.what, name, shown);
+    return f.rule == MGR_FIELD_KEPT
+               ? mgr_hint(err, "only 'mode: reshard' from Megatron to Megatron keeps it")
+               : err->code;
+}
+
+static int check_fields(const evidence *ev, mgr_err *err)
+{
+    for (size_t i = 0; i < ev->cat->n_attrs; i++) {
+        const mgr_attr *const a = &ev->cat->attrs[i];
+        if (a->file == ev->file && mgr_has_prefix(a->key, MGR_ARGS))
+            MGR_TRY(check_field(ev, a, err));
+    }
+    return MGR_OK;
 }
 
 static bool old_names(const evidence *ev)
@@ -108,13 +103,7 @@ static bool old_names(const evidence *ev)
 
 static int check_supported(const evidence *ev, mgr_err *err)
 {
-    for (size_t i = 0; i < sizeof refusals / sizeof refusals[0]; i++) {
-        const mgr_attr *const a = arg(ev, refusals[i].name);
-        if (a && refused(a, refusals[i].when, refusals[i].text))
-            return mgr_fail(err, MGR_ERR_UNSUPPORTED,
-                            "'%s' has %s (args.%s), which is not supported", path(ev),
-                            refusals[i].what, refusals[i].name);
-    }
+    MGR_TRY(check_fields(ev, err));
     /* QKV rows had another order before version 2. A save without a version counts as 0, but one
      * that has Megatron-Core's names is younger than that. */
     const mgr_attr *const version = mgr_catalogue_attr(ev->cat, ev->file, "checkpoint_version");
@@ -434,9 +423,7 @@ static int biases(const evidence *ev, const mgr_megatron_shapes *s, mgr_model *m
 static int norm_kind(const evidence *ev, const mgr_megatron_shapes *s, mgr_model *m, mgr_err *err)
 {
     const mgr_attr *const a = arg(ev, "normalization");
-    const char *const name = a && a->kind == MGR_ATTR_TEXT ? a->text
-                             : s->norm_bias                ? "LayerNorm"
-                                                           : "RMSNorm";
+    const char *const name = a && a->text ? a->text : s->norm_bias ? "LayerNorm" : "RMSNorm";
     m->norm = strcmp(name, "LayerNorm") == 0 ? MGR_NORM_LAYER : MGR_NORM_RMS;
     if (m->norm == MGR_NORM_RMS && strcmp(name, "RMSNorm") != 0)
         return mgr_fail(err, MGR_ERR_UNSUPPORTED,
@@ -465,6 +452,12 @@ static int activation(const evidence *ev, const mgr_megatron_shapes *s, mgr_mode
                     : gated ? MGR_ACTIVATION_GEGLU
                     : relu  ? MGR_ACTIVATION_SQUARED_RELU
                             : MGR_ACTIVATION_GELU;
+    /* the fused kernel has the tanh form of GELU, modules elsewhere the exact one */
+    if (gated && !silu && is_true(arg(ev, "bias_gelu_fusion")) && !keeps_args(ev->config))
+        return mgr_fail(err, MGR_ERR_UNSUPPORTED,
+                        "'%s' has GEGLU in its tanh form (args.bias_gelu_fusion is True), which is "
+                        "not supported",
+                        path(ev));
     if (rows == (gated ? 2 * inner : inner) && !(gated && relu))
         return MGR_OK;
     return mgr_fail(err, MGR_ERR_UNSUPPORTED,
@@ -473,24 +466,24 @@ static int activation(const evidence *ev, const mgr_megatron_shapes *s, mgr_mode
                     path(ev), (unsigned long long)rows, (unsigned long long)inner);
 }
 
+/* args.rope_scaling_factor is not looked at: no trainer up to core 0.19 hands it to its model,
+ * whose own default is what was computed with (gpt_builders.py, pretrain_gpt.py,
+ * rotary_pos_embedding.py).
+ */
 static int rope_scaling(const evidence *ev, mgr_model *m, mgr_err *err)
 {
     const mgr_attr *const stretch = arg(ev, "rotary_seq_len_interpolation_factor");
     const bool scaled = is_true(arg(ev, "use_rope_scaling"));
     const double linear = real_arg(ev, "rotary_seq_len_interpolation_factor", 1.0);
-    const double factor = real_arg(ev, "rope_scaling_factor", 8.0);
     if (stretch && (scaled || !(linear > 0 && linear <= 1e6)))
         return mgr_fail(err, MGR_ERR_UNSUPPORTED,
                         "'%s' has RoPE interpolation by %g%s (args."
                         "rotary_seq_len_interpolation_factor), which is not supported",
                         path(ev), linear, scaled ? " and RoPE scaling" : "");
-    if (scaled && !(factor > 0 && factor <= 1e6))
-        return mgr_fail(err, MGR_ERR_FORMAT, "args.rope_scaling_factor of '%s' is %g", path(ev),
-                        factor);
     if (stretch && (linear < 1.0 || linear > 1.0))
         m->rope = (mgr_rope){.kind = MGR_ROPE_LINEAR, .factor = linear};
-    if (scaled) /* what rotary_pos_embedding.py fills in */
-        m->rope = (mgr_rope){MGR_ROPE_LLAMA3, factor, 1.0, 4.0, 8192};
+    if (scaled)
+        m->rope = (mgr_rope){MGR_ROPE_LLAMA3, MGR_MEGATRON_ROPE_FACTOR, 1.0, 4.0, 8192};
     return MGR_OK;
 }
 
@@ -498,9 +491,7 @@ static int position_kind(const evidence *ev, const mgr_megatron_shapes *s, mgr_m
                          mgr_err *err)
 {
     const mgr_attr *const a = arg(ev, "position_embedding_type");
-    const char *const name = a && a->kind == MGR_ATTR_TEXT ? a->text
-                             : s->positions                ? "learned_absolute"
-                                                           : "rope";
+    const char *const name = a && a->text ? a->text : s->positions ? "learned_absolute" : "rope";
     m->positions = s->positions ? MGR_POSITIONS_LEARNED : MGR_POSITIONS_ROPE;
     if (strcmp(name, "rope") != 0 && strcmp(name, "learned_absolute") != 0)
         return mgr_fail(err, MGR_ERR_UNSUPPORTED,
@@ -568,12 +559,29 @@ static int layer_sizes(const evidence *ev, const mgr_megatron_shapes *s, mgr_mod
     return MGR_OK;
 }
 
+/* norm_epsilon up to core 0.18, layernorm_epsilon from 0.19 on; neither release reads the other. */
+static int epsilon(const evidence *ev, double *out, mgr_err *err)
+{
+    const double one = real_arg(ev, "layernorm_epsilon", 1e-5);
+    const double other = real_arg(ev, "norm_epsilon", one);
+    *out = other;
+    if (!arg(ev, "layernorm_epsilon") || (one <= other && one >= other))
+        return MGR_OK;
+    mgr_fail(err, MGR_ERR_UNSUPPORTED,
+             "'%s' has args.norm_epsilon %g and args.layernorm_epsilon %g: which of them a trainer "
+             "took depends on its release",
+             path(ev), other, one);
+    return mgr_hint(err, "set 'model.norm_epsilon'");
+}
+
 /* Comparisons are written so that a NaN fails them. */
 static int scalars(const evidence *ev, const mgr_megatron_shapes *s, mgr_model *m, mgr_err *err)
 {
     const mgr_config *const c = ev->config;
-    const double eps = real_arg(ev, "norm_epsilon", real_arg(ev, "layernorm_epsilon", 1e-5));
-    m->norm_epsilon = c->model.norm_epsilon > 0 ? c->model.norm_epsilon : eps;
+    double eps = c->model.norm_epsilon;
+    if (!(eps > 0))
+        MGR_TRY(epsilon(ev, &eps, err));
+    m->norm_epsilon = eps;
     m->rotary_base =
         c->model.rotary_base > 0 ? c->model.rotary_base : real_arg(ev, "rotary_base", 10000.0);
     const double positions =

@@ -266,17 +266,17 @@ def run_args(shape, tp, pp, dtype, enums):
         data_args_path=None,
         train_samples=122071040,
         consumed_train_samples=7168,
-        tokens=2**41,
+        consumed_train_bins=2**41,
         weight_decay=0.1,
-        adam_betas=(0.9, 0.95),
+        iterations_to_skip=(3, 5),
         rank=0,
         local_rank=0,
         timers=types.SimpleNamespace(level=0),
         wandb_exp_name="",
         empty_list=[],
         empty_dict={},
-        big=-(2**70),
-        offset=-3,
+        exit_interval=-(2**70),
+        start_eval_at_iter=-3,
     )
 
 

@@ -1,0 +1,250 @@
+/* The options with which Megatron-LM goes on with an output: those that its checkpoint's args
+ * amount to, and those that say how to load it (arguments.py and transformer_config.py of 0.19). */
+#include <stdio.h>
+#include <string.h>
+
+#include "form/megatron_write.h"
+#include "model/megatron_fields.h"
+
+typedef enum flag_when {
+    VALUE,    /* as it is, unless None */
+    IF_TRUE,  /* an option without a value */
+    IF_FALSE, /* the same */
+    IF_NOT_1  /* a value, unless it is 1 */
+} flag_when;
+
+typedef struct flag {
+    const char *arg;
+    flag_when when;
+    const char *option;
+    bool from_args; /* --use-checkpoint-args sets it, too (checkpointing.py) */
+} flag;
+
+static const flag model_flags[] = {
+    {"num_layers", VALUE, "--num-layers", true},
+    {"hidden_size", VALUE, "--hidden-size", true},
+    {"ffn_hidden_size", VALUE, "--ffn-hidden-size", true},
+    {"num_attention_heads", VALUE, "--num-attention-heads", true},
+    {"group_query_attention", IF_TRUE, "--group-query-attention", true},
+    {"num_query_groups", VALUE, "--num-query-groups", true},
+    {"kv_channels", VALUE, "--kv-channels", true},
+    {"seq_length", VALUE, "--seq-length", true},
+    {"max_position_embeddings", VALUE, "--max-position-embeddings", true},
+    {"position_embedding_type", VALUE, "--position-embedding-type", true},
+    {"rotary_base", VALUE, "--rotary-base", true},
+    {"rotary_percent", IF_NOT_1, "--rotary-percent", true},
+    {"rotary_interleaved", IF_TRUE, "--rotary-interleaved", true},
+    {"use_rope_scaling", IF_TRUE, "--use-rope-scaling", false},
+    {"rotary_seq_len_interpolation_factor", VALUE, "--rotary-seq-len-interpolation-factor", false},
+    {"normalization", VALUE, "--normalization", true},
+    {"layernorm_epsilon", VALUE, "--norm-epsilon", false},
+    {"qk_layernorm", IF_TRUE, "--qk-layernorm", false},
+    {"swiglu", IF_TRUE, "--swiglu", true},
+    {"squared_relu", IF_TRUE, "--squared-relu", true},
+    {"add_bias_linear", IF_FALSE, "--disable-bias-linear", true},
+    {"add_qkv_bias", IF_TRUE, "--add-qkv-bias", true},
+    {"untie_embeddings_and_output_weights", IF_TRUE, "--untie-embeddings-and-output-weights", true},
+    {"num_experts", VALUE, "--num-experts", true},
+    {"moe_ffn_hidden_size", VALUE, "--moe-ffn-hidden-size", true},
+    {"moe_layer_freq", IF_NOT_1, "--moe-layer-freq", true},
+    {"moe_router_topk", VALUE, "--moe-router-topk", true},
+    {"moe_router_pre_softmax", IF_TRUE, "--moe-router-pre-softmax", true},
+    {"moe_grouped_gemm", IF_TRUE, "--moe-grouped-gemm", true},
+    {"make_vocab_size_divisible_by", VALUE, "--make-vocab-size-divisible-by", false},
+    {"bf16", IF_TRUE, "--bf16", false},
+    {"fp16", IF_TRUE, "--fp16", false},
+};
+
+static const flag split_flags[] = {
+    {"tensor_model_parallel_size", VALUE, "--tensor-model-parallel-size", false},
+    {"pipeline_model_parallel_size", VALUE, "--pipeline-model-parallel-size", false},
+    {"virtual_pipeline_model_parallel_size", VALUE, "--num-virtual-stages-per-pipeline-rank",
+     false},
+    {"decoder_first_pipeline_num_layers", VALUE, "--decoder-first-pipeline-num-layers", false},
+    {"decoder_last_pipeline_num_layers", VALUE, "--decoder-last-pipeline-num-layers", false},
+    {"expert_model_parallel_size", VALUE, "--expert-model-parallel-size", false},
+    {"expert_tensor_parallel_size", VALUE, "--expert-tensor-parallel-size", false},
+};
+
+/* Lines of a command that is wrapped as shells take it. */
+typedef struct lines {
+    mgr_remarks *remarks;
+    char text[MGR_CONFIG_TEXT + 256];
+    mgr_err *err;
+} lines;
+
+#define WIDTH 68
+
+static int end_line(lines *l, const char *end)
+{
+    const int rc = l->text[0]
+                       ? mgr_remarks_say(l->remarks, MGR_REMARK_NEXT, l->err, "%s%s", l->text, end)
+                       : MGR_OK;
+    l->text[0] = '\0';
+    return rc;
+}
+
+static int put(lines *l, const char *option, const char *value)
+{
+    const size_t n = strlen(l->text), more = strlen(option) + (value ? 1 + strlen(value) : 0);
+    if (n > 0 && n + 1 + more > WIDTH)
+        MGR_TRY(end_line(l, " \\"));
+    const size_t at = strlen(l->text);
+    snprintf(l->text + at, sizeof l->text - at, "%s%s%s%s", at ? " " : "  ", option,
+             value ? " " : "", value ? value : "");
+    return MGR_OK;
+}
+
+static bool is_true(const mgr_attr *a)
+{
+    return a && (a->kind == MGR_ATTR_BOOL || a->kind == MGR_ATTR_INT) && a->i != 0;
+}
+
+/* Safe as a word of a shell's command, or in quotes. */
+static const char *quoted(const char *text, char *out, size_t size)
+{
+    static const char plain[] = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789"
+                                "_-+.,:=@%/~";
+    size_t n = 1;
+    if (text[0] && strspn(text, plain) == strlen(text)) {
+        snprintf(out, size, "%s", text);
+        return out;
+    }
+    out[0] = '\'';
+    for (; *text && n + 6 < size; text++)
+        if (*text == '\'')
+            n += (size_t)snprintf(out + n, size - n, "'\\''");
+        else
+            out[n++] = *text;
+    snprintf(out + n, size - n, "'");
+    return out;
+}
+
+static int put_flag(lines *l, const flag *f, const mgr_attr *a)
+{
+    char text[160], word[180];
+    const bool one = a && a->kind != MGR_ATTR_LITERAL &&
+                     (a->kind == MGR_ATTR_REAL ? a->r >= 1 && a->r <= 1 : a->i == 1);
+    if (!a || a->kind == MGR_ATTR_NULL || (f->when == IF_NOT_1 && one))
+        return MGR_OK;
+    if (f->when == IF_TRUE || f->when == IF_FALSE)
+        return is_true(a) == (f->when == IF_TRUE) ? put(l, f->option, NULL) : MGR_OK;
+    mgr_attr_text(a, text, sizeof text);
+    return put(l, f->option, quoted(text, word, sizeof word));
+}
+
+static bool of_rope(const char *name)
+{
+    return mgr_has_prefix(name, "rotary_") || strcmp(name, "use_rope_scaling") == 0;
+}
+
+/* `alone`: only what --use-checkpoint-args leaves out. */
+static int put_model(lines *l, const mgr_megatron_arg_list *list, bool alone)
+{
+    const mgr_attr *const positions = mgr_megatron_args_get(list, "position_embedding_type");
+    const bool rope = positions && positions->text && strcmp(positions->text, "rope") == 0;
+    const bool grouped = is_true(mgr_megatron_args_get(list, "group_query_attention"));
+    for (size_t i = 0; i < sizeof model_flags / sizeof model_flags[0]; i++) {
+        const flag *const f = &model_flags[i];
+        if ((alone && f->from_args) || (!rope && of_rope(f->arg)) ||
+            (!grouped && strcmp(f->arg, "num_query_groups") == 0))
+            continue;
+        MGR_TRY(put_flag(l, f, mgr_megatron_args_get(list, f->arg)));
+    }
+    return MGR_OK;
+}
+
+/* Values of a Megatron source that change what is computed and were kept. */
+static int put_kept(lines *l, const mgr_megatron_arg_list *list)
+{
+    for (size_t i = 0; i < list->n; i++) {
+        const mgr_megatron_arg *const a = &list->list[i];
+        const mgr_field f = mgr_megatron_field(a->name);
+        char option[96] = "--";
+        const bool mup =
+            mgr_has_prefix(a->name, "mup_") && is_true(mgr_megatron_args_get(list, "use_mup"));
+        if (a->fate == MGR_REMARK_DROPPED || mgr_has_prefix(a->name, "rotary_") ||
+            (!mup && (f.rule != MGR_FIELD_KEPT || mgr_megatron_is_neutral(&f, &a->value))))
+            continue;
+        const char *const name =
+            strcmp(a->name, "layernorm_zero_centered_gamma") == 0 ? "apply_layernorm_1p" : a->name;
+        for (size_t k = 0; name[k] && k + 3 < sizeof option; k++)
+            option[2 + k] = name[k] == '_' ? '-' : name[k];
+        const flag shown = {a->name, a->value.kind == MGR_ATTR_BOOL ? IF_TRUE : VALUE, option,
+                            false};
+        MGR_TRY(put_flag(l, &shown, &a->value));
+    }
+    return MGR_OK;
+}
+
+/* torch_dist is for any sizes: those for which its vocabulary is padded and its files are cut. */
+static int put_split(lines *l, const mgr_megatron_arg_list *list, const mgr_config *config,
+                     bool dist)
+{
+    char tp[24], ep[24];
+    for (size_t i = 0; !dist && i < sizeof split_flags / sizeof split_flags[0]; i++)
+        MGR_TRY(put_flag(l, &split_flags[i], mgr_megatron_args_get(list, split_flags[i].arg)));
+    snprintf(tp, sizeof tp, "%llu", (unsigned long long)config->target.tensor_parallel);
+    snprintf(ep, sizeof ep, "%llu", (unsigned long long)config->target.expert_parallel);
+    if (dist)
+        MGR_TRY(put(l, "--tensor-model-parallel-size", tp));
+    if (dist && config->target.expert_parallel > 1)
+        MGR_TRY(put(l, "--expert-model-parallel-size", ep));
+    return MGR_OK;
+}
+
+static int put_load(lines *l, const mgr_config *config, bool dist)
+{
+    char path[MGR_CONFIG_TEXT + 64];
+    MGR_TRY(put(l, "--load", quoted(config->target.path, path, sizeof path)));
+    MGR_TRY(put(l, "--ckpt-format", dist ? "torch_dist" : "torch"));
+    if (strcmp(config->target.names, "local") == 0)
+        MGR_TRY(put(l, "--transformer-impl", "local"));
+    if (strcmp(config->mode, "reshard") != 0)
+        return put(l, "--finetune", NULL);
+    MGR_TRY(put(l, "--no-load-optim", NULL));
+    return put(l, "--no-load-rng", NULL);
+}
+
+static int say_limits(const mgr_megatron_arg_list *list, const mgr_config *config,
+                      mgr_remarks *remarks, mgr_err *err)
+{
+    const mgr_attr *const gated = mgr_megatron_args_get(list, "gated_linear_unit");
+    const mgr_attr *const base = mgr_megatron_args_get(list, "rotary_base");
+    if (is_true(gated) && !is_true(mgr_megatron_args_get(list, "swiglu")))
+        MGR_TRY(mgr_remarks_say(remarks, MGR_REMARK_WARNING, err,
+                                "no option of Megatron-LM makes GEGLU: its model builder has to "
+                                "set gated_linear_unit"));
+    if (mgr_megatron_args_get(list, "num_experts") && config->target.tensor_parallel > 1)
+        MGR_TRY(mgr_remarks_say(remarks, MGR_REMARK_WARNING, err, /* moe_layer.py, forward */
+                                "Megatron-LM trains experts with tensor parallelism only together "
+                                "with --sequence-parallel"));
+    if (base && base->kind == MGR_ATTR_REAL && base->r != (double)(int64_t)base->r)
+        MGR_TRY(mgr_remarks_say(remarks, MGR_REMARK_WARNING, err,
+                                "Megatron-LM's --rotary-base takes whole numbers, and this model's "
+                                "is %g: only --use-checkpoint-args sets it",
+                                base->r));
+    return MGR_OK;
+}
+
+int mgr_megatron_flags_review(const mgr_megatron_arg_list *list, const mgr_output *out,
+                              mgr_remarks *remarks, mgr_err *err)
+{
+    const mgr_attr *const format = mgr_megatron_args_get(list, "ckpt_format");
+    const bool dist = format && strcmp(format->text, "torch_dist") == 0;
+    lines l = {.remarks = remarks, .err = err};
+    MGR_TRY(say_limits(list, out->config, remarks, err));
+    for (int alone = 0; alone < 2; alone++) {
+        MGR_TRY(mgr_remarks_say(remarks, MGR_REMARK_NEXT, err, "%s",
+                                alone ? "# or, with the checkpoint's own args:"
+                                      : "# Megatron-LM's options, beside those of your data:"));
+        if (alone)
+            MGR_TRY(put(&l, "--use-checkpoint-args", NULL));
+        MGR_TRY(put_load(&l, out->config, dist));
+        MGR_TRY(put_split(&l, list, out->config, dist));
+        MGR_TRY(put_model(&l, list, alone));
+        MGR_TRY(put_kept(&l, list));
+        MGR_TRY(end_line(&l, ""));
+    }
+    return MGR_OK;
+}
