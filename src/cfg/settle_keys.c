@@ -96,11 +96,14 @@ static int fail_foreign(const mgr_config *config, mgr_schema *schema, const char
     }
     const char *const chooser = mgr_schema_chooser(kind);
     const char *const by_default = mgr_config_place(config, chooser) ? "" : " by default";
-    const bool alone = !strstr(owners.text, " or ");
+    const char *const quote = strchr(owners.text, '\'');
+    const bool alone = quote && !strstr(quote, " or ");
     mgr_config_fail(config, name, err, "'%s' is for %s; '%s' is '%s'%s", name, owners.text, chooser,
                     mgr_schema_chosen(config, kind), by_default);
-    return mgr_hint(err, "remove '%s', or choose %s%s with '%s'", name, alone ? "" : "one of ",
-                    alone ? "that" : "those", chooser);
+    if (!alone)
+        return mgr_hint(err, "remove '%s', or set '%s' to one of those", name, chooser);
+    return mgr_hint(err, "remove '%s', or set '%s: %.*s'", name, chooser,
+                    (int)strcspn(quote + 1, "'"), quote + 1);
 }
 
 /* Is the value one that an owner takes? With 'auto' there may be several. */

@@ -11,6 +11,32 @@ import unittest
 import runner
 
 WIDTH = 80
+GOLDEN = pathlib.Path(__file__).parents[1] / "data" / "golden" / "terminal.txt"
+# Lines that are about a format's fields, which have tests of their own.
+OTHERS = ("set", "note", "next", "carried", "altered", "dropped", "unknown")
+# What a machine and a clock decide.
+MASKS = (
+    (r"mgr-upcycle \d+\.\d+\.\d+", "mgr-upcycle VERSION"),
+    (r"[\d.]+ [KMGT]iB free", "N free"),
+    (r"[\d.]+ GiB/s", "N GiB/s"),
+    (r"with [\d.]+ MiB of", "with N of"),
+    (r"^memory +[\d.]+ MiB +peak", "memory    N   peak"),
+    (r"^seconds .*", "seconds N"),
+    (r"[\d.]+ % more", "N % more"),
+)
+ERRORS = {  # name: text of the configuration, options; SOURCE and OUT are paths
+    "unknown key": ("source: {path: SOURCE}\ntarget: {path: OUT}\nupcycle:\n  ratoi: 1\n", ()),
+    "foreign key": ("source: {path: SOURCE}\ntarget:\n  compression: deflate\n  path: OUT\n", ()),
+    "key of a mode": ("mode: reshard\nsource: {path: SOURCE}\ntarget: {path: OUT}\nupcycle: {seed: 1}\n", ()),
+    "unknown format": ("source: {path: SOURCE}\ntarget:\n  format: mixtrall\n  path: OUT\n", ()),
+    "tab": ("source:\n\tpath: SOURCE\n", ()),
+    "two meanings": ("memory_per_rank: 2G\nsource: {path: SOURCE}\ntarget: {path: OUT}\n", ()),
+    "home": ("source: {path: ~/x}\ntarget: {path: OUT}\n", ()),
+    "hub": ("source: {path: nobody/no-model}\ntarget: {path: OUT}\n", ()),
+    "dense": ("mode: reshard\nsource: {path: SOURCE}\ntarget: {path: OUT}\n", ()),
+    "ranks": ("source: {path: SOURCE}\ntarget: {path: OUT}\n", ("--ranks", 2)),
+    "experts": ("source: {path: SOURCE}\ntarget:\n  expert_parallel: 3\n  path: OUT\n", ("--dry-run",)),
+}
 
 
 class Terminal(unittest.TestCase):
@@ -34,6 +60,36 @@ class Terminal(unittest.TestCase):
         for line in text.splitlines():
             words = [w for w in line.split() if str(self.place) not in w]
             self.assertLessEqual(len(line) if len(words) == len(line.split()) else 0, WIDTH, line)
+
+    def masked(self, text):
+        kept, skip = [], False
+        for line in text.replace(str(self.place), "PLACE").splitlines():
+            skip = line.split(" ")[0] in OTHERS or (skip and line.startswith("   "))
+            for pattern, word in MASKS:
+                line = re.sub(pattern, word, line)
+            kept += [] if skip else [line]
+        return "\n".join(kept) + "\n"
+
+    def capture(self):
+        """{title: what is said}"""
+        options = self.alone("--help").out.split("CONFIG is YAML")[0]
+        config = self.config("golden", target__expert_parallel=2)
+        said = {"options": options, "dry run": self.alone("-n", "--ranks", 64, config).out}
+        said["run"] = runner.upcycle(config, np=2).out
+        for title, (text, words) in ERRORS.items():
+            path = self.place / "run.yaml"
+            path.write_text(text.replace("SOURCE", str(self.source)).replace("OUT", str(self.place / "Mixtral-x")))
+            result = self.alone(*words, path)
+            said["error: " + title] = "exit status %d\n%s" % (result.status, result.err)
+        return {title: self.masked(text) for title, text in said.items()}
+
+    def test_what_is_said(self):
+        """tests/data/golden/terminal.txt; MGR_WRITE_GOLDEN=1 writes it anew."""
+        text = "".join("==== %s ====\n%s\n" % item for item in self.capture().items())
+        if os.environ.get("MGR_WRITE_GOLDEN"):
+            GOLDEN.write_text(text)
+        self.maxDiff = None
+        self.assertEqual(text, GOLDEN.read_text())
 
     def test_help_fits(self):
         for name in ("mgr-upcycle", "mgr-synth", "mgr-inspect", "mgr-bench"):

@@ -86,9 +86,11 @@ def test_every_format_is_one_model(scratch, target, options, formats):
         source = write(scratch / name, *options, *words)
         # what formats without args do not keep is said
         changes = {"model__max_position_embeddings": 64, "model__norm_epsilon": 1e-5}
+        if target.startswith("megatron"):
+            changes["target__make_vocab_size_divisible_by"] = 16
         config = runner.write_config(
             scratch / (name + ".yaml"), source, scratch / ("Mixtral-" + name), **changes,
-            target__format=target, target__expert_parallel=2, target__make_vocab_size_divisible_by=16,
+            target__format=target, target__expert_parallel=2,
         )
         result = runner.upcycle(config, np=2)
         assert result.status == 0, str(result)

@@ -732,15 +732,15 @@ static const struct {
 } foreign[] = {
     {PATHS "mode: reshard\nupcycle:\n  seed: 1\n",
      "x.yaml:5:3: 'upcycle.seed' is for mode 'upcycle'; 'mode' is 'reshard'",
-     "remove 'upcycle.seed', or choose that with 'mode'"},
+     "remove 'upcycle.seed', or set 'mode: upcycle'"},
     {PATHS "mode: reshard\nupcycle:\n  ratio: 1\n",
      "x.yaml:5:3: 'upcycle.ratio' is for mode 'upcycle'; 'mode' is 'reshard'", NULL},
     {PATHS "upcycle:\n  noise_std: 1\n",
      "x.yaml:4:3: 'upcycle.noise_std' is for method 'noise'; 'upcycle.method' is 'drop' by default",
-     "remove 'upcycle.noise_std', or choose that with 'upcycle.method'"},
+     "remove 'upcycle.noise_std', or set 'upcycle.method: noise'"},
     {PATHS "upcycle:\n  method: naive\n  ratio: 1\n",
      "x.yaml:5:3: 'upcycle.ratio' is for method 'drop' or 'noise'; 'upcycle.method' is 'naive'",
-     "remove 'upcycle.ratio', or choose one of those with 'upcycle.method'"},
+     "remove 'upcycle.ratio', or set 'upcycle.method' to one of those"},
     {PATHS "upcycle:\n  router_std: 1\n",
      "x.yaml:4:3: 'upcycle.router_std' is for router 'normal'; 'upcycle.router' is 'uniform' by "
      "default",
