@@ -8,6 +8,7 @@
 #include <sys/ioctl.h>
 #include <unistd.h>
 
+#include "core/say.h"
 #include "core/stop.h"
 #include "core/str.h"
 #include "io/file.h"
@@ -155,15 +156,15 @@ int mgr_cli_seconds(const char *option, const char *text, double *out, mgr_err *
 
 static void print_error(const mgr_program *p, const mgr_err *err)
 {
-    fprintf(stderr, "%s: error: %s\n", p->name, err->msg);
+    mgr_say(stderr, "%s: error: %s\n", p->name, err->msg);
     if (err->hint[0])
-        fprintf(stderr, "hint: %s\n", err->hint);
+        mgr_say(stderr, "hint: %s\n", err->hint);
 }
 
 /* What a process whose MPI does not end ends with, and who says so. */
 static struct {
     int status;
-    bool speaks;
+    bool speaks, mute;
 } last_word;
 
 static void on_alarm(int signal_number)
@@ -190,7 +191,7 @@ static void guard_the_end(int status, bool speaks)
 
 int mgr_cli_end(const mgr_program *p, mgr_comm *comm, int rc, const mgr_err *err)
 {
-    const bool speaks = !comm || mgr_comm_rank(comm) == 0;
+    const bool speaks = !last_word.mute && (!comm || mgr_comm_rank(comm) == 0);
     fflush(stdout);
     if (rc != MGR_OK && speaks)
         print_error(p, err);
@@ -198,6 +199,42 @@ int mgr_cli_end(const mgr_program *p, mgr_comm *comm, int rc, const mgr_err *err
     mgr_comm_stop(comm);
     alarm(0);
     return mgr_code_exit(rc);
+}
+
+/* What launchers say of the size of a step: Hydra and Slurm's PMI, Open MPI, Slurm. Where one of
+ * them is right the others are of something around it, as Slurm's is around Hydra. */
+static int check_launch(const mgr_comm *comm, mgr_err *err)
+{
+    static const char *const names[] = {"PMI_SIZE", "PMIX_SIZE", "OMPI_COMM_WORLD_SIZE",
+                                        "SLURM_STEP_NUM_TASKS"};
+    const long size = mgr_comm_size(comm);
+    const char *name = NULL;
+    long told = size;
+    for (size_t i = 0; i < sizeof names / sizeof names[0]; i++) {
+        const char *const text = getenv(names[i]);
+        const long n = text ? strtol(text, NULL, 10) : 0;
+        if (n == size)
+            return MGR_OK;
+        if (n > 1 && !name) {
+            name = names[i];
+            told = n;
+        }
+    }
+    if (!name || size > 1)
+        return MGR_OK;
+    mgr_fail(err, MGR_ERR_MPI, "%s says that %ld processes were started, and MPI shows only 1",
+             name, told);
+    return mgr_hint(err,
+                    "start it with the mpiexec of the MPI that it was built with, or give srun "
+                    "that MPI's --mpi, as pmi2");
+}
+
+int mgr_cli_start(mgr_comm **comm, mgr_err *err)
+{
+    MGR_TRY(mgr_comm_start(comm, err));
+    const int rc = check_launch(*comm, err);
+    last_word.mute = rc != MGR_OK && mgr_cli_launched_rank() > 0; /* each finds it, one says it */
+    return rc;
 }
 
 int mgr_cli_launched_rank(void)

@@ -47,6 +47,10 @@ int mgr_cli_seconds(const char *option, const char *text, double *out, mgr_err *
  * status. The same on all ranks, since MPICH's launcher ORs the statuses. */
 int mgr_cli_end(const mgr_program *program, mgr_comm *comm, int rc, const mgr_err *err);
 
+/* mgr_comm_start; then an error where the launcher started more processes than this MPI sees, each
+ * of which would be a run of its own. Collective. Errors: MGR_ERR_MPI. */
+int mgr_cli_start(mgr_comm **comm, mgr_err *err) MGR_NODISCARD;
+
 /* The number that a launcher gave this process; -1 without one. Before MPI is started. */
 int mgr_cli_launched_rank(void);
 

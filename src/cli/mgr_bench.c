@@ -42,7 +42,7 @@ int main(int argc, char **argv)
     int first;
     if (mgr_cli_parse(&program, argc, argv, take, &o, &first, &err) != MGR_OK)
         return mgr_cli_usage_end(&program, &err);
-    int rc = mgr_comm_start(&comm, &err);
+    int rc = mgr_cli_start(&comm, &err);
     mgr_cli_catch_signals();
     if (rc == MGR_OK)
         rc = mgr_agree(comm, mgr_comm_rank(comm) == 0 ? mgr_bench_kernels(&err) : MGR_OK, &err);

@@ -283,7 +283,7 @@ int main(int argc, char **argv)
     mgr_comm *comm = NULL;
     if (parse(&o, argc, argv, &err) != MGR_OK)
         return mgr_cli_usage_end(&program, &err);
-    int rc = mgr_comm_start(&comm, &err);
+    int rc = mgr_cli_start(&comm, &err);
     mgr_cli_catch_signals();
     if (rc == MGR_OK) {
         mgr_fault_set_rank(mgr_comm_rank(comm));

@@ -272,7 +272,7 @@ static int start(const arguments *a, mgr_comm **comm, mgr_err *err)
 {
     const bool launched = mgr_cli_launched_rank() >= 0;
     const bool alone = a->run.write.dry_run && (a->run.plan_ranks || !launched);
-    return alone ? mgr_comm_alone(comm, err) : mgr_comm_start(comm, err);
+    return alone ? mgr_comm_alone(comm, err) : mgr_cli_start(comm, err);
 }
 
 int main(int argc, char **argv)

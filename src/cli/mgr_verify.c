@@ -50,7 +50,7 @@ int main(int argc, char **argv)
     if (rc != MGR_OK)
         return mgr_cli_usage_end(&program, &err);
     o.path = argv[first];
-    rc = mgr_comm_start(&comm, &err);
+    rc = mgr_cli_start(&comm, &err);
     mgr_cli_catch_signals();
     if (rc == MGR_OK)
         rc = mgr_audit(comm, &o, &good, &err);

@@ -7,6 +7,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "core/say.h"
 #include "core/str.h"
 #include "fmt/json.h"
 #include "fmt/sha256.h"
@@ -82,10 +83,9 @@ static int read_text(const audit *a, mgr_buf *text, mgr_err *err)
 
 static int old_manifest(const audit *a, mgr_err *err)
 {
-    mgr_fail(err, MGR_ERR_UNSUPPORTED,
-             "'%s/" MGR_MANIFEST "' is of an older version, without checksums of all files",
-             a->path);
-    return mgr_hint(err, "compare with the source instead: mgr-upcycle --verify CONFIG");
+    return mgr_fail(err, MGR_ERR_UNSUPPORTED,
+                    "'%s/" MGR_MANIFEST "' is of an older version, without checksums of all files",
+                    a->path);
 }
 
 /* Rank 0. A manifest that is not what it was leaves a->manifest NULL: nothing else can be told. */
@@ -531,14 +531,15 @@ static void print_finding(const json_t *f)
     const char *const file = json_string_value(json_object_get(f, "file"));
     const char *const tensor = json_string_value(json_object_get(f, "tensor"));
     const json_t *const byte = json_object_get(f, "byte");
-    printf("differs   ");
+    mgr_say(stdout, "differs   ");
     if (file)
-        printf("'%s'", file);
+        mgr_say(stdout, "'%s'", file);
     if (tensor)
-        printf("%stensor '%s'", file ? ", " : "", tensor);
+        mgr_say(stdout, "%stensor '%s'", file ? ", " : "", tensor);
     if (json_is_integer(byte))
-        printf(", byte %" JSON_INTEGER_FORMAT, json_integer_value(byte));
-    printf("%s%s\n", file || tensor ? ": " : "", json_string_value(json_object_get(f, "what")));
+        mgr_say(stdout, ", byte %" JSON_INTEGER_FORMAT, json_integer_value(byte));
+    mgr_say(stdout, "%s%s\n", file || tensor ? ": " : "",
+            json_string_value(json_object_get(f, "what")));
 }
 
 static void print_text(const audit *a)
@@ -550,18 +551,18 @@ static void print_text(const audit *a)
     char text[32];
     for (size_t i = 0; i < a->sums.n; i++)
         bytes += a->sums.list[i].bytes;
-    printf("path      %s\nread      %zu files, %s\n", a->path, a->sums.n,
-           mgr_format_bytes(bytes, text, sizeof text));
+    mgr_say(stdout, "path      %s\nread      %zu files, %s\n", a->path, a->sums.n,
+            mgr_format_bytes(bytes, text, sizeof text));
     json_object_foreach(a->report.facts, key, value)
-        printf("%-9s %s\n", key, json_string_value(value));
+        mgr_say(stdout, "%-9s %s\n", key, json_string_value(value));
     if (a->extra)
-        printf("besides   %zu files that are not in the manifest\n", a->extra);
+        mgr_say(stdout, "besides   %zu files that are not in the manifest\n", a->extra);
     if (n)
         print_finding(json_array_get(a->report.findings, 0));
     if (n > 1)
-        printf("          and %zu more\n", n - 1);
+        mgr_say(stdout, "          and %zu more\n", n - 1);
     if (n == 0)
-        printf("verified  all is as it was written\n");
+        mgr_say(stdout, "verified  all is as it was written\n");
 }
 
 static int print_json(const audit *a, mgr_err *err)
@@ -574,7 +575,7 @@ static int print_json(const audit *a, mgr_err *err)
     const int rc = root ? mgr_json_dump(root, 2, &text, err)
                         : mgr_fail(err, MGR_ERR_NOMEM, "no memory for JSON");
     if (rc == MGR_OK)
-        printf("%s", text.data);
+        mgr_say(stdout, "%s", text.data);
     json_decref(root);
     mgr_buf_clear(&text);
     return rc;

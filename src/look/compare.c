@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "core/mem.h"
+#include "core/say.h"
 #include "form/source.h"
 #include "io/file.h"
 #include "kern/kern.h"
@@ -133,7 +134,7 @@ static void report(comparison *c, const char *format, const char *name)
 {
     c->differ++;
     if (c->shown++ < c->most)
-        printf("  %-9s %s\n", format, name);
+        mgr_say(stdout, "  %-9s %s\n", format, name);
 }
 
 static int compare_values(comparison *c, const matrix *a, const matrix *b, mgr_err *err)
@@ -321,13 +322,14 @@ int mgr_compare(const char *path_a, const char *path_b, unsigned most, bool *sam
         rc = open_side(&c.b, path_b, err);
     if (rc == MGR_OK) {
         const bool models = c.a.view.has_model && c.b.view.has_model;
-        printf("1  %s  %s\n2  %s  %s\n", c.a.view.format, path_a, c.b.view.format, path_b);
+        mgr_say(stdout, "1  %s  %s\n2  %s  %s\n", c.a.view.format, path_a, c.b.view.format, path_b);
         rc = models ? compare_logical(&c, err) : compare_names(&c, err);
         if (c.shown > c.most)
-            printf("  and %u more\n", c.shown - c.most);
+            mgr_say(stdout, "  and %u more\n", c.shown - c.most);
         if (rc == MGR_OK)
-            printf("%llu %s tensors compared, %llu differ\n", (unsigned long long)c.tensors,
-                   models ? "logical" : "stored", (unsigned long long)c.differ);
+            mgr_say(stdout, "%llu %s tensors compared, %llu differ\n",
+                    (unsigned long long)c.tensors, models ? "logical" : "stored",
+                    (unsigned long long)c.differ);
         *same = c.differ == 0;
     }
     close_side(&c.a);

@@ -3,6 +3,7 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "core/say.h"
 #include "fmt/json.h"
 #include "look/view.h"
 
@@ -21,15 +22,15 @@ static void print_tensors(const mgr_view *v)
     }
     for (uint32_t f = 0; f < v->cat.n_files; f++) {
         char bytes[32], shape[128];
-        printf("\n%s  %s\n", v->cat.files[f].path,
-               mgr_format_bytes(v->cat.files[f].bytes, bytes, sizeof bytes));
+        mgr_say(stdout, "\n%s  %s\n", v->cat.files[f].path,
+                mgr_format_bytes(v->cat.files[f].bytes, bytes, sizeof bytes));
         for (size_t i = 0; i < v->cat.n_stored; i++) {
             const mgr_stored *const s = &v->cat.stored[i];
             if (s->file == f)
-                printf("  %-*s  %-8s  %-18s %10s\n", width, s->name, type_text(s),
-                       mgr_view_shape(s, shape, sizeof shape),
-                       mgr_format_bytes(mgr_view_elements(s) * mgr_dtype_size(s->dtype), bytes,
-                                        sizeof bytes));
+                mgr_say(stdout, "  %-*s  %-8s  %-18s %10s\n", width, s->name, type_text(s),
+                        mgr_view_shape(s, shape, sizeof shape),
+                        mgr_format_bytes(mgr_view_elements(s) * mgr_dtype_size(s->dtype), bytes,
+                                         sizeof bytes));
         }
     }
 }
@@ -45,15 +46,15 @@ static void print_text(const mgr_view *v, const mgr_inspect_options *o)
         count += mgr_view_elements(&v->cat.stored[i]);
         bytes += mgr_view_elements(&v->cat.stored[i]) * mgr_dtype_size(v->cat.stored[i].dtype);
     }
-    printf("path      %s\nformat    %s, %zu files%s%s\n", o->path, v->format, v->cat.n_files,
-           v->split.len ? ": " : "", v->split.len ? v->split.data : "");
+    mgr_say(stdout, "path      %s\nformat    %s, %zu files%s%s\n", o->path, v->format,
+            v->cat.n_files, v->split.len ? ": " : "", v->split.len ? v->split.data : "");
     if (v->refusal.len)
-        printf("source    not one for mgr-upcycle: %s\n", v->refusal.data);
+        mgr_say(stdout, "source    not one for mgr-upcycle: %s\n", v->refusal.data);
     if (v->has_model && mgr_view_model(m, &model, &ignored) == MGR_OK &&
         mgr_view_types(&v->layout, &model, &ignored) == MGR_OK)
-        printf("model     %s\n", model.data);
-    printf("tensors   %zu stored, %llu elements, %s\n", v->cat.n_stored, (unsigned long long)count,
-           mgr_format_bytes(bytes, text, sizeof text));
+        mgr_say(stdout, "model     %s\n", model.data);
+    mgr_say(stdout, "tensors   %zu stored, %llu elements, %s\n", v->cat.n_stored,
+            (unsigned long long)count, mgr_format_bytes(bytes, text, sizeof text));
     mgr_buf_clear(&model);
     if (!o->summary)
         print_tensors(v);
@@ -88,7 +89,7 @@ static int print_json(const mgr_view *v, mgr_err *err)
                                    v->split.len ? v->split.data : "", "files", files);
     const int rc = mgr_json_dump(root, 2, &text, err);
     if (rc == MGR_OK)
-        fputs(text.data, stdout);
+        mgr_say(stdout, "%s", text.data);
     json_decref(root);
     mgr_buf_clear(&text);
     return rc;

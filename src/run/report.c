@@ -2,6 +2,7 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "core/say.h"
 #include "look/view.h"
 #include "mgr/version.h"
 #include "run/report_line.h"
@@ -71,14 +72,14 @@ static void print_method(const mgr_job *job)
 
 static void print_skipped(const mgr_job *job)
 {
-    printf("skipped  ");
+    mgr_say(stdout, "skipped  ");
     const char *comma = "";
     for (int k = 0; k < MGR_SKIP_COUNT; k++) {
-        printf("%s %llu %s", comma, (unsigned long long)job->source.cat.skipped[k],
-               mgr_skip_name((mgr_skip)k));
+        mgr_say(stdout, "%s %llu %s", comma, (unsigned long long)job->source.cat.skipped[k],
+                mgr_skip_name((mgr_skip)k));
         comma = ",";
     }
-    printf(" entries\n");
+    mgr_say(stdout, " entries\n");
 }
 
 #define COLUMNS 79
@@ -101,17 +102,18 @@ static void print_fields(const mgr_remarks *remarks, mgr_remark_kind kind)
         if (strlen(text) > FIELD_SHOWN)
             memcpy(text + FIELD_SHOWN - 3, "...", 4);
         if (shown++ == 0)
-            printf("%-9s", mgr_remark_name(kind));
+            mgr_say(stdout, "%-9s", mgr_remark_name(kind));
         else if (column + 2 + strlen(text) >= COLUMNS)
-            printf(",\n         "), column = 9;
+            mgr_say(stdout, ",\n         "), column = 9;
         else
-            column += (size_t)printf(",");
-        column += (size_t)printf(" %s", text);
+            column += (size_t)mgr_say(stdout, ",");
+        column += (size_t)mgr_say(stdout, " %s", text);
     }
     if (shown && mgr_remarks_count(remarks, kind) > shown)
-        printf(", and %zu more (mgr-manifest.json)", mgr_remarks_count(remarks, kind) - shown);
+        mgr_say(stdout, ", and %zu more (mgr-manifest.json)",
+                mgr_remarks_count(remarks, kind) - shown);
     if (shown)
-        printf("\n");
+        mgr_say(stdout, "\n");
 }
 
 /* What became of the fields beside the tensors, and what to know of the output. */
@@ -120,8 +122,8 @@ static void print_remarks(const mgr_remarks *remarks)
     static const mgr_remark_kind listed[] = {MGR_REMARK_SET, MGR_REMARK_ALTERED, MGR_REMARK_DROPPED,
                                              MGR_REMARK_UNKNOWN};
     if (mgr_remarks_count(remarks, MGR_REMARK_CARRIED))
-        printf("carried   %zu fields as they were\n",
-               mgr_remarks_count(remarks, MGR_REMARK_CARRIED));
+        mgr_say(stdout, "carried   %zu fields as they were\n",
+                mgr_remarks_count(remarks, MGR_REMARK_CARRIED));
     for (size_t k = 0; k < sizeof listed / sizeof listed[0]; k++)
         print_fields(remarks, listed[k]);
     for (size_t i = 0; i < remarks->n; i++)
@@ -134,7 +136,7 @@ static void print_found(const mgr_job *job)
 {
     for (size_t i = job->planned_remarks; i < job->remarks.n; i++)
         if (job->remarks.list[i].kind == MGR_REMARK_WARNING)
-            fprintf(stderr, "mgr-upcycle: warning: %s\n", job->remarks.list[i].why);
+            mgr_say(stderr, "mgr-upcycle: warning: %s\n", job->remarks.list[i].why);
 }
 
 static void print_next(const mgr_remarks *remarks)
@@ -143,7 +145,7 @@ static void print_next(const mgr_remarks *remarks)
     for (size_t i = 0; i < remarks->n; i++) {
         if (remarks->list[i].kind != MGR_REMARK_NEXT)
             continue;
-        printf("%-9s %s\n", first ? "next" : "", remarks->list[i].now);
+        mgr_say(stdout, "%-9s %s\n", first ? "next" : "", remarks->list[i].now);
         first = false;
     }
 }
@@ -153,7 +155,7 @@ static void warn_of_path(const mgr_job *job)
 {
     const char *const path = job->config.target.path;
     if (strcmp(job->target_format->name, "moe-recipes") == 0 && !strstr(path, "Mixtral"))
-        fprintf(stderr,
+        mgr_say(stderr,
                 "mgr-upcycle: warning: moe-recipes takes a checkpoint for Mixtral by that\n"
                 "word in its path; '%s' does not have it\n",
                 path);
@@ -164,15 +166,15 @@ void mgr_print_plan(const mgr_job *job)
     const mgr_plan *const plan = &job->plan;
     char in[32], out[32], memory[32];
     warn_of_path(job);
-    printf("mgr-upcycle %s\n", MGR_VERSION);
+    mgr_say(stdout, "mgr-upcycle %s\n", MGR_VERSION);
     print_source(job);
     print_method(job);
     print_target(job);
     print_skipped(job);
     print_remarks(&job->remarks);
-    printf("plan      %u rank%s read %s and write %s\n", plan->ranks, plan->ranks == 1 ? "" : "s",
-           mgr_format_bytes(plan->total_in, in, sizeof in),
-           mgr_format_bytes(plan->total_out, out, sizeof out));
+    mgr_say(stdout, "plan      %u rank%s read %s and write %s\n", plan->ranks,
+            plan->ranks == 1 ? "" : "s", mgr_format_bytes(plan->total_in, in, sizeof in),
+            mgr_format_bytes(plan->total_out, out, sizeof out));
     mgr_report_line("memory", "at most %s on each rank (memory_per_rank), with %s of buffers",
                     mgr_format_bytes(job->config.memory_per_rank, in, sizeof in),
                     mgr_format_bytes(plan->memory_bytes, memory, sizeof memory));
@@ -184,7 +186,7 @@ void mgr_print_config(const mgr_job *job)
     mgr_buf text = {0};
     mgr_err ignored = MGR_ERR_INIT;
     if (mgr_config_dump(&job->config, mgr_config_tables, &text, &ignored) == MGR_OK)
-        printf("\n%s", text.data);
+        mgr_say(stdout, "\n%s", text.data);
     mgr_buf_clear(&text);
     fflush(stdout);
 }
@@ -199,23 +201,24 @@ static void print_done(const mgr_job *job)
     const mgr_tally *const t = &job->tally;
     const double engine = t->seconds_sums + t->seconds_write + t->seconds_sync;
     char text[32];
-    printf("\nread      %10s\n", mgr_format_bytes(t->bytes_read, text, sizeof text));
-    printf("written   %10s   %.2f GiB/s\n", mgr_format_bytes(t->bytes_written, text, sizeof text),
-           rate(t->bytes_written, engine));
+    mgr_say(stdout, "\nread      %10s\n", mgr_format_bytes(t->bytes_read, text, sizeof text));
+    mgr_say(stdout, "written   %10s   %.2f GiB/s\n",
+            mgr_format_bytes(t->bytes_written, text, sizeof text), rate(t->bytes_written, engine));
     if (job->plan.done_out)
-        printf("resumed   %10s   were written before, and are still there\n",
-               mgr_format_bytes(job->plan.done_out, text, sizeof text));
-    printf("checked   %llu of %llu source records by CRC-32\n",
-           (unsigned long long)t->records_checked, (unsigned long long)t->records_total);
-    printf("seconds   find %.2f, plan %.2f, sums %.2f, write %.2f, sync %.2f, publish %.2f\n",
-           t->seconds_find, t->seconds_plan, t->seconds_sums, t->seconds_write, t->seconds_sync,
-           t->seconds_publish);
-    printf("memory    %10s   peak of the largest rank\n",
-           mgr_format_bytes(t->peak_rss, text, sizeof text));
+        mgr_say(stdout, "resumed   %10s   were written before, and are still there\n",
+                mgr_format_bytes(job->plan.done_out, text, sizeof text));
+    mgr_say(stdout, "checked   %llu of %llu source records by CRC-32\n",
+            (unsigned long long)t->records_checked, (unsigned long long)t->records_total);
+    mgr_say(stdout,
+            "seconds   find %.2f, plan %.2f, sums %.2f, write %.2f, sync %.2f, publish %.2f\n",
+            t->seconds_find, t->seconds_plan, t->seconds_sums, t->seconds_write, t->seconds_sync,
+            t->seconds_publish);
+    mgr_say(stdout, "memory    %10s   peak of the largest rank\n",
+            mgr_format_bytes(t->peak_rss, text, sizeof text));
     if (job->replaced.kind)
-        printf("replaced  what was there: %s, %zu files\n", job->replaced.kind,
-               job->replaced.n_files);
-    printf("done      %s\n", job->config.target.path);
+        mgr_say(stdout, "replaced  what was there: %s, %zu files\n", job->replaced.kind,
+                job->replaced.n_files);
+    mgr_say(stdout, "done      %s\n", job->config.target.path);
     print_next(&job->remarks);
     fflush(stdout);
     print_found(job);
@@ -224,14 +227,14 @@ static void print_done(const mgr_job *job)
 void mgr_print_summary(const mgr_job *job, const mgr_run_options *options)
 {
     if (job->complete) {
-        printf("\nalready complete: %s\n", job->config.target.path);
+        mgr_say(stdout, "\nalready complete: %s\n", job->config.target.path);
     } else if (options->write.dry_run) {
         mgr_print_page(job, options->verbosity > 0);
         print_next(&job->remarks);
         if (job->replaced.kind)
-            printf("\na run would replace what is there: %s, %zu files\n", job->replaced.kind,
-                   job->replaced.n_files);
-        printf("\ndry run: nothing was written\n");
+            mgr_say(stdout, "\na run would replace what is there: %s, %zu files\n",
+                    job->replaced.kind, job->replaced.n_files);
+        mgr_say(stdout, "\ndry run: nothing was written\n");
     } else {
         print_done(job);
     }
@@ -239,12 +242,12 @@ void mgr_print_summary(const mgr_job *job, const mgr_run_options *options)
 
 void mgr_print_others(const char *others)
 {
-    fprintf(stderr, "mgr-upcycle: warning: left alone, of another configuration: %s\n", others);
+    mgr_say(stderr, "mgr-upcycle: warning: left alone, of another configuration: %s\n", others);
 }
 
 void mgr_print_synth(const mgr_job *job, const char *out)
 {
     char bytes[32];
-    printf("wrote %s: %zu files, %s\n", out, job->target.cat.n_files,
-           mgr_format_bytes(job->plan.total_out, bytes, sizeof bytes));
+    mgr_say(stdout, "wrote %s: %zu files, %s\n", out, job->target.cat.n_files,
+            mgr_format_bytes(job->plan.total_out, bytes, sizeof bytes));
 }

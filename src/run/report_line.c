@@ -4,6 +4,8 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "core/say.h"
+
 /* How many bytes of `text` go into a line that has `room`: up to the last blank that fits. */
 static size_t fitting(const char *text, size_t room)
 {
@@ -27,7 +29,7 @@ void mgr_report_line(const char *label, const char *fmt, ...)
     const char *at = text;
     do {
         const size_t n = fitting(at, MGR_REPORT_WIDTH - MGR_REPORT_LABEL);
-        printf("%-*s%.*s\n", MGR_REPORT_LABEL, at == text ? label : "", (int)n, at);
+        mgr_say(stdout, "%-*s%.*s\n", MGR_REPORT_LABEL, at == text ? label : "", (int)n, at);
         at += n;
         at += strspn(at, " ");
     } while (*at);

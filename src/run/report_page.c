@@ -3,6 +3,7 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "core/say.h"
 #include "io/file.h"
 #include "run/report_line.h"
 #include "run/run.h"
@@ -70,9 +71,10 @@ static void print_redrawn(const mgr_job *job)
         if (job->defines[i].op == MGR_OP_EXPERT)
             bytes += t->rows * t->cols * mgr_dtype_size(job->target.layout.types[i]);
     }
-    printf("experts   %s, of which %.4g %% %s\n", mgr_format_bytes(bytes, text, sizeof text),
-           m->ffn ? 100.0 * job->recipe.n_selected / (double)m->ffn : 0.0,
-           job->method->needs_moments ? "are drawn anew" : "have noise added");
+    mgr_say(stdout, "experts   %s, of which %.4g %% %s\n",
+            mgr_format_bytes(bytes, text, sizeof text),
+            m->ffn ? 100.0 * job->recipe.n_selected / (double)m->ffn : 0.0,
+            job->method->needs_moments ? "are drawn anew" : "have noise added");
 }
 
 static void print_files(const mgr_job *job, bool verbose)
@@ -81,12 +83,13 @@ static void print_files(const mgr_job *job, bool verbose)
     const size_t shown = verbose || cat->n_files <= FILES_SHOWN ? cat->n_files : FILES_SHOWN - 1;
     char text[32];
     for (size_t f = 0; f < shown; f++)
-        printf("%-9s %10s  %s\n", f == 0 ? "files" : "",
-               mgr_format_bytes(cat->files[f].bytes, text, sizeof text), cat->files[f].path);
+        mgr_say(stdout, "%-9s %10s  %s\n", f == 0 ? "files" : "",
+                mgr_format_bytes(cat->files[f].bytes, text, sizeof text), cat->files[f].path);
     if (shown < cat->n_files)
-        printf("%-9s %10s  and %zu more (all with --verbose)\n", "", "...", cat->n_files - shown);
-    printf("%-9s %10s  in all, with the ledger; small files come on top\n", "",
-           mgr_format_bytes(mgr_run_output_bytes(job), text, sizeof text));
+        mgr_say(stdout, "%-9s %10s  and %zu more (all with --verbose)\n", "", "...",
+                cat->n_files - shown);
+    mgr_say(stdout, "%-9s %10s  in all, with the ledger; small files come on top\n", "",
+            mgr_format_bytes(mgr_run_output_bytes(job), text, sizeof text));
 }
 
 /* The folder that is or will be the target's parent. */
@@ -100,9 +103,9 @@ static void print_space(const mgr_job *job)
     if (slash)
         slash[slash == parent] = '\0';
     if (mgr_free_space(slash ? parent : ".", &space, &ignored) == MGR_OK)
-        printf("space     %s needed, %s free (a quota may allow less)\n",
-               mgr_format_bytes(mgr_run_output_bytes(job), needed, sizeof needed),
-               mgr_format_bytes(space, there, sizeof there));
+        mgr_say(stdout, "space     %s needed, %s free (a quota may allow less)\n",
+                mgr_format_bytes(mgr_run_output_bytes(job), needed, sizeof needed),
+                mgr_format_bytes(space, there, sizeof there));
 }
 
 static void print_details(const mgr_job *job)

@@ -37,6 +37,22 @@ class Ends(unittest.TestCase):
         for text in errors:
             self.assertEqual(text.count("MPI did not end within"), 1, text)
 
+    def test_a_launcher_of_another_mpi_is_refused(self):
+        """Each of its processes would be a run of its own."""
+        target = self.folder / "Mixtral-alone"
+        config = runner.write_config(self.folder / "alone.yaml", self.source, target)
+        for name in ("OMPI_COMM_WORLD_SIZE", "SLURM_STEP_NUM_TASKS"):
+            for rank, said in (("0", 1), ("1", 0)):
+                env = {name: "2", "OMPI_COMM_WORLD_RANK": rank, "SLURM_PROCID": rank}
+                result = runner.run([runner.program("mgr-upcycle"), config], env=env)
+                self.assertEqual((result.status, len(result.errors())), (runner.OS_ERROR, said), str(result))
+                self.assertEqual([p for p in self.folder.iterdir() if "alone." in p.name], [config])
+        for np in (1, 2):  # under Hydra the step's size is that of Slurm's own processes
+            target = self.folder / ("Mixtral-step-%d" % np)
+            config = runner.write_config(self.folder / "step.yaml", self.source, target)
+            result = runner.upcycle(config, np=np, env={"SLURM_STEP_NUM_TASKS": "3"})
+            self.assertEqual(result.status, 0, str(result))
+
 
 if __name__ == "__main__":
     unittest.main()

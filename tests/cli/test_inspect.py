@@ -72,6 +72,23 @@ class Inspect(unittest.TestCase):
         self.look(self.one, self.folder / "nothing", status=runner.NO_INPUT)
         self.look(status=64)
 
+    def test_names_cannot_steer_the_terminal(self):
+        """Escape sequences, C1, bytes in another order, broken UTF-8: as numbers, everywhere."""
+        name = "\x1b]0;title\x07\x1b[31m\u009b2J\u202e\nall verified"
+        header = {name: {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}
+        text = json.dumps(header, ensure_ascii=False).encode()
+        path = pathlib.Path(tempfile.mkdtemp(prefix="mgr-inspect-")) / "a.safetensors"
+        self.addCleanup(shutil.rmtree, path.parent, ignore_errors=True)
+        path.write_bytes(len(text).to_bytes(8, "little") + text + bytes(4))
+        for options in ([path], ["--json", path], [path, path]):
+            result = runner.run([runner.program("mgr-inspect"), *options])
+            self.assertEqual(result.status, 0, str(result))
+            self.assertNotRegex(result.out + result.err, "[\x00-\x09\x0b-\x1f\x7f-\x9f\u202e]")
+        wild = path.parent / "no\x1b[31mthing"
+        result = runner.run([runner.program("mgr-inspect"), wild])
+        self.assertNotIn("\x1b", result.err)
+        self.assertIn("\\u001b[31m", result.err)
+
 
 if __name__ == "__main__":
     unittest.main()

@@ -1,0 +1,18 @@
+/*
+ * The one place that prints what may come from a file: names, paths, values, messages that quote
+ * them.
+ */
+#ifndef MGR_CORE_SAY_H
+#define MGR_CORE_SAY_H
+
+#include <stdio.h>
+
+#include "mgr/err.h"
+
+/* As fprintf. But newlines, whatever could steer a terminal or turn the reading direction is
+ * printed as its number: control characters, C1 among them, and the formatting characters of
+ * Unicode as \uXXXX, which JSON understands, bytes that are no UTF-8 as \xXX. Returns the
+ * characters of the text. Local. */
+int mgr_say(FILE *to, const char *fmt, ...) MGR_PRINTF(2, 3);
+
+#endif
