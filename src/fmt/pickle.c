@@ -49,7 +49,7 @@ static int refuse(vm *m, mgr_code code, const char *what)
 {
     mgr_fail(m->err, code, "refusing pickle in '%s' at byte %" PRIu64 ": %s", m->name,
              m->limits.base + m->op_at, what);
-    return code;
+    return (int)code;
 }
 
 static int charge(vm *m, uint64_t bytes)

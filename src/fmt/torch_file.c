@@ -164,7 +164,7 @@ static int bad_tensor(torch_file *t, mgr_code code, const mgr_node *node, const 
     mgr_fail(t->err, code, "tensor '%s' of '%s' at byte %" PRIu64 ": %s",
              mgr_printable(t->name.data, t->name.len, shown, sizeof shown), t->reader->name,
              node->at, what);
-    return code;
+    return (int)code;
 }
 
 static bool is_tensor_engine(const mgr_node *global)
@@ -482,7 +482,7 @@ static int bad_entry(torch_file *t, mgr_code code, const mgr_node *node, const c
     mgr_fail(t->err, code, "entry '%s' of '%s' at byte %" PRIu64 " is a '%s', expected %s",
              mgr_printable(t->name.data, t->name.len, shown, sizeof shown), t->reader->name,
              node->at, mgr_node_describe(node, kind, sizeof kind), expected);
-    return code;
+    return (int)code;
 }
 
 /* Extra state belongs to Transformer Engine's FP8 recipes; it is None, io.BytesIO or bytes in a

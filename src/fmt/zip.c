@@ -61,7 +61,7 @@ static int bad_member(const mgr_reader *reader, mgr_code code, const char *name,
     char shown[NAME_SHOWN];
     mgr_fail(err, code, "member '%s' of '%s' at byte %" PRIu64 ": %s",
              mgr_printable(name, len, shown, sizeof shown), reader->name, reader->base + at, what);
-    return code;
+    return (int)code;
 }
 
 /* A field of the end record says the same as its zip64 twin, or that there is one. */

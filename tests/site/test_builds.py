@@ -24,9 +24,12 @@ ARM = "aarch64-linux-gnu"
 
 # A stand-in for the wrapper of a parallel HDF5 of another processor: what FindHDF5 asks it for.
 H5PCC = """#!/bin/sh
+flags="-I/usr/include/hdf5/mpich -I{lib}/mpich/include -L{lib}/hdf5/mpich -lhdf5"
 case $1 in
--show) echo "{cc} -I/usr/include/hdf5/mpich -L{lib}/hdf5/mpich -lhdf5 -lsz -lz -ldl -lm" ;;
-*) exec {cc} -I/usr/include/hdf5/mpich -I{lib}/mpich/include "$@" -L{lib}/hdf5/mpich -lhdf5 -lmpich ;;
+-showconfig) printf 'HDF5 Version: 1.10.8\\nParallel HDF5: yes\\n' ;;
+-show) echo "{cc} $flags" ;;
+-shlib) shift && exec {cc} "$@" $flags -lmpich ;;
+*) exec {cc} "$@" $flags -lmpich ;;
 esac
 """
 
@@ -83,7 +86,7 @@ class Builds(unittest.TestCase):
             self.assertEqual(hashes, self.expected[format], format)
 
     def configured(self, source, build, *options, wrapper=()):
-        shell([*wrapper, "cmake", "-S", source, "-B", build, "-G", "Ninja", "-DMGR_WERROR=ON", *options], self.log)
+        shell([*wrapper, "cmake", "--fresh", "-S", source, "-B", build, "-G", "Ninja", "-DMGR_WERROR=ON", *options], self.log)
         shell([*wrapper, "cmake", "--build", build, "--parallel", JOBS], self.log)
         return pathlib.Path(build) / "bin"
 
@@ -129,12 +132,15 @@ class Systems(Builds):
         root = self.root("bookworm", "bookworm-arm64")
         wrapper = self.inside(root)
         lib = "/usr/lib/" + ARM
+        # The -dev packages of MPI want a compiler of that processor: they are only unpacked.
         install = (
             "dpkg --add-architecture arm64 && apt-get -q update && "
             "apt-get -q install -y --no-install-recommends cmake ninja-build pkg-config gcc-aarch64-linux-gnu "
-            "libc6-dev-arm64-cross qemu-user librandom123-dev libxxhash-dev "
-            "libmpich-dev:arm64 libhdf5-mpich-dev:arm64 zlib1g-dev:arm64 libyaml-dev:arm64 libjansson-dev:arm64 "
-            "libdeflate-dev:arm64 libssl-dev:arm64"
+            "libc6-dev-arm64-cross qemu-user librandom123-dev libxxhash-dev libmpich12:arm64 "
+            "libhdf5-mpich-103-1:arm64 zlib1g-dev:arm64 libyaml-dev:arm64 libjansson-dev:arm64 "
+            "libdeflate-dev:arm64 libssl-dev:arm64 && cd /tmp && "
+            "apt-get -q download libmpich-dev:arm64 libhdf5-mpich-dev:arm64 && "
+            "for package in *_arm64.deb; do dpkg -x $package / || exit 1; done"
         )
         shell([*wrapper, "env", "DEBIAN_FRONTEND=noninteractive", "sh", "-c", install], self.log)
         (root / "h5pcc-arm").write_text(H5PCC.format(cc=ARM + "-gcc", lib=lib))

@@ -4,6 +4,7 @@
 #   format     clang-format, dry run over src include tests
 #   tidy       clang-tidy over src, with the compile commands of the build folder BUILD
 #   cppcheck   cppcheck over src, with the same
+#   clang      clang's warnings over src, with the same: the compiler of the build is gcc
 #   headers    each header compiles alone, twice, as C11; public ones also as C++
 #   spelling   codespell
 #   shell      shellcheck over every shell script
@@ -83,6 +84,16 @@ lint_cppcheck() {
         --error-exitcode=1
 }
 
+lint_clang() {
+    need clang
+    commands
+    sed -n 's/^ *"command": "\(.*\)",*$/\1/p' "$build/compile_commands.json" |
+        grep -- " -c $PWD/src/" |
+        sed -E 's,^(\S*ccache )?\S+ ,clang -fsyntax-only -Werror -Wno-unknown-warning-option ,
+            s, -o \S+| -M[TF] \S+| -MD,,g' | sort -u |
+        xargs -r -d '\n' -P "$(nproc)" -I{} sh -c '{}'
+}
+
 # Headers from stdin, each alone and twice. Arguments: compiler, language, flags.
 compile_headers() {
     local compiler=$1 language=$2
@@ -160,6 +171,6 @@ lint_text() {
 }
 
 case $check in
-    format | tidy | cppcheck | headers | spelling | shell | yaml | man | options | text) "lint_$check" ;;
+    format | tidy | cppcheck | clang | headers | spelling | shell | yaml | man | options | text) "lint_$check" ;;
     *) echo "lint.sh: unknown check '$check'" >&2; exit 64 ;;
 esac
