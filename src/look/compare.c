@@ -9,6 +9,7 @@
 #include "form/source.h"
 #include "io/file.h"
 #include "kern/kern.h"
+#include "look/fields.h"
 #include "look/view.h"
 
 #define BLOCK ((uint64_t)16 << 20)
@@ -24,6 +25,7 @@ typedef struct comparison {
     side a, b;
     unsigned most, shown;
     uint64_t tensors, differ;
+    unsigned fields; /* that differ */
 } comparison;
 
 /* A matrix of one side: a logical tensor, or a stored one by itself. */
@@ -108,9 +110,23 @@ static float value_at(const side *s, mgr_dtype dtype, uint64_t i)
     return value;
 }
 
+/* The largest difference, and the largest in relation to the larger of two values. */
+typedef struct extremes {
+    double absolute, relative;
+} extremes;
+
+static void widen(extremes *most, double x, double y)
+{
+    const double ax = x < 0 ? -x : x, ay = y < 0 ? -y : y;
+    const double by = x > y ? x - y : y - x, larger = ax > ay ? ax : ay;
+    most->absolute = by > most->absolute ? by : most->absolute;
+    if (larger > 0 && by / larger > most->relative)
+        most->relative = by / larger;
+}
+
 /* Elements that differ in a block, and the first of them. */
 static uint64_t count_different(const comparison *c, const matrix *a, const matrix *b, uint64_t n,
-                                uint64_t *first)
+                                uint64_t *first, extremes *most)
 {
     const size_t element = mgr_dtype_size(a->dtype);
     uint64_t count = 0;
@@ -123,6 +139,7 @@ static uint64_t count_different(const comparison *c, const matrix *a, const matr
         if (!equal && mgr_dtype_is_weight(a->dtype) && mgr_dtype_is_weight(b->dtype)) {
             const float x = value_at(&c->a, a->dtype, i), y = value_at(&c->b, b->dtype, i);
             equal = x == y || (x != x && y != y);
+            widen(most, (double)x, (double)y);
         }
         if (!equal && count++ == 0)
             *first = i;
@@ -144,13 +161,14 @@ static int compare_values(comparison *c, const matrix *a, const matrix *b, mgr_e
                               : mgr_dtype_size(b->dtype);
     const uint64_t fit = BLOCK / (a->cols * widest), step = fit ? fit : 1;
     uint64_t count = 0, place = 0;
+    extremes largest = {0};
     float x = 0, y = 0;
     for (uint64_t row = 0; row < a->rows; row += step) {
         const uint64_t n = a->rows - row < step ? a->rows - row : step;
         uint64_t first = 0;
         MGR_TRY(read_rows(&c->a, a, row, n, err));
         MGR_TRY(read_rows(&c->b, b, row, n, err));
-        const uint64_t here = count_different(c, a, b, n * a->cols, &first);
+        const uint64_t here = count_different(c, a, b, n * a->cols, &first, &largest);
         if (here && count == 0) {
             place = row * a->cols + first;
             x = value_at(&c->a, a->dtype, first);
@@ -161,10 +179,13 @@ static int compare_values(comparison *c, const matrix *a, const matrix *b, mgr_e
     if (count == 0)
         return MGR_OK;
     char text[400];
-    snprintf(text, sizeof text, "%s: %llu of %llu elements, first at [%llu, %llu]: %.9g and %.9g",
-             a->name, (unsigned long long)count, (unsigned long long)(a->rows * a->cols),
-             (unsigned long long)(place / a->cols), (unsigned long long)(place % a->cols),
-             (double)x, (double)y);
+    snprintf(
+        text, sizeof text,
+        "%s: %llu of %llu elements, by %.3g at most (%.3g relative), first at [%llu, %llu]: %.9g "
+        "and %.9g",
+        a->name, (unsigned long long)count, (unsigned long long)(a->rows * a->cols),
+        largest.absolute, largest.relative, (unsigned long long)(place / a->cols),
+        (unsigned long long)(place % a->cols), (double)x, (double)y);
     report(c, "differs", text);
     return MGR_OK;
 }
@@ -314,6 +335,24 @@ static void close_side(side *s)
     mgr_view_close(&s->view);
 }
 
+/* What the two compute with beside the tensors, and what of it cannot be held side by side. */
+static int compare_fields(comparison *c, mgr_err *err)
+{
+    mgr_fields_diff diff = {0};
+    const int rc = mgr_fields_compare(&c->a.view, &c->b.view, &diff, err);
+    if (rc == MGR_OK && diff.differ)
+        mgr_say(stdout, "%s", diff.lines.data);
+    if (rc == MGR_OK)
+        mgr_say(stdout, "%u fields compared, %u differ\n", diff.compared, diff.differ);
+    if (diff.inert)
+        mgr_say(stdout, "%u args of training, logging and paths differ\n", diff.inert);
+    mgr_say(stdout, "not compared: tokenizers, optimizers and what else is skipped%s\n",
+            diff.args_on_one_side ? ", and the args that only one side has" : "");
+    c->fields += diff.differ;
+    mgr_buf_clear(&diff.lines);
+    return rc;
+}
+
 int mgr_compare(const char *path_a, const char *path_b, unsigned most, bool *same, mgr_err *err)
 {
     comparison c = {.most = most};
@@ -323,14 +362,17 @@ int mgr_compare(const char *path_a, const char *path_b, unsigned most, bool *sam
     if (rc == MGR_OK) {
         const bool models = c.a.view.has_model && c.b.view.has_model;
         mgr_say(stdout, "1  %s  %s\n2  %s  %s\n", c.a.view.format, path_a, c.b.view.format, path_b);
-        rc = models ? compare_logical(&c, err) : compare_names(&c, err);
+        if (models)
+            rc = compare_fields(&c, err);
+        if (rc == MGR_OK)
+            rc = models ? compare_logical(&c, err) : compare_names(&c, err);
         if (c.shown > c.most)
             mgr_say(stdout, "  and %u more\n", c.shown - c.most);
         if (rc == MGR_OK)
             mgr_say(stdout, "%llu %s tensors compared, %llu differ\n",
                     (unsigned long long)c.tensors, models ? "logical" : "stored",
                     (unsigned long long)c.differ);
-        *same = c.differ == 0;
+        *same = c.differ == 0 && c.fields == 0;
     }
     close_side(&c.a);
     close_side(&c.b);
