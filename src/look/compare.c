@@ -179,13 +179,12 @@ static int compare_values(comparison *c, const matrix *a, const matrix *b, mgr_e
     if (count == 0)
         return MGR_OK;
     char text[400];
-    snprintf(
-        text, sizeof text,
-        "%s: %llu of %llu elements, by %.3g at most (%.3g relative), first at [%llu, %llu]: %.9g "
-        "and %.9g",
-        a->name, (unsigned long long)count, (unsigned long long)(a->rows * a->cols),
-        largest.absolute, largest.relative, (unsigned long long)(place / a->cols),
-        (unsigned long long)(place % a->cols), (double)x, (double)y);
+    snprintf(text, sizeof text,
+             "%s: %llu of %llu elements, first at [%llu, %llu]: %.9g and %.9g; at most %.3g apart "
+             "(%.3g of the value)",
+             a->name, (unsigned long long)count, (unsigned long long)(a->rows * a->cols),
+             (unsigned long long)(place / a->cols), (unsigned long long)(place % a->cols),
+             (double)x, (double)y, largest.absolute, largest.relative);
     report(c, "differs", text);
     return MGR_OK;
 }
