@@ -226,3 +226,40 @@ def test_two_ways_to_stretch_rope(scratch):
     result = runner.upcycle(config, np=2)
     assert result.status == runner.DATA and "interpolation" in result.err, str(result)
     assert not (scratch / "out").exists()
+
+
+def reshard(scratch, source, target, **changes):
+    config = runner.write_config(
+        scratch / "run.yaml", source, scratch / "out", mode="reshard", upcycle=None, target__format=target, **changes
+    )
+    return runner.upcycle(config, np=1, options=["--force"])
+
+
+def test_a_root_without_a_tracker(scratch):
+    """Its iterations are named; source.iteration says which, of the root or of one that it fits."""
+    source = ml.save(ml.dense_model(SHAPE), SHAPE, scratch / "dense", 1, 1)
+    (source / "latest_checkpointed_iteration.txt").unlink()
+    result = reshard(scratch, source, "huggingface")
+    assert result.status == 66 and "iter_0000007" in result.err and "source.iteration" in result.err, str(result)
+    for path, iteration in ((source, 7), (source / "iter_0000007", 7), (source / "iter_0000007", None)):
+        result = reshard(scratch, path, "huggingface", source__iteration=iteration)
+        assert result.status == 0, str(result)
+    assert reshard(scratch, source / "iter_0000007", "huggingface", source__iteration=8).status == 66
+
+
+@pytest.mark.parametrize("target", ["megatron-torch", "megatron-dist"])
+def test_the_tokenizer_of_an_iteration_is_carried(scratch, target):
+    """All of it, whatever the names of its files; from there to Hugging Face what is a tokenizer's."""
+    source = ml.save(ml.dense_model(SHAPE), SHAPE, scratch / "dense", 1, 1)
+    folder = source / "iter_0000007" / "tokenizer"
+    folder.mkdir()
+    files = {"tokenizer.json": "{}", "tokenizer_config.json": '{"eos_token": "x"}', "my.vocabulary": "a b"}
+    for name, text in files.items():
+        (folder / name).write_text(text)
+    result = reshard(scratch, source, target)
+    assert result.status == 0, str(result)
+    there = scratch / "out/release/tokenizer"
+    assert {path.name: path.read_text() for path in there.iterdir()} == files
+    (scratch / "out").rename(scratch / "megatron")
+    assert reshard(scratch, scratch / "megatron", "huggingface").status == 0
+    assert (scratch / "out/tokenizer.json").read_text() == "{}"
