@@ -55,6 +55,7 @@ typedef struct mgr_config {
     struct {
         char method[32];
         uint64_t experts, top_k;
+        uint64_t expert_width; /* 0: as the dense FFN */
         double ratio;
         uint64_t seed;
         char index_sets[16]; /* shared | independent */

@@ -56,6 +56,8 @@ typedef enum mgr_role {
 } mgr_role;
 
 const char *mgr_role_name(mgr_role role);
+/* Of an FFN: dense, or each expert's? */
+bool mgr_role_is_ffn(mgr_role role);
 /* Is it gate, up or down? */
 bool mgr_role_is_matrix(mgr_role role);
 

@@ -20,6 +20,7 @@
 #include "mgr/config.h"
 #include "mgr/dtype.h"
 #include "mgr/err.h"
+#include "mgr/model.h"
 #include "mgr/rng.h"
 
 #ifdef __cplusplus

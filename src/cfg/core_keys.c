@@ -63,6 +63,9 @@ static const mgr_key upcycle[] = {
     MGR_ROW_UINT("upcycle.experts", upcycle.experts, "8", 1, MGR_MOST_PARTS, "experts per layer"),
     MGR_ROW_UINT("upcycle.top_k", upcycle.top_k, "2", 1, MGR_MOST_PARTS,
                  "experts that each token uses"),
+    MGR_ROW_UINT("upcycle.expert_width", upcycle.expert_width, "0", 0, MGR_MOST_I31,
+                 "neurons of an expert, a divisor of the dense FFN's: expert e gets slice e mod N "
+                 "of N; 0: all of it"),
     MGR_ROW_UINT("upcycle.seed", upcycle.seed, "1234", 0, MGR_MOST_U64,
                  "seed of all random numbers"),
     MGR_ROW_BOOL("upcycle.shuffle", upcycle.shuffle, "false",

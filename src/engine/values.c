@@ -150,10 +150,16 @@ int mgr_engine_check_drawn(const mgr_engine *e, uint32_t target, uint64_t rows, 
 static uint64_t zero_rows(const mgr_job *job, const mgr_extents *written, uint32_t tensor)
 {
     const uint32_t what = mgr_note_what(job, MGR_NOTE_SOURCE_ZERO, tensor);
-    uint64_t rows = 0;
+    uint64_t rows = 0, next = 0; /* a stretch that was made twice, around a stop, counts once */
     for (size_t i = mgr_extents_find(written, what);
-         i < written->n && written->list[i].what == what; i++)
-        rows += written->list[i].bytes;
+         i < written->n && written->list[i].what == what; i++) {
+        const mgr_extent *const e = &written->list[i];
+        const uint64_t end = e->offset + e->bytes, from = e->offset > next ? e->offset : next;
+        if (end <= from)
+            continue;
+        rows += end - from;
+        next = end;
+    }
     return rows;
 }
 

@@ -80,6 +80,14 @@ const char *mgr_role_name(mgr_role role)
     return "?";
 }
 
+bool mgr_role_is_ffn(mgr_role role)
+{
+    for (size_t i = 0; i < N_ROLES; i++)
+        if (roles[i].role == role)
+            return roles[i].place == FFN;
+    return false;
+}
+
 bool mgr_role_is_matrix(mgr_role role)
 {
     return role == MGR_ROLE_GATE || role == MGR_ROLE_UP || role == MGR_ROLE_DOWN;
@@ -310,12 +318,6 @@ void mgr_tensors_clear(mgr_tensors *tensors)
     *tensors = (mgr_tensors){0};
 }
 
-static bool is_ffn(mgr_role role)
-{
-    return (role >= MGR_ROLE_GATE && role <= MGR_ROLE_DOWN) ||
-           (role >= MGR_ROLE_GATE_BIAS && role <= MGR_ROLE_DOWN_BIAS);
-}
-
 uint32_t mgr_tensors_find(const mgr_tensors *ts, mgr_role role, uint32_t layer, uint32_t expert)
 {
     if (layer == MGR_NONE)
@@ -327,7 +329,7 @@ uint32_t mgr_tensors_find(const mgr_tensors *ts, mgr_role role, uint32_t layer, 
     if (kind->at[role] == MGR_NONE || (expert != MGR_NONE && expert >= ts->model.experts))
         return MGR_NONE;
     uint32_t idx = ts->first_of_layer[layer] + kind->at[role];
-    if (is_ffn(role))
+    if (mgr_role_is_ffn(role))
         idx += kind->ffn + kind->per_ffn * (expert == MGR_NONE ? 0 : expert);
     const mgr_tensor *const t = &ts->list[idx];
     return t->role == role && t->layer == layer && t->expert == expert ? idx : MGR_NONE;

@@ -61,13 +61,18 @@ static void print_method(const mgr_job *job)
         return;
     char redrawn[120] = "";
     if (job->method->needs_selection)
-        snprintf(redrawn, sizeof redrawn, ", ratio %g (%u of %llu neurons, %s sets)",
-                 c->upcycle.ratio, job->recipe.n_selected,
-                 (unsigned long long)job->source.tensors.model.ffn, c->upcycle.index_sets);
+        snprintf(redrawn, sizeof redrawn, ", ratio %g (%u of %u neurons, %s sets)",
+                 c->upcycle.ratio, job->recipe.n_selected, job->recipe.width,
+                 c->upcycle.index_sets);
     mgr_report_line("experts", "%llu, top %llu, method %s%s%s, router %s, seed %llu",
                     (unsigned long long)c->upcycle.experts, (unsigned long long)c->upcycle.top_k,
                     job->method->name, redrawn, c->upcycle.shuffle ? ", shuffled" : "",
                     mgr_router_name(job->router), (unsigned long long)c->upcycle.seed);
+    if (job->recipe.width != job->recipe.source_width)
+        mgr_report_line("",
+                        "slices of %u of the FFN's %u neurons: with this router the first step "
+                        "is not the dense model's",
+                        job->recipe.width, job->recipe.source_width);
 }
 
 static void print_skipped(const mgr_job *job)

@@ -199,7 +199,13 @@ static int make_recipe(mgr_job *job, mgr_err *err)
     const mgr_config *const c = &job->config;
     if (!job->method)
         return MGR_OK;
-    const uint32_t ffn = (uint32_t)job->source.tensors.model.ffn, width = ffn;
+    const uint32_t ffn = (uint32_t)job->source.tensors.model.ffn;
+    const uint32_t width = c->upcycle.expert_width ? (uint32_t)c->upcycle.expert_width : ffn;
+    if (width > ffn || ffn % width != 0 || c->upcycle.experts % (ffn / width) != 0)
+        return mgr_config_fail(c, "upcycle.expert_width", err,
+                               "'upcycle.expert_width' %u must cut the %u neurons of the FFN into "
+                               "slices that %llu experts have equally often",
+                               width, ffn, (unsigned long long)c->upcycle.experts);
     const bool selects = job->method->needs_selection;
     job->recipe = (mgr_recipe){
         .seed = c->upcycle.seed,
