@@ -29,9 +29,10 @@
     MGR_ROW_UINT("target.tensor_parallel", target.tensor_parallel, "1", 1, MGR_MOST_PARTS, \
                  "tensor parallel size; of megatron-dist, the one that the vocabulary is padded for")
 #define MGR_ROW_VOCAB_DIVISOR \
-    MGR_ROW_UINT("target.make_vocab_size_divisible_by", target.make_vocab_size_divisible_by, "128", \
-                 1, MGR_MOST_I31, \
-                 "the vocabulary is padded with zeros to a multiple of this x tensor parallel")
+    MGR_ROW_UINT("target.make_vocab_size_divisible_by", target.make_vocab_size_divisible_by, "0", \
+                 0, MGR_MOST_I31, \
+                 "the vocabulary is padded with zeros to a multiple of this x tensor parallel; 0: as " \
+                 "a Megatron source's args say, else 128")
 #define MGR_ROW_MEGATRON_NAMES \
     MGR_ROW_CHOICE("target.names", target.names, "auto", "auto|te|local", \
                    "norms as Transformer Engine (te, the default) or the local spec names them")

@@ -90,6 +90,10 @@ static int add_sizes(const mgr_megatron_args *a, mgr_megatron_arg_list *out, mgr
         {"tensor_model_parallel_size", WHOLE, mg->tensor_parallel, NULL},
         {"pipeline_model_parallel_size", WHOLE, mg->pipeline_parallel, NULL},
     };
+    /* known to be less than what is stored; a reader of ours cuts the padding again */
+    const arg true_size = {"vocab_size", WHOLE, (double)m->vocab, NULL};
+    if (m->vocab < mg->padded_vocab)
+        MGR_TRY(add(out, &true_size, err));
     return add_all(out, args, sizeof args / sizeof args[0], err);
 }
 
@@ -289,4 +293,41 @@ uint64_t mgr_megatron_padded_vocab(const mgr_config *config, uint64_t vocab)
     const uint64_t multiple =
         config->target.make_vocab_size_divisible_by * config->target.tensor_parallel;
     return (vocab + multiple - 1) / multiple * multiple;
+}
+
+#define DIVISOR 128 /* Megatron's own default */
+
+static const mgr_attr *arg_of(const mgr_catalogue *cat, const char *key)
+{
+    for (size_t i = 0; i < cat->n_attrs; i++)
+        if (strcmp(cat->attrs[i].key, key) == 0)
+            return &cat->attrs[i];
+    return NULL;
+}
+
+/* Norms by themselves: the local spec's names. */
+static bool has_local_names(const mgr_catalogue *cat)
+{
+    for (size_t i = 0; i < cat->n_stored; i++)
+        if (strstr(cat->stored[i].name, ".input_layernorm.weight"))
+            return true;
+    return false;
+}
+
+void mgr_megatron_settle(const mgr_origin *origin, mgr_config *config)
+{
+    const bool megatron = strncmp(origin->format, "megatron", 8) == 0;
+    const mgr_attr *const divisor = arg_of(origin->cat, "args.make_vocab_size_divisible_by");
+    const bool known = megatron && divisor && divisor->kind == MGR_ATTR_INT && divisor->i > 0 &&
+                       divisor->i <= INT32_MAX;
+    if (config->target.make_vocab_size_divisible_by == 0)
+        config->target.make_vocab_size_divisible_by = known ? (uint64_t)divisor->i : DIVISOR;
+    if (strcmp(config->target.names, "auto") != 0)
+        return;
+    const mgr_attr *const impl = arg_of(origin->cat, "args.transformer_impl");
+    const bool local = impl && impl->kind == MGR_ATTR_TEXT ? strcmp(impl->text, "local") == 0
+                                                           : has_local_names(origin->cat);
+    const bool can = strcmp(config->target.expert_names, "grouped") != 0;
+    snprintf(config->target.names, sizeof config->target.names, "%s",
+             megatron && local && can ? "local" : "te");
 }

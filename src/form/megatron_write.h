@@ -94,4 +94,8 @@ int mgr_megatron_write_tracker(const char *directory, uint64_t iteration,
  * make_vocab_size_divisible_by x tensor_parallel. Pure. */
 uint64_t mgr_megatron_padded_vocab(const mgr_config *config, uint64_t vocab);
 
+/* The padding of the vocabulary and the spec of a Megatron source are the target's, where the
+ * configuration leaves them open. Pure. */
+void mgr_megatron_settle(const mgr_origin *origin, mgr_config *config);
+
 #endif

@@ -38,6 +38,9 @@ typedef struct mgr_target_format {
     /* Refuse, before any output, what this format cannot express. Local. */
     int (*check)(const mgr_config *config, const mgr_model *model, mgr_err *err);
 
+    /* NULL, or: fill in what the configuration leaves to the source. Pure. */
+    void (*settle)(const mgr_origin *origin, mgr_config *config);
+
     /* Declare files and tensors of `layout`; *state is handed to the container and to the rest as
      * their context. `origin`, NULL without a source, lives longer. Local. */
     int (*layout)(const mgr_config *config, const mgr_origin *origin, mgr_layout *layout,

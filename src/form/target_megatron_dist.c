@@ -405,6 +405,7 @@ const mgr_target_format mgr_target_megatron_dist = {
     .keys = MGR_KEY_TABLE(MGR_OWNER_TARGET, "megatron-dist", keys),
     .container = &mgr_container_dist,
     .check = check,
+    .settle = mgr_megatron_settle,
     .layout = layout,
     .review = review,
     .sidecars = sidecars,

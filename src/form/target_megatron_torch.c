@@ -269,6 +269,7 @@ const mgr_target_format mgr_target_megatron_torch = {
     .keys = MGR_KEY_TABLE(MGR_OWNER_TARGET, "megatron-torch", keys),
     .container = &mgr_container_torch,
     .check = check,
+    .settle = mgr_megatron_settle,
     .layout = layout,
     .review = review,
     .sidecars = sidecars,

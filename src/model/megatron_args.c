@@ -295,12 +295,32 @@ static int embedding_shape(const evidence *ev, mgr_megatron *mg, mgr_megatron_sh
     return MGR_OK;
 }
 
+/* args.vocab_size is the true size where it pads to what there is; some keep a number there that
+ * their tokenizer did not take, or one token less (NullTokenizer up to core 0.17). The padding of
+ * torch_dist may be for more ranks than the args tell. */
+static uint64_t true_vocabulary(const evidence *ev, uint64_t padded)
+{
+    const mgr_attr *const size = arg(ev, "vocab_size"), *const type = arg(ev, "tokenizer_type");
+    const mgr_attr *const divisor = arg(ev, "make_vocab_size_divisible_by");
+    const bool null = type && type->kind == MGR_ATTR_TEXT && strstr(type->text, "Null");
+    if (!size || size->kind != MGR_ATTR_INT || size->i < 1 || (uint64_t)size->i > padded || null ||
+        !divisor || divisor->kind != MGR_ATTR_INT || divisor->i < 1 || divisor->i > INT32_MAX)
+        return padded;
+    for (uint64_t ranks = 1; ranks <= 64; ranks *= 2) {
+        const uint64_t multiple = (uint64_t)divisor->i * ranks;
+        if (((uint64_t)size->i + multiple - 1) / multiple * multiple == padded)
+            return (uint64_t)size->i;
+    }
+    return padded;
+}
+
 static int vocabulary_size(const evidence *ev, const mgr_megatron_shapes *s, mgr_model *m,
                            mgr_err *err)
 {
     uint64_t padded;
     MGR_TRY(whole(ev, "padded_vocab_size", 0, s->padded_vocab, &padded, err));
-    m->vocab = ev->config->model.vocab_size ? ev->config->model.vocab_size : padded;
+    const uint64_t known = true_vocabulary(ev, padded);
+    m->vocab = ev->config->model.vocab_size ? ev->config->model.vocab_size : known;
     if (m->vocab > padded)
         return mgr_config_fail(ev->config, "model.vocab_size", err,
                                "'model.vocab_size' is %llu, but the checkpoint holds %llu rows",

@@ -289,6 +289,8 @@ static int describe_target(mgr_job *job, mgr_err *err)
     MGR_TRY(target_model(job, &model, err));
     const bool as_source = strcmp(c->target.dtype, "source") == 0;
     const mgr_dtype dtype = as_source ? model.dtype : mgr_dtype_from_name(c->target.dtype);
+    if (job->target_format->settle)
+        job->target_format->settle(&job->origin, &job->config);
     MGR_TRY(mgr_target_check(job->target_format, c, &model, err));
     MGR_TRY(mgr_tensors_init(&t->tensors, &model, err));
     MGR_TRY(define_targets(job, err));
@@ -301,8 +303,54 @@ static int describe_target(mgr_job *job, mgr_err *err)
 }
 
 /* What source and target have to say, behind the last thing that can fail. */
+/* Rows of the vocabulary as it is stored, padding and all. Whole pieces of padding belong to no
+ * logical tensor; they go by the name, up to the place that torch_dist has in it. */
+static uint64_t stored_vocabulary(const mgr_layout *l)
+{
+    const uint32_t idx = mgr_tensors_find(l->tensors, MGR_ROLE_EMBEDDING, MGR_NONE, MGR_NONE);
+    const mgr_box *const boxes = &l->boxes[l->first_box[idx]];
+    const size_t n = l->first_box[idx + 1] - l->first_box[idx];
+    const char *const name = l->cat->stored[boxes[0].stored].name;
+    const size_t len = strcspn(name, "@");
+    uint64_t rows = 0, copies = 1;
+    for (size_t i = 0; i < l->cat->n_stored; i++) {
+        const mgr_stored *const s = &l->cat->stored[i];
+        if (strncmp(s->name, name, len) == 0 && (s->name[len] == '\0' || s->name[len] == '@'))
+            rows += s->shape[0];
+    }
+    for (size_t i = 0; i < n; i++)
+        if (boxes[i].copy >= copies && strcmp(l->cat->stored[boxes[i].stored].name, name) == 0)
+            copies = boxes[i].copy + (uint64_t)1;
+    return rows / copies;
+}
+
+/* What becomes of padding behind the vocabulary. */
+static int review_vocabulary(mgr_job *job, mgr_err *err)
+{
+    const uint64_t vocab = job->source.tensors.model.vocab;
+    const uint64_t from = stored_vocabulary(&job->source.layout);
+    const uint64_t to = stored_vocabulary(&job->target.layout);
+    if (from > vocab)
+        MGR_TRY(
+            mgr_remarks_say(&job->remarks, MGR_REMARK_WARNING, err,
+                            "%llu of the source's %llu rows of the vocabulary are taken, the "
+                            "others for padding, as %s says",
+                            (unsigned long long)vocab, (unsigned long long)from,
+                            job->config.model.vocab_size ? "model.vocab_size" : "args.vocab_size"));
+    if (to > vocab)
+        MGR_TRY(mgr_remarks_say(&job->remarks, MGR_REMARK_WARNING, err,
+                                "the %llu rows of the vocabulary are padded with zeros to %llu, a "
+                                "multiple of make_vocab_size_divisible_by %llu x tensor_parallel "
+                                "%llu",
+                                (unsigned long long)vocab, (unsigned long long)to,
+                                (unsigned long long)job->config.target.make_vocab_size_divisible_by,
+                                (unsigned long long)job->config.target.tensor_parallel));
+    return MGR_OK;
+}
+
 static int review(mgr_job *job, mgr_err *err)
 {
+    MGR_TRY(review_vocabulary(job, err));
     const mgr_source_format *const from = job->source_format;
     const mgr_target_format *const to = job->target_format;
     const mgr_output out = {.config = &job->config,

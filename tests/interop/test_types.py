@@ -129,3 +129,38 @@ def test_parts_of_one_tensor_in_two_types_are_refused(scratch):
     result = reshard(source, scratch / "out", "huggingface")
     assert result.status == runner.DATA, str(result)
     assert "layer 0 down is bfloat16" in result.err and "has type float32" in result.err, str(result)
+
+
+@pytest.mark.parametrize("name", ["megatron-torch", "megatron-dist"])
+def test_the_true_vocabulary_comes_back(scratch, name):
+    """Padded for two ranks, by a divisor of the source's; the way back cuts the padding, and says so."""
+    source = runner.synth_folder(scratch / "source", "--vocab", 100)
+    padded = {"target__tensor_parallel": 2, "target__make_vocab_size_divisible_by": 64}
+    result = reshard(source, scratch / "padded", name, **padded)
+    assert result.status == 0 and "100 rows of the vocabulary are padded" in result.out, str(result)
+    plain = {"target__tensor_parallel": None, "target__make_vocab_size_divisible_by": None}
+    again = resharded(scratch / "padded", scratch / "again", "megatron-torch", **plain)
+    args = torch.load(next(again.rglob("model_optim_rng.pt")), weights_only=False)["args"]
+    assert (args.make_vocab_size_divisible_by, args.padded_vocab_size, args.vocab_size) == (64, 128, 100)
+    result = reshard(scratch / "padded", scratch / "back", "huggingface")
+    assert result.status == 0 and "100 of the source's 128 rows" in result.out, str(result)
+    check(harness.read_output(scratch / "back"), harness.read_output(source), False)
+
+
+def test_a_number_that_pads_to_something_else_is_no_vocabulary(scratch):
+    source = runner.synth(scratch / "dense", vocab=128)
+    path = next(source.rglob("model_optim_rng.pt"))
+    for size, tokenizer, rows in ((100, "Llama2Tokenizer", 100), (100, "NullTokenizer", 128), (129, "X", 128)):
+        state = torch.load(path, weights_only=False)
+        state["args"].vocab_size, state["args"].tokenizer_type = size, tokenizer
+        torch.save(state, path)
+        out = resharded(source, scratch / f"{size}{tokenizer}", "huggingface")
+        assert json.loads((out / "config.json").read_text())["vocab_size"] == rows
+
+
+@pytest.mark.parametrize("names", ["te", "local"])
+def test_names_follow_the_source(scratch, names):
+    source = runner.synth(scratch / "dense", names=names)
+    out = resharded(source, scratch / "out", "megatron-torch")
+    keys = torch.load(next(out.rglob("model_optim_rng.pt")), weights_only=False)["model"].keys()
+    assert any("input_layernorm" in key for key in keys) == (names == "local")

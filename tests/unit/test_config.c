@@ -107,7 +107,7 @@ static void test_defaults(void)
     CHECK_INT(c.target.expert_parallel, 1);
     CHECK_INT(c.target.tensor_parallel, 1);
     CHECK_INT(c.target.pipeline_parallel, 1);
-    CHECK_INT(c.target.make_vocab_size_divisible_by, 128);
+    CHECK_INT(c.target.make_vocab_size_divisible_by, 0);
     CHECK_TEXT(c.target.names, "auto");
     CHECK_INT(c.target.iteration, 0);
     CHECK_TEXT(c.target.dtype, "bfloat16");
