@@ -66,8 +66,8 @@ int mgr_megatron_check_args(const mgr_model *m, mgr_err *err)
         what = "sliding-window attention";
     if (!what)
         return MGR_OK;
-    mgr_fail(err, MGR_ERR_UNSUPPORTED, "Megatron's args cannot say that the model has %s", what);
-    return mgr_hint(err, "choose target format 'huggingface'");
+    return mgr_fail(err, MGR_ERR_UNSUPPORTED, "Megatron's args cannot say that the model has %s",
+                    what);
 }
 
 static int add_sizes(const mgr_megatron_args *a, mgr_megatron_arg_list *out, mgr_err *err)
