@@ -3,7 +3,10 @@
 #include <string.h>
 
 #include "fmt/json.h"
+#include "io/file.h"
 #include "model/huggingface_keys.h"
+
+#define MAX_CONFIG ((uint64_t)16 << 20)
 
 /* What a composition is made of. */
 typedef struct composition {
@@ -232,14 +235,34 @@ static int override(const composition *c)
 
 /* ---- all of it ---- */
 
+/* A config.json that came with the tokenizer of a Megatron checkpoint: of the model that it was
+ * made from. One that makes no sense is passed over. */
+static int parse_kept(composition *c)
+{
+    mgr_err ignored = MGR_ERR_INIT;
+    mgr_buf path = {0}, text = {0};
+    int rc = mgr_buf_fmt(&path, c->err, "%s/" MGR_HF_KEPT_CONFIG, c->out->origin->directory);
+    if (rc == MGR_OK && mgr_path_exists(path.data) &&
+        mgr_read_file(path.data, MAX_CONFIG, &text, &ignored) == MGR_OK && text.len &&
+        mgr_json_parse_python(&c->base, path.data, text.data, text.len, &ignored) == MGR_OK &&
+        !json_is_object(c->base)) {
+        json_decref(c->base);
+        c->base = NULL;
+    }
+    mgr_buf_clear(&path);
+    mgr_buf_clear(&text);
+    return rc;
+}
+
 static int parse_base(composition *c)
 {
     const mgr_origin *const origin = c->out->origin;
-    const mgr_attr *const text =
-        origin ? mgr_catalogue_attr(origin->cat, 0, MGR_HF_CONFIG_TEXT) : NULL;
-    if (!text)
+    if (!origin)
         return MGR_OK;
-    return mgr_json_parse_python(&c->base, "config.json", text->text, strlen(text->text), c->err);
+    const mgr_attr *const text = mgr_catalogue_attr(origin->cat, 0, MGR_HF_CONFIG_TEXT);
+    return text ? mgr_json_parse_python(&c->base, "config.json", text->text, strlen(text->text),
+                                        c->err)
+                : parse_kept(c);
 }
 
 static int compose(composition *c, const mgr_tokenizer_facts *tokens)

@@ -15,6 +15,9 @@
 /* The text of a source's config.json, among its attributes. */
 #define MGR_HF_CONFIG_TEXT "text of config.json"
 
+/* Where a Megatron checkpoint keeps it, for the way back; from the iteration's folder. */
+#define MGR_HF_KEPT_CONFIG "tokenizer/config.json"
+
 /* Make *config, the caller's to decref. `remarks` may be NULL. Local. */
 int mgr_huggingface_compose(const mgr_output *out, const mgr_tokenizer_facts *tokens,
                             json_t **config, mgr_remarks *remarks, mgr_err *err) MGR_NODISCARD;

@@ -1,5 +1,7 @@
 #include "form/sidecar.h"
 
+#include "form/huggingface_compose.h"
+
 #include <stdio.h>
 #include <string.h>
 
@@ -217,11 +219,26 @@ static int copy_named(const char *path, const char *directory, mgr_err *err)
     return rc;
 }
 
+/* config.json of a Hugging Face source, kept in a Megatron checkpoint for the way back. */
+static int keep_config(const mgr_output *output, const char *directory, mgr_arena *arena,
+                       mgr_err *err)
+{
+    const bool megatron = mgr_has_prefix(output->config->target.format, "megatron");
+    const mgr_attr *const text =
+        output->origin ? mgr_catalogue_attr(output->origin->cat, 0, MGR_HF_CONFIG_TEXT) : NULL;
+    const char *to;
+    if (!megatron || !text)
+        return MGR_OK;
+    MGR_TRY(mgr_arena_fmt(arena, &to, err, "%s/config.json", directory));
+    return mgr_write_file(to, text->text, strlen(text->text), err);
+}
+
 static int copy_all(const mgr_output *output, const char *directory, mgr_arena *arena, mgr_err *err)
 {
     const char *tokenizer, *generation, *to;
     MGR_TRY(mgr_sidecar_find_tokenizer(output, arena, &tokenizer, err));
     MGR_TRY(mgr_sidecar_find_generation(output, arena, &generation, err));
+    MGR_TRY(keep_config(output, directory, arena, err));
     if (tokenizer)
         MGR_TRY(is_file(tokenizer) ? copy_named(tokenizer, directory, err)
                                    : for_each(tokenizer, directory, copy_one, err));

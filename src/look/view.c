@@ -72,9 +72,12 @@ static int describe(mgr_view *v, const mgr_source_format *format, const mgr_conf
     return rc;
 }
 
-static int open_source(mgr_view *v, const mgr_source_format *format, const char *path, mgr_err *err)
+/* `unknown` as source.unknown. */
+static int open_source(mgr_view *v, const mgr_source_format *format, const char *path,
+                       const char *unknown, mgr_err *err)
 {
     mgr_config config = {0};
+    snprintf(config.source.unknown, sizeof config.source.unknown, "%s", unknown);
     mgr_source_files files = {0};
     snprintf(config.source.path, sizeof config.source.path, "%s", path);
     snprintf(config.source.iteration, sizeof config.source.iteration, "latest");
@@ -105,7 +108,7 @@ static int open_directory(mgr_view *v, const char *path, mgr_err *err)
     size_t n, found = 0;
     const mgr_source_format *const format = mgr_source_probe(path);
     if (format)
-        return open_source(v, format, path, err);
+        return open_source(v, format, path, "refuse", err);
     MGR_TRY(mgr_list_dir(path, &v->arena, &names, &n, err));
     v->format = "safetensors";
     for (size_t i = 0; i < n; i++) {
@@ -131,7 +134,7 @@ int mgr_view_open(mgr_view *v, const char *path, mgr_err *err)
 int mgr_view_open_as(mgr_view *v, const mgr_source_format *format, const char *path, mgr_err *err)
 {
     *v = (mgr_view){.path = path};
-    return open_source(v, format, path, err);
+    return open_source(v, format, path, "warn", err); /* an output: its source was judged */
 }
 
 void mgr_view_close(mgr_view *v)
