@@ -15,15 +15,15 @@
 
 /* transformers' tokenization_utils_base.py and the tokenizers of the families. */
 static const char *const files[] = {
-    "tokenizer.json",          "tokenizer.model",      "tokenizer_config.json",
-    "vocab.json",              "merges.txt",           "special_tokens_map.json",
-    "added_tokens.json",       "vocab.txt",            "tekken.json",
-    "tokenizer.model.v[0-9]*", "spiece.model",         "sentencepiece.bpe.model",
-    "*.tiktoken",              "tokenizer.model.bpe",
+    "tokenizer.json", "tokenizer.model",         "tokenizer_config.json", "vocab.json",
+    "merges.txt",     "special_tokens_map.json", "added_tokens.json",     "vocab.txt",
+    "tekken.json",    "tokenizer.model.v[0-9]*", "spiece.model",          "sentencepiece.bpe.model",
+    "*.tiktoken",     "tokenizer.model.bpe",
 };
 static const char *const companions[] = {
-    "chat_template.jinja", "chat_template.json", "additional_chat_templates", "tokenization_*.py",
-    "LICENSE*",            "NOTICE*",            "USE_POLICY*",
+    "chat_template.jinja", "chat_template.json", "additional_chat_templates",
+    "tokenization_*.py",   "LICENSE*",           "NOTICE*",
+    "USE_POLICY*",
 };
 
 static bool matches(const char *name, const char *const *patterns, size_t n)
@@ -136,8 +136,8 @@ static const char *member(const char *at, const char *end, const char *key, cons
         return NULL;
     for (at = skip_space(at + 1, end); at < end && *at == '"'; at = skip_space(at, end)) {
         const char *const name = at + 1, *const value = skip_space(skip_string(at, end), end);
-        const bool is = (size_t)(end - name) > len && memcmp(name, key, len) == 0 &&
-                        name[len] == '"';
+        const bool is =
+            (size_t)(end - name) > len && memcmp(name, key, len) == 0 && name[len] == '"';
         at = skip_value(value, end);
         *behind = at;
         if (is)

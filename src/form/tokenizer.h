@@ -21,9 +21,9 @@ typedef struct mgr_tokenizer_facts {
 bool mgr_tokenizer_is_file(const char *name);
 bool mgr_tokenizer_is_companion(const char *name);
 
-/* What the files of `directory` say: generation_config.json, config.json, tokenizer_config.json with
- * special_tokens_map.json, tokenizer.json, vocab.json, added_tokens.json. They are helpful, not
- * needed: one that makes no sense is passed over. Errors: MGR_ERR_IO, MGR_ERR_NOMEM. */
+/* What the files of `directory` say: generation_config.json, config.json, tokenizer_config.json
+ * with special_tokens_map.json, tokenizer.json, vocab.json, added_tokens.json. They are helpful,
+ * not needed: one that makes no sense is passed over. Errors: MGR_ERR_IO, MGR_ERR_NOMEM. */
 int mgr_tokenizer_look_up(const char *directory, mgr_tokenizer_facts *facts,
                           mgr_err *err) MGR_NODISCARD;
 

@@ -102,7 +102,8 @@ class Systems(Builds):
             root.mkdir(parents=True, exist_ok=True)
             shell(["debootstrap", "--variant=minbase", suite, root, MIRROR], self.log)
         shutil.copy("/etc/resolv.conf", root / "etc" / "resolv.conf")
-        shutil.rmtree(root / "src", ignore_errors=True)
+        for old in ("src", "build", "build-arm"):
+            shutil.rmtree(root / old, ignore_errors=True)
         copy_source(root / "src")
         return root
 
