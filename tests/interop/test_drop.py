@@ -250,7 +250,8 @@ def routers(case):
     ],
 )
 def test_router_inits(world, kind, low, high, mean, std):
-    case = world("router-" + kind, upcycle__router=kind, upcycle__router_std=0.028)
+    own = {"upcycle__router_std": 0.028} if kind == "normal" else {}
+    case = world("router-" + kind, upcycle__router=kind, **own)
     first, second = routers(case)
     assert not np.array_equal(first, second)
     for router in (first, second):
@@ -264,9 +265,7 @@ def test_router_inits(world, kind, low, high, mean, std):
 
 
 def test_router_is_uniform_by_default(world):
-    a, b = world("half-float32"), world(
-        "router-uniform", upcycle__router="uniform", upcycle__router_std=0.028
-    )
+    a, b = world("half-float32"), world("router-uniform", upcycle__router="uniform")
     assert all((x == y).all() for x, y in zip(routers(a), routers(b)))
 
 
