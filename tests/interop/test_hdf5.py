@@ -1,6 +1,8 @@
 """Format hdf5: read by h5py, h5dump and h5ls, the same for any number of ranks, there and back."""
 
 import json
+import os
+import shutil
 import subprocess
 
 import h5py
@@ -316,6 +318,80 @@ def test_damaged(scratch, dense):
         result = runner.upcycle(config)
         assert result.status == runner.DATA and len(result.errors()) == 1, str(result)
     assert not (scratch / "again").exists()
+
+
+def packed_with_hole(group, name, like):
+    made = group.create_dataset(name, like.shape, "<f4", chunks=(1, *like.shape[1:]), compression=1)
+    made[0] = 1
+
+
+def virtual(group, name, like):
+    layout = h5py.VirtualLayout(like.shape, "<f4")
+    layout[...] = h5py.VirtualSource("other.h5", "x", like.shape)
+    group.create_virtual_dataset(name, layout)
+
+
+# What a file of weights may not have: how it is made, and the word that refuses it.
+ELSEWHERE = {
+    "external": (lambda g, n, d: g.create_dataset(n, d.shape, "<f4", external=[("secret", 0, 1 << 20)]), "other files"),
+    "soft": (lambda g, n, d: g.__setitem__(n, h5py.SoftLink("/model.norm.weight")), "leads elsewhere"),
+    "link": (lambda g, n, d: g.__setitem__(n, h5py.ExternalLink("secret", "/x")), "leads elsewhere"),
+    "virtual": (virtual, "virtual"),
+    "hole": (packed_with_hole, "of its"),
+    "unstored": (lambda g, n, d: g.create_dataset(n, d.shape, "<f4"), "without stored values"),
+    "filter": (lambda g, n, d: g.create_dataset(n, data=d[()], chunks=d.shape, fletcher32=True), "filters"),
+    "columns": (lambda g, n, d: g.create_dataset(n, data=d[()], chunks=(d.shape[0], 8)), "whole rows"),
+    "group": (lambda g, n, d: g.create_group(n), "missing"),
+}
+
+
+def test_what_is_not_in_the_file(scratch, dense):
+    source = upcycled(scratch, dense, "h5")
+    (scratch / "secret").write_bytes(b"secret!!" * (1 << 17))
+    for kind, (make, word) in ELSEWHERE.items():
+        copy = scratch / kind
+        shutil.copytree(source, copy)
+        libver = ("v110", "v110") if kind == "virtual" else ("v108", "v108")
+        with h5py.File(copy / "shared.h5", "r+", libver=libver) as file:
+            name = "model.embed_tokens.weight"
+            like = h5py.File(source / "shared.h5", "r")[name]
+            del file[name]
+            make(file, name, like)
+        config = runner.write_config(
+            scratch / "run.yaml", copy, scratch / "out", mode="reshard", upcycle=None, target__format="hdf5"
+        )
+        result = runner.upcycle(config, np=2)
+        assert result.status == runner.DATA and len(result.errors()) == 1, kind + str(result)
+        assert word in result.err, kind + str(result)
+        assert not (scratch / "out").exists()
+
+
+@pytest.mark.parametrize("compression", ["none", "deflate"])
+def test_mutants(scratch, compression):
+    """Bytes of metadata or of packed values changed at random: one error or none, never a crash."""
+    made = runner.run([runner.program("mgr-synth"), scratch / "dense", "--layers", 1, "--hidden", 128, "--ffn", 256,
+                       "--vocab", 256, "--heads", 4, "--kv-heads", 2, "--format", "hdf5", "-q"])
+    assert made.status == 0, str(made)
+    source = reshard(scratch, scratch / "dense", "h5", target__format="hdf5", target__compression=compression)
+    config = runner.write_config(
+        scratch / "run.yaml", source, scratch / "out", mode="reshard", upcycle=None, target__format="hdf5"
+    )
+    whole = {name: (source / name).read_bytes() for name in ("shared.h5", "model.h5")}
+    rng = np.random.default_rng(5)
+    for i in range(int(os.environ.get("MGR_MUTANTS", "20"))):
+        name = "model.h5" if i % 5 == 0 else "shared.h5"
+        bytes_ = bytearray(whole[name])
+        for _ in range(rng.integers(1, 4)):
+            at = int(rng.integers(0, len(bytes_) if i % 2 else min(len(bytes_), 8192)))
+            bytes_[at] = int(rng.choice([0, 1, 255, bytes_[at] ^ 1 << int(rng.integers(0, 8)), bytes_[at] ^ 128]))
+        if i % 7 == 0:
+            del bytes_[int(rng.integers(0, len(bytes_))):]
+        (source / name).write_bytes(bytes_)
+        result = runner.run([runner.program("mgr-upcycle"), "-q", config], timeout=20)
+        (source / name).write_bytes(whole[name])
+        assert result.status in (0, runner.DATA, runner.NO_INPUT), "%d: %s" % (i, result)
+        assert len(result.errors()) == (result.status != 0), "%d: %s" % (i, result)
+        shutil.rmtree(scratch / "out", ignore_errors=True)
 
 
 def test_upcycling_a_mixture_is_refused(scratch, dense):
