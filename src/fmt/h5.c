@@ -451,26 +451,19 @@ int mgr_h5_write(mgr_h5 *h, const char *name, uint64_t row, uint64_t rows, const
 
 /* The library is told of a piece with these many bytes; what they are it only passes on to the
  * channel, which keeps no more of them than their place. */
-static herr_t place(mgr_h5 *h, uint64_t row, size_t len)
+int mgr_h5_place(mgr_h5 *h, const char *name, uint64_t row, size_t len, uint64_t *offset,
+                 mgr_err *err)
 {
     const hsize_t first[MGR_MAX_NDIM] = {row};
     char *nothing;
-    mgr_err ignored = MGR_ERR_INIT;
-    if (mgr_alloc(&nothing, len, 1, &ignored) != MGR_OK)
-        return -1;
+    MGR_TRY(take_set(h, name, err));
+    MGR_TRY(mgr_alloc(&nothing, len, 1, err));
     h->channel.placing = true;
     h->channel.place_bytes = 0;
     const herr_t placed = H5Dwrite_chunk(h->set, H5P_DEFAULT, 0, first, len, nothing);
     h->channel.placing = false;
     mgr_free(nothing);
-    return placed;
-}
-
-int mgr_h5_place(mgr_h5 *h, const char *name, uint64_t row, size_t len, uint64_t *offset,
-                 mgr_err *err)
-{
-    MGR_TRY(take_set(h, name, err));
-    if (place(h, row, len) < 0 || h->channel.place_bytes != len)
+    if (placed < 0 || h->channel.place_bytes != len)
         return fail(err, MGR_ERR_CREATE, h, "no place in", name);
     *offset = h->channel.place;
     return check(h, err);

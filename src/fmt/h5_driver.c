@@ -23,12 +23,15 @@ static mgr_h5_channel *channel_of(const H5FD_t *base)
 static H5FD_t *do_open(const char *name, unsigned flags, hid_t access, haddr_t most)
 {
     mgr_h5_channel *const *const info = H5Pget_driver_info(access);
-    mgr_err ignored = MGR_ERR_INIT;
     handle *h;
     (void)name, (void)flags, (void)most;
-    if (!info || mgr_alloc(&h, 1, sizeof *h, &ignored) != MGR_OK)
+    if (!info)
         return NULL;
-    h->channel = *info;
+    mgr_h5_channel *const c = *info;
+    c->rc = mgr_alloc(&h, 1, sizeof *h, &c->trouble);
+    if (c->rc != MGR_OK)
+        return NULL;
+    h->channel = c;
     return &h->base;
 }
 
