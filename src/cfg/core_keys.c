@@ -31,8 +31,9 @@ static const mgr_key all[] = {
     MGR_ROW_UINT("model.num_query_groups", model.num_query_groups, "0", 0, MGR_MOST_I31,
                  "key and value heads"),
     MGR_ROW_UINT("model.kv_channels", model.kv_channels, "0", 0, MGR_MOST_I31, "width of one head"),
-    MGR_ROW_UINT("model.vocab_size", model.vocab_size, "0", 0, MGR_MOST_I31,
-                 "true vocabulary size: cuts the padding rows (kept if not given)"),
+    MGR_ROW_UINT(
+        "model.vocab_size", model.vocab_size, "0", 0, MGR_MOST_I31,
+        "true vocabulary size: cuts the padding rows (kept where neither this nor args tell)"),
     MGR_ROW_UINT("model.max_position_embeddings", model.max_position_embeddings, "0", 0,
                  MGR_MOST_I31, "longest sequence"),
     MGR_ROW_UINT("model.moe_router_topk", model.moe_router_topk, "0", 0, MGR_MOST_PARTS,
