@@ -260,6 +260,7 @@ int mgr_engine_make(mgr_engine *e, const mgr_group *group, const mgr_unit *unit,
 {
     const mgr_plan *const plan = &e->job->plan;
     const unsigned char *const first = data;
+    (void)first; /* without assertions */
     for (uint32_t p = unit->piece; p < unit->piece + unit->n_pieces; p++) {
         const mgr_piece *const piece = &plan->pieces[p];
         if (piece->source == MGR_NONE) {
