@@ -1,5 +1,6 @@
 #include "look/audit.h"
 
+#include <assert.h>
 #include <inttypes.h>
 #include <jansson.h>
 #include <libdeflate.h>
@@ -315,6 +316,7 @@ static int see_all(audit *a, mgr_err *err)
     unsigned char *buffer = NULL;
     int rc = mgr_alloc_aligned(&buffer, BLOCK, err);
     for (size_t i = first; rc == MGR_OK && i < a->cat.n_stored; i += step) {
+        assert(a->cat.stored);
         const mgr_stored *const s = &a->cat.stored[i];
         const uint64_t row = s->stride[0] * mgr_dtype_size(s->dtype);
         if (mgr_dtype_is_weight(s->dtype) && row && row <= BLOCK)
@@ -452,6 +454,7 @@ static int gather_odd(audit *a, mgr_err *err)
     for (size_t at = 0; rc == MGR_OK && at < all.len; at += sizeof(oddity)) {
         oddity o;
         memcpy(&o, all.data + at, sizeof o);
+        assert(a->cat.stored && o.stored < a->cat.n_stored);
         const mgr_stored *const s = &a->cat.stored[o.stored];
         rc = mgr_audit_find(&a->report, a->cat.files[s->file].path + strlen(a->path) + 1, s->name,
                             o.offset < MGR_VIRTUAL_OFFSET ? o.offset : UINT64_MAX,
