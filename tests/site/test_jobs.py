@@ -104,7 +104,7 @@ class UnderTheirVariables(Jobs):
         known = re.compile(r"#PBS (-N [A-Za-z][\w.+-]{0,229}|-j (oe|eo|n)|-r [yn]|-l walltime=\d+(:[0-5]\d){2}"
                            r"|-l select=[1-9]\d*(:(ncpus|mpiprocs|ompthreads|mem)=[0-9a-z]+)*)")
         self.assertEqual([line for line in head if not known.fullmatch(line)], [])
-        self.assertLess(text.rindex("#PBS "), text.index("set -uo pipefail"), "qsub stops at the first command")
+        self.assertLess(text.index(head[-1]), text.index("set -uo pipefail"), "qsub stops at the first command")
 
     def pbs(self, name, config, walltime, **env):
         script = self.script("pbs.sh", name, config, (r"^#PBS -l walltime=\S+", "#PBS -l walltime=" + walltime))
