@@ -11,8 +11,8 @@
 
 /* As fprintf. But newlines, whatever could steer a terminal or turn the reading direction is
  * printed as its number: control characters, C1 among them, and the formatting characters of
- * Unicode as \uXXXX, which JSON understands, bytes that are no UTF-8 as \xXX. Returns the
- * characters of the text. Local. */
+ * Unicode as \u and four digits, which JSON understands, bytes that are no UTF-8 as \x and two.
+ * Returns the characters of the text. Local. */
 int mgr_say(FILE *to, const char *fmt, ...) MGR_PRINTF(2, 3);
 
 #endif

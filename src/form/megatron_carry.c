@@ -117,6 +117,8 @@ static int carry(const mgr_megatron_args *args, const mgr_attr *from, mgr_megatr
             ours->value = *from;
         return MGR_OK;
     }
+    if (strcmp(name, "moe_layer_freq") == 0)
+        return append(out, from, name, "it says how a dense model's layers are stored", err);
     if (strcmp(name, "moe_grouped_gemm") == 0 &&
         strcmp(args->origin->format, "megatron-torch") == 0) /* and not ours: torch_dist */
         return append(out, from, name, "torch_dist suits both kinds of experts", err);

@@ -187,3 +187,11 @@ def hashes(folder, skip=(MANIFEST, LEDGER)):
                     digest.update(chunk)
             found[str(path.relative_to(folder))] = digest.hexdigest()
     return found
+
+
+def tensor_sums(folder):
+    """{(file, tensor): (bytes, CRC-32)} of an output's weights, as its manifest has them."""
+    files = json.loads((pathlib.Path(folder) / MANIFEST).read_text())["target"]["files"]
+    sums = {(f["path"], name): (t["bytes"], t["crc32"]) for f in files for name, t in f.get("tensors", {}).items()}
+    assert sums, folder
+    return sums

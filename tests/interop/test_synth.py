@@ -88,13 +88,14 @@ def test_every_format_is_one_model(scratch, target, options, formats):
         changes = {"model__max_position_embeddings": 64, "model__norm_epsilon": 1e-5}
         if target.startswith("megatron"):
             changes["target__make_vocab_size_divisible_by"] = 16
+            changes["target__names"] = "te"  # else as the source has it
         config = runner.write_config(
             scratch / (name + ".yaml"), source, scratch / ("Mixtral-" + name), **changes,
             target__format=target, target__expert_parallel=2,
         )
         result = runner.upcycle(config, np=2)
         assert result.status == 0, str(result)
-        hashes[name] = runner.hashes(scratch / ("Mixtral-" + name))
+        hashes[name] = runner.tensor_sums(scratch / ("Mixtral-" + name))  # what is carried beside them differs
     first = hashes.pop("torch")
     assert len(first) >= 2 and all(other == first for other in hashes.values()), hashes
 

@@ -105,10 +105,10 @@ compile_headers() {
 }
 
 lint_headers() {
-    need cc clang++ mpicc
+    need cc clang++ mpicc h5pcc
     local include mpi
     include="-Iinclude -Isrc -D_GNU_SOURCE"
-    mpi=$(mpicc -show | tr ' ' '\n' | sed -n 's/^-I/-isystem /p' | tr '\n' ' ')
+    mpi=$({ mpicc -show && h5pcc -show; } | tr ' ' '\n' | sed -n 's/^-I/-isystem /p' | tr '\n' ' ')
     # A *_body.h is a template for several paths, a simd_*.h belongs to one CPU: neither stands alone.
     # shellcheck disable=SC2086  # words are meant
     files 'src/*.h' | grep -vE '(_body|/simd_[a-z0-9]+)\.h$' | sed 's,^src/,,' |
