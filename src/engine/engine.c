@@ -515,7 +515,7 @@ int mgr_engine_run(mgr_job *job, const mgr_engine_options *o, mgr_extents *read,
         local = mgr_note_event(job, MGR_PHASE_SYNC, MGR_NONE, sync_start, job->tally.bytes_read,
                                job->tally.bytes_written, err);
     if (rc == MGR_OK) {
-        mgr_progress_finish(o->progress);
+        mgr_progress_finish(o->progress, local == MGR_OK);
         rc = mgr_agree(job->comm, local, err);
     }
     *read = e.read_extents;

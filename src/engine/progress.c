@@ -142,13 +142,13 @@ void mgr_progress_add(mgr_progress *p, uint64_t bytes_read, uint64_t bytes_writt
     tick(p);
 }
 
-void mgr_progress_finish(mgr_progress *p)
+void mgr_progress_finish(mgr_progress *p, bool whole)
 {
     if (!p)
         return;
     const struct timespec pause = {0, 2000000};
     p->mine[2] = 1;
-    p->finished = true;
+    p->finished = whole;
     if (mgr_comm_rank(p->comm) != 0) {
         mgr_progress_post_last(p->comm, p->mine);
         return;

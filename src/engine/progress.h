@@ -24,9 +24,9 @@ void mgr_progress_add(mgr_progress *progress, uint64_t bytes_read, uint64_t byte
 /* What goes on from now: "sums" or "write". NULL-safe; `phase` is borrowed. Local. */
 void mgr_progress_phase(mgr_progress *progress, const char *phase);
 
-/* This rank has done its work; rank 0 goes on printing until the others have, too. NULL-safe. All
- * ranks call it. */
-void mgr_progress_finish(mgr_progress *progress);
+/* This rank has done its work, or not `whole` of it; rank 0 goes on printing until the others have,
+ * too. NULL-safe. All ranks call it. */
+void mgr_progress_finish(mgr_progress *progress, bool whole);
 
 /* Take late messages and free; behind a failure a last line says how far it got. NULL-safe.
  * Collective if progress was started. */

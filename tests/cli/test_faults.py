@@ -278,9 +278,9 @@ class Stopped(Faulty):
         )
         self.addCleanup(process.kill)
         until = time.monotonic() + 60
-        while not self.left() and process.poll() is None and time.monotonic() < until:
+        while not list(self.outputs.glob("*/*.safetensors")) and process.poll() is None and time.monotonic() < until:
             time.sleep(0.01)
-        time.sleep(0.1)
+        time.sleep(0.3)  # it is at work by then
         self.assertIsNone(process.poll(), "it was over before it could be stopped")
         process.send_signal(signal_number)
         out, err = process.communicate(timeout=60)
