@@ -1,5 +1,6 @@
 #include "engine/recall.h"
 
+#include <assert.h>
 #include <libdeflate.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -114,9 +115,10 @@ static int count_files(const char *folder, uint32_t *n, mgr_err *err)
     *n = 0;
     int rc = mgr_list_dir(folder, &arena, &names, &n_names, err);
     for (size_t i = 0; rc == MGR_OK && i < n_names; i++) {
-        unsigned number;
-        if (sscanf(names[i], "rank-%u", &number) == 1 && number >= *n)
-            *n = number + 1;
+        const unsigned long number =
+            mgr_has_prefix(names[i], "rank-") ? strtoul(names[i] + strlen("rank-"), NULL, 10) : 0;
+        if (mgr_has_prefix(names[i], "rank-") && number < UINT32_MAX && number >= *n)
+            *n = (uint32_t)number + 1;
     }
     mgr_arena_clear(&arena);
     return rc;
@@ -225,14 +227,17 @@ static int choose(recalling *r, mgr_buf *all, mgr_recall *out, mgr_err *err)
     if (n)
         qsort(list, n, sizeof *list, by_claim);
     for (size_t i = 0; i < n; i++) {
+        assert(list);
         const mgr_piece *const p = &list[i].first;
         if (last && last->source == p->source && last->target == p->target &&
             p->row < last->row + last->rows)
             continue;
         out->done[out->n_done] = *p;
         last = &out->done[out->n_done++];
-        if (list[i].rank == r->job->rank)
+        if (list[i].rank == r->job->rank) {
+            assert(r->claims && list[i].idx < r->n_claims);
             r->claims[list[i].idx].good = true;
+        }
     }
     return MGR_OK;
 }

@@ -442,7 +442,7 @@ int mgr_h5_offset(mgr_h5 *h, const char *name, uint64_t *offset, mgr_err *err)
 int mgr_h5_write(mgr_h5 *h, const char *name, uint64_t row, uint64_t rows, const void *bytes,
                  mgr_err *err)
 {
-    uint64_t offset;
+    uint64_t offset = 0;
     MGR_TRY(mgr_h5_offset(h, name, &offset, err));
     assert(row + rows <= h->rows);
     return mgr_pwrite_full(h->channel.fd, h->path, bytes, rows * h->row_bytes,

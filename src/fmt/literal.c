@@ -27,7 +27,7 @@ const char *mgr_literal_real(double value, char *out, size_t size)
             break;
     }
     if (strspn(out, "-0123456789") == strlen(out) && strlen(out) + 3 <= size)
-        strcpy(out + strlen(out), ".0");
+        memcpy(out + strlen(out), ".0", sizeof ".0");
     return out;
 }
 

@@ -6,6 +6,7 @@
  * own there. So the file does not depend on the number of ranks, and the library neither writes
  * weights nor waits for anyone.
  */
+#include <assert.h>
 #include <string.h>
 
 #include "core/mem.h"
@@ -99,6 +100,7 @@ static int place_pieces(packing *p, uint64_t first, const mgr_buf *all, mgr_err 
     placing *const list = (placing *)(void *)all->data;
     for (uint64_t i = 0; i < all->len / sizeof *list; i++) {
         const piece at = piece_at(p, first + i);
+        assert(at.stored);
         MGR_TRY(at.packed ? mgr_h5_place(p->made, at.stored->name, at.row, list[i].bytes,
                                          &list[i].offset, err)
                           : mgr_h5_offset(p->made, at.stored->name, &list[i].offset, err));

@@ -274,10 +274,11 @@ int mgr_free_space(const char *path, uint64_t *bytes, mgr_err *err)
 uint64_t mgr_peak_rss(void)
 {
     char line[256] = "";
-    unsigned long long kib = 0;
+    uint64_t kib = 0;
     FILE *const f = fopen("/proc/self/status", "r");
     while (f && kib == 0 && fgets(line, sizeof line, f))
-        (void)sscanf(line, "VmHWM: %llu", &kib);
+        if (strncmp(line, "VmHWM:", 6) == 0)
+            kib = strtoull(line + 6, NULL, 10);
     if (f)
         fclose(f);
     if (kib)

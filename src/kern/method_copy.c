@@ -2,6 +2,7 @@
  * What all methods do: neurons of the source are copied or cast, those in S handed to the method's
  * rule, and a scale is the last thing.
  */
+#include <assert.h>
 #include <string.h>
 
 #include "kern/kern.h"
@@ -69,10 +70,12 @@ void mgr_expert_rows(const mgr_method *method, const mgr_expert *x, uint32_t fir
     for (uint32_t i = first; i - first < n; i++, into += to_row) {
         const unsigned char *const row =
             (const unsigned char *)source + (mgr_origin_of(x, i) - source_first) * from_row;
-        if (k < x->n_selected && x->selected[k] == i)
+        if (k < x->n_selected && x->selected[k] == i) {
+            assert(method->draw_row);
             method->draw_row(x, k++, row, from, into, to);
-        else
+        } else {
             copy(x, row, from, into, to, (size_t)x->hidden);
+        }
     }
 }
 

@@ -573,13 +573,13 @@ static int by_name(const void *x, const void *y)
 
 static void sort_names(void)
 {
-    for (uint16_t i = 0; i < N_FIELDS; i++)
-        sorted.list[sorted.n++] = (entry){fields[i].name, strlen(fields[i].name), 0, i};
-    for (uint16_t g = 0; g < N_GROUPS; g++)
+    for (size_t i = 0; i < N_FIELDS; i++)
+        sorted.list[sorted.n++] = (entry){fields[i].name, strlen(fields[i].name), 0, (uint16_t)i};
+    for (size_t g = 0; g < N_GROUPS; g++)
         for (const char *at = groups[g].names; *at; at += strspn(at, " ")) {
             const size_t len = strcspn(at, " ");
             assert(sorted.n < MOST_NAMES);
-            sorted.list[sorted.n++] = (entry){at, len, g, NO_FIELD};
+            sorted.list[sorted.n++] = (entry){at, len, (uint16_t)g, NO_FIELD};
             at += len;
         }
     qsort(sorted.list, sorted.n, sizeof sorted.list[0], by_name);
