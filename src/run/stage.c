@@ -395,10 +395,10 @@ int mgr_stage_publish(mgr_stage *s, mgr_err *err)
 void mgr_stage_clear(mgr_stage *s)
 {
     mgr_err ignored = MGR_ERR_INIT;
-    if ((s->made || s->discard) && !s->keep &&
-        (mgr_remove_tree(s->directory, &ignored) != MGR_OK ||
-         mgr_remove_tree(s->aside, &ignored) != MGR_OK))
-        s->made = false;
+    const char *const ours[] = {s->directory, s->aside}; /* NULL on ranks that made nothing */
+    for (int i = 0; i < 2 && (s->made || s->discard) && !s->keep; i++)
+        if (ours[i] && mgr_remove_tree(ours[i], &ignored) != MGR_OK)
+            break;
     if (s->hold >= 0)
         mgr_close(s->hold);
     mgr_arena_clear(&s->arena);
