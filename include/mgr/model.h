@@ -20,8 +20,9 @@ extern "C" {
 #define MGR_MAX_LAYERS 4096
 
 /* What a logical tensor is. Shapes and presence as in the table of model.c; H hidden, F ffn, V
- * vocabulary, Nq query heads, G key/value groups, D head dimension, E experts, P positions. FFN
- * tensors belong to an expert where the tensor has one. */
+ * vocabulary, Nq query heads, G key/value groups, D head dimension, E experts, S shared expert's
+ * ffn, P positions. FFN tensors belong to an expert where the tensor has one; the shared expert,
+ * which every token uses, is none of them. */
 typedef enum mgr_role {
     MGR_ROLE_EMBEDDING,  /* [V, H] */
     MGR_ROLE_ATTN_NORM,  /* [H] */
@@ -52,11 +53,16 @@ typedef enum mgr_role {
     MGR_ROLE_UP_BIAS,     /* [F] */
     MGR_ROLE_DOWN_BIAS,   /* [H] */
     MGR_ROLE_FINAL_NORM_BIAS,
+    MGR_ROLE_SELECTION_BIAS, /* [E]; float32: added to the scores when experts are chosen */
+    MGR_ROLE_SHARED_GATE,    /* [S, H] of the shared expert; gated activations only */
+    MGR_ROLE_SHARED_UP,      /* [S, H] */
+    MGR_ROLE_SHARED_DOWN,    /* [H, S] */
+    MGR_ROLE_SHARED_SWITCH,  /* [1, H]: its sigmoid scales what the shared expert gives */
     MGR_ROLE_COUNT
 } mgr_role;
 
 const char *mgr_role_name(mgr_role role);
-/* Of an FFN: dense, or each expert's? */
+/* Of an FFN: dense, or each routed expert's? */
 bool mgr_role_is_ffn(mgr_role role);
 /* Is it gate, up or down? */
 bool mgr_role_is_matrix(mgr_role role);
@@ -83,6 +89,20 @@ typedef struct mgr_rope {
     uint64_t original_positions; /* LLAMA3 */
 } mgr_rope;
 
+/* What a router makes of its logits. All zero: softmax, then the top-k, divided by their sum. */
+typedef enum mgr_score { MGR_SCORE_SOFTMAX, MGR_SCORE_SIGMOID } mgr_score;
+
+typedef struct mgr_router_kind {
+    mgr_score score;
+    bool unnormalised; /* the scores of all experts are the weights, not divided by the top-k's sum
+                        */
+    bool selection_bias; /* added to the scores for the choice alone */
+    double scale;        /* of the weights; 0: 1 */
+    /* Experts lie in equal groups, and only those of the best groups are chosen from; a group is as
+     * good as the sum of its `group_best` best scores. 0: no groups. */
+    uint64_t groups, top_groups, group_best;
+} mgr_router_kind;
+
 /* The sizes and the few scalars that consumers need. Plain data. All zero but the sizes is a
  * Llama-like model: RMSNorm, SwiGLU, RoPE, no biases. */
 typedef struct mgr_model {
@@ -99,8 +119,11 @@ typedef struct mgr_model {
     mgr_positions positions;
     mgr_rope rope;
     bool bias_qkv, bias_o, bias_mlp, bias_router;
-    bool qk_norm;            /* norms of q and k, per head */
-    bool router_pre_softmax; /* softmax before top-k, and no renormalisation behind it */
+    bool qk_norm; /* norms of q and k, per head */
+    mgr_router_kind router;
+    uint64_t shared_ffn; /* of the shared expert in each layer with experts; 0: none */
+    bool shared_switch;  /* a gate scales what it gives */
+    double rotary_part;  /* of a head that RoPE turns, the first of its dimensions; 0: all */
     double norm_epsilon, rotary_base;
     uint64_t max_positions;
     int64_t bos_token_id, eos_token_id; /* -1: unknown */
@@ -121,6 +144,11 @@ uint64_t mgr_model_moe_layers(const mgr_model *model);
 void mgr_model_set_window(mgr_model *model, uint64_t layer);
 uint64_t mgr_model_window_layers(const mgr_model *model);
 bool mgr_model_is_gated(const mgr_model *model);
+/* Factor of the router's weights, and part of a head that RoPE turns; 1 where nothing is said. */
+double mgr_model_router_scale(const mgr_model *model);
+double mgr_model_rotary_part(const mgr_model *model);
+/* Is it Mixtral's router: softmax, the top-k divided by their sum, and nothing more? */
+bool mgr_model_plain_router(const mgr_model *model);
 /* Intermediate size of an expert, or of the dense FFN without experts. */
 uint64_t mgr_model_expert_ffn(const mgr_model *model);
 

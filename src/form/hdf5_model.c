@@ -58,7 +58,7 @@ static void add_layers(json_t *object, const char *name, const uint8_t *bits, ui
 /* What most models do not have is written only where they do. */
 static void add_optional(json_t *object, const mgr_model *m)
 {
-    if (m->router_pre_softmax)
+    if (m->router.unnormalised)
         json_object_set_new(object, "router_pre_softmax", json_true());
     if (m->window) {
         json_object_set_new(object, "window", json_integer((json_int_t)m->window));
@@ -166,7 +166,7 @@ static int take_optional(const mgr_catalogue *cat, uint32_t file, mgr_model *mod
 {
     const mgr_attr *const a = mgr_catalogue_attr(cat, file, "router_pre_softmax");
     int64_t window = 0;
-    model->router_pre_softmax = a && a->i;
+    model->router.unnormalised = a && a->i;
     if (mgr_catalogue_attr(cat, file, "window"))
         MGR_TRY(take_whole(cat, file, "window", 1, &window, err));
     model->window = (uint64_t)window;

@@ -63,7 +63,7 @@ static void add_qwen_experts(json_t *object, const mgr_model *m)
         {"intermediate_size", json_integer((json_int_t)m->ffn)},
         {"moe_intermediate_size", json_integer((json_int_t)mgr_model_expert_ffn(m))},
         {"num_experts", json_integer((json_int_t)m->experts)},
-        {"norm_topk_prob", json_boolean(!m->router_pre_softmax)},
+        {"norm_topk_prob", json_boolean(!m->router.unnormalised)},
         {"decoder_sparse_step", json_integer(1)},
         {"mlp_only_layers", dense},
     };

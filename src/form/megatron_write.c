@@ -170,7 +170,7 @@ static int add_experts(const mgr_megatron_args *a, mgr_megatron_arg_list *out, m
         {"num_experts", WHOLE, (double)m->experts, NULL},
         {"moe_ffn_hidden_size", WHOLE, (double)mgr_model_expert_ffn(m), NULL},
         {"moe_router_topk", WHOLE, (double)m->top_k, NULL},
-        {"moe_router_pre_softmax", BOOLEAN, m->router_pre_softmax, NULL},
+        {"moe_router_pre_softmax", BOOLEAN, m->router.unnormalised, NULL},
         {"moe_router_score_function", TEXT, 0, "softmax"},
         {"moe_router_enable_expert_bias", BOOLEAN, 0, NULL},
         {"expert_model_parallel_size", WHOLE, mg->expert_parallel, NULL},

@@ -12,6 +12,7 @@ typedef enum field_kind { SIZE, FLAG, NUMBER, CHOICE, TOKEN } field_kind;
 static const char norms[] = "RMSNorm|LayerNorm";
 static const char activations[] = "SwiGLU|GEGLU|GELU|squared ReLU";
 static const char positions[] = "RoPE|learned";
+static const char scores[] = "softmax|sigmoid";
 static const char ropes[] = "plain|linear|llama3";
 
 static const struct {
@@ -33,7 +34,16 @@ static const struct {
     {"sliding window", SIZE, offsetof(mgr_model, window), NULL},
     {"tied embeddings", FLAG, offsetof(mgr_model, tied), NULL},
     {"norms of q and k", FLAG, offsetof(mgr_model, qk_norm), NULL},
-    {"router's softmax before top-k", FLAG, offsetof(mgr_model, router_pre_softmax), NULL},
+    {"router's softmax before top-k", FLAG, offsetof(mgr_model, router.unnormalised), NULL},
+    {"router's scores", CHOICE, offsetof(mgr_model, router.score), scores},
+    {"router's selection bias", FLAG, offsetof(mgr_model, router.selection_bias), NULL},
+    {"router's scaling factor", NUMBER, offsetof(mgr_model, router.scale), NULL},
+    {"router's groups", SIZE, offsetof(mgr_model, router.groups), NULL},
+    {"router's groups of a token", SIZE, offsetof(mgr_model, router.top_groups), NULL},
+    {"router's scores of a group", SIZE, offsetof(mgr_model, router.group_best), NULL},
+    {"shared expert's size", SIZE, offsetof(mgr_model, shared_ffn), NULL},
+    {"gate of the shared expert", FLAG, offsetof(mgr_model, shared_switch), NULL},
+    {"RoPE's part of the head", NUMBER, offsetof(mgr_model, rotary_part), NULL},
     {"norm", CHOICE, offsetof(mgr_model, norm), norms},
     {"activation", CHOICE, offsetof(mgr_model, activation), activations},
     {"position embeddings", CHOICE, offsetof(mgr_model, positions), positions},

@@ -285,8 +285,9 @@ static mgr_hf_class mixture_class(const mgr_model *m, bool biased)
         return MGR_HF_NO_CLASS;
     if (m->qk_norm)
         return m->bias_qkv == m->bias_o ? MGR_HF_QWEN3_MOE : MGR_HF_NO_CLASS;
-    return biased || m->router_pre_softmax || mgr_model_moe_layers(m) < m->layers ? MGR_HF_NO_CLASS
-                                                                                  : MGR_HF_MIXTRAL;
+    return biased || !mgr_model_plain_router(m) || mgr_model_moe_layers(m) < m->layers
+               ? MGR_HF_NO_CLASS
+               : MGR_HF_MIXTRAL;
 }
 
 mgr_hf_class mgr_huggingface_class(const mgr_model *m)

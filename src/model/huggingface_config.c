@@ -438,7 +438,7 @@ static int expert_sizes(const evidence *ev, mgr_model *m, mgr_err *err)
                   &m->top_k, err));
     if (qwen)
         MGR_TRY(flag(ev, "norm_topk_prob", &normalised, err));
-    m->router_pre_softmax = !normalised;
+    m->router.unnormalised = !normalised;
     if (m->top_k > m->experts)
         return mgr_fail(err, MGR_ERR_FORMAT, "'%s' uses %llu of %llu experts", path(ev),
                         (unsigned long long)m->top_k, (unsigned long long)m->experts);

@@ -56,13 +56,20 @@ static int index_build(mgr_layout *layout, mgr_err *err)
     return MGR_OK;
 }
 
+/* Trainers keep the selection bias in float32 whatever the weights are (transformer/moe/router.py,
+ * _maintain_float32_expert_bias; transformers' _keep_in_fp32_modules_strict). */
+static mgr_dtype type_in_target(mgr_role role, mgr_dtype dtype)
+{
+    return role == MGR_ROLE_SELECTION_BIAS ? MGR_DTYPE_F32 : dtype;
+}
+
 int mgr_layout_init(mgr_layout *layout, const mgr_tensors *tensors, mgr_catalogue *cat,
                     bool declare, mgr_dtype dtype, mgr_err *err)
 {
     *layout = (mgr_layout){.tensors = tensors, .cat = cat, .declare = declare, .dtype = dtype};
     int rc = mgr_alloc(&layout->types, tensors->n, sizeof *layout->types, err);
     for (uint32_t i = 0; rc == MGR_OK && i < tensors->n; i++)
-        layout->types[i] = declare ? dtype : MGR_DTYPE_NONE;
+        layout->types[i] = declare ? type_in_target(tensors->list[i].role, dtype) : MGR_DTYPE_NONE;
     if (rc == MGR_OK && !declare)
         rc = mgr_alloc(&layout->used, cat->n_stored, 1, err);
     if (rc == MGR_OK && !declare)

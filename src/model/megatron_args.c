@@ -543,7 +543,7 @@ static int expert_sizes(const evidence *ev, const mgr_megatron_shapes *s, mgr_mo
     MGR_TRY(whole(ev, "moe_ffn_hidden_size", 0, s->expert_ffn, &m->expert_ffn, err));
     MGR_TRY(whole(ev, "moe_router_topk", c->model.moe_router_topk, 0, &m->top_k, err));
     MGR_TRY(needed(ev, "moe_router_topk", m->top_k, err));
-    m->router_pre_softmax = is_true(arg(ev, "moe_router_pre_softmax"));
+    m->router.unnormalised = is_true(arg(ev, "moe_router_pre_softmax"));
     for (uint64_t l = 0; l < m->layers; l++)
         if (!(s->moe_layers[l / 8] >> l % 8 & 1))
             mgr_model_set_dense(m, l);

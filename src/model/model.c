@@ -10,7 +10,19 @@
 typedef enum place { BEFORE, LAYER, FFN, BEHIND } place;
 
 /* Sizes of axes; a vector has no columns. */
-typedef enum extent { NONE, VOCAB, HIDDEN, HEADS, GROUPS, HEAD, INNER, EXPERTS, POSITIONS } extent;
+typedef enum extent {
+    NONE,
+    VOCAB,
+    HIDDEN,
+    HEADS,
+    GROUPS,
+    HEAD,
+    INNER,
+    EXPERTS,
+    POSITIONS,
+    SHARED,
+    ONE
+} extent;
 
 /* What a model must have for the role to exist. */
 enum {
@@ -23,7 +35,10 @@ enum {
     BIAS_ROUTER = 64,
     QK_NORM = 128,
     GATED = 256,
-    MOE = 512 /* of the layer */
+    MOE = 512, /* of the layer */
+    SELECTION = 1024,
+    SHARED_FFN = 2048,
+    SHARED_SWITCH = 4096
 };
 
 typedef struct role_info {
@@ -57,6 +72,12 @@ static const role_info roles[] = {
     {MGR_ROLE_MLP_NORM_BIAS, "mlp norm bias", LAYER, HIDDEN, NONE, LAYER_NORM},
     {MGR_ROLE_ROUTER, "router", LAYER, EXPERTS, HIDDEN, MOE},
     {MGR_ROLE_ROUTER_BIAS, "router bias", LAYER, EXPERTS, NONE, MOE | BIAS_ROUTER},
+    {MGR_ROLE_SELECTION_BIAS, "selection bias", LAYER, EXPERTS, NONE, MOE | SELECTION},
+    {MGR_ROLE_SHARED_GATE, "shared gate", LAYER, SHARED, HIDDEN, MOE | SHARED_FFN | GATED},
+    {MGR_ROLE_SHARED_UP, "shared up", LAYER, SHARED, HIDDEN, MOE | SHARED_FFN},
+    {MGR_ROLE_SHARED_DOWN, "shared down", LAYER, HIDDEN, SHARED, MOE | SHARED_FFN},
+    {MGR_ROLE_SHARED_SWITCH, "shared expert's gate", LAYER, ONE, HIDDEN,
+     MOE | SHARED_FFN | SHARED_SWITCH},
     {MGR_ROLE_GATE, "gate", FFN, INNER, HIDDEN, GATED},
     {MGR_ROLE_UP, "up", FFN, INNER, HIDDEN, 0},
     {MGR_ROLE_DOWN, "down", FFN, HIDDEN, INNER, 0},
@@ -136,6 +157,28 @@ uint64_t mgr_model_expert_ffn(const mgr_model *m)
     return m->experts && m->expert_ffn ? m->expert_ffn : m->ffn;
 }
 
+static bool is_one(double value)
+{
+    return value >= 1 && value <= 1;
+}
+
+double mgr_model_router_scale(const mgr_model *m)
+{
+    return m->router.scale > 0 ? m->router.scale : 1;
+}
+
+double mgr_model_rotary_part(const mgr_model *m)
+{
+    return m->rotary_part > 0 ? m->rotary_part : 1;
+}
+
+bool mgr_model_plain_router(const mgr_model *m)
+{
+    const mgr_router_kind *const r = &m->router;
+    return r->score == MGR_SCORE_SOFTMAX && !r->unnormalised && !r->selection_bias &&
+           is_one(mgr_model_router_scale(m)) && r->groups <= 1;
+}
+
 const char *mgr_model_feature(const mgr_model *m, size_t idx)
 {
     const struct {
@@ -154,7 +197,17 @@ const char *mgr_model_feature(const mgr_model *m, size_t idx)
         {m->bias_mlp, "biases of the FFN"},
         {m->bias_router, "a bias of the router"},
         {m->qk_norm, "norms of q and k"},
-        {m->router_pre_softmax, "a router with softmax before top-k"},
+        {m->router.score == MGR_SCORE_SOFTMAX && m->router.unnormalised,
+         "a router with softmax before top-k"},
+        {m->router.score == MGR_SCORE_SIGMOID, "a router with sigmoid scores"},
+        {m->router.score == MGR_SCORE_SIGMOID && m->router.unnormalised,
+         "a router whose scores are not normalised"},
+        {m->router.selection_bias, "a router with a selection bias"},
+        {m->experts && !is_one(mgr_model_router_scale(m)), "a scaled router"},
+        {m->router.groups > 1, "a router with groups of experts"},
+        {m->shared_ffn > 0, "shared experts"},
+        {m->shared_ffn > 0 && m->shared_switch, "a gate of the shared expert"},
+        {!is_one(mgr_model_rotary_part(m)), "RoPE on a part of the head"},
         {m->window > 0, "sliding-window attention"},
         {mgr_model_moe_layers(m) > 0 && mgr_model_moe_layers(m) < m->layers,
          "dense layers between those with experts"},
@@ -171,7 +224,9 @@ static unsigned features_of(const mgr_model *m, bool moe)
            (m->norm == MGR_NORM_LAYER ? LAYER_NORM : 0u) | (m->bias_qkv ? BIAS_QKV : 0u) |
            (m->bias_o ? BIAS_O : 0u) | (m->bias_mlp ? BIAS_MLP : 0u) |
            (m->bias_router ? BIAS_ROUTER : 0u) | (m->qk_norm ? QK_NORM : 0u) |
-           (mgr_model_is_gated(m) ? GATED : 0u) | (moe ? MOE : 0u);
+           (mgr_model_is_gated(m) ? GATED : 0u) | (moe ? MOE : 0u) |
+           (m->router.selection_bias ? SELECTION : 0u) | (m->shared_ffn ? SHARED_FFN : 0u) |
+           (m->shared_switch ? SHARED_SWITCH : 0u);
 }
 
 static uint64_t size_of(const mgr_model *m, extent of, uint32_t expert)
@@ -195,6 +250,10 @@ static uint64_t size_of(const mgr_model *m, extent of, uint32_t expert)
         return m->experts;
     case POSITIONS:
         return m->max_positions;
+    case SHARED:
+        return m->shared_ffn;
+    case ONE:
+        return 1;
     }
     return 0;
 }
@@ -209,6 +268,7 @@ static uint64_t step_of(const mgr_model *m, mgr_role role)
     case MGR_ROLE_V:
         return m->head_dim;
     case MGR_ROLE_DOWN:
+    case MGR_ROLE_SHARED_DOWN:
         return MGR_CANONICAL_ROWS;
     default:
         return 1;

@@ -422,10 +422,10 @@ static void check_classes(void)
         {{.layers = 2, .experts = 4}, MGR_HF_MIXTRAL},
         {{.layers = 2, .experts = 4, .bias_qkv = true}, MGR_HF_NO_CLASS},
         {{.layers = 2, .experts = 4, .qk_norm = true}, MGR_HF_QWEN3_MOE},
-        {{.layers = 2, .experts = 4, .qk_norm = true, .router_pre_softmax = true},
+        {{.layers = 2, .experts = 4, .qk_norm = true, .router.unnormalised = true},
          MGR_HF_QWEN3_MOE},
         {{.layers = 2, .experts = 4, .bias_router = true}, MGR_HF_NO_CLASS},
-        {{.layers = 2, .experts = 4, .router_pre_softmax = true}, MGR_HF_NO_CLASS},
+        {{.layers = 2, .experts = 4, .router.unnormalised = true}, MGR_HF_NO_CLASS},
         {some_dense, MGR_HF_NO_CLASS},
     };
     for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++)
