@@ -6,10 +6,9 @@
 
 #include "core/mem.h"
 #include "core/say.h"
-#include "form/source.h"
-#include "io/file.h"
 #include "kern/kern.h"
 #include "look/fields.h"
+#include "look/rows.h"
 #include "look/view.h"
 
 #define BLOCK ((uint64_t)16 << 20)
@@ -17,8 +16,8 @@
 /* One side: rows of a tensor on demand, as float32 or, of equal types, as they are. */
 typedef struct side {
     mgr_view view;
-    unsigned char *rows, *part; /* BLOCK each, or one row */
-    void *fetcher;              /* the format's, for what is compressed */
+    mgr_rows reading;
+    unsigned char *rows; /* BLOCK, or one row */
 } side;
 
 typedef struct comparison {
@@ -37,69 +36,12 @@ typedef struct matrix {
     uint64_t rows, cols;
 } matrix;
 
-static int read_part(side *s, const mgr_stored *stored, uint64_t offset, size_t bytes, mgr_err *err)
-{
-    const char *const path = s->view.cat.files[stored->file].path;
-    int fd;
-    if (offset >= MGR_VIRTUAL_OFFSET)
-        return mgr_source_find(s->view.format)
-            ->fetch(&s->fetcher, &s->view.cat, stored->file, offset, s->part, bytes, err);
-    MGR_TRY(mgr_open_read(path, &fd, err));
-    const int rc = mgr_pread_full(fd, path, s->part, bytes, offset, err);
-    mgr_close(fd);
-    return rc;
-}
-
-/* Rows [from, to) of a transposed box: a stretch of each stored row. */
-static int read_transposed(side *s, const mgr_box *box, const matrix *m, uint64_t from, uint64_t to,
-                           unsigned char *into, mgr_err *err)
-{
-    const mgr_stored *const stored = &s->view.cat.stored[box->stored];
-    const size_t element = mgr_dtype_size(m->dtype), n = (size_t)(to - from);
-    for (uint64_t col = box->col; col < box->col + box->cols; col++) {
-        MGR_TRY(read_part(s, stored, mgr_box_offset(&s->view.layout, box, from, col), n * element,
-                          err));
-        mgr_copy_2d(into + col * element, m->cols * element, s->part, element, element, n);
-    }
-    return MGR_OK;
-}
-
-/* The rows that `box` and [row, row+n) share, into s->rows. */
-static int read_box(side *s, const mgr_box *box, const matrix *m, uint64_t row, uint64_t n,
-                    mgr_err *err)
-{
-    const mgr_stored *const stored = &s->view.cat.stored[box->stored];
-    const size_t element = mgr_dtype_size(m->dtype), stride = m->cols * element;
-    const size_t row_bytes = box->cols * element;
-    const uint64_t from = box->row > row ? box->row : row;
-    const uint64_t box_end = box->row + box->rows;
-    const uint64_t to = box_end < row + n ? box_end : row + n;
-    const uint64_t step = box->row_stride == box->cols ? n : 1;
-    if (box->transposed && from < to)
-        return read_transposed(s, box, m, from, to, s->rows + (from - row) * stride, err);
-    for (uint64_t r = from; r < to; r += step) {
-        const uint64_t count = to - r < step ? to - r : step;
-        MGR_TRY(read_part(s, stored, mgr_box_offset(&s->view.layout, box, r, box->col),
-                          count * row_bytes, err));
-        mgr_copy_2d(s->rows + (r - row) * stride + box->col * element, stride, s->part, row_bytes,
-                    row_bytes, count);
-    }
-    return MGR_OK;
-}
-
 static int read_rows(side *s, const matrix *m, uint64_t row, uint64_t n, mgr_err *err)
 {
-    if (m->tensor == MGR_NONE) {
-        const size_t stride = m->cols * mgr_dtype_size(m->dtype);
-        MGR_TRY(read_part(s, m->stored, m->stored->offset + row * stride, n * stride, err));
-        memcpy(s->rows, s->part, n * stride);
-        return MGR_OK;
-    }
-    const mgr_layout *const l = &s->view.layout;
-    for (size_t b = l->first_box[m->tensor]; b < l->first_box[m->tensor + 1]; b++)
-        if (l->boxes[b].copy == 0)
-            MGR_TRY(read_box(s, &l->boxes[b], m, row, n, err));
-    return MGR_OK;
+    if (m->tensor != MGR_NONE)
+        return mgr_rows_logical(&s->reading, m->tensor, row, n, s->rows, err);
+    const uint32_t stored = (uint32_t)(m->stored - s->view.cat.stored);
+    return mgr_rows_stored(&s->reading, stored, row, n, s->rows, err);
 }
 
 static float value_at(const side *s, mgr_dtype dtype, uint64_t i)
@@ -209,26 +151,11 @@ static matrix logical(const side *s, uint32_t idx, const char *name)
     return (matrix){name, idx, NULL, s->view.layout.types[idx], t->rows, t->cols};
 }
 
-/* By name only what lies row by row in its file, in a type of known size, can be compared. */
-static int check_plain(const side *s, const mgr_stored *stored, mgr_err *err)
-{
-    uint64_t stride = 1;
-    bool plain = mgr_dtype_size(stored->dtype) > 0;
-    for (uint32_t d = stored->ndim; d-- > 0; stride *= stored->shape[d])
-        plain = plain && (stored->shape[d] <= 1 || stored->stride[d] == stride);
-    if (plain)
-        return MGR_OK;
-    return mgr_fail(err, MGR_ERR_UNSUPPORTED,
-                    "cannot compare tensor '%s' in '%s': it is transposed, or of an unusual type",
-                    stored->name, s->view.cat.files[stored->file].path);
-}
-
 /* A stored tensor as rows of its last axis. */
 static matrix stored_matrix(const mgr_stored *s)
 {
-    const uint64_t cols = s->ndim >= 2 ? s->shape[s->ndim - 1] : 1;
-    const uint64_t all = mgr_view_elements(s);
-    return (matrix){s->name, MGR_NONE, s, s->dtype, cols ? all / cols : 0, cols ? cols : 1};
+    const uint64_t cols = mgr_stored_columns(s);
+    return (matrix){s->name, MGR_NONE, s, s->dtype, mgr_stored_rows(s), cols ? cols : 1};
 }
 
 static int compare_logical(comparison *c, mgr_err *err)
@@ -280,8 +207,6 @@ static int merge(comparison *c, const mgr_stored **a, const mgr_stored **b, mgr_
         } else if (order > 0) {
             report(c, "only in 2", b[j++]->name);
         } else {
-            MGR_TRY(check_plain(&c->a, a[i], err));
-            MGR_TRY(check_plain(&c->b, b[j], err));
             const matrix x = stored_matrix(a[i++]), y = stored_matrix(b[j++]);
             MGR_TRY(compare_matrices(c, &x, &y, err));
         }
@@ -315,22 +240,20 @@ static int make_buffers(side *s, mgr_err *err)
         const uint64_t row = m.cols * mgr_dtype_size(m.dtype);
         bytes = row > bytes ? row : bytes;
     }
-    MGR_TRY(mgr_alloc_aligned(&s->rows, bytes, err));
-    return mgr_alloc_aligned(&s->part, bytes, err);
+    return mgr_alloc_aligned(&s->rows, bytes, err);
 }
 
 static int open_side(side *s, const char *path, mgr_err *err)
 {
     MGR_TRY(mgr_view_open(&s->view, path, err));
+    MGR_TRY(mgr_rows_open(&s->reading, &s->view, err));
     return make_buffers(s, err);
 }
 
 static void close_side(side *s)
 {
     mgr_free_aligned(s->rows);
-    mgr_free_aligned(s->part);
-    if (s->fetcher)
-        mgr_source_find(s->view.format)->fetched(s->fetcher);
+    mgr_rows_close(&s->reading);
     mgr_view_close(&s->view);
 }
 
