@@ -155,7 +155,7 @@ static void want_window(const composition *c)
     const mgr_model *const m = c->model;
     const json_t *const given = json_object_get(c->base, "sliding_window");
     const bool has = mgr_huggingface_key("use_sliding_window", c->family)->use == MGR_HF_READ;
-    if (c->same || !c->base || c->class == MGR_HF_LLAMA)
+    if (c->same || !c->base || mgr_huggingface_family(c->class)->keys & MGR_HF_KEY_NO_WINDOWS)
         return;
     if (has)
         json_object_set_new(c->derived, "use_sliding_window", json_boolean(m->window));
@@ -270,8 +270,8 @@ static int compose(composition *c, const mgr_tokenizer_facts *tokens)
     const char *const type = text_of(c->base, "model_type");
     c->class = mgr_huggingface_class_like(c->model, type);
     json_t *const defaults = mgr_huggingface_defaults(c->model, c->class);
-    c->same = strcmp(type, mgr_huggingface_model_type(c->class)) == 0;
-    c->family = mgr_huggingface_family(c->class);
+    c->same = strcmp(type, mgr_huggingface_family(c->class)->type) == 0;
+    c->family = MGR_HF_BIT(c->class);
     c->derived = mgr_huggingface_derived(c->model, c->class, c->out->layout->dtype);
     c->result = json_object();
     want(c, tokens);

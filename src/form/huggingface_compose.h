@@ -27,7 +27,4 @@ int mgr_huggingface_compose(const mgr_output *out, const mgr_tokenizer_facts *to
 json_t *mgr_huggingface_derived(const mgr_model *model, mgr_hf_class class, mgr_dtype dtype);
 json_t *mgr_huggingface_defaults(const mgr_model *model, mgr_hf_class class);
 
-/* "llama" and its like. */
-const char *mgr_huggingface_model_type(mgr_hf_class class);
-
 #endif

@@ -1,23 +1,8 @@
-/* config.json: transformers'
- * models/{llama,mistral,qwen2,qwen3,mixtral,qwen3_moe}/configuration_*.py; RoPE:
- * modeling_rope_utils.py. */
+/* config.json: transformers' models/<type>/configuration_<type>.py; RoPE: modeling_rope_utils.py.
+ */
+#include <string.h>
+
 #include "form/huggingface_compose.h"
-
-static const struct {
-    const char *architecture, *type;
-} classes[] = {
-    [MGR_HF_LLAMA] = {"LlamaForCausalLM", "llama"},
-    [MGR_HF_MISTRAL] = {"MistralForCausalLM", "mistral"},
-    [MGR_HF_QWEN2] = {"Qwen2ForCausalLM", "qwen2"},
-    [MGR_HF_QWEN3] = {"Qwen3ForCausalLM", "qwen3"},
-    [MGR_HF_MIXTRAL] = {"MixtralForCausalLM", "mixtral"},
-    [MGR_HF_QWEN3_MOE] = {"Qwen3MoeForCausalLM", "qwen3_moe"},
-};
-
-const char *mgr_huggingface_model_type(mgr_hf_class class)
-{
-    return classes[class].type;
-}
 
 typedef struct field {
     const char *key;
@@ -51,40 +36,48 @@ static json_t *rope_config(const mgr_rope *rope, const double *base)
     return object;
 }
 
-/* transformers 4 reads num_experts, 5 writes num_local_experts; what norm_topk_prob is by default
- * nobody should have to know. */
-static void add_qwen_experts(json_t *object, const mgr_model *m)
+/* Each name of a row's `count`. */
+static void add_count(json_t *object, const char *names, uint64_t experts)
+{
+    for (const char *at = names; *at; at += strspn(at, " ")) {
+        const size_t n = strcspn(at, " ");
+        json_object_setn_new(object, at, n, json_integer((json_int_t)experts));
+        at += n;
+    }
+}
+
+static void add_sparse_step(json_t *object, const mgr_model *m)
 {
     json_t *const dense = json_array();
     for (uint64_t layer = 0; layer < m->layers; layer++)
         if (!mgr_model_is_moe(m, layer))
             json_array_append_new(dense, json_integer((json_int_t)layer));
-    const field fields[] = {
-        {"intermediate_size", json_integer((json_int_t)m->ffn)},
-        {"moe_intermediate_size", json_integer((json_int_t)mgr_model_expert_ffn(m))},
-        {"num_experts", json_integer((json_int_t)m->experts)},
-        {"norm_topk_prob", json_boolean(!m->router.unnormalised)},
-        {"decoder_sparse_step", json_integer(1)},
-        {"mlp_only_layers", dense},
-    };
-    add_fields(object, fields, sizeof fields / sizeof fields[0]);
+    json_object_set_new(object, "decoder_sparse_step", json_integer(1));
+    json_object_set_new(object, "mlp_only_layers", dense);
 }
 
-static void add_experts(json_t *object, const mgr_model *m, mgr_hf_class class)
+/* What norm_topk_prob is by default nobody should have to know. */
+static void add_experts(json_t *object, const mgr_model *m, const mgr_hf_family *f)
 {
-    if (class == MGR_HF_QWEN3_MOE)
-        add_qwen_experts(object, m);
-    json_object_set_new(object, "num_local_experts", json_integer((json_int_t)m->experts));
+    add_count(object, f->count, m->experts);
     json_object_set_new(object, "num_experts_per_tok", json_integer((json_int_t)m->top_k));
+    if (f->expert_ffn) {
+        json_object_set_new(object, "intermediate_size", json_integer((json_int_t)m->ffn));
+        json_object_set_new(object, "moe_intermediate_size",
+                            json_integer((json_int_t)mgr_model_expert_ffn(m)));
+    }
+    if (f->keys & MGR_HF_KEY_NORM_TOPK)
+        json_object_set_new(object, "norm_topk_prob", json_boolean(!m->router.unnormalised));
+    if (f->keys & MGR_HF_KEY_SPARSE_STEP)
+        add_sparse_step(object, m);
 }
 
-static void add_biases(json_t *object, const mgr_model *m, mgr_hf_class class)
+/* Of the other classes they are fixed. */
+static void add_biases(json_t *object, const mgr_model *m, const mgr_hf_family *f)
 {
-    if (class != MGR_HF_LLAMA && class != MGR_HF_QWEN3 &&
-        class != MGR_HF_QWEN3_MOE) /* of the others they are fixed */
-        return;
-    json_object_set_new(object, "attention_bias", json_boolean(m->bias_qkv));
-    if (class == MGR_HF_LLAMA)
+    if (f->keys & MGR_HF_KEY_ATTENTION_BIAS)
+        json_object_set_new(object, "attention_bias", json_boolean(m->bias_qkv));
+    if (f->keys & MGR_HF_KEY_MLP_BIAS)
         json_object_set_new(object, "mlp_bias", json_boolean(m->bias_mlp));
 }
 
@@ -93,10 +86,11 @@ static void add_biases(json_t *object, const mgr_model *m, mgr_hf_class class)
  * rope_parameters. */
 json_t *mgr_huggingface_derived(const mgr_model *m, mgr_hf_class class, mgr_dtype dtype)
 {
+    const mgr_hf_family *const f = mgr_huggingface_family(class);
     const bool geglu = m->activation == MGR_ACTIVATION_GEGLU;
     const field fields[] = {
-        {"architectures", json_pack("[s]", classes[class].architecture)},
-        {"model_type", json_string(classes[class].type)},
+        {"architectures", json_pack("[s]", f->architecture)},
+        {"model_type", json_string(f->type)},
         {"vocab_size", json_integer((json_int_t)m->vocab)},
         {"hidden_size", json_integer((json_int_t)m->hidden)},
         {"intermediate_size", json_integer((json_int_t)mgr_model_expert_ffn(m))},
@@ -117,9 +111,9 @@ json_t *mgr_huggingface_derived(const mgr_model *m, mgr_hf_class class, mgr_dtyp
     add_fields(object, fields, sizeof fields / sizeof fields[0]);
     if (m->rope.kind != MGR_ROPE_PLAIN)
         json_object_set_new(object, "rope_scaling", rope_config(&m->rope, NULL));
-    add_biases(object, m, class);
+    add_biases(object, m, f);
     if (m->experts)
-        add_experts(object, m, class);
+        add_experts(object, m, f);
     return object;
 }
 
@@ -132,34 +126,16 @@ static json_t *window_of(const mgr_model *m)
  * generate() of a padded batch fail (modeling_mixtral.py, load_balancing_loss_func). */
 json_t *mgr_huggingface_defaults(const mgr_model *m, mgr_hf_class class)
 {
+    const mgr_hf_family *const f = mgr_huggingface_family(class);
     json_t *const object = json_pack("{s:f,s:b}", "attention_dropout", 0.0, "use_cache", 1);
-    switch (class) {
-    case MGR_HF_LLAMA:
-        json_object_set_new(object, "pretraining_tp", json_integer(1));
-        break;
-    case MGR_HF_QWEN2:
-    case MGR_HF_QWEN3:
-        json_object_set_new(object, "use_sliding_window", json_boolean(m->window));
+    json_t *const written = f->written ? json_loads(f->written, 0, NULL) : NULL;
+    json_object_update(object, written);
+    json_decref(written);
+    if (!(f->keys & MGR_HF_KEY_NO_WINDOWS))
         json_object_set_new(object, "sliding_window", window_of(m));
+    if (f->keys & MGR_HF_KEY_WINDOW_SWITCH)
+        json_object_set_new(object, "use_sliding_window", json_boolean(m->window));
+    if (f->keys & MGR_HF_KEY_WINDOW_LAYERS)
         json_object_set_new(object, "max_window_layers", json_integer((json_int_t)m->layers));
-        break;
-    case MGR_HF_MIXTRAL:
-        json_object_set_new(object, "output_router_logits", json_false());
-        json_object_set_new(object, "router_aux_loss_coef", json_real(0.02));
-        json_object_set_new(object, "router_jitter_noise", json_real(0.0));
-        json_object_set_new(object, "sliding_window", window_of(m));
-        break;
-    case MGR_HF_QWEN3_MOE:
-        json_object_set_new(object, "output_router_logits", json_false());
-        json_object_set_new(object, "router_aux_loss_coef", json_real(0.001));
-        json_object_set_new(object, "use_sliding_window", json_boolean(m->window));
-        json_object_set_new(object, "sliding_window", window_of(m));
-        break;
-    case MGR_HF_MISTRAL:
-        json_object_set_new(object, "sliding_window", window_of(m));
-        break;
-    case MGR_HF_NO_CLASS: /* refused before there was a plan */
-        break;
-    }
     return object;
 }

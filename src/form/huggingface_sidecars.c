@@ -9,7 +9,7 @@
 #include "model/huggingface.h"
 
 /* "LayerNorm, GELU and learned positions" */
-static void list_features(const mgr_model *m, char *out, size_t size)
+const char *mgr_huggingface_features(const mgr_model *m, char *out, size_t size)
 {
     size_t used = 0;
     out[0] = '\0';
@@ -19,6 +19,7 @@ static void list_features(const mgr_model *m, char *out, size_t size)
                                  : mgr_model_feature(m, i + 1) ? ", "
                                                                : " and ",
                                  mgr_model_feature(m, i));
+    return out;
 }
 
 int mgr_huggingface_check(const char *format, const mgr_model *model, mgr_err *err)
@@ -26,9 +27,8 @@ int mgr_huggingface_check(const char *format, const mgr_model *model, mgr_err *e
     char features[400];
     if (mgr_huggingface_class(model) != MGR_HF_NO_CLASS)
         return MGR_OK;
-    list_features(model, features, sizeof features);
     return mgr_fail(err, MGR_ERR_UNSUPPORTED, "target format '%s' cannot express a model with %s",
-                    format, features);
+                    format, mgr_huggingface_features(model, features, sizeof features));
 }
 
 static int write_index(const mgr_output *target, const char *directory, mgr_err *err)

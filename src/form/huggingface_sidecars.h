@@ -20,6 +20,9 @@ int mgr_huggingface_review(const mgr_output *output, mgr_remarks *remarks,
 
 /* Refuse a model that no class computes, naming its features and the targets that can hold it:
  * MGR_ERR_UNSUPPORTED. Local. */
+/* "LayerNorm, GELU and learned positions"; returns out. */
+const char *mgr_huggingface_features(const mgr_model *model, char *out, size_t size);
+
 int mgr_huggingface_check(const char *format, const mgr_model *model, mgr_err *err) MGR_NODISCARD;
 
 /* The same but for the index; *config is config.json's content, the caller's to decref. */

@@ -438,7 +438,8 @@ static int layout(const void *state, mgr_layout *into, mgr_err *err)
 static int summary(const void *state, mgr_buf *out, mgr_err *err)
 {
     const mgr_huggingface *const hf = state;
-    return mgr_buf_fmt(out, err, "%s%s, weights in %u file%s", hf->kind,
+    return mgr_buf_fmt(out, err, "%s%s, weights in %u file%s",
+                       mgr_huggingface_family(hf->class)->name,
                        hf->ffn == MGR_HF_FUSED ? " with fused experts" : "", hf->n_files,
                        hf->n_files == 1 ? "" : "s");
 }
@@ -451,7 +452,7 @@ static int review_key(const mgr_attr *a, const mgr_huggingface *hf, mgr_hf_verdi
     const bool ignored = verdict == MGR_HF_PASSED_OVER;
     mgr_huggingface_value(a, value, sizeof value);
     snprintf(why, sizeof why, ignored ? "%s does not look at it" : "not known to be of %s",
-             hf->kind);
+             mgr_huggingface_family(hf->class)->name);
     const mgr_remark r = {.kind = MGR_REMARK_UNKNOWN,
                           .field = a->key + sizeof "config." - 1,
                           .was = value,
@@ -499,7 +500,7 @@ static int review(const void *state, const mgr_catalogue *cat, const mgr_config 
         const mgr_attr *const a = &cat->attrs[i];
         if (a->file != hf->config || !mgr_has_prefix(a->key, "config."))
             continue;
-        const mgr_hf_verdict verdict = mgr_huggingface_judge(cat, a, hf->family, &row);
+        const mgr_hf_verdict verdict = mgr_huggingface_judge(cat, a, MGR_HF_BIT(hf->class), &row);
         if (verdict != MGR_HF_KNOWN)
             MGR_TRY(review_key(a, hf, verdict, remarks, err));
     }

@@ -63,12 +63,15 @@ static int check_mixtral(const mgr_config *config, const mgr_model *model, mgr_e
                                config->target.format);
     MGR_TRY(check_experts(config, model, err));
     MGR_TRY(mgr_huggingface_check(config->target.format, model, err));
-    if (mgr_huggingface_class(model) == MGR_HF_MIXTRAL)
+    const mgr_hf_class class = mgr_huggingface_class(model);
+    char features[400];
+    if (class == MGR_HF_MIXTRAL)
         return MGR_OK;
     mgr_fail(err, MGR_ERR_UNSUPPORTED,
-             "target format '%s' is Mixtral, which cannot express a model with norms of q and k",
-             config->target.format);
-    return mgr_hint(err, "choose target format 'huggingface', for a Qwen3-MoE");
+             "target format '%s' is Mixtral, which cannot express a model with %s",
+             config->target.format, mgr_huggingface_features(model, features, sizeof features));
+    return mgr_hint(err, "choose target format 'huggingface', for a %s",
+                    mgr_huggingface_family(class)->name);
 }
 
 static int layout(const mgr_config *config, const mgr_origin *origin, mgr_layout *into,
@@ -76,7 +79,8 @@ static int layout(const mgr_config *config, const mgr_origin *origin, mgr_layout
 {
     (void)origin;
     const mgr_model *const m = &into->tensors->model;
-    const mgr_huggingface hf = {.ffn = m->experts && is_fused(config) ? MGR_HF_FUSED
+    const mgr_huggingface hf = {.class = mgr_huggingface_class(m),
+                                .ffn = m->experts && is_fused(config) ? MGR_HF_FUSED
                                                                       : mgr_huggingface_ffn(m),
                                 .expert_parallel = (uint32_t)config->target.expert_parallel,
                                 .max_shard_size = config->target.max_shard_size};

@@ -28,7 +28,8 @@ static bool name_of(const mgr_tensors *ts, const mgr_tensor *t, char name[MGR_HF
 {
     const bool dense = t->role != MGR_ROLE_ROUTER && t->expert == MGR_NONE;
     const mgr_hf_ffn ffn = dense ? MGR_HF_DENSE : mgr_huggingface_ffn(&ts->model);
-    return mgr_huggingface_name(ffn, t->role, t->layer, t->expert, name);
+    return mgr_huggingface_name(mgr_huggingface_class(&ts->model), ffn, t->role, t->layer,
+                                t->expert, name);
 }
 
 static int add_tensor(mgr_layout *layout, const mgr_flat *flat, uint32_t i, mgr_err *err)

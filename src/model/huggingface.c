@@ -4,10 +4,9 @@
 #include <string.h>
 
 #include "core/mem.h"
-#include "model/huggingface_keys.h"
 
-/* Roles that all models name alike; %u is the layer. */
-static const char *const shared_names[MGR_ROLE_COUNT] = {
+/* Roles that most models name alike; %u is the layer. */
+static const char *const common_names[MGR_ROLE_COUNT] = {
     [MGR_ROLE_EMBEDDING] = "model.embed_tokens.weight",
     [MGR_ROLE_ATTN_NORM] = "model.layers.%u.input_layernorm.weight",
     [MGR_ROLE_Q] = "model.layers.%u.self_attn.q_proj.weight",
@@ -59,11 +58,20 @@ static const char *const ffn_names[][MGR_ROLE_COUNT] = {
         },
 };
 
-bool mgr_huggingface_name(mgr_hf_ffn ffn, mgr_role role, uint32_t layer, uint32_t expert,
-                          char out[MGR_HF_NAME_BYTES])
+/* The class's own name, else the common one, else the FFN's. */
+static const char *format_of(mgr_hf_class class, mgr_hf_ffn ffn, mgr_role role)
 {
-    const char *const shared = shared_names[role];
-    const char *const format = shared ? shared : ffn_names[ffn][role];
+    const mgr_hf_family *const family = mgr_huggingface_family(class);
+    for (const mgr_hf_name *n = family ? family->names : NULL; n && n->name; n++)
+        if (n->role == role)
+            return n->name;
+    return common_names[role] ? common_names[role] : ffn_names[ffn][role];
+}
+
+bool mgr_huggingface_name(mgr_hf_class class, mgr_hf_ffn ffn, mgr_role role, uint32_t layer,
+                          uint32_t expert, char out[MGR_HF_NAME_BYTES])
+{
+    const char *const format = format_of(class, ffn, role);
     out[0] = '\0';
     /* the tables are ours; the format strings in them take layer, then expert */
 #pragma GCC diagnostic push
@@ -190,7 +198,7 @@ static int stored_of(walk *w, uint32_t idx, mgr_role role, uint32_t *stored, mgr
         t->role == MGR_ROLE_ROUTER || t->expert != MGR_NONE ? w->hf->ffn : MGR_HF_DENSE;
     uint64_t shape[3];
     char name[MGR_HF_NAME_BYTES], label[96];
-    if (!mgr_huggingface_name(ffn, role, t->layer, t->expert, name))
+    if (!mgr_huggingface_name(w->hf->class, ffn, role, t->layer, t->expert, name))
         return mgr_fail(err, MGR_ERR_UNSUPPORTED, "%s cannot be expressed in a Hugging Face layout",
                         mgr_tensor_label(t, label, sizeof label));
     const uint32_t file = w->shard ? w->shard[idx] : file_of(w, name);
@@ -243,7 +251,7 @@ static int tied_head(walk *w, mgr_err *err)
     const uint32_t idx = mgr_tensors_find(layout->tensors, MGR_ROLE_EMBEDDING, MGR_NONE, MGR_NONE);
     const mgr_tensor *const t = &layout->tensors->list[idx];
     uint32_t embedding, head;
-    if (w->shard || file_of(w, shared_names[MGR_ROLE_LM_HEAD]) == MGR_NONE)
+    if (w->shard || file_of(w, common_names[MGR_ROLE_LM_HEAD]) == MGR_NONE)
         return MGR_OK;
     MGR_TRY(stored_of(w, idx, MGR_ROLE_LM_HEAD, &head, err));
     MGR_TRY(stored_of(w, idx, MGR_ROLE_EMBEDDING, &embedding, err));
@@ -275,57 +283,8 @@ int mgr_huggingface_layout(mgr_layout *layout, const mgr_huggingface *hf, mgr_er
     return rc;
 }
 
-/* ---- which class ---- */
-
-/* Mixtral renormalises behind top-k, Qwen3-MoE as norm_topk_prob says; a window is of all layers.
- */
-static mgr_hf_class mixture_class(const mgr_model *m, bool biased)
-{
-    if (m->bias_router || m->bias_mlp || (m->window && mgr_model_window_layers(m) < m->layers))
-        return MGR_HF_NO_CLASS;
-    if (m->qk_norm)
-        return m->bias_qkv == m->bias_o ? MGR_HF_QWEN3_MOE : MGR_HF_NO_CLASS;
-    return biased || !mgr_model_plain_router(m) || mgr_model_moe_layers(m) < m->layers
-               ? MGR_HF_NO_CLASS
-               : MGR_HF_MIXTRAL;
-}
-
-mgr_hf_class mgr_huggingface_class(const mgr_model *m)
-{
-    const bool biased = m->bias_qkv || m->bias_o || m->bias_mlp;
-    if (m->norm != MGR_NORM_RMS || !mgr_model_is_gated(m) || m->positions != MGR_POSITIONS_ROPE)
-        return MGR_HF_NO_CLASS;
-    if (m->experts)
-        return mixture_class(m, biased);
-    if (m->qk_norm)
-        return m->bias_qkv == m->bias_o && !m->bias_mlp ? MGR_HF_QWEN3 : MGR_HF_NO_CLASS;
-    if (m->bias_qkv && !m->bias_o)
-        return m->bias_mlp ? MGR_HF_NO_CLASS : MGR_HF_QWEN2;
-    if (m->window)
-        return biased || mgr_model_window_layers(m) < m->layers ? MGR_HF_NO_CLASS : MGR_HF_MISTRAL;
-    return m->bias_qkv == m->bias_o ? MGR_HF_LLAMA : MGR_HF_NO_CLASS;
-}
-
-mgr_hf_class mgr_huggingface_class_like(const mgr_model *m, const char *type)
-{
-    const mgr_hf_class class = mgr_huggingface_class(m);
-    const bool biased = m->bias_qkv || m->bias_o || m->bias_mlp;
-    return class == MGR_HF_LLAMA && !biased && strcmp(type, "mistral") == 0 ? MGR_HF_MISTRAL
-                                                                            : class;
-}
-
-unsigned mgr_huggingface_family(mgr_hf_class class)
-{
-    static const unsigned families[] = {
-        [MGR_HF_LLAMA] = MGR_HF_F_LLAMA,     [MGR_HF_MISTRAL] = MGR_HF_F_MISTRAL,
-        [MGR_HF_QWEN2] = MGR_HF_F_QWEN2,     [MGR_HF_QWEN3] = MGR_HF_F_QWEN3,
-        [MGR_HF_MIXTRAL] = MGR_HF_F_MIXTRAL, [MGR_HF_QWEN3_MOE] = MGR_HF_F_QWEN3_MOE};
-    return class < sizeof families / sizeof families[0] ? families[class] : 0;
-}
-
 mgr_hf_ffn mgr_huggingface_ffn(const mgr_model *m)
 {
-    return m->experts == 0                                ? MGR_HF_DENSE
-           : mgr_huggingface_class(m) == MGR_HF_QWEN3_MOE ? MGR_HF_QWEN_EXPERT
-                                                          : MGR_HF_PER_EXPERT;
+    const mgr_hf_family *const family = mgr_huggingface_family(mgr_huggingface_class(m));
+    return m->experts && family ? family->ffn : MGR_HF_DENSE;
 }

@@ -1,5 +1,6 @@
-/* The model from config.json: transformers' models/{llama,mistral,qwen2,qwen3,mixtral,qwen3_moe}/
- * configuration_*.py; RoPE: modeling_rope_utils.py. Which keys there may be: huggingface_keys.c. */
+/* The model from config.json: transformers' models/<type>/configuration_<type>.py; RoPE:
+ * modeling_rope_utils.py. What differs between classes: huggingface_family.c; which keys there may
+ * be: huggingface_keys.c. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -7,61 +8,19 @@
 
 #include "core/str.h"
 #include "model/huggingface.h"
+#include "model/huggingface_family.h"
 #include "model/huggingface_keys.h"
 
 #define NAME_SHOWN 200
 #define MAX_SIZE (INT64_C(1) << 31) /* of any size: products of two fit 64 bits */
-
-/* What a kind of model has, or may have. */
-enum {
-    ATTENTION_BIAS = 1, /* attention_bias: of q, k, v and o */
-    MLP_BIAS = 2,       /* mlp_bias */
-    QKV_BIAS = 4,       /* always */
-    QK_NORM = 8,        /* always */
-    WINDOW_SWITCH = 16, /* sliding_window counts with use_sliding_window alone */
-    WINDOW_LAYERS = 32, /* from max_window_layers on, or as layer_types says; else all layers */
-    NO_WINDOWS = 64,
-    EXPERTS = 128,
-    QWEN_EXPERTS = 256 /* of a width of their own, in the layers that the file says */
-};
-
-#define NO_WINDOW 0
-
-/* A model_type, and transformers' defaults for keys that config.json leaves out. */
-typedef struct kind {
-    const char *type, *name, *architecture;
-    unsigned family, has;
-    uint64_t groups;   /* 0: as many as heads */
-    uint64_t head_dim; /* 0: hidden size by heads */
-    uint64_t positions;
-    int64_t window;
-    double epsilon, theta;
-} kind;
-
-static const kind kinds[] = {
-    {"llama", "Llama", "LlamaForCausalLM", MGR_HF_F_LLAMA, ATTENTION_BIAS | MLP_BIAS | NO_WINDOWS,
-     0, 0, 2048, NO_WINDOW, 1e-6, 1e4},
-    {"mistral", "Mistral", "MistralForCausalLM", MGR_HF_F_MISTRAL, 0, 8, 0, 131072, 4096, 1e-6,
-     1e4},
-    {"qwen2", "Qwen2", "Qwen2ForCausalLM", MGR_HF_F_QWEN2, QKV_BIAS | WINDOW_SWITCH | WINDOW_LAYERS,
-     32, 0, 32768, 4096, 1e-6, 1e4},
-    {"qwen3", "Qwen3", "Qwen3ForCausalLM", MGR_HF_F_QWEN3,
-     ATTENTION_BIAS | QK_NORM | WINDOW_SWITCH | WINDOW_LAYERS, 32, 128, 32768, 4096, 1e-6, 1e4},
-    {"mixtral", "Mixtral", "MixtralForCausalLM", MGR_HF_F_MIXTRAL, EXPERTS, 8, 0, 131072, NO_WINDOW,
-     1e-5, 1e6},
-    {"qwen3_moe", "Qwen3-MoE", "Qwen3MoeForCausalLM", MGR_HF_F_QWEN3_MOE,
-     ATTENTION_BIAS | QK_NORM | WINDOW_SWITCH | EXPERTS | QWEN_EXPERTS, 4, 0, 32768, 4096, 1e-6,
-     1e4},
-};
-
-#define N_KINDS (sizeof kinds / sizeof kinds[0])
 
 /* What the derivation looks at. */
 typedef struct evidence {
     const mgr_catalogue *cat;
     const mgr_config *config;
     const mgr_huggingface *hf;
-    const kind *kind;
+    mgr_hf_class class;
+    const mgr_hf_family *kind;
     uint32_t dense_layer, moe_layer; /* the first of each */
 } evidence;
 
@@ -95,18 +54,9 @@ static const struct {
     {"llama4_text", "a mixture of experts of another kind than Mixtral"},
 };
 
-/* "llama, mistral, ..." */
-static const char *known_types(char *out, size_t size)
-{
-    size_t used = 0;
-    for (size_t i = 0; i < N_KINDS && used < size; i++)
-        used += (size_t)snprintf(out + used, size - used, "%s%s", i ? ", " : "", kinds[i].type);
-    return out;
-}
-
 static int unknown_type(const evidence *ev, const char *type, mgr_err *err)
 {
-    char shown[NAME_SHOWN], known[96];
+    char shown[NAME_SHOWN], known[400];
     for (size_t i = 0; i < sizeof refused_types / sizeof refused_types[0]; i++)
         if (strcmp(type, refused_types[i].type) == 0)
             return mgr_fail(err, MGR_ERR_UNSUPPORTED,
@@ -115,7 +65,7 @@ static int unknown_type(const evidence *ev, const char *type, mgr_err *err)
     return mgr_fail(err, MGR_ERR_UNSUPPORTED,
                     "'%s' is of model_type '%s', which is not supported; known are: %s", path(ev),
                     mgr_printable(type, strlen(type), shown, sizeof shown),
-                    known_types(known, sizeof known));
+                    mgr_huggingface_types(known, sizeof known));
 }
 
 /* The classes that the file names, if any, must be this kind's; "LLaMAForCausalLM" is of 2023. */
@@ -140,9 +90,8 @@ static int check_type(evidence *ev, mgr_err *err)
     char name[64];
     if (!type || type->kind != MGR_ATTR_TEXT)
         return mgr_fail(err, MGR_ERR_FORMAT, "'%s' names no model_type", path(ev));
-    for (size_t i = 0; i < N_KINDS; i++)
-        if (strcmp(type->text, kinds[i].type) == 0)
-            ev->kind = &kinds[i];
+    ev->class = mgr_huggingface_type(type->text);
+    ev->kind = mgr_huggingface_family(ev->class);
     if (!ev->kind)
         return unknown_type(ev, type->text, err);
     for (unsigned i = 0;; i++) {
@@ -179,7 +128,8 @@ static int check_supported(const evidence *ev, mgr_err *err)
         const mgr_hf_key *row;
         if (a->file != ev->hf->config || !mgr_has_prefix(a->key, "config."))
             continue;
-        const mgr_hf_verdict verdict = mgr_huggingface_judge(ev->cat, a, ev->kind->family, &row);
+        const mgr_hf_verdict verdict =
+            mgr_huggingface_judge(ev->cat, a, MGR_HF_BIT(ev->class), &row);
         if (verdict == MGR_HF_REFUSED || (verdict == MGR_HF_UNKNOWN && refuse))
             return refuse_key(ev, a, row, err);
     }
@@ -265,7 +215,7 @@ static const mgr_stored *first_of(const evidence *ev, mgr_hf_ffn ffn, mgr_role r
     char name[MGR_HF_NAME_BYTES];
     const bool of_ffn = role == MGR_ROLE_GATE || role == MGR_ROLE_ROUTER;
     const uint32_t layer = !of_ffn ? 0 : ffn == MGR_HF_DENSE ? ev->dense_layer : ev->moe_layer;
-    mgr_huggingface_name(ffn, role, layer, 0, name);
+    mgr_huggingface_name(ev->class, ffn, role, layer, 0, name);
     for (size_t i = 0; i < ev->cat->n_stored; i++)
         if (strcmp(ev->cat->stored[i].name, name) == 0 && ev->cat->stored[i].ndim == ndim)
             return &ev->cat->stored[i];
@@ -288,10 +238,8 @@ static uint64_t ffn_of(const evidence *ev)
 /* How the FFNs are stored: experts by the names that layer 0 has. */
 static mgr_hf_ffn find_ffn(const evidence *ev)
 {
-    return !(ev->kind->has & EXPERTS)                     ? MGR_HF_DENSE
-           : first_of(ev, MGR_HF_FUSED, MGR_ROLE_GATE, 3) ? MGR_HF_FUSED
-           : ev->kind->has & QWEN_EXPERTS                 ? MGR_HF_QWEN_EXPERT
-                                                          : MGR_HF_PER_EXPERT;
+    return ev->kind->count && first_of(ev, MGR_HF_FUSED, MGR_ROLE_GATE, 3) ? MGR_HF_FUSED
+                                                                           : ev->kind->ffn;
 }
 
 /* One more than the highest index in the names. */
@@ -390,7 +338,7 @@ static bool is_listed(const evidence *ev, uint64_t layer)
 static int expert_layers(evidence *ev, mgr_model *m, mgr_err *err)
 {
     uint64_t step = 1;
-    if (!(ev->kind->has & QWEN_EXPERTS))
+    if (!(ev->kind->keys & MGR_HF_KEY_SPARSE_STEP))
         return MGR_OK;
     MGR_TRY(whole(ev, (size_sources){"decoder_sparse_step", "", 1, 0, 0}, &step, err));
     ev->dense_layer = ev->moe_layer = MGR_NONE;
@@ -408,37 +356,56 @@ static int expert_layers(evidence *ev, mgr_model *m, mgr_err *err)
 /* The width of the dense FFNs; experts have it, too, but for those of Qwen. */
 static int ffn_sizes(const evidence *ev, mgr_model *m, mgr_err *err)
 {
-    const bool apart = ev->kind->has & QWEN_EXPERTS;
+    const bool apart = ev->kind->expert_ffn > 0;
     const mgr_stored *const dense = first_of(ev, MGR_HF_DENSE, MGR_ROLE_GATE, 2);
     const uint64_t width = !apart ? ffn_of(ev) : dense ? dense->shape[0] : 0;
     MGR_TRY(whole(ev,
                   (size_sources){"intermediate_size", "model.ffn_hidden_size", 0,
                                  ev->config->model.ffn_hidden_size, width},
                   &m->ffn, err));
-    return apart ? whole(ev, (size_sources){"moe_intermediate_size", "", 768, 0, ffn_of(ev)},
+    return apart ? whole(ev,
+                         (size_sources){"moe_intermediate_size", "", ev->kind->expert_ffn, 0,
+                                        ffn_of(ev)},
                          &m->expert_ffn, err)
                  : MGR_OK;
 }
 
-static int expert_sizes(const evidence *ev, mgr_model *m, mgr_err *err)
+/* The number of experts has several names, and some classes write it twice. */
+static int expert_count(const evidence *ev, mgr_model *m, mgr_err *err)
 {
-    const bool qwen = ev->kind->has & QWEN_EXPERTS;
+    static const char *const names[] = {"num_local_experts", "num_experts"};
     const uint64_t rows = rows_of(ev, MGR_ROLE_ROUTER);
+    bool said = false;
+    for (size_t i = 0; i < sizeof names / sizeof names[0]; i++) {
+        if (!arg(ev, names[i]))
+            continue;
+        said = true;
+        MGR_TRY(whole(ev, (size_sources){names[i], "", 0, 0, rows}, &m->experts, err));
+    }
+    return said ? MGR_OK
+                : whole(ev, (size_sources){names[0], "", ev->kind->experts, 0, rows}, &m->experts,
+                        err);
+}
+
+static int router(const evidence *ev, mgr_model *m, mgr_err *err)
+{
     bool normalised = true;
-    if (!(ev->kind->has & EXPERTS))
-        return MGR_OK;
-    if (!arg(ev, "num_experts") || arg(ev, "num_local_experts"))
-        MGR_TRY(whole(ev, (size_sources){"num_local_experts", "", qwen ? 128 : 8, 0, rows},
-                      &m->experts, err));
-    if (arg(ev, "num_experts"))
-        MGR_TRY(whole(ev, (size_sources){"num_experts", "", 0, 0, rows}, &m->experts, err));
-    MGR_TRY(whole(ev,
-                  (size_sources){"num_experts_per_tok", "model.moe_router_topk", qwen ? 8 : 2,
-                                 ev->config->model.moe_router_topk, 0},
-                  &m->top_k, err));
-    if (qwen)
+    if (ev->kind->keys & MGR_HF_KEY_NORM_TOPK)
         MGR_TRY(flag(ev, "norm_topk_prob", &normalised, err));
     m->router.unnormalised = !normalised;
+    return MGR_OK;
+}
+
+static int expert_sizes(const evidence *ev, mgr_model *m, mgr_err *err)
+{
+    if (!ev->kind->count)
+        return MGR_OK;
+    MGR_TRY(expert_count(ev, m, err));
+    MGR_TRY(whole(ev,
+                  (size_sources){"num_experts_per_tok", "model.moe_router_topk", ev->kind->top_k,
+                                 ev->config->model.moe_router_topk, 0},
+                  &m->top_k, err));
+    MGR_TRY(router(ev, m, err));
     if (m->top_k > m->experts)
         return mgr_fail(err, MGR_ERR_FORMAT, "'%s' uses %llu of %llu experts", path(ev),
                         (unsigned long long)m->top_k, (unsigned long long)m->experts);
@@ -598,15 +565,15 @@ static int64_t token_id(const evidence *ev, const char *name, int64_t given)
 /* What the kind and its flags say of biases and norms. */
 static int features(const evidence *ev, mgr_model *m, mgr_err *err)
 {
-    const unsigned has = ev->kind->has;
+    const mgr_hf_family *const f = ev->kind;
     bool attention = false;
-    m->qk_norm = has & QK_NORM;
-    if (has & ATTENTION_BIAS)
+    m->qk_norm = f->must & MGR_HF_HAS_QK_NORM;
+    if (f->keys & MGR_HF_KEY_ATTENTION_BIAS)
         MGR_TRY(flag(ev, "attention_bias", &attention, err));
-    if (has & MLP_BIAS)
+    if (f->keys & MGR_HF_KEY_MLP_BIAS)
         MGR_TRY(flag(ev, "mlp_bias", &m->bias_mlp, err));
     m->bias_o = attention;
-    m->bias_qkv = attention || has & QKV_BIAS;
+    m->bias_qkv = attention || f->must & MGR_HF_HAS_QKV_BIAS;
     MGR_TRY(activation(ev, &m->activation, err));
     MGR_TRY(rope_scaling(ev, &m->rope, err));
     return flag(ev, "tie_word_embeddings", &m->tied, err);
@@ -638,9 +605,9 @@ static int window_size(const evidence *ev, const mgr_model *m, uint64_t *out, mg
 {
     const bool written = mgr_catalogue_attr(ev->cat, ev->hf->config, "config.sliding_window");
     const mgr_attr *const a = arg(ev, "sliding_window");
-    const int64_t otherwise = written ? NO_WINDOW : ev->kind->window;
+    const int64_t otherwise = written ? 0 : ev->kind->window;
     bool on = true;
-    if (ev->kind->has & WINDOW_SWITCH)
+    if (ev->kind->keys & MGR_HF_KEY_WINDOW_SWITCH)
         MGR_TRY(flag(ev, "use_sliding_window", &on, err));
     if (a && on && (a->kind != MGR_ATTR_INT || a->i < 1 || a->i >= MAX_SIZE))
         return unsupported(ev, "sliding_window", "a window that is no positive number", err);
@@ -654,7 +621,7 @@ static int first_window(const evidence *ev, uint64_t *out, mgr_err *err)
 {
     const mgr_attr *const a = arg(ev, "max_window_layers");
     *out = 0;
-    if (!(ev->kind->has & WINDOW_LAYERS))
+    if (!(ev->kind->keys & MGR_HF_KEY_WINDOW_LAYERS))
         return MGR_OK;
     *out = 28;
     if (a && (a->kind != MGR_ATTR_INT || a->i < 0 || a->i >= MAX_SIZE))
@@ -682,7 +649,7 @@ static int window_layers(const evidence *ev, uint64_t window, uint64_t first, mg
                          mgr_err *err)
 {
     const mgr_attr *const types = arg(ev, "layer_types");
-    const bool decides = ev->kind->has & WINDOW_LAYERS;
+    const bool decides = ev->kind->keys & MGR_HF_KEY_WINDOW_LAYERS;
     if (types && types->kind == MGR_ATTR_OTHER && (uint64_t)types->i != m->layers)
         return mgr_fail(err, MGR_ERR_FORMAT, "layer_types of '%s' has %lld entries, not %llu",
                         path(ev), (long long)types->i, (unsigned long long)m->layers);
@@ -708,7 +675,7 @@ static int windows(const evidence *ev, mgr_model *m, mgr_err *err)
     uint64_t window, first;
     MGR_TRY(window_size(ev, m, &window, err));
     MGR_TRY(first_window(ev, &first, err));
-    if (window && (ev->kind->has & NO_WINDOWS)) {
+    if (window && (ev->kind->keys & MGR_HF_KEY_NO_WINDOWS)) {
         mgr_fail(err, MGR_ERR_UNSUPPORTED,
                  "'%s' has a sliding_window of %llu of %llu positions, which %s has not and "
                  "transformers 5 applies to its cache all the same",
@@ -737,11 +704,10 @@ static int check_parallel(const mgr_config *c, mgr_err *err)
 int mgr_huggingface_model(const mgr_catalogue *cat, const mgr_config *config, mgr_huggingface *hf,
                           mgr_model *model, mgr_err *err)
 {
-    evidence ev = {cat, config, hf, NULL, 0, 0};
+    evidence ev = {.cat = cat, .config = config, .hf = hf};
     mgr_model m = {0};
     MGR_TRY(check_type(&ev, err));
-    hf->kind = ev.kind->name;
-    hf->family = ev.kind->family;
+    hf->class = ev.class;
     MGR_TRY(check_supported(&ev, err));
     MGR_TRY(check_parallel(config, err));
     MGR_TRY(features(&ev, &m, err));

@@ -4,16 +4,17 @@
 #include <string.h>
 
 #include "core/str.h"
+#include "model/huggingface_family.h"
 
-#define LLAMA MGR_HF_F_LLAMA
-#define MISTRAL MGR_HF_F_MISTRAL
-#define QWEN2 MGR_HF_F_QWEN2
-#define QWEN3 MGR_HF_F_QWEN3
-#define MIXTRAL MGR_HF_F_MIXTRAL
-#define QWEN3_MOE MGR_HF_F_QWEN3_MOE
+#define LLAMA MGR_HF_BIT(MGR_HF_LLAMA)
+#define MISTRAL MGR_HF_BIT(MGR_HF_MISTRAL)
+#define QWEN2 MGR_HF_BIT(MGR_HF_QWEN2)
+#define QWEN3 MGR_HF_BIT(MGR_HF_QWEN3)
+#define MIXTRAL MGR_HF_BIT(MGR_HF_MIXTRAL)
+#define QWEN3_MOE MGR_HF_BIT(MGR_HF_QWEN3_MOE)
 #define MOE (MIXTRAL | QWEN3_MOE)
 #define QWENS (QWEN2 | QWEN3 | QWEN3_MOE)
-#define ALL MGR_HF_F_ALL
+#define ALL (MGR_HF_BIT(MGR_HF_NO_CLASS) - 1)
 
 #define READ(name, families, source)                                                               \
     {                                                                                              \

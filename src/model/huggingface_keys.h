@@ -12,17 +12,6 @@
 
 #include "mgr/catalogue.h"
 
-/* Families of classes, as bits. */
-enum {
-    MGR_HF_F_LLAMA = 1,
-    MGR_HF_F_MISTRAL = 2,
-    MGR_HF_F_QWEN2 = 4,
-    MGR_HF_F_QWEN3 = 8,
-    MGR_HF_F_MIXTRAL = 16,
-    MGR_HF_F_QWEN3_MOE = 32,
-    MGR_HF_F_ALL = 63
-};
-
 typedef enum mgr_hf_use {
     MGR_HF_READ,    /* the model follows from it; an output's follows from the model */
     MGR_HF_CARRIED, /* training, generation, logging, paths: no logit depends on it */
@@ -31,15 +20,15 @@ typedef enum mgr_hf_use {
 } mgr_hf_use;
 
 typedef struct mgr_hf_key {
-    const char *name; /* as in the file, members of objects behind a '.' */
-    unsigned families;
+    const char *name;  /* as in the file, members of objects behind a '.' */
+    unsigned families; /* MGR_HF_BIT of each class */
     mgr_hf_use use;
     const char *neutral; /* NEUTRAL: "true", "false", "1", "empty"; NULL: null alone */
     const char *what;    /* NEUTRAL: what another value means, for the refusal */
     const char *source;  /* where that is written */
 } mgr_hf_key;
 
-/* The row of `name` for the families of a mask, or NULL; rows by number, NULL behind the last. */
+/* The row of `name` for the classes of a mask, or NULL; rows by number, NULL behind the last. */
 const mgr_hf_key *mgr_huggingface_key(const char *name, unsigned family);
 const mgr_hf_key *mgr_huggingface_key_at(size_t idx);
 

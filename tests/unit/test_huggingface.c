@@ -294,7 +294,7 @@ static void check_kinds(void)
         CHECK_INT(found.top_k, m.top_k);
         CHECK_INT(found.ffn, m.ffn);
         CHECK_INT(mgr_huggingface_model(&cat, &config, &hf, &found, &err), MGR_OK);
-        CHECK_TEXT(hf.kind, cases[i].name);
+        CHECK_TEXT(mgr_huggingface_family(hf.class)->name, cases[i].name);
         CHECK_INT(hf.ffn, cases[i].ffn);
         mgr_catalogue_clear(&cat);
     }

@@ -1,0 +1,111 @@
+/*
+ * The classes of transformers that are read and written, one row each: what their models have, how
+ * tensors are called, what keys of config.json say what, and what a key means that is not there.
+ * A new class is a row of the table, its keys in huggingface_keys.c, and its tests.
+ */
+#ifndef MGR_MODEL_HUGGINGFACE_FAMILY_H
+#define MGR_MODEL_HUGGINGFACE_FAMILY_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "mgr/model.h"
+
+/* Rows of the table, in its order: of two classes that compute a model the first is chosen. */
+typedef enum mgr_hf_class {
+    MGR_HF_LLAMA,
+    MGR_HF_MISTRAL,
+    MGR_HF_QWEN2,
+    MGR_HF_QWEN3,
+    MGR_HF_MIXTRAL,
+    MGR_HF_QWEN3_MOE,
+    MGR_HF_NO_CLASS
+} mgr_hf_class;
+
+/* The bit of a class, for the keys of huggingface_keys.c. */
+#define MGR_HF_BIT(class) (1u << (class))
+
+/* What a model has beside a Llama's parts. Whatever no row names is in no class. */
+enum {
+    MGR_HF_HAS_QKV_BIAS = 1 << 0,  /* q, k and v, but not o */
+    MGR_HF_HAS_ATTN_BIAS = 1 << 1, /* q, k, v and o */
+    MGR_HF_HAS_O_BIAS = 1 << 2,    /* o alone */
+    MGR_HF_HAS_MLP_BIAS = 1 << 3,
+    MGR_HF_HAS_QK_NORM = 1 << 4,      /* of each head */
+    MGR_HF_HAS_WINDOW = 1 << 5,       /* of all layers */
+    MGR_HF_HAS_SOME_WINDOWS = 1 << 6, /* of some layers */
+    MGR_HF_HAS_EXPERTS = 1 << 7,
+    MGR_HF_HAS_FIRST_DENSE = 1 << 8, /* the first layers are dense, and only those */
+    MGR_HF_HAS_SOME_DENSE = 1 << 9,  /* other ones are */
+    MGR_HF_HAS_UNNORMALISED = 1 << 10,
+    MGR_HF_HAS_SIGMOID = 1 << 11,
+    MGR_HF_HAS_SELECTION = 1 << 12,  /* a selection bias */
+    MGR_HF_HAS_SCALE = 1 << 13,      /* of the router's weights */
+    MGR_HF_HAS_GROUPS = 1 << 14,     /* of experts, as good as their two best */
+    MGR_HF_HAS_SHARED = 1 << 15,     /* a shared expert, a multiple of a routed one's width */
+    MGR_HF_HAS_ODD_SHARED = 1 << 16, /* one of another width */
+    MGR_HF_HAS_SWITCH = 1 << 17,     /* its gate */
+    MGR_HF_HAS_PART_ROPE = 1 << 18,
+    MGR_HF_HAS_OTHER = 1 << 19 /* LayerNorm, no gate, learned positions: in no class so far */
+};
+
+/* Which keys say it, where classes differ; windows are of all layers unless said otherwise. */
+enum {
+    MGR_HF_KEY_ATTENTION_BIAS = 1 << 0, /* attention_bias: of q, k, v and o */
+    MGR_HF_KEY_MLP_BIAS = 1 << 1,       /* mlp_bias */
+    MGR_HF_KEY_WINDOW_SWITCH = 1 << 2,  /* sliding_window counts with use_sliding_window alone */
+    MGR_HF_KEY_WINDOW_LAYERS = 1 << 3,  /* from max_window_layers on, or as layer_types says */
+    MGR_HF_KEY_NO_WINDOWS = 1 << 4,
+    MGR_HF_KEY_SPARSE_STEP = 1 << 5, /* decoder_sparse_step and mlp_only_layers: dense layers */
+    MGR_HF_KEY_NORM_TOPK = 1 << 6    /* norm_topk_prob */
+};
+
+/* How a class names experts that are stored one by one, and how they may be stored. */
+typedef enum mgr_hf_ffn {
+    MGR_HF_DENSE,
+    MGR_HF_PER_EXPERT,  /* w1 (gate) and w3 (up) [F, H], w2 (down) [H, F] of each expert */
+    MGR_HF_QWEN_EXPERT, /* the same as gate_proj, up_proj, down_proj */
+    MGR_HF_FUSED /* gate_up_proj [E, 2F, H], an expert's gate before its up; down [E, H, F] */
+} mgr_hf_ffn;
+
+/* A name of the class's own, in place of or beside the common ones; %u is the layer. */
+typedef struct mgr_hf_name {
+    mgr_role role;
+    const char *name; /* NULL behind the last */
+} mgr_hf_name;
+
+typedef struct mgr_hf_family {
+    const char *type, *name, *architecture; /* model_type; for people; of architectures */
+    unsigned must, may;                     /* MGR_HF_HAS_* */
+    unsigned keys;                          /* MGR_HF_KEY_* */
+    const mgr_hf_name *names;               /* NULL: the common ones */
+    mgr_hf_ffn ffn;
+    /* transformers' defaults for keys that config.json leaves out */
+    uint64_t groups;   /* num_key_value_heads; 0: as many as heads */
+    uint64_t head_dim; /* 0: hidden size by heads */
+    uint64_t positions;
+    int64_t window; /* sliding_window; 0: none */
+    double epsilon, theta;
+    /* of a mixture of experts */
+    const char *count; /* keys that its number of experts is written to, side by side */
+    uint64_t experts, top_k;
+    uint64_t expert_ffn; /* moe_intermediate_size; 0: experts have intermediate_size */
+    /* An object of keys that no logit follows from, written where the source has none. */
+    const char *written;
+} mgr_hf_family;
+
+/* The row of a class, NULL for MGR_HF_NO_CLASS; of a model_type, or NULL. Pure. */
+const mgr_hf_family *mgr_huggingface_family(mgr_hf_class class);
+mgr_hf_class mgr_huggingface_type(const char *type);
+
+/* The class that computes what `model` computes; MGR_HF_NO_CLASS if none does. Pure. */
+mgr_hf_class mgr_huggingface_class(const mgr_model *model);
+
+/* The same, but the class of model_type `type` where that computes it, too, by the same names.
+ * Pure. */
+mgr_hf_class mgr_huggingface_class_like(const mgr_model *model, const char *type);
+
+/* "llama, mistral, ..."; returns out. */
+const char *mgr_huggingface_types(char *out, size_t size);
+
+#endif
