@@ -1,12 +1,37 @@
-"""What is installed: it works from another place, and cannot be told to fail as the tests' programs can."""
+"""What is installed: it works from another place, and cannot be told to fail as the tests' programs can;
+the library is what its headers say, and examples compile against it."""
 
 import os
 import pathlib
+import re
 import shutil
+import subprocess
 import tempfile
 import unittest
 
 import runner
+
+EXAMPLES = pathlib.Path(__file__).resolve().parents[2] / "tools" / "examples"
+HEADERS = ("checkpoint", "dtype", "err")
+
+# Sizes and numbers that programs have compiled in; whoever changes one raises MGR_CHECKPOINT_ABI.
+ABI = {
+    "MGR_CHECKPOINT_ABI": 1,
+    "sizeof(mgr_checkpoint_tensor)": 88,
+    "sizeof(mgr_err)": 856,
+    "MGR_DTYPE_BF16": 1,
+    "MGR_DTYPE_F32": 3,
+    "MGR_DTYPE_OTHER": 11,
+    "MGR_STORED": 1,
+    "MGR_ERR_USAGE": 10,
+    "MGR_ERR_INTERNAL": 110,
+}
+
+
+def output(words, **more):
+    return subprocess.run(
+        [str(word) for word in words], check=True, capture_output=True, text=True, **more
+    ).stdout
 
 
 class Install(unittest.TestCase):
@@ -30,6 +55,62 @@ class Install(unittest.TestCase):
         for name in ("mgr-upcycle", "mgr-inspect", "mgr-synth", "mgr-bench"):
             result = runner.run([self.prefix / "bin" / name, "--version"])
             self.assertEqual((result.status, result.err), (0, ""), str(result))
+
+    def library(self):
+        found = sorted(self.prefix.glob("lib*/**/libmgr.so"))
+        self.assertEqual(len(found), 1, found)
+        return found[0]
+
+    @unittest.skipIf(os.environ.get("MGR_SANITIZE"), "the library wants a sanitizer's runtime first")
+    def test_examples(self):
+        source = runner.synth(self.folder / "dense", layers=1, hidden=64, ffn=64, vocab=64)
+        for program in (self.by_pkg_config(), self.by_cmake()):
+            listed = output([program, source])
+            self.assertIn("model.layers.0.mlp.up_proj.weight bfloat16 64x64\n", listed)
+            values = output([program, source, "model.layers.0.mlp.up_proj.weight"]).split()
+            self.assertEqual(len(values), 8)
+            self.assertGreater(len({float(value) for value in values}), 4)
+            missing = runner.run([program, self.folder / "nothing"])
+            self.assertEqual((missing.status, missing.out), (66, ""), str(missing))
+            self.assertIn("does not exist", missing.err)
+
+    def by_pkg_config(self):
+        library = self.library()
+        found = {**os.environ, "PKG_CONFIG_PATH": str(library.parent / "pkgconfig")}
+        flags = output(["pkg-config", "--cflags", "--libs", "mgr"], env=found).split()
+        program = self.folder / "print_tensor"
+        output(["cc", "-Wall", "-Werror", EXAMPLES / "print_tensor.c", *flags,
+                "-Wl,-rpath,%s" % library.parent, "-o", program])
+        return program
+
+    def by_cmake(self):
+        build, cmake = self.folder / "build", os.environ.get("CMAKE", "cmake")
+        output([cmake, "-S", EXAMPLES, "-B", build, "-DCMAKE_PREFIX_PATH=%s" % self.prefix])
+        output([cmake, "--build", build])
+        return build / "print_tensor"
+
+    def test_the_library_gives_what_its_headers_declare(self):
+        include = self.prefix / "include" / "mgr"
+        self.assertEqual(sorted(path.stem for path in include.iterdir()), sorted((*HEADERS, "version")))
+        text = "".join((include / (name + ".h")).read_text() for name in HEADERS)
+        text = re.sub(r"/\*.*?\*/", "", text, flags=re.S)
+        text = re.sub(r"static inline.*?\n}\n", "", text, flags=re.S)
+        declared = set(re.findall(r"^(?:const )?\w[\w ]*[ *](mgr_\w+)\(", text, flags=re.M))
+        symbols = {line.split()[-1] for line in output(["nm", "-D", "--defined-only", self.library()]).splitlines()}
+        given = {name.split("@")[0] for name in symbols if name.startswith("mgr_")}
+        self.assertGreater(len(declared), 20)
+        self.assertEqual(declared, given)
+        needed = output(["readelf", "-d", self.library()])
+        self.assertNotRegex(needed, "NEEDED.*(mpi|hdf5)")
+
+    def test_no_size_changes_without_the_version(self):
+        lines = ["#include <mgr/checkpoint.h>", "#include <stdio.h>", "int main(void)", "{"]
+        lines += ['printf("%%s %%d\\n", "%s", (int)(%s));' % (what, what) for what in ABI]
+        program = self.folder / "abi"
+        (self.folder / "abi.c").write_text("\n".join([*lines, "return 0;", "}", ""]))
+        output(["cc", "-I", self.prefix / "include", self.folder / "abi.c", "-o", program])
+        found = dict(line.rsplit(" ", 1) for line in output([program]).splitlines())
+        self.assertEqual({what: int(found[what]) for what in ABI}, ABI)
 
 
 if __name__ == "__main__":

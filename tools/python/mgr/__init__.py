@@ -1,0 +1,274 @@
+"""Checkpoints of Megatron, torch_dist, Hugging Face and HDF5, tensor by tensor, without torch.
+
+    import mgr
+
+    with mgr.open("/data/llama/iter_0001000") as checkpoint:
+        print(checkpoint)
+        up = checkpoint["model.layers.0.mlp.up_proj.weight"]
+        print(up.shape, up.dtype, up[:16].mean())
+        for name, tensor in checkpoint.items():
+            ...
+
+Tensors are the model's weights, unfused and unsharded, by the names that Hugging Face gives them,
+whatever the files hold; `checkpoint.stored` is what the files hold, by their names. Rows are read
+when they are asked for. bfloat16 comes as ml_dtypes' type where that is installed, else as
+float32. Errors are `mgr.Error`, with the file, the tensor and the byte.
+
+The library is libmgr.so.1: beside this module (as in the wheel), or $MGR_LIBRARY, or where the
+system finds it. mgr/checkpoint.h says the rest.
+"""
+
+import collections.abc
+import ctypes
+import os
+import pathlib
+
+import numpy
+
+try:
+    from ml_dtypes import bfloat16 as _bfloat16
+except ImportError:
+    _bfloat16 = None
+
+__all__ = ["Checkpoint", "Error", "Tensor", "open"]
+
+_ABI = 1
+_LOGICAL, _STORED = 0, 1
+_NONE = 0xFFFFFFFF
+
+
+class _Err(ctypes.Structure):
+    _fields_ = [
+        ("code", ctypes.c_int32),
+        ("sys", ctypes.c_int32),
+        ("rank", ctypes.c_int32),
+        ("pad", ctypes.c_int32),
+        ("msg", ctypes.c_char * 640),
+        ("hint", ctypes.c_char * 200),
+    ]
+
+
+class _Info(ctypes.Structure):
+    _fields_ = [
+        ("name", ctypes.c_char_p),
+        ("file", ctypes.c_char_p),
+        ("dtype", ctypes.c_int),
+        ("ndim", ctypes.c_uint32),
+        ("shape", ctypes.c_uint64 * 8),
+    ]
+
+
+class Error(Exception):
+    """What the library says; `code` is its name, such as "MGR_ERR_FORMAT"."""
+
+    def __init__(self, err):
+        hint = err.hint.decode(errors="replace")
+        text = err.msg.decode(errors="replace")
+        super().__init__(text + ("; " + hint if hint else ""))
+        self.code = _library().mgr_code_name(err.code).decode()
+
+
+_loaded = None
+
+
+def _library():
+    global _loaded
+    if _loaded is None:
+        beside = pathlib.Path(__file__).with_name("libmgr.so.1")
+        name = os.environ.get("MGR_LIBRARY") or (str(beside) if beside.exists() else "libmgr.so.1")
+        _loaded = _declare(ctypes.CDLL(name))
+    return _loaded
+
+
+def _declare(lib):
+    text, u32, u64, handle = ctypes.c_char_p, ctypes.c_uint32, ctypes.c_uint64, ctypes.c_void_p
+    err = ctypes.POINTER(_Err)
+    for name, result, arguments in (
+        ("mgr_checkpoint_abi", ctypes.c_int, []),
+        ("mgr_checkpoint_open", ctypes.c_int, [text, ctypes.POINTER(handle), err]),
+        ("mgr_checkpoint_close", None, [handle]),
+        ("mgr_checkpoint_format", text, [handle]),
+        ("mgr_checkpoint_about", text, [handle]),
+        ("mgr_checkpoint_count", u32, [handle, ctypes.c_int]),
+        ("mgr_checkpoint_at", ctypes.c_bool, [handle, ctypes.c_int, u32, ctypes.POINTER(_Info)]),
+        (
+            "mgr_checkpoint_read",
+            ctypes.c_int,
+            [handle, ctypes.c_int, u32, u64, u64, ctypes.c_int, handle, ctypes.c_size_t, err],
+        ),
+        ("mgr_code_name", text, [ctypes.c_int]),
+        ("mgr_dtype_name", text, [ctypes.c_int]),
+        ("mgr_dtype_from_name", ctypes.c_int, [text]),
+    ):
+        function = getattr(lib, name)
+        function.restype, function.argtypes = result, arguments
+    found = lib.mgr_checkpoint_abi()
+    if found != _ABI:
+        raise ImportError("libmgr has interface %d, this module is for %d" % (found, _ABI))
+    return lib
+
+
+def _numpy_type(name):
+    """Of an element type of the library; and the one that it has to be cast to on the way."""
+    if name == "bfloat16":
+        return (numpy.dtype(_bfloat16), name) if _bfloat16 else (numpy.dtype("float32"), "float32")
+    try:
+        return numpy.dtype(name), name
+    except TypeError:
+        return None, name
+
+
+class Tensor:
+    """A tensor whose values are read when they are asked for: tensor[:], tensor[3], tensor[4:8, 0]."""
+
+    def __init__(self, checkpoint, which, index, info):
+        self._checkpoint, self._which, self._index = checkpoint, which, index
+        self.name = info.name.decode(errors="replace")
+        self.file = info.file.decode(errors="surrogateescape") if info.file else None
+        self.shape = tuple(info.shape[: info.ndim])
+        name = _library().mgr_dtype_name(info.dtype)
+        self.stored_dtype = name.decode() if name else "unknown"
+        self.dtype, self._read_as = _numpy_type(self.stored_dtype)
+
+    @property
+    def size(self):
+        count = 1
+        for n in self.shape:
+            count *= n
+        return count
+
+    def __len__(self):
+        return self.shape[0]
+
+    def __repr__(self):
+        return "<mgr.Tensor %r %s %s>" % (self.name, list(self.shape), self.stored_dtype)
+
+    def _rows(self, first, n):
+        """Entries [first, first+n) of the first axis."""
+        if self.dtype is None:
+            raise TypeError("tensor %r has no type that numpy knows" % self.name)
+        out = numpy.empty((n, *self.shape[1:]), self.dtype)
+        inner = 1
+        for extent in self.shape[1:-1]:
+            inner *= extent
+        lib, err = _library(), _Err(rank=-1)
+        code = lib.mgr_checkpoint_read(
+            self._checkpoint._open_handle(),
+            self._which,
+            self._index,
+            first * inner,
+            n * inner,
+            lib.mgr_dtype_from_name(self._read_as.encode()),
+            out.ctypes.data,
+            out.nbytes,
+            ctypes.byref(err),
+        )
+        if code:
+            raise Error(err)
+        return out
+
+    def __getitem__(self, key):
+        if not self.shape:
+            return self._scalar()[key]
+        key = key if isinstance(key, tuple) else (key,)
+        first, rest = key[0], key[1:]
+        n = self.shape[0]
+        if isinstance(first, slice):
+            start, stop, step = first.indices(n)
+            low, high = (start, stop) if step > 0 else (stop + 1, start + 1)
+            rows = self._rows(low, max(high - low, 0))
+            return (rows if step == 1 else rows[:: step] if step > 0 else rows[::-1][::-step])[(slice(None), *rest)]
+        if isinstance(first, (int, numpy.integer)):
+            if not -n <= first < n:
+                raise IndexError("tensor %r has %d rows, not row %d" % (self.name, n, first))
+            row = int(first) % n
+            return self._rows(row, 1)[0][rest] if rest else self._rows(row, 1)[0]
+        return self._rows(0, n)[key]
+
+    def _scalar(self):
+        self.shape = (1,)
+        try:
+            return self._rows(0, 1).reshape(())
+        finally:
+            self.shape = ()
+
+    def __iter__(self):
+        return (self[i] for i in range(len(self)))
+
+    def __array__(self, dtype=None, copy=None):
+        return numpy.asarray(self[...] if not self.shape else self[:], dtype=dtype)
+
+
+class _Tensors(collections.abc.Mapping):
+    """Tensors by name, in the checkpoint's order. Of a name that several files have, the first."""
+
+    def __init__(self, checkpoint, which):
+        self._checkpoint, self._which, self._index = checkpoint, which, {}
+        lib, info = _library(), _Info()
+        for i in range(lib.mgr_checkpoint_count(checkpoint._open_handle(), which)):
+            lib.mgr_checkpoint_at(checkpoint._open_handle(), which, i, ctypes.byref(info))
+            self._index.setdefault(info.name.decode(errors="replace"), i)
+
+    def __getitem__(self, name):
+        info, index = _Info(), self._index[name]
+        _library().mgr_checkpoint_at(self._checkpoint._open_handle(), self._which, index, ctypes.byref(info))
+        return Tensor(self._checkpoint, self._which, index, info)
+
+    def __iter__(self):
+        return iter(self._index)
+
+    def __len__(self):
+        return len(self._index)
+
+
+class Checkpoint(collections.abc.Mapping):
+    """The model's weights by name; `stored` are the tensors that the files hold."""
+
+    def __init__(self, path):
+        lib, err, handle = _library(), _Err(rank=-1), ctypes.c_void_p()
+        self._handle = None
+        self.path = os.fspath(path)
+        if lib.mgr_checkpoint_open(os.fsencode(path), ctypes.byref(handle), ctypes.byref(err)):
+            raise Error(err)
+        self._handle = handle
+        self.format = lib.mgr_checkpoint_format(handle).decode()
+        self.about = lib.mgr_checkpoint_about(handle).decode(errors="replace")
+        self._logical = _Tensors(self, _LOGICAL)
+        self.stored = _Tensors(self, _STORED)
+
+    def _open_handle(self):
+        if self._handle is None:
+            raise ValueError("the checkpoint '%s' is closed" % self.path)
+        return self._handle
+
+    def close(self):
+        if self._handle is not None:
+            _library().mgr_checkpoint_close(self._handle)
+        self._handle = None
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *ignored):
+        self.close()
+
+    def __del__(self):
+        if getattr(self, "_handle", None) is not None:
+            self.close()
+
+    def __getitem__(self, name):
+        return self._logical[name]
+
+    def __iter__(self):
+        return iter(self._logical)
+
+    def __len__(self):
+        return len(self._logical)
+
+    def __repr__(self):
+        return "<mgr.Checkpoint %r: %s, %s>" % (self.path, self.format, self.about)
+
+
+def open(path):
+    """Open a checkpoint: a folder, or one .pt, .bin or .safetensors file. Only headers are read."""
+    return Checkpoint(path)
