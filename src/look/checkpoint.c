@@ -8,7 +8,7 @@
 #include "kern/kern.h"
 #include "look/rows.h"
 #include "look/view.h"
-#include "model/huggingface.h"
+#include "model/flat.h"
 
 /* Of what is read in another type than it is stored in. */
 #define BLOCK ((size_t)4 << 20)
@@ -35,9 +35,7 @@ static int name_tensor(mgr_checkpoint *c, uint32_t idx, mgr_err *err)
     const mgr_tensors *const ts = &c->view.tensors;
     const mgr_tensor *const t = &ts->list[idx];
     char name[MGR_HF_NAME_BYTES];
-    const bool routed = t->role == MGR_ROLE_ROUTER || t->expert != MGR_NONE;
-    const mgr_hf_ffn ffn = routed ? mgr_huggingface_ffn(&ts->model) : MGR_HF_DENSE;
-    if (!mgr_huggingface_name(ffn, t->role, t->layer, t->expert, name)) {
+    if (!mgr_flat_name(ts, t, name)) {
         mgr_tensor_label(t, name, sizeof name);
         for (char *p = name; *p; p++)
             *p = *p == ' ' ? '_' : *p;

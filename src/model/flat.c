@@ -1,7 +1,6 @@
 #include "model/flat.h"
 
 #include "core/mem.h"
-#include "model/huggingface.h"
 
 /* The file, counted from flat->first_file, that a target's tensor belongs to. */
 static uint32_t place_of(const mgr_tensors *ts, const mgr_flat *flat, uint32_t expert)
@@ -24,7 +23,7 @@ static int file_of(const mgr_layout *layout, const mgr_flat *flat, uint32_t hint
                     name, layout->cat->files[flat->first_file].path);
 }
 
-static bool name_of(const mgr_tensors *ts, const mgr_tensor *t, char name[MGR_HF_NAME_BYTES])
+bool mgr_flat_name(const mgr_tensors *ts, const mgr_tensor *t, char name[MGR_HF_NAME_BYTES])
 {
     const bool dense = t->role != MGR_ROLE_ROUTER && t->expert == MGR_NONE;
     const mgr_hf_ffn ffn = dense ? MGR_HF_DENSE : mgr_huggingface_ffn(&ts->model);
@@ -39,7 +38,7 @@ static int add_tensor(mgr_layout *layout, const mgr_flat *flat, uint32_t i, mgr_
     const uint32_t place = place_of(layout->tensors, flat, t->expert);
     uint32_t file = flat->first_file + place, stored;
     char name[MGR_HF_NAME_BYTES];
-    if (!name_of(layout->tensors, t, name))
+    if (!mgr_flat_name(layout->tensors, t, name))
         return mgr_fail(err, MGR_ERR_UNSUPPORTED, "%s has no Hugging Face name",
                         mgr_tensor_label(t, name, sizeof name));
     if (!layout->declare)

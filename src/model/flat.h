@@ -7,6 +7,7 @@
 #define MGR_MODEL_FLAT_H
 
 #include "mgr/layout.h"
+#include "model/huggingface.h"
 
 typedef struct mgr_flat {
     uint32_t first_file, n_files; /* of the weights: shared, experts of rank 0, of rank 1, ... */
@@ -17,5 +18,9 @@ typedef struct mgr_flat {
  * source's may be in any of the files. Errors: MGR_ERR_FORMAT, MGR_ERR_UNSUPPORTED for a tensor
  * without a name. Local. */
 int mgr_flat_layout(mgr_layout *layout, const mgr_flat *flat, mgr_err *err) MGR_NODISCARD;
+
+/* The Hugging Face name of a tensor of the list; false where no class has one. Pure. */
+bool mgr_flat_name(const mgr_tensors *tensors, const mgr_tensor *tensor,
+                   char out[MGR_HF_NAME_BYTES]);
 
 #endif
