@@ -63,6 +63,26 @@ const mgr_key *mgr_schema_row(mgr_schema *schema, const mgr_config *config, cons
     return NULL;
 }
 
+bool mgr_schema_same(const mgr_key *a, const mgr_key *b)
+{
+    return strcmp(a->name, b->name) == 0 && strcmp(a->help, b->help) == 0;
+}
+
+const char *mgr_schema_owners(mgr_schema *schema, const mgr_key *row, char *out, size_t size)
+{
+    mgr_row_walk at = {0};
+    const mgr_key_table *table;
+    size_t used = 0;
+    out[0] = '\0';
+    for (const mgr_key *key; (key = mgr_schema_next(schema, &at, &table)) && used < size;)
+        if (mgr_schema_same(key, row) && table->kind > MGR_OWNER_MODE)
+            used +=
+                (size_t)snprintf(out + used, size - used, "%s%s", used ? ", " : "[", table->owner);
+    if (used && used + 2 < size)
+        memcpy(out + used, "] ", 3);
+    return out;
+}
+
 /* The key that chooses among the owners of each kind. */
 static const struct {
     const char *key;

@@ -34,6 +34,13 @@ const mgr_key *mgr_schema_find(mgr_schema *schema, const char *name);
 /* The row of this name that is in force under what `config` has chosen, or NULL. */
 const mgr_key *mgr_schema_row(mgr_schema *schema, const mgr_config *config, const char *name);
 
+/* Do two rows mean the same by their key? */
+bool mgr_schema_same(const mgr_key *a, const mgr_key *b);
+
+/* "[megatron-torch, hdf5] ": whose a row of this meaning is; "" for rows of every run and of every
+ * mode. Returns out. */
+const char *mgr_schema_owners(mgr_schema *schema, const mgr_key *row, char *out, size_t size);
+
 /* Is the table's owner chosen? */
 bool mgr_schema_applies(const mgr_config *config, const mgr_key_table *table);
 

@@ -10,6 +10,7 @@
 #include "io/file.h"
 #include "mgr/config.h"
 #include "mgr/rng.h"
+#include "run/json_schema.h"
 #include "run/run.h"
 
 enum {
@@ -25,7 +26,8 @@ enum {
     PROGRESS,
     SIMD,
     GET,
-    UNIT_BYTES
+    UNIT_BYTES,
+    SCHEMA
 };
 
 static const mgr_option options[] = {
@@ -44,30 +46,10 @@ static const mgr_option options[] = {
     [GET] = {"get", 0, "KEY", "print the value of a key, as target.path, and exit"},
     [UNIT_BYTES] = {"unit-bytes", 0, "SIZE",
                     "smallest unit of work (4MiB); the bytes are the same"},
+    [SCHEMA] = {"schema", 0, NULL, "print a JSON Schema of CONFIG, for editors, and exit"},
 };
 
 #define KEY_COLUMN 34
-
-static bool same_row(const mgr_key *a, const mgr_key *b)
-{
-    return strcmp(a->name, b->name) == 0 && strcmp(a->help, b->help) == 0;
-}
-
-/* "[megatron-torch, hdf5] ": whose this row is; nothing for rows of every run and every mode. */
-static void list_owners(const mgr_key *row, char *out, size_t size)
-{
-    mgr_row_walk at = {0};
-    const mgr_key_table *table;
-    size_t used = 0;
-    out[0] = '\0';
-    for (const mgr_key *key;
-         (key = mgr_schema_next(mgr_config_tables, &at, &table)) && used < size;)
-        if (same_row(key, row) && table->kind > MGR_OWNER_MODE)
-            used +=
-                (size_t)snprintf(out + used, size - used, "%s%s", used ? ", " : "[", table->owner);
-    if (used && used + 2 < size)
-        memcpy(out + used, "] ", 3);
-}
 
 /* " (a, b or c; default a)": what a row takes and has. */
 static void list_values(const mgr_key *key, char *out, size_t size)
@@ -93,7 +75,7 @@ static void print_row(const mgr_key *key, const char *indent)
     char text[640], owners[160], values[160] = "";
     if (strncmp(key->name, "model.", 6) != 0)
         list_values(key, values, sizeof values);
-    list_owners(key, owners, sizeof owners);
+    mgr_schema_owners(mgr_config_tables, key, owners, sizeof owners);
     snprintf(text, sizeof text, "%s%s%s", owners, key->help, values);
     mgr_cli_wrapped(text, printf("%s%s:", indent, mgr_config_key_leaf(key)), KEY_COLUMN);
 }
@@ -104,7 +86,7 @@ static void print_key(const mgr_key *first, const char *indent)
     mgr_row_walk at = {0};
     const mgr_key *last = NULL;
     for (const mgr_key *key; (key = mgr_schema_next(mgr_config_tables, &at, NULL));) {
-        if (strcmp(key->name, first->name) != 0 || (last && same_row(key, last)))
+        if (strcmp(key->name, first->name) != 0 || (last && mgr_schema_same(key, last)))
             continue;
         print_row(key, indent);
         last = key;
@@ -156,6 +138,7 @@ typedef struct arguments {
     const char **sets;
     size_t capacity;
     const char *get; /* NULL, or the key to print */
+    bool schema;
 } arguments;
 
 static int use_simd(const char *name, mgr_err *err)
@@ -199,6 +182,9 @@ static int take(void *context, size_t idx, const char *value, mgr_err *err)
     case GET:
         a->get = value;
         return MGR_OK;
+    case SCHEMA:
+        a->schema = true;
+        return MGR_OK;
     case PROGRESS:
         return mgr_cli_seconds("progress", value, &a->run.write.progress, err);
     case UNIT_BYTES:
@@ -214,6 +200,10 @@ static int parse(arguments *a, int argc, char **argv, mgr_err *err)
     a->run.write.progress = 10; /* short runs end before the first line */
     a->run.write.journal = MGR_JOURNAL_SECONDS;
     MGR_TRY(mgr_cli_parse(&program, argc, argv, take, a, &first, err));
+    if (a->schema && argc == first)
+        return MGR_OK;
+    if (a->schema)
+        return mgr_fail(err, MGR_ERR_USAGE, "--schema takes no CONFIG");
     if (a->run.write.force && a->run.write.resume)
         return mgr_fail(err, MGR_ERR_USAGE,
                         "--force begins anew and --resume continues: choose one");
@@ -267,6 +257,16 @@ static int get(const arguments *a, mgr_err *err)
     return rc;
 }
 
+static int print_schema(mgr_err *err)
+{
+    mgr_buf text = {0};
+    const int rc = mgr_config_json_schema(mgr_config_tables, &text, err);
+    if (rc == MGR_OK)
+        fputs(text.data, stdout);
+    mgr_buf_clear(&text);
+    return rc;
+}
+
 /* A plan for other ranks than these needs no MPI, and neither does one outside of a launcher. */
 static int start(const arguments *a, mgr_comm **comm, mgr_err *err)
 {
@@ -281,8 +281,10 @@ int main(int argc, char **argv)
     arguments a = {0};
     mgr_comm *comm = NULL;
     int rc = parse(&a, argc, argv, &err);
-    const bool alone = rc != MGR_OK || a.get;
-    if (rc == MGR_OK && a.get)
+    const bool alone = rc != MGR_OK || a.get || a.schema;
+    if (rc == MGR_OK && a.schema)
+        rc = print_schema(&err);
+    else if (rc == MGR_OK && a.get)
         rc = get(&a, &err);
     if (alone) {
         mgr_free(a.sets);

@@ -19,6 +19,47 @@ MODELS = {
 FORMATS = ("huggingface", "moe-recipes", "mixtral", "megatron-torch", "megatron-dist", "hdf5")
 HINT = re.compile(r"hint: target formats that hold this model: (.*)")
 
+PRESETS = sorted((pathlib.Path(__file__).resolve().parents[2] / "configs").glob("*.yaml"))
+TYPES = {"string": str, "integer": int, "number": (int, float), "boolean": bool, "object": dict}
+
+
+def fits(value, schema):
+    """As far as JSON Schema is used here."""
+    if "anyOf" in schema:
+        return any(fits(value, each) for each in schema["anyOf"])
+    if "enum" in schema:
+        return value in schema["enum"]
+    names = schema["type"] if isinstance(schema["type"], list) else [schema["type"]]
+    if not any(isinstance(value, TYPES[n]) and (n == "boolean") == isinstance(value, bool) for n in names):
+        return False
+    if isinstance(value, str) and "pattern" in schema:
+        return bool(re.search(schema["pattern"], value))
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        return schema.get("minimum", value) <= value <= schema.get("maximum", value)
+    if not isinstance(value, dict) or "properties" not in schema:
+        return True
+    known = schema["properties"]
+    return set(schema["required"]) <= set(value) <= set(known) and all(fits(v, known[k]) for k, v in value.items())
+
+
+def plain_yaml(text):
+    """The presets' YAML: two levels of scalars."""
+    tree, section = {}, None
+    for line in text.splitlines():
+        line = re.sub(r"(^|\s)#.*", "", line).rstrip()
+        if not line:
+            continue
+        key, value = (part.strip() for part in line.split(":", 1))
+        if not value:
+            section = tree.setdefault(key, {})
+            continue
+        try:
+            value = json.loads(value)
+        except ValueError:
+            value = value.strip("'\"")
+        (section if line[0] == " " else tree)[key] = value
+    return tree
+
 
 class Keys(unittest.TestCase):
     def setUp(self):
@@ -37,6 +78,23 @@ class Keys(unittest.TestCase):
             self.place / "run.yaml", source, target, mode="reshard", target__format=format_name, **changes
         )
         return runner.upcycle(config, np=1, options=["--dry-run"])
+
+    def test_the_schema(self):
+        result = runner.run([runner.program("mgr-upcycle"), "--schema"])
+        self.assertEqual((result.status, result.err), (0, ""), str(result))
+        schema = json.loads(result.out)
+        self.assertGreater(len(PRESETS), 3)
+        for preset in PRESETS:
+            tree = plain_yaml(preset.read_text())
+            self.assertTrue(fits(tree, schema), preset)
+            for section, key, value in (
+                ("target", "formt", "hdf5"), ("target", "format", "no-such"), ("target", "sha256", "yes"),
+                ("source", "path", 3), ("model", "num_layers", -1), ("source", "iteration", "soon"),
+            ):
+                wrong = {**tree, section: {**tree.get(section, {}), key: value}}
+                self.assertFalse(fits(wrong, schema), (section, key, value))
+            self.assertFalse(fits({**tree, "memory_per_rank": "2G"}, schema))
+            self.assertFalse(fits({k: v for k, v in tree.items() if k != "target"}, schema))
 
     def test_hints_name_formats_that_take_the_model(self):
         refused = 0
