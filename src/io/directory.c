@@ -50,7 +50,7 @@ int mgr_sync_dir(const char *path, mgr_err *err)
     close(fd);
     /* some network file systems cannot sync a directory and say so; their rename is durable */
     if (sys && sys != EINVAL && sys != ENOTSUP)
-        return mgr_fail_errno(err, MGR_ERR_IO, sys, "fsync directory '%s'", path);
+        return mgr_fail_errno(err, mgr_write_code(sys), sys, "fsync directory '%s'", path);
     return MGR_OK;
 }
 

@@ -15,8 +15,7 @@
 /* One pread or pwrite moves at most 0x7ffff000 bytes on Linux; we ask for no more than this. */
 #define TRANSFER_MAX ((size_t)1 << 30)
 
-/* A disk may be found full as late as in fsync or close. */
-static mgr_code write_code(int sys)
+mgr_code mgr_write_code(int sys)
 {
     return sys == ENOSPC || sys == EDQUOT || sys == EFBIG ? MGR_ERR_SPACE : MGR_ERR_IO;
 }
@@ -56,7 +55,7 @@ int mgr_pwrite_full(int fd, const char *name, const void *bytes, size_t len, uin
         if (n < 0 && errno == EINTR)
             continue;
         if (n <= 0) /* nothing taken, and nothing said: never try for ever */
-            return mgr_fail_errno(err, write_code(n < 0 ? errno : EIO), n < 0 ? errno : EIO,
+            return mgr_fail_errno(err, mgr_write_code(n < 0 ? errno : EIO), n < 0 ? errno : EIO,
                                   "write '%s' at byte %llu", name, (unsigned long long)offset);
         at += n;
         len -= (size_t)n;
@@ -108,7 +107,7 @@ int mgr_sync(int fd, const char *name, mgr_err *err)
 {
     const int fault = mgr_fault("fsync");
     const int sys = fault ? fault : fsync(fd) != 0 ? errno : 0;
-    return sys ? mgr_fail_errno(err, write_code(sys), sys, "fsync '%s'", name) : MGR_OK;
+    return sys ? mgr_fail_errno(err, mgr_write_code(sys), sys, "fsync '%s'", name) : MGR_OK;
 }
 
 int mgr_sync_close(int fd, const char *name, mgr_err *err)
@@ -117,9 +116,9 @@ int mgr_sync_close(int fd, const char *name, mgr_err *err)
     const int sync_errno = fault ? fault : (fsync(fd) != 0 ? errno : 0);
     const int close_errno = close(fd) != 0 ? errno : 0;
     if (sync_errno)
-        return mgr_fail_errno(err, write_code(sync_errno), sync_errno, "fsync '%s'", name);
+        return mgr_fail_errno(err, mgr_write_code(sync_errno), sync_errno, "fsync '%s'", name);
     if (close_errno)
-        return mgr_fail_errno(err, write_code(close_errno), close_errno, "close '%s'", name);
+        return mgr_fail_errno(err, mgr_write_code(close_errno), close_errno, "close '%s'", name);
     return MGR_OK;
 }
 
@@ -142,7 +141,7 @@ int mgr_create_open(const char *path, int *fd, mgr_err *err)
 int mgr_set_size(int fd, const char *name, uint64_t bytes, mgr_err *err)
 {
     if (ftruncate(fd, (off_t)bytes) != 0)
-        return mgr_fail_errno(err, write_code(errno), errno, "cannot size '%s'", name);
+        return mgr_fail_errno(err, mgr_write_code(errno), errno, "cannot size '%s'", name);
     return MGR_OK;
 }
 

@@ -29,6 +29,10 @@ int mgr_open_read(const char *path, int *fd, mgr_err *err) MGR_NODISCARD;
 int mgr_open_write(const char *path, int *fd, mgr_err *err) MGR_NODISCARD;
 int mgr_open_both(const char *path, int *fd, mgr_err *err) MGR_NODISCARD;
 
+/* What an errno of a call that writes means: MGR_ERR_SPACE or MGR_ERR_IO. A disk may be found full as
+ * late as in fsync or close, of a file or of a directory. */
+mgr_code mgr_write_code(int sys);
+
 /* fsync, and leave open. Local. */
 int mgr_sync(int fd, const char *name, mgr_err *err) MGR_NODISCARD;
 

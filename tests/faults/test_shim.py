@@ -62,6 +62,11 @@ class Hung(Exception):
     pass
 
 
+def told(result):
+    """How a run ended, and what it said of that; what it says before is not of interest here."""
+    return "%s\nexit status %d\n%s" % (" ".join(result.argv), result.status, result.err[-2000:])
+
+
 class Bench:
     """A source, and for each format what an undisturbed run makes of it."""
 
@@ -96,7 +101,7 @@ class Bench:
             words, done.returncode, done.stdout.decode(errors="replace"), done.stderr.decode(errors="replace")
         )
         if time.monotonic() - start > limit:
-            raise Hung(str(result))
+            raise Hung(told(result))
         return result
 
     def clean(self):
@@ -123,12 +128,12 @@ class Bench:
         """Nothing lies beside the output, but for what could not be removed."""
         return fault.call == "unlink" or os.listdir(self.outputs) == [self.target.name]
 
-    def resumed(self, fault, told):
+    def resumed(self, fault, said):
         result = self.run(fault.format, fault.ranks, options=["--resume"])
         if (result.status, result.errors()) != (0, []):
-            return "no --resume after %s\n%s" % (told, result)
+            return "no --resume after %s\n%s" % (said, told(result))
         if not self.alone(fault) or self.hashes() != self.expected[fault.format]:
-            return "another output after --resume of %s" % told
+            return "another output after --resume of %s" % said
         return None
 
     def attempt(self, fault):
@@ -140,18 +145,18 @@ class Bench:
         except Hung as hung:
             return "no end\n%s" % hung
         statuses = FAULTS[fault.call][fault.what]
-        told = str(result)
+        said = told(result)
         if self.target.exists() and (result.status == 0 or statuses is None):
             if self.hashes() != self.expected[fault.format] or (result.status == 0 and not self.alone(fault)):
-                return "another output\n" + told
+                return "another output\n" + said
             return None
         if self.target.exists() and (fault.call != "unlink" or self.hashes() != self.expected[fault.format]):
-            return "something is published\n" + told  # but for what a run could not tidy up behind it
+            return "something is published\n" + said  # but for what a run could not tidy up behind it
         if statuses is not None and (result.status not in statuses or len(result.errors()) != 1):
-            return "the wrong end\n" + told
+            return "the wrong end\n" + said
         if statuses is None and result.status == 0:
-            return "success without an output\n" + told
-        return self.resumed(fault, told)
+            return "success without an output\n" + said
+        return self.resumed(fault, said)
 
 
 def faults(bench, options):
@@ -188,16 +193,19 @@ def main():
     tried, right = collections.Counter(), collections.Counter()
     with tempfile.TemporaryDirectory(prefix="mgr-shim-") as folder:
         bench = Bench(pathlib.Path(folder))
-        for fault, path in sampled(bench, options):
-            wrong = bench.attempt(fault)
-            tried[fault.call] += 1
-            right[fault.call] += not wrong
-            if wrong:
-                print("%s\n  on %s\n  %s" % (fault, path, wrong.replace("\n", "\n  ")), flush=True)
+        try:
+            for fault, path in sampled(bench, options):
+                wrong = bench.attempt(fault)
+                for group in ("all", fault.call, "%s on %d" % (fault.format, fault.ranks)):
+                    tried[group] += 1
+                    right[group] += not wrong
+                if wrong:
+                    print("%s\n  on %s\n  %s" % (fault, path, wrong.replace("\n", "\n  ")), flush=True)
+        except KeyboardInterrupt:
+            print("stopped by hand")
         bench.log.unlink(missing_ok=True)
-    for call in tried:
-        print("%s: %d of %d ended right" % (call, right[call], tried[call]))
-    print("%d of %d faults ended right" % (sum(right.values()), sum(tried.values())))
+    for group in sorted(tried):
+        print("%s: %d of %d faults ended right" % (group, right[group], tried[group]))
     return 0 if tried and right == tried else 1
 
 
