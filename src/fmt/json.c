@@ -171,8 +171,10 @@ static int dump_object(const json_t *object, int indent, int depth, mgr_buf *out
 
 static int dump_value(const json_t *value, int indent, int depth, mgr_buf *out, mgr_err *err)
 {
-    if (!value || depth > MAX_DEPTH)
-        return mgr_fail(err, MGR_ERR_INTERNAL, "no JSON value, or one nested too deeply");
+    if (!value) /* what could not be made */
+        return mgr_fail(err, MGR_ERR_NOMEM, "no memory for JSON");
+    if (depth > MAX_DEPTH)
+        return mgr_fail(err, MGR_ERR_INTERNAL, "JSON is nested too deeply");
     switch (json_typeof(value)) {
     case JSON_OBJECT:
         return dump_object(value, indent, depth, out, err);

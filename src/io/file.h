@@ -29,8 +29,8 @@ int mgr_open_read(const char *path, int *fd, mgr_err *err) MGR_NODISCARD;
 int mgr_open_write(const char *path, int *fd, mgr_err *err) MGR_NODISCARD;
 int mgr_open_both(const char *path, int *fd, mgr_err *err) MGR_NODISCARD;
 
-/* What an errno of a call that writes means: MGR_ERR_SPACE or MGR_ERR_IO. A disk may be found full as
- * late as in fsync or close, of a file or of a directory. */
+/* What an errno of a call that writes means: MGR_ERR_SPACE or MGR_ERR_IO. A disk may be found full
+ * as late as in fsync or close, of a file or of a directory. */
 mgr_code mgr_write_code(int sys);
 
 /* fsync, and leave open. Local. */
@@ -107,7 +107,7 @@ int mgr_list_dir(const char *path, mgr_arena *arena, const char ***names, size_t
                  mgr_err *err) MGR_NODISCARD;
 
 /* All that lies below the directory `path`, as paths relative to it, owned by `arena`: files,
- * links, which are not followed, and empty directories, these with a slash at the end. No order.
+ * links, which are not followed, and empty directories, these with a slash at the end; sorted.
  * Local. Errors: MGR_ERR_EXISTS where it is a mount or holds one, or is very deep. */
 int mgr_list_tree(const char *path, mgr_arena *arena, const char ***names, size_t *n,
                   mgr_err *err) MGR_NODISCARD;

@@ -70,11 +70,29 @@ static int check_size(int fd, const char *path, uint64_t largest, mgr_err *err)
     return mgr_hint(err, "choose another target.path");
 }
 
+/* A place that takes no such call is one where nothing can be created; a broken disk is none. */
+static mgr_code call_code(int sys)
+{
+    const mgr_code code = mgr_write_code(sys);
+    return code == MGR_ERR_IO && sys != EIO ? MGR_ERR_CREATE : code;
+}
+
+static bool write_byte(int fd)
+{
+    ssize_t n;
+    do
+        n = pwrite(fd, "", 1, 4096);
+    while (n < 0 && errno == EINTR);
+    if (n == 0)
+        errno = EIO;
+    return n == 1;
+}
+
 /* The calls that a run makes, each once: what fails here would fail after hours. */
 static int try_calls(int folder, int fd, const char *path, mgr_err *err)
 {
     const char *call = "write";
-    bool ok = pwrite(fd, "mgr", 3, 4096) == 3;
+    bool ok = write_byte(fd);
     if (ok)
         ok = (call = "fsync", fsync(fd) == 0);
     if (ok)
@@ -84,8 +102,8 @@ static int try_calls(int folder, int fd, const char *path, mgr_err *err)
     const int fault = mgr_fault("probe");
     if (ok && !fault)
         return MGR_OK;
-    mgr_fail_errno(err, MGR_ERR_CREATE, fault ? fault : errno, "cannot %s a file in '%s'", call,
-                   path);
+    const int sys = ok ? fault : errno;
+    mgr_fail_errno(err, call_code(sys), sys, "cannot %s a file in '%s'", call, path);
     return mgr_hint(err, "choose another target.path");
 }
 

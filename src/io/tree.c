@@ -131,7 +131,7 @@ int mgr_list_tree(const char *path, mgr_arena *arena, const char ***names, size_
         qsort(w.names, w.n, sizeof *w.names, by_text);
         memcpy(*names, w.names, w.n * sizeof *w.names);
     }
-    *n = w.n;
+    *n = rc == MGR_OK ? w.n : 0;
     mgr_free(w.names);
     return rc;
 }

@@ -1,6 +1,5 @@
 #include "run/manifest.h"
 
-#include <stdlib.h>
 #include <string.h>
 
 #include "engine/journal.h"
@@ -98,7 +97,7 @@ static int make_manifest(const mgr_job *job, json_t **out, mgr_err *err)
                      skipped, "files", mgr_record_sources(job), "target", "format",
                      job->target_format->name, "files", target_list(job), "remarks", remarks(job));
     mgr_buf_clear(&config);
-    return *out ? MGR_OK : mgr_fail(err, MGR_ERR_INTERNAL, "cannot make the manifest");
+    return *out ? MGR_OK : mgr_fail(err, MGR_ERR_NOMEM, "no memory for the manifest");
 }
 
 int mgr_manifest_begin(const mgr_job *job, const char *directory, mgr_err *err)
@@ -111,11 +110,6 @@ int mgr_manifest_begin(const mgr_job *job, const char *directory, mgr_err *err)
     return rc;
 }
 
-static int by_name(const void *x, const void *y)
-{
-    return strcmp(*(const char *const *)x, *(const char *const *)y);
-}
-
 /* Rank 0: every file of the output but the manifest; what the engine wrote has its checksum. */
 static int list_files(const mgr_job *job, const char *directory, mgr_file_sums *sums, mgr_err *err)
 {
@@ -124,8 +118,6 @@ static int list_files(const mgr_job *job, const char *directory, mgr_file_sums *
     const char **names = NULL, *path;
     size_t n = 0;
     int rc = mgr_list_tree(directory, &arena, &names, &n, err);
-    if (n)
-        qsort(names, n, sizeof *names, by_name);
     for (size_t i = 0; rc == MGR_OK && i < n; i++) {
         uint64_t bytes = 0;
         if (strcmp(names[i], MGR_MANIFEST) == 0 || mgr_has_suffix(names[i], "/") ||

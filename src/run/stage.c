@@ -374,7 +374,9 @@ static int publish_without_journal(mgr_stage *s, mgr_err *err)
     if (rc != MGR_OK && mgr_path_exists(s->directory) &&
         mgr_rename(s->aside, s->journal, &ignored) == MGR_OK)
         return rc;
-    return mgr_remove_tree(s->aside, rc == MGR_OK ? err : &ignored) == MGR_OK ? rc : err->code;
+    if (mgr_remove_tree(s->aside, rc == MGR_OK ? err : &ignored) != MGR_OK && rc == MGR_OK)
+        return mgr_wrap(err, "'%s' is complete, but the journal of its run remains", s->target);
+    return rc;
 }
 
 int mgr_stage_publish(mgr_stage *s, mgr_err *err)

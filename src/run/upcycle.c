@@ -473,8 +473,6 @@ int mgr_run_upcycle(mgr_comm *comm, const mgr_run_options *o, mgr_tally *tally, 
     }
     if (rc == MGR_OK)
         rc = mgr_run_write(job, job->config.target.path, &write, err);
-    if (rc == MGR_OK)
-        rc = mgr_run_tally(job, err);
     if (rc == MGR_OK && job->rank == 0 && o->verbosity >= 0)
         mgr_print_summary(job, o);
     if (tally)
