@@ -1,0 +1,77 @@
+"""The Debian package: built as tools/packaging/deb.sh does it, unpacked into a folder, and used there."""
+
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+import tempfile
+import unittest
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "cli"))
+import runner  # noqa: E402
+
+TOOLS = ("dpkg-deb", "dpkg-shlibdeps", "scdoc", "man", "file")
+PROGRAMS = ("mgr-upcycle", "mgr-inspect", "mgr-verify", "mgr-synth", "mgr-bench")
+
+
+def output(words, **more):
+    return subprocess.run(
+        [str(word) for word in words], check=True, stdout=subprocess.PIPE, text=True, timeout=900, **more
+    ).stdout
+
+
+class Package(unittest.TestCase):
+    @classmethod
+    def setUpClass(cls):
+        missing = [tool for tool in TOOLS if not shutil.which(tool)]
+        if missing:
+            raise unittest.SkipTest("not installed: " + ", ".join(missing))
+        cls.folder = pathlib.Path(tempfile.mkdtemp(prefix="mgr-package-"))
+        cls.addClassCleanup(shutil.rmtree, cls.folder, ignore_errors=True)
+        output([runner.ROOT / "tools" / "packaging" / "deb.sh", cls.folder])
+        (cls.deb,) = cls.folder.glob("mgr-upcycle_*.deb")
+        cls.root = cls.folder / "root"
+        output(["dpkg-deb", "-x", cls.deb, cls.root])
+        cls.usr = cls.root / "usr"
+
+    def test_what_it_asks_for(self):
+        depends = output(["dpkg-deb", "-f", self.deb, "Depends"])
+        for name in ("mpich", "libmpich12", "libhdf5-mpich", "libyaml-0-2", "libjansson4", "zlib1g", "libc6"):
+            self.assertIn(name, depends)
+
+    def test_programs_and_pages(self):
+        for name in PROGRAMS:
+            self.assertIn(name, output([self.usr / "bin" / name, "--version"]))
+            page = output(["man", "-l", self.usr / "share" / "man" / "man1" / (name + ".1")],
+                          env={**os.environ, "MANWIDTH": "80", "LC_ALL": "C.UTF-8"})
+            self.assertIn("SYNOPSIS", page)
+            self.assertTrue((self.usr / "share" / "bash-completion" / "completions" / name).is_file())
+
+    def test_completion_completes(self):
+        script = self.usr / "share" / "bash-completion" / "completions" / "mgr-upcycle"
+        ask = '. "$1"; COMP_WORDS=(mgr-upcycle --dis); COMP_CWORD=1; _mgr mgr-upcycle --dis mgr-upcycle; echo "${COMPREPLY[@]}"'
+        self.assertEqual(output(["bash", "-c", ask, "bash", script]).strip(), "--discard")
+
+    def test_a_run_with_what_is_in_it(self):
+        out = self.folder / "made"
+        output([self.usr / "bin" / "mgr-synth", "-q", "--layers", 1, "--hidden", 64, "--ffn", 128, "--vocab", 64, out])
+        config = runner.write_config(self.folder / "c.yaml", out, self.folder / "Mixtral-new")
+        output([*runner.launcher(2), self.usr / "bin" / "mgr-upcycle", "-q", config])
+        output([self.usr / "bin" / "mgr-verify", self.folder / "Mixtral-new"])
+        for name in ("configs/quickstart.yaml", "configs/jobs/slurm.sh", "report/__main__.py"):
+            self.assertTrue((self.usr / "share" / "mgr-upcycle" / name).is_file(), name)
+
+    def test_an_example_against_it(self):
+        (library,) = self.usr.glob("lib/**/libmgr.so")
+        program = self.folder / "print_tensor"
+        source = self.usr / "share" / "doc" / "mgr-upcycle" / "examples" / "print_tensor.c"
+        output(["cc", source, "-I", self.usr / "include", "-L", library.parent, "-lmgr",
+                "-Wl,-rpath,%s" % library.parent, "-o", program])
+        out = self.folder / "dense"
+        output([self.usr / "bin" / "mgr-synth", "-q", "--layers", 1, "--hidden", 64, "--ffn", 128, "--vocab", 64, out])
+        self.assertIn("model.embed_tokens.weight bfloat16 64x64\n", output([program, out]))
+
+
+if __name__ == "__main__":
+    unittest.main()
