@@ -11,6 +11,9 @@
 #include "mgr/err.h"
 #include "par/comm.h"
 
+/* The exit status of what compares, where something differs: as diff and cmp have it. */
+#define MGR_CLI_DIFFERENT 1
+
 typedef struct mgr_option {
     const char *name;     /* "--force" without the dashes */
     char letter;          /* 0: none */

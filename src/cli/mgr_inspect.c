@@ -6,7 +6,6 @@
 enum { JSON, SUMMARY };
 
 #define MOST 20          /* differences that are listed */
-#define EXIT_DIFFERENT 1 /* as diff and cmp have it */
 
 static const mgr_option options[] = {
     [JSON] = {"json", 'j', NULL, "print JSON"},
@@ -55,5 +54,5 @@ int main(int argc, char **argv)
     o.path = argv[first];
     rc = n == 1 ? mgr_inspect(&o, &err) : mgr_compare(o.path, argv[first + 1], MOST, &same, &err);
     const int status = mgr_cli_end(&program, NULL, rc, &err);
-    return status == 0 && !same ? EXIT_DIFFERENT : status;
+    return status == 0 && !same ? MGR_CLI_DIFFERENT : status;
 }

@@ -17,6 +17,8 @@ enum {
     DRY_RUN,
     PLAN_RANKS,
     FORCE,
+    VERIFY,
+    JSON,
     RESUME,
     DISCARD,
     JOURNAL,
@@ -34,6 +36,9 @@ static const mgr_option options[] = {
     [DRY_RUN] = {"dry-run", 'n', NULL, "read headers, print the plan, check space; write nothing"},
     [PLAN_RANKS] = {"ranks", 0, "N", "with --dry-run: plan for N ranks, without starting MPI"},
     [FORCE] = {"force", 'f', NULL, "replace an existing checkpoint once the new one is complete"},
+    [VERIFY] = {"verify", 0, NULL,
+                "write nothing: make every weight again and compare it with the target"},
+    [JSON] = {"json", 0, NULL, "with --verify: print JSON, with all that differs"},
     [RESUME] = {"resume", 'r', NULL, "continue a run that was stopped or killed, if there is one"},
     [DISCARD] = {"discard", 0, NULL, "leave nothing behind a failure that --resume could continue"},
     [JOURNAL] = {"journal", 0, "SECONDS", "how often finished work is made safe for --resume (20)"},
@@ -115,11 +120,11 @@ static void print_keys(void)
         print_key(all.keys[i], own < 0 ? "  " : "    ");
     }
     printf("\n");
-    mgr_cli_wrapped(
-        "exit status: 0 done, 64 usage, 65 bad input, 66 input missing, 70 internal, 71 "
-        "system, 73 output exists or cannot be made or does not fit, 74 I/O, 75 "
-        "stopped, 78 configuration",
-        0, 0);
+    mgr_cli_wrapped("exit status: 0 done, 1 --verify found a difference, 64 usage, 65 bad input, "
+                    "66 input missing, 70 internal, 71 "
+                    "system, 73 output exists or cannot be made or does not fit, 74 I/O, 75 "
+                    "stopped, 78 configuration",
+                    0, 0);
 }
 
 static const mgr_program program = {
@@ -138,7 +143,7 @@ typedef struct arguments {
     const char **sets;
     size_t capacity;
     const char *get; /* NULL, or the key to print */
-    bool schema;
+    bool schema, verify;
 } arguments;
 
 static int use_simd(const char *name, mgr_err *err)
@@ -160,6 +165,12 @@ static int take(void *context, size_t idx, const char *value, mgr_err *err)
         return mgr_cli_uint("ranks", value, 1, 1 << 20, &a->run.plan_ranks, err);
     case FORCE:
         a->run.write.force = true;
+        return MGR_OK;
+    case VERIFY:
+        a->verify = true;
+        return MGR_OK;
+    case JSON:
+        a->run.json = true;
         return MGR_OK;
     case RESUME:
         a->run.write.resume = true;
@@ -194,6 +205,25 @@ static int take(void *context, size_t idx, const char *value, mgr_err *err)
     }
 }
 
+/* Options that do not go together. */
+static int check_options(const arguments *a, mgr_err *err)
+{
+    const mgr_write_options *const w = &a->run.write;
+    if (w->force && w->resume)
+        return mgr_fail(err, MGR_ERR_USAGE,
+                        "--force begins anew and --resume continues: choose one");
+    if (a->verify && (w->force || w->resume || w->dry_run || w->discard))
+        return mgr_fail(err, MGR_ERR_USAGE,
+                        "--verify writes nothing: --force, --resume, --discard and --dry-run do "
+                        "not go with it");
+    if (a->run.json && !a->verify)
+        return mgr_fail(err, MGR_ERR_USAGE, "--json is for --verify");
+    if (a->run.plan_ranks && !w->dry_run)
+        return mgr_fail(err, MGR_ERR_USAGE,
+                        "--ranks is for --dry-run; how many ranks run is mpiexec's business");
+    return MGR_OK;
+}
+
 static int parse(arguments *a, int argc, char **argv, mgr_err *err)
 {
     int first;
@@ -204,17 +234,14 @@ static int parse(arguments *a, int argc, char **argv, mgr_err *err)
         return MGR_OK;
     if (a->schema)
         return mgr_fail(err, MGR_ERR_USAGE, "--schema takes no CONFIG");
-    if (a->run.write.force && a->run.write.resume)
-        return mgr_fail(err, MGR_ERR_USAGE,
-                        "--force begins anew and --resume continues: choose one");
-    if (a->run.plan_ranks && !a->run.write.dry_run)
-        return mgr_fail(err, MGR_ERR_USAGE,
-                        "--ranks is for --dry-run; how many ranks run is mpiexec's business");
+    MGR_TRY(check_options(a, err));
     if (argc - first != 1) {
         mgr_fail(err, MGR_ERR_USAGE,
                  argc == first ? "no CONFIG is given" : "more than one CONFIG is given");
         return mgr_hint(err, "see mgr-upcycle --help");
     }
+    if (a->run.json)
+        a->run.verbosity = -1;
     if (a->run.verbosity < 0)
         a->run.write.progress = 0;
     a->run.config_path = argv[first];
@@ -280,6 +307,7 @@ int main(int argc, char **argv)
     mgr_err err = MGR_ERR_INIT;
     arguments a = {0};
     mgr_comm *comm = NULL;
+    bool good = true;
     int rc = parse(&a, argc, argv, &err);
     const bool alone = rc != MGR_OK || a.get || a.schema;
     if (rc == MGR_OK && a.schema)
@@ -298,8 +326,10 @@ int main(int argc, char **argv)
     mgr_cli_catch_signals();
     if (rc == MGR_OK) {
         mgr_fault_set_rank(mgr_comm_rank(comm));
-        rc = mgr_run_upcycle(comm, &a.run, NULL, &err);
+        rc = a.verify ? mgr_run_verify(comm, &a.run, &good, NULL, &err)
+                      : mgr_run_upcycle(comm, &a.run, NULL, &err);
     }
     mgr_free(a.sets);
-    return mgr_cli_end(&program, comm, rc, &err);
+    const int status = mgr_cli_end(&program, comm, rc, &err);
+    return status == 0 && !good ? MGR_CLI_DIFFERENT : status;
 }

@@ -4,8 +4,6 @@
 
 enum { JSON, QUIET };
 
-#define EXIT_DIFFERENT 1 /* as mgr-inspect has it */
-
 static const mgr_option options[] = {
     [JSON] = {"json", 'j', NULL, "print JSON, with all that differs"},
     [QUIET] = {"quiet", 'q', NULL, "print errors only; the exit status tells"},
@@ -55,5 +53,5 @@ int main(int argc, char **argv)
     if (rc == MGR_OK)
         rc = mgr_audit(comm, &o, &good, &err);
     const int status = mgr_cli_end(&program, comm, rc, &err);
-    return status == 0 && !good ? EXIT_DIFFERENT : status;
+    return status == 0 && !good ? MGR_CLI_DIFFERENT : status;
 }

@@ -488,6 +488,7 @@ static int begin(mgr_engine *e, mgr_job *job, const mgr_engine_options *o, mgr_e
                  mgr_extents *written, mgr_err *err)
 {
     const int rc = engine_init(e, job, o->directory, o->progress, err);
+    e->sink = o->sink;
     e->read_extents = *read;
     e->write_extents = *written;
     return rc;

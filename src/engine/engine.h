@@ -31,6 +31,20 @@ bool mgr_is_whole(const mgr_layout *target, uint32_t tensor);
 
 typedef struct mgr_progress mgr_progress;
 
+/* A stretch of a stored tensor's bytes, made. */
+typedef struct mgr_stretch {
+    uint32_t stored; /* of the target's catalogue */
+    uint64_t offset; /* in its file */
+    const void *bytes;
+    size_t len;
+} mgr_stretch;
+
+/* Takes what the engine makes in the place of a new output's files. Local. */
+typedef struct mgr_sink {
+    int (*put)(void *context, const mgr_stretch *stretch, mgr_err *err);
+    void *context;
+} mgr_sink;
+
 /* What has been placed of the unit that is read. Every place exactly once gives the unit's bytes n
  * and n(n-1)/2 as the sum of the places: a byte too many and one too few cannot make up for each
  * other. */
@@ -43,6 +57,7 @@ typedef struct mgr_placed {
 typedef struct mgr_engine {
     mgr_job *job;
     mgr_open_files read_files, write_files;
+    const mgr_sink *sink;                       /* NULL: write_files */
     unsigned char *unit, *cache, *out, *bounce; /* sizes as planned */
     uint64_t cache_used;
     uint64_t *kept;  /* per unit of the group: offset in cache, UINT64_MAX if it is not there */
@@ -60,6 +75,7 @@ typedef struct mgr_engine {
 } mgr_engine;
 
 typedef struct mgr_engine_options {
+    const mgr_sink *sink;            /* NULL: tensors are written */
     const char *directory, *journal; /* where tensors are written; the journal's folder */
     uint32_t number;                 /* of this rank's file there */
     double seconds;                  /* between its blocks, -1 for no journal */

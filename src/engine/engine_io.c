@@ -271,25 +271,40 @@ int mgr_engine_read(mgr_engine *e, const mgr_unit *unit, unsigned char *into, bo
     return check_placed(e, unit, err);
 }
 
+/* Into the files of a new output. */
+static int put_into_file(mgr_engine *e, const mgr_stretch *at, mgr_err *err)
+{
+    const mgr_catalogue *const cat = e->job->target.layout.cat;
+    const mgr_stored *const s = &cat->stored[at->stored];
+    int fd;
+    MGR_TRY(mgr_open_files_get(&e->write_files, s->file, &fd, err));
+    MGR_TRY(mgr_pwrite_full(fd, cat->files[s->file].path, at->bytes, at->len, at->offset, err));
+    if (at->len >= WRITEBACK_MIN)
+        mgr_begin_writeback(fd, at->offset, at->len);
+    const mgr_extent extent = {at->stored,
+                               libdeflate_crc32(0, at->bytes, at->len),
+                               at->offset - s->offset,
+                               at->len,
+                               e->unit_idx,
+                               0};
+    return mgr_extents_add(&e->write_extents, &extent, err);
+}
+
 /* One contiguous stretch of a stored tensor, from the logical element (row, col) on. */
-static int write_stretch(mgr_engine *e, const mgr_box *box, uint64_t row, uint64_t col,
-                         const void *bytes, size_t len, mgr_err *err)
+static int put_stretch(mgr_engine *e, const mgr_box *box, uint64_t row, uint64_t col,
+                       const void *bytes, size_t len, mgr_err *err)
 {
     const mgr_layout *const layout = &e->job->target.layout;
     const mgr_stored *const s = &layout->cat->stored[box->stored];
-    const uint64_t offset = mgr_box_offset(layout, box, row, col);
-    int fd;
-    assert(len > 0 && offset >= s->offset && offset - s->offset + len <= mgr_stored_bytes(s));
+    const mgr_stretch stretch = {box->stored, mgr_box_offset(layout, box, row, col), bytes, len};
+    assert(len > 0 && stretch.offset >= s->offset &&
+           stretch.offset - s->offset + len <= mgr_stored_bytes(s));
     MGR_TRY(mgr_check_stop(err));
-    MGR_TRY(mgr_open_files_get(&e->write_files, s->file, &fd, err));
-    MGR_TRY(mgr_pwrite_full(fd, layout->cat->files[s->file].path, bytes, len, offset, err));
-    if (len >= WRITEBACK_MIN)
-        mgr_begin_writeback(fd, offset, len);
+    MGR_TRY(e->sink ? e->sink->put(e->sink->context, &stretch, err)
+                    : put_into_file(e, &stretch, err));
     e->job->tally.bytes_written += len;
     mgr_progress_add(e->progress, 0, len);
-    const mgr_extent extent = {
-        box->stored, libdeflate_crc32(0, bytes, len), offset - s->offset, len, e->unit_idx, 0};
-    return mgr_extents_add(&e->write_extents, &extent, err);
+    return MGR_OK;
 }
 
 /* Rows [from, end) of a transposed box are a stretch of each stored row; where they are all of it,
@@ -309,7 +324,7 @@ static int write_transposed(mgr_engine *e, const mgr_box *box, uint64_t from, ui
         for (uint64_t k = 0; k < count; k++)
             mgr_copy_2d(e->bounce + k * len, element, rows + (box->col + col + k) * element, stride,
                         element, n);
-        MGR_TRY(write_stretch(e, box, from, box->col + col, e->bounce, count * len, err));
+        MGR_TRY(put_stretch(e, box, from, box->col + col, e->bounce, count * len, err));
     }
     return MGR_OK;
 }
@@ -339,7 +354,7 @@ static int write_box(mgr_engine *e, const mgr_box *box, uint64_t row, uint64_t n
             mgr_copy_2d(e->bounce, row_bytes, bytes, stride, row_bytes, count);
             bytes = e->bounce;
         }
-        MGR_TRY(write_stretch(e, box, r, box->col, bytes, count * row_bytes, err));
+        MGR_TRY(put_stretch(e, box, r, box->col, bytes, count * row_bytes, err));
     }
     return MGR_OK;
 }
@@ -363,13 +378,13 @@ bool mgr_is_whole(const mgr_layout *target, uint32_t tensor)
 }
 
 /* An expert that a layout cuts is checksummed as the model sees it, too: the ledger's number does
- * not depend on the layout. */
+ * not depend on the layout. Another sink has no ledger. */
 static int note_rows(mgr_engine *e, uint32_t target, uint64_t row, uint64_t n,
                      const unsigned char *rows, mgr_err *err)
 {
     const mgr_layout *const layout = &e->job->target.layout;
     const uint64_t row_bytes = mgr_layout_row_bytes(layout, target);
-    if (e->job->defines[target].op != MGR_OP_EXPERT || mgr_is_whole(layout, target))
+    if (e->sink || e->job->defines[target].op != MGR_OP_EXPERT || mgr_is_whole(layout, target))
         return MGR_OK;
     const mgr_extent extent = {mgr_note_what(e->job, MGR_NOTE_ROWS, target),
                                libdeflate_crc32(0, rows, n * row_bytes),

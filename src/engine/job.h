@@ -80,6 +80,7 @@ typedef struct mgr_job {
 
     mgr_side source, target;
     void *target_state;
+    struct mgr_found *found;        /* --verify: the output that `target` is compared with */
     mgr_origin origin;              /* of the target: the source */
     mgr_remarks remarks;            /* rank 0 */
     size_t planned_remarks;         /* those of the plan; others are of what was read */

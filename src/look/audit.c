@@ -10,8 +10,6 @@
 
 #include "core/say.h"
 #include "core/str.h"
-#include "fmt/json.h"
-#include "fmt/sha256.h"
 #include "form/source.h"
 #include "io/file.h"
 #include "kern/kern.h"
@@ -20,7 +18,6 @@
 #include "look/flip.h"
 #include "look/view.h"
 
-#define MAX_MANIFEST ((uint64_t)1 << 30)
 #define BLOCK ((uint64_t)8 << 20)
 
 /* A weight that is no number: by the rank that read it, for rank 0. */
@@ -33,7 +30,7 @@ typedef struct audit {
     bool root;
     const char *path; /* without a slash at the end */
     json_t *manifest; /* rank 0 */
-    mgr_audit_report report;
+    mgr_findings report;
     mgr_file_sums sums; /* files that are there with the right size */
     uint32_t *wanted;   /* their CRC-32s by the manifest; rank 0 */
     mgr_catalogue cat;  /* all ranks: what the view has */
@@ -44,42 +41,12 @@ typedef struct audit {
     size_t extra; /* files that the manifest does not name */
 } audit;
 
-int mgr_audit_find(mgr_audit_report *r, const char *file, const char *tensor, uint64_t byte,
-                   const char *what, mgr_err *err)
-{
-    json_t *const f = json_object();
-    if (!r->findings)
-        r->findings = json_array();
-    json_object_set_new(f, "file", file ? json_string(file) : json_null());
-    json_object_set_new(f, "tensor", tensor ? json_string(tensor) : json_null());
-    json_object_set_new(f, "byte",
-                        byte == UINT64_MAX ? json_null() : json_integer((json_int_t)byte));
-    json_object_set_new(f, "what", json_string(what));
-    return json_array_append_new(r->findings, f) == 0
-               ? MGR_OK
-               : mgr_fail(err, MGR_ERR_NOMEM, "no memory for what was found");
-}
-
 /* ---- the manifest ---- */
 
 static bool is_safe(const char *path)
 {
     return path[0] && path[0] != '/' && strcmp(path, "..") != 0 && !mgr_has_prefix(path, "../") &&
            !strstr(path, "/../") && !mgr_has_suffix(path, "/..");
-}
-
-static int read_text(const audit *a, mgr_buf *text, mgr_err *err)
-{
-    mgr_buf path = {0};
-    int rc = mgr_buf_fmt(&path, err, "%s/" MGR_MANIFEST, a->path);
-    if (rc == MGR_OK && !mgr_path_exists(path.data)) {
-        mgr_fail(err, MGR_ERR_NOT_FOUND, "no '" MGR_MANIFEST "' in '%s'", a->path);
-        rc = mgr_hint(err, "give the folder of an output of mgr-upcycle");
-    }
-    if (rc == MGR_OK)
-        rc = mgr_read_file(path.data, MAX_MANIFEST, text, err);
-    mgr_buf_clear(&path);
-    return rc;
 }
 
 static int old_manifest(const audit *a, mgr_err *err)
@@ -92,28 +59,20 @@ static int old_manifest(const audit *a, mgr_err *err)
 /* Rank 0. A manifest that is not what it was leaves a->manifest NULL: nothing else can be told. */
 static int read_manifest(audit *a, mgr_err *err)
 {
-    mgr_buf text = {0};
-    mgr_err why = MGR_ERR_INIT;
-    json_t *root = NULL;
-    bool good = false;
-    int rc = read_text(a, &text, err);
-    if (rc == MGR_OK && text.len)
-        rc = mgr_digest_check(text.data, text.len, &good, err);
-    const bool parsed =
-        rc == MGR_OK &&
-        mgr_json_parse(&root, MGR_MANIFEST, text.data ? text.data : "", text.len, &why) == MGR_OK;
-    if (rc == MGR_OK && parsed && !good && json_integer_value(json_object_get(root, "schema")) == 1)
-        rc = old_manifest(a, err);
-    if (rc == MGR_OK && !good)
-        rc = mgr_audit_find(&a->report, MGR_MANIFEST, NULL, UINT64_MAX,
-                            "its own digest is not that of its text", err);
-    if (rc == MGR_OK && good && parsed) {
-        a->manifest = root;
-        root = NULL;
+    mgr_manifest_state state;
+    MGR_TRY(mgr_manifest_read(a->path, &state, &a->manifest, err));
+    switch (state) {
+    case MGR_MANIFEST_WHOLE:
+        return MGR_OK;
+    case MGR_MANIFEST_OLD:
+        return old_manifest(a, err);
+    case MGR_MANIFEST_DAMAGED:
+        return mgr_findings_add(&a->report, MGR_MANIFEST, NULL, UINT64_MAX,
+                                "its own digest is not that of its text", err);
+    default:
+        mgr_fail(err, MGR_ERR_NOT_FOUND, "no '" MGR_MANIFEST "' in '%s'", a->path);
+        return mgr_hint(err, "give the folder of an output of mgr-upcycle");
     }
-    json_decref(root);
-    mgr_buf_clear(&text);
-    return rc;
 }
 
 /* One file of the list: is it there, as large as it was? */
@@ -130,8 +89,8 @@ static int take_file(audit *a, const json_t *entry, mgr_err *err)
     int rc = mgr_buf_fmt(&path, err, "%s/%s", a->path, name);
     const bool plain = rc == MGR_OK && mgr_is_plain_file(path.data);
     if (rc == MGR_OK && !plain)
-        rc = mgr_audit_find(&a->report, name, NULL, UINT64_MAX,
-                            mgr_path_exists(path.data) ? "is no plain file" : "is missing", err);
+        rc = mgr_findings_add(&a->report, name, NULL, UINT64_MAX,
+                              mgr_path_exists(path.data) ? "is no plain file" : "is missing", err);
     else if (rc == MGR_OK)
         rc = mgr_file_bytes(path.data, &found, err);
     mgr_buf_clear(&path);
@@ -139,7 +98,7 @@ static int take_file(audit *a, const json_t *entry, mgr_err *err)
         return rc;
     snprintf(what, sizeof what, "has %" PRIu64 " bytes, the manifest says %" PRIu64, found, bytes);
     if (found != bytes)
-        return mgr_audit_find(&a->report, name, NULL, found < bytes ? found : bytes, what, err);
+        return mgr_findings_add(&a->report, name, NULL, found < bytes ? found : bytes, what, err);
     a->wanted[a->sums.n] = (uint32_t)strtoul(crc, NULL, 16);
     return mgr_file_sums_add(&a->sums, name, bytes, err);
 }
@@ -202,8 +161,9 @@ static int open_view(audit *a, mgr_err *err)
 
 static int tell_refusal(audit *a, mgr_err *err)
 {
-    return a->refusal.len ? mgr_audit_find(&a->report, NULL, NULL, UINT64_MAX, a->refusal.data, err)
-                          : MGR_OK;
+    return a->refusal.len
+               ? mgr_findings_add(&a->report, NULL, NULL, UINT64_MAX, a->refusal.data, err)
+               : MGR_OK;
 }
 
 /* What rank 0's view has, to all. Collective. */
@@ -409,8 +369,8 @@ static int blame(audit *a, const mgr_file_sum *file, uint32_t wanted, mgr_err *e
         snprintf(what, sizeof what,
                  "differs from what was written, somewhere from byte %" PRIu64 " to %" PRIu64, from,
                  from + bytes - 1);
-    return mgr_audit_find(&a->report, file->path, s ? s->name : NULL, from + (one ? at : 0), what,
-                          err);
+    return mgr_findings_add(&a->report, file->path, s ? s->name : NULL, from + (one ? at : 0), what,
+                            err);
 }
 
 static int compare_sums(audit *a, mgr_err *err)
@@ -436,14 +396,14 @@ static int compare_keys(audit *a, mgr_err *err)
         const json_t *const t = tensor_entry(a, file, s->name);
         if (!t || (uint64_t)json_integer_value(json_object_get(t, "bytes")) !=
                       mgr_view_elements(s) * mgr_dtype_size(s->dtype))
-            MGR_TRY(mgr_audit_find(
+            MGR_TRY(mgr_findings_add(
                 &a->report, file, s->name, UINT64_MAX,
                 t ? "has another size than the manifest says" : "is not in the manifest", err));
     }
     return planned == cat->n_stored
                ? MGR_OK
-               : mgr_audit_find(&a->report, NULL, NULL, UINT64_MAX,
-                                "the manifest has another number of tensors", err);
+               : mgr_findings_add(&a->report, NULL, NULL, UINT64_MAX,
+                                  "the manifest has another number of tensors", err);
 }
 
 /* All ranks' oddities to rank 0. Collective. */
@@ -456,9 +416,9 @@ static int gather_odd(audit *a, mgr_err *err)
         memcpy(&o, all.data + at, sizeof o);
         assert(a->cat.stored && o.stored < a->cat.n_stored);
         const mgr_stored *const s = &a->cat.stored[o.stored];
-        rc = mgr_audit_find(&a->report, a->cat.files[s->file].path + strlen(a->path) + 1, s->name,
-                            o.offset < MGR_VIRTUAL_OFFSET ? o.offset : UINT64_MAX,
-                            "holds a value that is not finite", err);
+        rc = mgr_findings_add(&a->report, a->cat.files[s->file].path + strlen(a->path) + 1, s->name,
+                              o.offset < MGR_VIRTUAL_OFFSET ? o.offset : UINT64_MAX,
+                              "holds a value that is not finite", err);
     }
     mgr_buf_clear(&all);
     return mgr_agree(a->comm, rc, err);
@@ -474,17 +434,17 @@ static int begin(audit *a, mgr_err *err)
         return MGR_OK;
     MGR_TRY(take_files(a, err));
     a->late = strcmp(target_format(a), "hdf5") == 0;
-    return a->late || a->report.findings ? MGR_OK : open_view(a, err);
+    return a->late || a->report.list ? MGR_OK : open_view(a, err);
 }
 
 static int late_view(audit *a, mgr_err *err)
 {
-    return a->root && a->late && !a->report.findings ? open_view(a, err) : MGR_OK;
+    return a->root && a->late && !a->report.list ? open_view(a, err) : MGR_OK;
 }
 
 static int finish(audit *a, mgr_err *err)
 {
-    if (!a->viewed || a->report.findings)
+    if (!a->viewed || a->report.list)
         return MGR_OK;
     MGR_TRY(compare_keys(a, err));
     return a->view.has_model ? mgr_audit_experts(&a->report, a->path, &a->view, a->manifest, err)
@@ -524,64 +484,29 @@ static void clear(audit *a)
     if (a->root)
         mgr_view_close(&a->view);
     mgr_buf_clear(&a->refusal);
-    json_decref(a->report.findings);
-    json_decref(a->report.facts);
-}
-
-/* Is there anything to be printed as text? */
-static void print_finding(const json_t *f)
-{
-    const char *const file = json_string_value(json_object_get(f, "file"));
-    const char *const tensor = json_string_value(json_object_get(f, "tensor"));
-    const json_t *const byte = json_object_get(f, "byte");
-    mgr_say(stdout, "differs   ");
-    if (file)
-        mgr_say(stdout, "'%s'", file);
-    if (tensor)
-        mgr_say(stdout, "%stensor '%s'", file ? ", " : "", tensor);
-    if (json_is_integer(byte))
-        mgr_say(stdout, ", byte %" JSON_INTEGER_FORMAT, json_integer_value(byte));
-    mgr_say(stdout, "%s%s\n", file || tensor ? ": " : "",
-            json_string_value(json_object_get(f, "what")));
+    mgr_findings_clear(&a->report);
 }
 
 static void print_text(const audit *a)
 {
-    const size_t n = json_array_size(a->report.findings);
-    const char *key;
-    json_t *value;
     uint64_t bytes = 0;
     char text[32];
     for (size_t i = 0; i < a->sums.n; i++)
         bytes += a->sums.list[i].bytes;
     mgr_say(stdout, "path      %s\nread      %zu files, %s\n", a->path, a->sums.n,
             mgr_format_bytes(bytes, text, sizeof text));
-    json_object_foreach(a->report.facts, key, value)
-        mgr_say(stdout, "%-9s %s\n", key, json_string_value(value));
     if (a->extra)
         mgr_say(stdout, "besides   %zu files that are not in the manifest\n", a->extra);
-    if (n)
-        print_finding(json_array_get(a->report.findings, 0));
-    if (n > 1)
-        mgr_say(stdout, "          and %zu more\n", n - 1);
-    if (n == 0)
+    mgr_findings_print(&a->report, false);
+    if (json_array_size(a->report.list) == 0)
         mgr_say(stdout, "verified  all is as it was written\n");
 }
 
 static int print_json(const audit *a, mgr_err *err)
 {
-    mgr_buf text = {0};
-    json_t *const root =
-        json_pack("{s:s,s:b,s:I,s:I,s:O?,s:O?}", "path", a->path, "good", !a->report.findings,
-                  "files", (json_int_t)a->sums.n, "not_in_manifest", (json_int_t)a->extra, "facts",
-                  a->report.facts, "differences", a->report.findings);
-    const int rc = root ? mgr_json_dump(root, 2, &text, err)
-                        : mgr_fail(err, MGR_ERR_NOMEM, "no memory for JSON");
-    if (rc == MGR_OK)
-        mgr_say(stdout, "%s", text.data);
-    json_decref(root);
-    mgr_buf_clear(&text);
-    return rc;
+    json_t *const more = json_pack("{s:I,s:I}", "files", (json_int_t)a->sums.n, "not_in_manifest",
+                                   (json_int_t)a->extra);
+    return mgr_findings_json(&a->report, a->path, more, err);
 }
 
 int mgr_audit(mgr_comm *comm, const mgr_audit_options *o, bool *good, mgr_err *err)
@@ -600,7 +525,7 @@ int mgr_audit(mgr_comm *comm, const mgr_audit_options *o, bool *good, mgr_err *e
     if (rc == MGR_OK)
         rc = mgr_agree(comm, a.root ? finish(&a, err) : MGR_OK, err);
     if (a.root)
-        n_findings = (int64_t)json_array_size(a.report.findings);
+        n_findings = (int64_t)json_array_size(a.report.list);
     if (rc == MGR_OK)
         rc = mgr_sum_i64(comm, &n_findings, 1, err);
     *good = n_findings == 0;

@@ -6,11 +6,9 @@
 
 #include <stdbool.h>
 
+#include "look/manifest_read.h"
 #include "mgr/err.h"
 #include "par/comm.h"
-
-#define MGR_MANIFEST "mgr-manifest.json"
-#define MGR_MANIFEST_SCHEMA 2 /* from 2 on it lists every file, and is sealed */
 
 typedef struct mgr_audit_options {
     const char *path; /* an output's folder */

@@ -14,7 +14,7 @@
 #define MATRICES ((size_t)3)
 
 typedef struct experts {
-    mgr_audit_report *report;
+    mgr_findings *report;
     const mgr_view *view;
     const json_t *manifest;
     mgr_config config;
@@ -32,7 +32,7 @@ static int find(const experts *x, uint64_t layer, uint64_t expert, const char *w
     char text[200];
     snprintf(text, sizeof text, "expert %llu of the layer with experts number %llu: %s",
              (unsigned long long)expert, (unsigned long long)layer, what);
-    return mgr_audit_find(x->report, LEDGER, NULL, UINT64_MAX, text, err);
+    return mgr_findings_add(x->report, LEDGER, NULL, UINT64_MAX, text, err);
 }
 
 /* The configuration that made the output, and what it asks of the experts. */
@@ -195,14 +195,10 @@ static int add_fact(const experts *x, mgr_err *err)
              (unsigned long long)x->n, (unsigned long long)x->layers,
              x->selected ? "no two alike" : "copies",
              (unsigned long long)(x->neurons - x->selected), (unsigned long long)x->neurons);
-    if (!x->report->facts)
-        x->report->facts = json_object();
-    return json_object_set_new(x->report->facts, "experts", json_string(text)) == 0
-               ? MGR_OK
-               : mgr_fail(err, MGR_ERR_NOMEM, "no memory for a fact");
+    return mgr_findings_fact(x->report, "experts", text, err);
 }
 
-int mgr_audit_experts(mgr_audit_report *report, const char *directory, const mgr_view *view,
+int mgr_audit_experts(mgr_findings *report, const char *directory, const mgr_view *view,
                       const json_t *manifest, mgr_err *err)
 {
     experts *x = NULL;

@@ -91,8 +91,7 @@ static bool same_real(double a, double b)
     return a <= b && a >= b;
 }
 
-/* What consumers compute with, beside the tensors. */
-static bool same_kind(const mgr_model *a, const mgr_model *b)
+bool mgr_same_kind(const mgr_model *a, const mgr_model *b)
 {
     bool same = a->top_k == b->top_k && a->tied == b->tied && a->kv_groups == b->kv_groups &&
                 same_real(a->norm_epsilon, b->norm_epsilon);
@@ -107,7 +106,7 @@ static bool same_kind(const mgr_model *a, const mgr_model *b)
 static int compare_models(const mgr_tensors *wanted, const mgr_tensors *found, mgr_err *err)
 {
     MGR_TRY(compare_tensors(wanted, found, err));
-    if (found->n == wanted->n && same_kind(&wanted->model, &found->model))
+    if (found->n == wanted->n && mgr_same_kind(&wanted->model, &found->model))
         return MGR_OK;
     return mgr_fail(err, MGR_ERR_INTERNAL,
                     "self-check of the output: it shows another model than was meant");

@@ -15,4 +15,7 @@
 int mgr_verify_output(const char *format, const mgr_layout *planned, const char *directory,
                       mgr_err *err) MGR_NODISCARD;
 
+/* Do consumers compute the same with two models, as far as that is not in the tensors? Pure. */
+bool mgr_same_kind(const mgr_model *a, const mgr_model *b);
+
 #endif

@@ -5,7 +5,7 @@
 #define MGR_RUN_MANIFEST_H
 
 #include "engine/job.h"
-#include "look/audit.h"
+#include "look/manifest_read.h"
 
 /* The manifest of the weights: program, contract, configuration, seed, fingerprints of the source,
  * and per file of the weights its size, CRC-32, expert-parallel rank and tensors with theirs. That

@@ -177,9 +177,9 @@ void mgr_print_plan(const mgr_job *job)
     print_target(job);
     print_skipped(job);
     print_remarks(&job->remarks);
-    mgr_say(stdout, "plan      %u rank%s read %s and write %s\n", plan->ranks,
+    mgr_say(stdout, "plan      %u rank%s read %s and %s %s\n", plan->ranks,
             plan->ranks == 1 ? "" : "s", mgr_format_bytes(plan->total_in, in, sizeof in),
-            mgr_format_bytes(plan->total_out, out, sizeof out));
+            job->found ? "compare" : "write", mgr_format_bytes(plan->total_out, out, sizeof out));
     mgr_report_line("memory", "at most %s on each rank (memory_per_rank), with %s of buffers",
                     mgr_format_bytes(job->config.memory_per_rank, in, sizeof in),
                     mgr_format_bytes(plan->memory_bytes, memory, sizeof memory));

@@ -33,6 +33,7 @@ typedef struct mgr_run_options {
     int verbosity;       /* -1 quiet, 0, 1 verbose */
     uint64_t plan_ranks; /* of a dry run: plan for so many ranks, 0: for those that run */
     uint64_t unit_min;   /* bytes of the smallest unit of work, 0: as it is best */
+    bool json;           /* mgr_run_verify: print JSON */
     mgr_write_options write;
 } mgr_run_options;
 
@@ -42,6 +43,12 @@ typedef struct mgr_run_options {
  * is the sum over the ranks (rank 0). Collective. */
 int mgr_run_upcycle(mgr_comm *comm, const mgr_run_options *options, mgr_tally *tally,
                     mgr_err *err) MGR_NODISCARD;
+
+/* mgr-upcycle --verify: everything of a run but the writing: what it makes is compared with the
+ * output that is there. *good tells whether nothing differs, on all ranks; rank 0 prints what does.
+ * Collective. */
+int mgr_run_verify(mgr_comm *comm, const mgr_run_options *options, bool *good, mgr_tally *tally,
+                   mgr_err *err) MGR_NODISCARD;
 
 /* mgr-synth: a checkpoint of `model` at `out`, values by seed and logical coordinate. Collective.
  */
@@ -59,7 +66,11 @@ typedef struct mgr_synth_options {
 
 int mgr_run_synth(mgr_comm *comm, const mgr_synth_options *options, mgr_err *err) MGR_NODISCARD;
 
-/* --- phases, shared by the two --- */
+/* --- phases, shared by these --- */
+
+/* From the configuration to the plan, which rank 0 prints; job->comm, and for --verify job->found,
+ * are set. Collective. */
+int mgr_run_begin(mgr_job *job, const mgr_run_options *options, mgr_err *err) MGR_NODISCARD;
 
 /* Agree on `local`, the outcome of work that only rank 0 does. Collective. */
 int mgr_agree_root(mgr_job *job, int local, mgr_err *err);

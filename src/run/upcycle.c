@@ -10,6 +10,7 @@
 #include "form/strange.h"
 #include "io/file.h"
 #include "model/moe_layers.h"
+#include "run/found.h"
 #include "run/run.h"
 
 #define BASELINE_UNIT ((uint64_t)8 << 20)
@@ -395,6 +396,8 @@ static int plan(mgr_job *job, mgr_err *err)
     if (rc == MGR_OK && job->rank == 0)
         rc = review(job, err);
     rc = mgr_agree(job->comm, rc, err);
+    if (rc == MGR_OK && job->found)
+        rc = mgr_found_open(job, job->found, err);
     if (rc == MGR_OK)
         rc = baseline(job, &base, err);
     if (rc == MGR_OK)
@@ -448,6 +451,23 @@ static int prepare(mgr_job *job, const mgr_run_options *o, mgr_err *err)
     return rc;
 }
 
+int mgr_run_begin(mgr_job *job, const mgr_run_options *o, mgr_err *err)
+{
+    job->rank = (uint32_t)mgr_comm_rank(job->comm);
+    job->ranks = (uint32_t)mgr_comm_size(job->comm);
+    job->plan_ranks = (uint32_t)o->plan_ranks;
+    job->start = mgr_now();
+    job->unit_min = o->unit_min;
+    MGR_TRY(prepare(job, o, err));
+    job->planned_remarks = job->remarks.n;
+    if (job->rank == 0 && o->verbosity >= 0) {
+        mgr_print_plan(job);
+        if (o->verbosity > 0)
+            mgr_print_config(job);
+    }
+    return MGR_OK;
+}
+
 int mgr_run_upcycle(mgr_comm *comm, const mgr_run_options *o, mgr_tally *tally, mgr_err *err)
 {
     mgr_job *job = NULL;
@@ -459,18 +479,7 @@ int mgr_run_upcycle(mgr_comm *comm, const mgr_run_options *o, mgr_tally *tally, 
         return rc;
     }
     job->comm = comm;
-    job->rank = (uint32_t)mgr_comm_rank(comm);
-    job->ranks = (uint32_t)mgr_comm_size(comm);
-    job->plan_ranks = (uint32_t)o->plan_ranks;
-    job->start = mgr_now();
-    job->unit_min = o->unit_min;
-    rc = prepare(job, o, err);
-    job->planned_remarks = job->remarks.n;
-    if (rc == MGR_OK && job->rank == 0 && o->verbosity >= 0) {
-        mgr_print_plan(job);
-        if (o->verbosity > 0)
-            mgr_print_config(job);
-    }
+    rc = mgr_run_begin(job, o, err);
     if (rc == MGR_OK)
         rc = mgr_run_write(job, job->config.target.path, &write, err);
     if (rc == MGR_OK && job->rank == 0 && o->verbosity >= 0)

@@ -3,12 +3,14 @@
 
 #include "core/mem.h"
 #include "core/stop.h"
+#include "engine/sink_compare.h"
 #include "engine/engine.h"
 #include "engine/progress.h"
 #include "engine/recall.h"
 #include "io/fault.h"
 #include "io/file.h"
 #include "look/verify.h"
+#include "run/found.h"
 #include "run/hashes.h"
 #include "run/ledger.h"
 #include "run/manifest.h"
@@ -89,6 +91,14 @@ int mgr_run_replan(mgr_job *job, const mgr_piece *done, size_t n_done, mgr_err *
     return mgr_plan_make(&job->plan, &request, err);
 }
 
+/* What is compared lies where it was found, and passes through one buffer more. */
+static void take_found(mgr_job *job)
+{
+    job->memory -= job->memory < MGR_COMPARE_BYTES ? job->memory : MGR_COMPARE_BYTES;
+    if (job->found->comparable)
+        mgr_found_take(job, job->found);
+}
+
 int mgr_run_plan(mgr_job *job, uint64_t baseline, mgr_err *err)
 {
     const uint64_t all = job->config.memory_per_rank;
@@ -96,6 +106,8 @@ int mgr_run_plan(mgr_job *job, uint64_t baseline, mgr_err *err)
     const uint64_t reserve = baseline + (sixteenth > RESERVE_MIN ? sixteenth : RESERVE_MIN);
     job->memory = all > reserve ? all - reserve : 0;
     MGR_TRY(place_files(job, err));
+    if (job->found)
+        take_found(job);
     if (mgr_run_replan(job, NULL, 0, err) != MGR_OK)
         return mgr_hint(err, "raise memory_per_rank");
     return job->source_format ? check_consumed(job, err) : MGR_OK;
