@@ -53,3 +53,5 @@ timeout --preserve-status --signal=TERM "$limit" "${launch[@]}" \
 # Launchers have been seen to lose an exit status: what counts is that the target is there, and whole.
 target=$("$bin/mgr-upcycle" --get target.path "$config") || exit
 "${launch[@]}" "$bin/mgr-verify" "$target"
+# Every weight made again from source and seed, and compared:
+# "${launch[@]}" "$bin/mgr-upcycle" --verify "$config"

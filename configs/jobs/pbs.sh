@@ -65,3 +65,5 @@ if [ ! -e "$target" ]; then
 fi
 [ $status = 0 ] || exit $status
 "${launch[@]}" "$bin/mgr-verify" "$target"
+# Every weight made again from source and seed, and compared:
+# "${launch[@]}" "$bin/mgr-upcycle" --verify "$config"

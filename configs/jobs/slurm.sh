@@ -50,3 +50,5 @@ fi
 # Launchers have been seen to lose an exit status: what counts is that the target is there, and whole.
 target=$("$bin/mgr-upcycle" --get target.path "$config") || exit
 srun "${run[1]}" "$bin/mgr-verify" "$target"
+# Every weight made again from source and seed, and compared:
+# srun "${run[1]}" "$bin/mgr-upcycle" --verify "$config"

@@ -5,7 +5,7 @@
 
 enum { JSON, SUMMARY };
 
-#define MOST 20          /* differences that are listed */
+#define MOST 20 /* differences that are listed */
 
 static const mgr_option options[] = {
     [JSON] = {"json", 'j', NULL, "print JSON"},

@@ -38,7 +38,7 @@ static const mgr_option options[] = {
     [FORCE] = {"force", 'f', NULL, "replace an existing checkpoint once the new one is complete"},
     [VERIFY] = {"verify", 0, NULL,
                 "write nothing: make every weight again and compare it with the target"},
-    [JSON] = {"json", 0, NULL, "with --verify: print JSON, with all that differs"},
+    [JSON] = {"json", 'j', NULL, "with --verify: print JSON, with all that differs"},
     [RESUME] = {"resume", 'r', NULL, "continue a run that was stopped or killed, if there is one"},
     [DISCARD] = {"discard", 0, NULL, "leave nothing behind a failure that --resume could continue"},
     [JOURNAL] = {"journal", 0, "SECONDS", "how often finished work is made safe for --resume (20)"},

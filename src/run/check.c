@@ -4,8 +4,8 @@
 
 #include "core/mem.h"
 #include "core/say.h"
-#include "engine/sink_compare.h"
 #include "engine/progress.h"
+#include "engine/sink_compare.h"
 #include "run/found.h"
 #include "run/run.h"
 #include "run/settle.h"

@@ -15,11 +15,13 @@
 
 /* ---- the configuration that made it ---- */
 
-/* Keys that say where something is, or how it is done: they change no byte of the weights. */
+/* Keys that say where something is, or how it is done: they change no byte of the weights. Those of
+ * `model:` are of the source, and what they change shows in the model. */
 static bool is_of_no_matter(const char *key)
 {
-    return mgr_has_prefix(key, "source.") || strcmp(key, "memory_per_rank") == 0 ||
-           strcmp(key, "target.path") == 0 || strcmp(key, "target.sha256") == 0;
+    return mgr_has_prefix(key, "source.") || mgr_has_prefix(key, "model.") ||
+           strcmp(key, "memory_per_rank") == 0 || strcmp(key, "target.path") == 0 ||
+           strcmp(key, "target.sha256") == 0;
 }
 
 static int value_of(const mgr_config *c, const char *name, mgr_buf *out, mgr_err *err)

@@ -3,10 +3,10 @@
 
 #include "core/mem.h"
 #include "core/stop.h"
-#include "engine/sink_compare.h"
 #include "engine/engine.h"
 #include "engine/progress.h"
 #include "engine/recall.h"
+#include "engine/sink_compare.h"
 #include "io/fault.h"
 #include "io/file.h"
 #include "look/verify.h"
