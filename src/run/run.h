@@ -87,6 +87,8 @@ int mgr_run_replan(mgr_job *job, const mgr_piece *done, size_t n_done, mgr_err *
 int mgr_run_write(mgr_job *job, const char *out, const mgr_write_options *options,
                   mgr_err *err) MGR_NODISCARD;
 
+/* Peak memory and counters of all ranks into job->tally (rank 0). Collective. */
+int mgr_run_tally(mgr_job *job, mgr_err *err) MGR_NODISCARD;
 
 /* Free what the source's format keeps while headers are read. Local. */
 void mgr_forget_source(mgr_job *job);

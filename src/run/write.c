@@ -122,9 +122,8 @@ uint64_t mgr_run_output_bytes(const mgr_job *job)
     return sum;
 }
 
-/* Peak memory and counters of all ranks, to rank 0; before the output gets its name, so that
- * nothing that can fail is left behind that. Collective. */
-static int tally(mgr_job *job, mgr_err *err)
+/* Before the output gets its name, so that nothing that can fail is left behind that. */
+int mgr_run_tally(mgr_job *job, mgr_err *err)
 {
     mgr_buf mine = {0}, all = {0};
     job->tally.peak_rss = mgr_peak_rss();
@@ -245,7 +244,7 @@ static int complete(mgr_job *job, mgr_stage *stage, writing *w, mgr_err *err)
     if (rc == MGR_OK)
         rc = mgr_manifest_finish(job, w->directory.data, err);
     if (rc == MGR_OK)
-        rc = tally(job, err);
+        rc = mgr_run_tally(job, err);
     if (rc == MGR_OK)
         rc = mgr_agree_root(job, job->rank == 0 ? publish(job, stage, err) : MGR_OK, err);
     job->tally.seconds_publish = mgr_now() - start;
@@ -448,7 +447,7 @@ int mgr_run_write(mgr_job *job, const char *out, const mgr_write_options *o, mgr
     writing w = {0};
     int rc = check_all(job, &stage, out, o->quiet, err);
     if (rc == MGR_OK && (o->dry_run || job->complete))
-        rc = tally(job, err);
+        rc = mgr_run_tally(job, err);
     else if (rc == MGR_OK) {
         rc = begin(job, &stage, &w, o, err);
         if (rc == MGR_OK) {
