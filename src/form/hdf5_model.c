@@ -55,11 +55,34 @@ static void add_layers(json_t *object, const char *name, const uint8_t *bits, ui
     json_object_set_new(object, name, json_string(text));
 }
 
+static void add_router(json_t *object, const mgr_model *m)
+{
+    const mgr_router_kind *const r = &m->router;
+    if (r->score == MGR_SCORE_SIGMOID)
+        json_object_set_new(object, "router_sigmoid", json_true());
+    if (r->selection_bias)
+        json_object_set_new(object, "router_selection_bias", json_true());
+    if (r->scale > 0)
+        json_object_set_new(object, "router_scale", json_real(r->scale));
+    if (!r->groups)
+        return;
+    json_object_set_new(object, "router_groups", json_integer((json_int_t)r->groups));
+    json_object_set_new(object, "router_top_groups", json_integer((json_int_t)r->top_groups));
+    json_object_set_new(object, "router_group_best", json_integer((json_int_t)r->group_best));
+}
+
 /* What most models do not have is written only where they do. */
 static void add_optional(json_t *object, const mgr_model *m)
 {
     if (m->router.unnormalised)
         json_object_set_new(object, "router_pre_softmax", json_true());
+    add_router(object, m);
+    if (m->shared_ffn)
+        json_object_set_new(object, "shared_ffn", json_integer((json_int_t)m->shared_ffn));
+    if (m->shared_ffn && m->shared_switch)
+        json_object_set_new(object, "shared_switch", json_true());
+    if (m->rotary_part > 0)
+        json_object_set_new(object, "rotary_part", json_real(m->rotary_part));
     if (m->window) {
         json_object_set_new(object, "window", json_integer((json_int_t)m->window));
         add_layers(object, "window_layers", m->window_layers, m->layers);
@@ -162,14 +185,56 @@ static int take_layers(const mgr_catalogue *cat, uint32_t file, const char *name
     return MGR_OK;
 }
 
+static bool has_true(const mgr_catalogue *cat, uint32_t file, const char *name)
+{
+    const mgr_attr *const a = mgr_catalogue_attr(cat, file, name);
+    return a && a->kind == MGR_ATTR_BOOL && a->i;
+}
+
+/* What is 0 where it is not there. */
+static int take_size(const mgr_catalogue *cat, uint32_t file, const char *name, uint64_t *out,
+                     mgr_err *err)
+{
+    int64_t value = 0;
+    if (mgr_catalogue_attr(cat, file, name))
+        MGR_TRY(take_whole(cat, file, name, 1, &value, err));
+    *out = (uint64_t)value;
+    return MGR_OK;
+}
+
+static int take_part(const mgr_catalogue *cat, uint32_t file, const char *name, double *out,
+                     mgr_err *err)
+{
+    const mgr_attr *a;
+    *out = 0;
+    if (!mgr_catalogue_attr(cat, file, name))
+        return MGR_OK;
+    MGR_TRY(take(cat, file, name, MGR_ATTR_REAL, &a, err));
+    *out = a->r;
+    return a->r > 0 && a->r <= 1e6 ? MGR_OK
+                                   : mgr_fail(err, MGR_ERR_FORMAT, "%s of the model in '%s' is %g",
+                                              name, cat->files[file].path, a->r);
+}
+
+static int take_router(const mgr_catalogue *cat, uint32_t file, mgr_model *m, mgr_err *err)
+{
+    mgr_router_kind *const r = &m->router;
+    r->score = has_true(cat, file, "router_sigmoid") ? MGR_SCORE_SIGMOID : MGR_SCORE_SOFTMAX;
+    r->selection_bias = has_true(cat, file, "router_selection_bias");
+    MGR_TRY(take_part(cat, file, "router_scale", &r->scale, err));
+    MGR_TRY(take_size(cat, file, "router_groups", &r->groups, err));
+    MGR_TRY(take_size(cat, file, "router_top_groups", &r->top_groups, err));
+    MGR_TRY(take_size(cat, file, "router_group_best", &r->group_best, err));
+    m->shared_switch = has_true(cat, file, "shared_switch");
+    MGR_TRY(take_size(cat, file, "shared_ffn", &m->shared_ffn, err));
+    return take_part(cat, file, "rotary_part", &m->rotary_part, err);
+}
+
 static int take_optional(const mgr_catalogue *cat, uint32_t file, mgr_model *model, mgr_err *err)
 {
-    const mgr_attr *const a = mgr_catalogue_attr(cat, file, "router_pre_softmax");
-    int64_t window = 0;
-    model->router.unnormalised = a && a->i;
-    if (mgr_catalogue_attr(cat, file, "window"))
-        MGR_TRY(take_whole(cat, file, "window", 1, &window, err));
-    model->window = (uint64_t)window;
+    model->router.unnormalised = has_true(cat, file, "router_pre_softmax");
+    MGR_TRY(take_router(cat, file, model, err));
+    MGR_TRY(take_size(cat, file, "window", &model->window, err));
     MGR_TRY(take_layers(cat, file, "window_layers", model, model->window_layers, err));
     return take_layers(cat, file, "dense_layers", model, model->dense_layers, err);
 }

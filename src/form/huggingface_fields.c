@@ -56,6 +56,24 @@ static void add_sparse_step(json_t *object, const mgr_model *m)
     json_object_set_new(object, "mlp_only_layers", dense);
 }
 
+/* The first layers are dense, or none is. */
+static void add_glm(json_t *object, const mgr_model *m)
+{
+    const mgr_router_kind *const r = &m->router;
+    const field fields[] = {
+        {"n_shared_experts", json_integer((json_int_t)(m->shared_ffn / mgr_model_expert_ffn(m)))},
+        {"first_k_dense_replace", json_integer((json_int_t)(m->layers - mgr_model_moe_layers(m)))},
+        {"n_group", json_integer(r->groups ? (json_int_t)r->groups : 1)},
+        {"topk_group", json_integer(r->groups ? (json_int_t)r->top_groups : 1)},
+        {"routed_scaling_factor", json_real(mgr_model_router_scale(m))},
+        {"use_qk_norm", json_boolean(m->qk_norm)},
+        {"partial_rotary_factor", json_real(mgr_model_rotary_part(m))},
+    };
+    add_fields(object, fields, sizeof fields / sizeof fields[0]);
+    json_object_set_new(json_object_get(object, "rope_parameters"), "partial_rotary_factor",
+                        json_real(mgr_model_rotary_part(m)));
+}
+
 /* What norm_topk_prob is by default nobody should have to know. */
 static void add_experts(json_t *object, const mgr_model *m, const mgr_hf_family *f)
 {
@@ -70,12 +88,19 @@ static void add_experts(json_t *object, const mgr_model *m, const mgr_hf_family 
         json_object_set_new(object, "norm_topk_prob", json_boolean(!m->router.unnormalised));
     if (f->keys & MGR_HF_KEY_SPARSE_STEP)
         add_sparse_step(object, m);
+    if (f->shared_ffn)
+        json_object_set_new(object, "shared_expert_intermediate_size",
+                            json_integer((json_int_t)m->shared_ffn));
+    if (f->keys & MGR_HF_KEY_GLM)
+        add_glm(object, m);
 }
 
 /* Of the other classes they are fixed. */
 static void add_biases(json_t *object, const mgr_model *m, const mgr_hf_family *f)
 {
-    if (f->keys & MGR_HF_KEY_ATTENTION_BIAS)
+    if (f->keys & MGR_HF_KEY_QKV_BIAS)
+        json_object_set_new(object, "qkv_bias", json_boolean(m->bias_qkv));
+    if (f->keys & (MGR_HF_KEY_ATTENTION_BIAS | MGR_HF_KEY_GLM))
         json_object_set_new(object, "attention_bias", json_boolean(m->bias_qkv));
     if (f->keys & MGR_HF_KEY_MLP_BIAS)
         json_object_set_new(object, "mlp_bias", json_boolean(m->bias_mlp));

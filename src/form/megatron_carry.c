@@ -42,14 +42,12 @@ static bool one_of(const char *name, const char *const *names, size_t n)
 /* Args of ours that no job changes: whatever the source says of them holds for the output, too. */
 static bool stays(const mgr_megatron_args *args, const char *name)
 {
-    static const char *const always[] = {
-        "num_query_groups",         "seq_length",
-        "add_position_embedding",   "use_rotary_position_embeddings",
-        "rotary_percent",           "rotary_interleaved",
-        "rope_scaling_factor",      "apply_layernorm_1p",
-        "gated_linear_unit",        "attention_dropout",
-        "hidden_dropout",           "data_parallel_random_init",
-        "moe_router_score_function"};
+    static const char *const always[] = {"num_query_groups",       "seq_length",
+                                         "add_position_embedding", "use_rotary_position_embeddings",
+                                         "rotary_percent",         "rotary_interleaved",
+                                         "rope_scaling_factor",    "apply_layernorm_1p",
+                                         "gated_linear_unit",      "attention_dropout",
+                                         "hidden_dropout",         "data_parallel_random_init"};
     static const char *const unless_upcycled[] = {"consumed_train_samples", "skipped_train_samples",
                                                   "consumed_valid_samples"};
     return one_of(name, always, sizeof always / sizeof always[0]) ||
@@ -103,6 +101,15 @@ static int append(mgr_megatron_arg_list *out, const mgr_attr *from, const char *
     return MGR_OK;
 }
 
+/* Args that a dense model may have and that change a mixture, of which ours says nothing. */
+static bool is_of_mixtures(const char *name)
+{
+    static const char *const names[] = {
+        "moe_router_topk_scaling_factor", "moe_router_num_groups", "moe_router_group_topk",
+        "moe_shared_expert_intermediate_size", "moe_shared_expert_gate"};
+    return one_of(name, names, sizeof names / sizeof names[0]);
+}
+
 static int carry(const mgr_megatron_args *args, const mgr_attr *from, mgr_megatron_arg_list *out,
                  mgr_err *err)
 {
@@ -117,6 +124,9 @@ static int carry(const mgr_megatron_args *args, const mgr_attr *from, mgr_megatr
             ours->value = *from;
         return MGR_OK;
     }
+    if (strcmp(args->config->mode, "upcycle") == 0 && is_of_mixtures(name) &&
+        !mgr_attr_is_nothing(from))
+        return append(out, from, name, "the router of an upcycled model is another", err);
     if (strcmp(name, "moe_layer_freq") == 0)
         return append(out, from, name, "it says how a dense model's layers are stored", err);
     if (strcmp(name, "moe_grouped_gemm") == 0 &&

@@ -10,7 +10,8 @@ typedef enum flag_when {
     VALUE,    /* as it is, unless None */
     IF_TRUE,  /* an option without a value */
     IF_FALSE, /* the same */
-    IF_NOT_1  /* a value, unless it is 1 */
+    IF_NOT_1, /* a value, unless it is 1 */
+    IF_NOT_SOFTMAX
 } flag_when;
 
 typedef struct flag {
@@ -49,6 +50,13 @@ static const flag model_flags[] = {
     {"moe_layer_freq", IF_NOT_1, "--moe-layer-freq", true},
     {"moe_router_topk", VALUE, "--moe-router-topk", true},
     {"moe_router_pre_softmax", IF_TRUE, "--moe-router-pre-softmax", true},
+    {"moe_router_score_function", IF_NOT_SOFTMAX, "--moe-router-score-function", true},
+    {"moe_router_enable_expert_bias", IF_TRUE, "--moe-router-enable-expert-bias", true},
+    {"moe_router_topk_scaling_factor", VALUE, "--moe-router-topk-scaling-factor", true},
+    {"moe_router_num_groups", VALUE, "--moe-router-num-groups", false},
+    {"moe_router_group_topk", VALUE, "--moe-router-group-topk", false},
+    {"moe_shared_expert_intermediate_size", VALUE, "--moe-shared-expert-intermediate-size", true},
+    {"moe_shared_expert_gate", IF_TRUE, "--moe-shared-expert-gate", false},
     {"moe_grouped_gemm", IF_TRUE, "--moe-grouped-gemm", true},
     {"make_vocab_size_divisible_by", VALUE, "--make-vocab-size-divisible-by", false},
     {"bf16", IF_TRUE, "--bf16", false},
@@ -125,7 +133,8 @@ static int put_flag(lines *l, const flag *f, const mgr_attr *a)
     char text[160], word[180];
     const bool one = a && a->kind != MGR_ATTR_LITERAL &&
                      (a->kind == MGR_ATTR_REAL ? a->r >= 1 && a->r <= 1 : a->i == 1);
-    if (!a || a->kind == MGR_ATTR_NULL || (f->when == IF_NOT_1 && one))
+    if (!a || a->kind == MGR_ATTR_NULL || (f->when == IF_NOT_1 && one) ||
+        (f->when == IF_NOT_SOFTMAX && a->text && strcmp(a->text, "softmax") == 0))
         return MGR_OK;
     if (f->when == IF_TRUE || f->when == IF_FALSE)
         return is_true(a) == (f->when == IF_TRUE) ? put(l, f->option, NULL) : MGR_OK;

@@ -52,6 +52,23 @@ static bool is_megatron_rope(const mgr_rope *rope)
             rope->high_freq <= 4.0 && rope->original_positions == 8192);
 }
 
+/* transformer/moe/{moe_utils,router,shared_experts}.py, transformer_config.py */
+static const char *unsaid_of_experts(const mgr_model *m)
+{
+    const mgr_router_kind *const r = &m->router;
+    const bool sigmoid = r->score == MGR_SCORE_SIGMOID;
+    if (sigmoid && r->unnormalised != (m->top_k == 1))
+        return r->unnormalised
+                   ? "a router whose sigmoid scores are not normalised, and more than one expert"
+                   : "a router whose sigmoid score is normalised, of one expert";
+    if (r->selection_bias && !sigmoid)
+        return "a router with a selection bias and no sigmoid scores";
+    if (r->groups && r->group_best != m->top_k / r->top_groups)
+        return "a router that takes groups of experts for as good as their best two, where it "
+               "chooses more or fewer of each";
+    return m->shared_ffn && m->bias_mlp ? "shared experts and biases of the FFN" : NULL;
+}
+
 int mgr_megatron_check_args(const mgr_model *m, mgr_err *err)
 {
     const char *what = NULL;
@@ -64,6 +81,8 @@ int mgr_megatron_check_args(const mgr_model *m, mgr_err *err)
         what = "Llama 3 RoPE scaling by other numbers than 8, 1, 4 and 8192 positions";
     else if (m->window)
         what = "sliding-window attention";
+    else if (m->experts)
+        what = unsaid_of_experts(m);
     if (!what)
         return MGR_OK;
     return mgr_fail(err, MGR_ERR_UNSUPPORTED, "Megatron's args cannot say that the model has %s",
@@ -106,7 +125,7 @@ static int add_positions(const mgr_model *m, mgr_megatron_arg_list *out, mgr_err
         {"add_position_embedding", BOOLEAN, 1, NULL},
         {"use_rotary_position_embeddings", BOOLEAN, rope, NULL},
         {"rotary_base", whole ? WHOLE : REAL, m->rotary_base, NULL},
-        {"rotary_percent", REAL, 1.0, NULL},
+        {"rotary_percent", REAL, mgr_model_rotary_part(m), NULL},
         {"rotary_interleaved", BOOLEAN, 0, NULL},
         {"use_rope_scaling", BOOLEAN, m->rope.kind == MGR_ROPE_LLAMA3, NULL},
         {"rope_scaling_factor", REAL, m->rope.kind == MGR_ROPE_LLAMA3 ? m->rope.factor : 8.0, NULL},
@@ -162,33 +181,50 @@ static int add_layer_freq(const mgr_megatron_args *a, mgr_megatron_arg_list *out
     return rc;
 }
 
+static int add_optional(const char *name, uint64_t value, mgr_megatron_arg_list *out, mgr_err *err)
+{
+    const arg a = {name, WHOLE, (double)value, NULL};
+    return value ? add(out, &a, err) : MGR_OK;
+}
+
+/* What most routers do not have, and the shared expert. */
+static int add_router(const mgr_model *m, mgr_megatron_arg_list *out, mgr_err *err)
+{
+    const arg scale = {"moe_router_topk_scaling_factor", REAL, m->router.scale, NULL};
+    const arg gate = {"moe_shared_expert_gate", BOOLEAN, m->shared_switch, NULL};
+    if (m->router.scale > 0)
+        MGR_TRY(add(out, &scale, err));
+    MGR_TRY(add_optional("moe_router_num_groups", m->router.groups, out, err));
+    MGR_TRY(add_optional("moe_router_group_topk", m->router.top_groups, out, err));
+    MGR_TRY(add_optional("moe_shared_expert_intermediate_size", m->shared_ffn, out, err));
+    return m->shared_ffn ? add(out, &gate, err) : MGR_OK;
+}
+
 static int add_experts(const mgr_megatron_args *a, mgr_megatron_arg_list *out, mgr_err *err)
 {
     const mgr_model *const m = a->model;
     const mgr_megatron *const mg = a->megatron;
+    const bool sigmoid = m->router.score == MGR_SCORE_SIGMOID;
+    const arg pre_softmax = {"moe_router_pre_softmax", BOOLEAN, m->router.unnormalised, NULL};
     const arg args[] = {
         {"num_experts", WHOLE, (double)m->experts, NULL},
         {"moe_ffn_hidden_size", WHOLE, (double)mgr_model_expert_ffn(m), NULL},
         {"moe_router_topk", WHOLE, (double)m->top_k, NULL},
-        {"moe_router_pre_softmax", BOOLEAN, m->router.unnormalised, NULL},
-        {"moe_router_score_function", TEXT, 0, "softmax"},
-        {"moe_router_enable_expert_bias", BOOLEAN, 0, NULL},
+        {"moe_router_score_function", TEXT, 0, sigmoid ? "sigmoid" : "softmax"},
+        {"moe_router_enable_expert_bias", BOOLEAN, m->router.selection_bias, NULL},
         {"expert_model_parallel_size", WHOLE, mg->expert_parallel, NULL},
         {"expert_tensor_parallel_size", WHOLE, mg->expert_tensor_parallel, NULL},
     };
     if (m->experts == 0)
         return MGR_OK;
     MGR_TRY(add_all(out, args, sizeof args / sizeof args[0], err));
+    if (!sigmoid) /* of which it says nothing: a source's may stay */
+        MGR_TRY(add(out, &pre_softmax, err));
+    MGR_TRY(add_router(m, out, err));
     if (strcmp(a->ckpt_format, "torch") != 0)
         return MGR_OK; /* torch_dist suits both kinds of experts: the trainer's option decides */
     const arg grouped = {"moe_grouped_gemm", BOOLEAN, mg->experts != MGR_EXPERTS_SEQUENTIAL, NULL};
     return add(out, &grouped, err);
-}
-
-static int add_optional(const char *name, uint64_t value, mgr_megatron_arg_list *out, mgr_err *err)
-{
-    const arg a = {name, WHOLE, (double)value, NULL};
-    return value ? add(out, &a, err) : MGR_OK;
 }
 
 static int add_stages(const mgr_megatron_args *a, mgr_megatron_arg_list *out, mgr_err *err)

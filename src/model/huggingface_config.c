@@ -41,7 +41,6 @@ static const char *path(const evidence *ev)
 static const struct {
     const char *type, *what;
 } refused_types[] = {
-    {"qwen2_moe", "a mixture of experts of another kind than Mixtral"},
     {"deepseek_v2", "multi-latent attention"},
     {"deepseek_v3", "multi-latent attention"},
     {"gemma", "another norm and activation"},
@@ -171,6 +170,13 @@ static int flag(const evidence *ev, const char *name, bool *out, mgr_err *err)
                ? MGR_OK
                : mgr_fail(err, MGR_ERR_FORMAT, "'%s' in '%s' is neither true nor false", name,
                           path(ev));
+}
+
+/* The same with another value where it is not given. */
+static int flag_or(const evidence *ev, const char *name, bool otherwise, bool *out, mgr_err *err)
+{
+    *out = otherwise;
+    return arg(ev, name) ? flag(ev, name, out, err) : MGR_OK;
 }
 
 /* One whole number: `theirs` in config.json (or transformers' default for it), `ours` in the
@@ -314,9 +320,16 @@ static int attention_sizes(const evidence *ev, mgr_model *m, mgr_err *err)
 
 static int layer_sizes(const evidence *ev, mgr_model *m, mgr_err *err)
 {
+    const mgr_attr *const said = arg(ev, "num_hidden_layers");
+    const uint64_t found = count_layers(ev);
+    if ((ev->kind->keys & MGR_HF_KEY_GLM) && said && said->i > 0 && found > (uint64_t)said->i)
+        return mgr_fail(err, MGR_ERR_UNSUPPORTED,
+                        "'%s' has layers for multi-token prediction behind its %lld layers "
+                        "('model.layers.%llu...'), which are not supported",
+                        path(ev), (long long)said->i, (unsigned long long)(found - 1));
     return whole(ev,
                  (size_sources){"num_hidden_layers", "model.num_layers", 0,
-                                ev->config->model.num_layers, count_layers(ev)},
+                                ev->config->model.num_layers, found},
                  &m->layers, err);
 }
 
@@ -334,16 +347,31 @@ static bool is_listed(const evidence *ev, uint64_t layer)
     return false;
 }
 
-/* Which layers have experts, as Qwen3MoeDecoderLayer decides; and the first of either kind. */
+/* A whole number that may be 0. */
+static int number(const evidence *ev, const char *name, uint64_t otherwise, uint64_t *out,
+                  mgr_err *err)
+{
+    const mgr_attr *const a = arg(ev, name);
+    *out = a ? (uint64_t)a->i : otherwise;
+    if (!a || (a->kind == MGR_ATTR_INT && a->i >= 0 && a->i < MAX_SIZE))
+        return MGR_OK;
+    return mgr_fail(err, MGR_ERR_FORMAT, "'%s' in '%s' is no whole number", name, path(ev));
+}
+
+/* Which layers have experts, as the decoder layers of Qwen3-MoE and of GLM-4.5 decide; and the
+ * first of either kind. */
 static int expert_layers(evidence *ev, mgr_model *m, mgr_err *err)
 {
-    uint64_t step = 1;
-    if (!(ev->kind->keys & MGR_HF_KEY_SPARSE_STEP))
+    const bool glm = ev->kind->keys & MGR_HF_KEY_GLM;
+    uint64_t step = 1, first = 0;
+    if (!glm && !(ev->kind->keys & MGR_HF_KEY_SPARSE_STEP))
         return MGR_OK;
-    MGR_TRY(whole(ev, (size_sources){"decoder_sparse_step", "", 1, 0, 0}, &step, err));
+    MGR_TRY(glm ? number(ev, "first_k_dense_replace", 1, &first, err)
+                : whole(ev, (size_sources){"decoder_sparse_step", "", 1, 0, 0}, &step, err));
     ev->dense_layer = ev->moe_layer = MGR_NONE;
     for (uint64_t layer = m->layers; layer-- > 0 && m->layers <= MGR_MAX_LAYERS;) {
-        const bool dense = (layer + 1) % step != 0 || is_listed(ev, layer);
+        const bool dense =
+            layer < first || (layer + 1) % step != 0 || (!glm && is_listed(ev, layer));
         *(dense ? &ev->dense_layer : &ev->moe_layer) = (uint32_t)layer;
         if (dense)
             mgr_model_set_dense(m, layer);
@@ -370,10 +398,22 @@ static int ffn_sizes(const evidence *ev, mgr_model *m, mgr_err *err)
                  : MGR_OK;
 }
 
+/* A positive real number, `otherwise` where it is not given. */
+static int real(const evidence *ev, const char *name, double otherwise, double *out, mgr_err *err)
+{
+    const mgr_attr *const a = arg(ev, name);
+    const double value = !a ? otherwise : a->kind == MGR_ATTR_REAL ? a->r : (double)a->i;
+    if (a && ((a->kind != MGR_ATTR_REAL && a->kind != MGR_ATTR_INT) || !(value > 0)))
+        return mgr_fail(err, MGR_ERR_FORMAT, "'%s' in '%s' is not a positive number", name,
+                        path(ev));
+    *out = value;
+    return MGR_OK;
+}
+
 /* The number of experts has several names, and some classes write it twice. */
 static int expert_count(const evidence *ev, mgr_model *m, mgr_err *err)
 {
-    static const char *const names[] = {"num_local_experts", "num_experts"};
+    static const char *const names[] = {"num_local_experts", "num_experts", "n_routed_experts"};
     const uint64_t rows = rows_of(ev, MGR_ROLE_ROUTER);
     bool said = false;
     for (size_t i = 0; i < sizeof names / sizeof names[0]; i++) {
@@ -387,12 +427,57 @@ static int expert_count(const evidence *ev, mgr_model *m, mgr_err *err)
                         err);
 }
 
+/* Glm4MoeTopkRouter: a group is as good as its two best experts. One group is none. */
+static int glm_router(const evidence *ev, mgr_model *m, mgr_err *err)
+{
+    mgr_router_kind *const r = &m->router;
+    uint64_t groups, top;
+    double scale;
+    MGR_TRY(whole(ev, (size_sources){"n_group", "", 1, 0, 0}, &groups, err));
+    MGR_TRY(whole(ev, (size_sources){"topk_group", "", 1, 0, 0}, &top, err));
+    MGR_TRY(real(ev, "routed_scaling_factor", 1, &scale, err));
+    r->score = MGR_SCORE_SIGMOID;
+    r->selection_bias = true;
+    r->scale = scale < 1 || scale > 1 ? scale : 0;
+    if (m->experts % groups != 0 || m->experts / groups < 2 || top > groups ||
+        m->top_k > m->experts / groups * top)
+        return mgr_fail(err, MGR_ERR_FORMAT,
+                        "'%s' chooses %llu of %llu experts from %llu of %llu groups, which no "
+                        "router can",
+                        path(ev), (unsigned long long)m->top_k, (unsigned long long)m->experts,
+                        (unsigned long long)top, (unsigned long long)groups);
+    if (top < groups) {
+        r->groups = groups;
+        r->top_groups = top;
+        r->group_best = 2;
+    }
+    return MGR_OK;
+}
+
 static int router(const evidence *ev, mgr_model *m, mgr_err *err)
 {
     bool normalised = true;
     if (ev->kind->keys & MGR_HF_KEY_NORM_TOPK)
-        MGR_TRY(flag(ev, "norm_topk_prob", &normalised, err));
+        MGR_TRY(flag_or(ev, "norm_topk_prob", ev->kind->normalises, &normalised, err));
     m->router.unnormalised = !normalised;
+    return ev->kind->keys & MGR_HF_KEY_GLM ? glm_router(ev, m, err) : MGR_OK;
+}
+
+/* The shared expert: of a width of its own, or as wide as so many routed ones. */
+static int shared_sizes(const evidence *ev, mgr_model *m, mgr_err *err)
+{
+    uint64_t n;
+    m->shared_switch = ev->kind->must & MGR_HF_HAS_SWITCH;
+    if (ev->kind->shared_ffn)
+        return whole(
+            ev, (size_sources){"shared_expert_intermediate_size", "", ev->kind->shared_ffn, 0, 0},
+            &m->shared_ffn, err);
+    if (!(ev->kind->keys & MGR_HF_KEY_GLM))
+        return MGR_OK;
+    MGR_TRY(number(ev, "n_shared_experts", 1, &n, err));
+    if (n == 0) /* transformers makes empty tensors then, and misses them when they are not there */
+        return unsupported(ev, "n_shared_experts", "no shared expert", err);
+    m->shared_ffn = n * m->expert_ffn;
     return MGR_OK;
 }
 
@@ -405,23 +490,11 @@ static int expert_sizes(const evidence *ev, mgr_model *m, mgr_err *err)
                   (size_sources){"num_experts_per_tok", "model.moe_router_topk", ev->kind->top_k,
                                  ev->config->model.moe_router_topk, 0},
                   &m->top_k, err));
-    MGR_TRY(router(ev, m, err));
     if (m->top_k > m->experts)
         return mgr_fail(err, MGR_ERR_FORMAT, "'%s' uses %llu of %llu experts", path(ev),
                         (unsigned long long)m->top_k, (unsigned long long)m->experts);
-    return MGR_OK;
-}
-
-/* A positive real number, `otherwise` where it is not given. */
-static int real(const evidence *ev, const char *name, double otherwise, double *out, mgr_err *err)
-{
-    const mgr_attr *const a = arg(ev, name);
-    const double value = !a ? otherwise : a->kind == MGR_ATTR_REAL ? a->r : (double)a->i;
-    if (a && ((a->kind != MGR_ATTR_REAL && a->kind != MGR_ATTR_INT) || !(value > 0)))
-        return mgr_fail(err, MGR_ERR_FORMAT, "'%s' in '%s' is not a positive number", name,
-                        path(ev));
-    *out = value;
-    return MGR_OK;
+    MGR_TRY(router(ev, m, err));
+    return shared_sizes(ev, m, err);
 }
 
 /* An empty object is as good as none. */
@@ -562,6 +635,27 @@ static int64_t token_id(const evidence *ev, const char *name, int64_t given)
     return given >= 0 ? given : a && a->kind == MGR_ATTR_INT ? a->i : -1;
 }
 
+/* GLM-4.5 turns half of a head where nothing is said (Glm4MoeConfig.__post_init__). */
+static int glm_features(const evidence *ev, mgr_model *m, mgr_err *err)
+{
+    static const char *const keys[] = {"partial_rotary_factor",
+                                       "rope_parameters.partial_rotary_factor",
+                                       "rope_scaling.partial_rotary_factor"};
+    double found = 0;
+    for (size_t i = 0; i < sizeof keys / sizeof keys[0]; i++) {
+        double part;
+        MGR_TRY(real(ev, keys[i], 0, &part, err));
+        if (part > 1 || (found > 0 && part > 0 && !same_number(found, part)))
+            return mgr_fail(err, MGR_ERR_FORMAT, "'%s' gives %g and %g as %s", path(ev), found,
+                            part, keys[0]);
+        found = part > 0 ? part : found;
+    }
+    found = found > 0 ? found : 0.5;
+    m->rotary_part = found < 1 ? found : 0;
+    MGR_TRY(flag(ev, "use_qk_norm", &m->qk_norm, err));
+    return flag(ev, "attention_bias", &m->bias_qkv, err);
+}
+
 /* What the kind and its flags say of biases and norms. */
 static int features(const evidence *ev, mgr_model *m, mgr_err *err)
 {
@@ -574,6 +668,10 @@ static int features(const evidence *ev, mgr_model *m, mgr_err *err)
         MGR_TRY(flag(ev, "mlp_bias", &m->bias_mlp, err));
     m->bias_o = attention;
     m->bias_qkv = attention || f->must & MGR_HF_HAS_QKV_BIAS;
+    if (f->keys & MGR_HF_KEY_QKV_BIAS)
+        MGR_TRY(flag_or(ev, "qkv_bias", true, &m->bias_qkv, err));
+    if (f->keys & MGR_HF_KEY_GLM)
+        MGR_TRY(glm_features(ev, m, err));
     MGR_TRY(activation(ev, &m->activation, err));
     MGR_TRY(rope_scaling(ev, &m->rope, err));
     return flag(ev, "tie_word_embeddings", &m->tied, err);

@@ -8,6 +8,22 @@
 #define ALL_WINDOWS (MGR_HF_HAS_WINDOW | MGR_HF_HAS_SOME_WINDOWS)
 #define ANY_DENSE (MGR_HF_HAS_FIRST_DENSE | MGR_HF_HAS_SOME_DENSE)
 
+static const mgr_hf_name qwen2_moe_names[] = {
+    {MGR_ROLE_SHARED_GATE, "model.layers.%u.mlp.shared_expert.gate_proj.weight"},
+    {MGR_ROLE_SHARED_UP, "model.layers.%u.mlp.shared_expert.up_proj.weight"},
+    {MGR_ROLE_SHARED_DOWN, "model.layers.%u.mlp.shared_expert.down_proj.weight"},
+    {MGR_ROLE_SHARED_SWITCH, "model.layers.%u.mlp.shared_expert_gate.weight"},
+    {MGR_ROLE_COUNT, NULL},
+};
+
+static const mgr_hf_name glm4_moe_names[] = {
+    {MGR_ROLE_SELECTION_BIAS, "model.layers.%u.mlp.gate.e_score_correction_bias"},
+    {MGR_ROLE_SHARED_GATE, "model.layers.%u.mlp.shared_experts.gate_proj.weight"},
+    {MGR_ROLE_SHARED_UP, "model.layers.%u.mlp.shared_experts.up_proj.weight"},
+    {MGR_ROLE_SHARED_DOWN, "model.layers.%u.mlp.shared_experts.down_proj.weight"},
+    {MGR_ROLE_COUNT, NULL},
+};
+
 /* clang-format off */
 static const mgr_hf_family families[] = {
     [MGR_HF_LLAMA] = {
@@ -48,6 +64,29 @@ static const mgr_hf_family families[] = {
         .groups = 4, .positions = 32768, .window = 4096, .epsilon = 1e-6, .theta = 1e4,
         .count = "num_experts num_local_experts", .experts = 128, .top_k = 8, .expert_ffn = 768,
         .written = "{\"output_router_logits\": false, \"router_aux_loss_coef\": 0.001}"},
+    [MGR_HF_QWEN2_MOE] = { /* its shared expert is always there, and has a gate */
+        .type = "qwen2_moe", .name = "Qwen2-MoE", .architecture = "Qwen2MoeForCausalLM",
+        .must = MGR_HF_HAS_EXPERTS | MGR_HF_HAS_SWITCH,
+        .may = MGR_HF_HAS_SHARED | MGR_HF_HAS_ODD_SHARED | MGR_HF_HAS_QKV_BIAS | ANY_DENSE |
+               MGR_HF_HAS_UNNORMALISED,
+        .keys = MGR_HF_KEY_QKV_BIAS | MGR_HF_KEY_WINDOW_SWITCH | MGR_HF_KEY_SPARSE_STEP |
+                MGR_HF_KEY_NORM_TOPK,
+        .names = qwen2_moe_names, .ffn = MGR_HF_QWEN_EXPERT,
+        .groups = 16, .positions = 32768, .window = 4096, .epsilon = 1e-6, .theta = 1e4,
+        .count = "num_experts", .experts = 60, .top_k = 4, .expert_ffn = 1408, .shared_ffn = 5632,
+        .written = "{\"output_router_logits\": false, \"router_aux_loss_coef\": 0.001}"},
+    [MGR_HF_GLM4_MOE] = { /* as many shared experts as one wants, side by side as one */
+        .type = "glm4_moe", .name = "GLM-4.5", .architecture = "Glm4MoeForCausalLM",
+        .must = MGR_HF_HAS_EXPERTS | MGR_HF_HAS_SIGMOID | MGR_HF_HAS_SELECTION | MGR_HF_HAS_SHARED,
+        .may = MGR_HF_HAS_QKV_BIAS | MGR_HF_HAS_QK_NORM | MGR_HF_HAS_FIRST_DENSE |
+               MGR_HF_HAS_UNNORMALISED | MGR_HF_HAS_SCALE | MGR_HF_HAS_GROUPS |
+               MGR_HF_HAS_PART_ROPE,
+        .keys = MGR_HF_KEY_GLM | MGR_HF_KEY_NORM_TOPK | MGR_HF_KEY_NO_WINDOWS,
+        .names = glm4_moe_names, .ffn = MGR_HF_QWEN_EXPERT,
+        .groups = 8, .positions = 131072, .epsilon = 1e-5, .theta = 1e4,
+        .count = "n_routed_experts", .experts = 128, .top_k = 8, .expert_ffn = 1408,
+        .normalises = true,
+        .written = "{\"output_router_logits\": false, \"num_nextn_predict_layers\": 0}"},
 };
 /* clang-format on */
 

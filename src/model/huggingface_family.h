@@ -19,6 +19,8 @@ typedef enum mgr_hf_class {
     MGR_HF_QWEN3,
     MGR_HF_MIXTRAL,
     MGR_HF_QWEN3_MOE,
+    MGR_HF_QWEN2_MOE,
+    MGR_HF_GLM4_MOE,
     MGR_HF_NO_CLASS
 } mgr_hf_class;
 
@@ -57,7 +59,9 @@ enum {
     MGR_HF_KEY_WINDOW_LAYERS = 1 << 3,  /* from max_window_layers on, or as layer_types says */
     MGR_HF_KEY_NO_WINDOWS = 1 << 4,
     MGR_HF_KEY_SPARSE_STEP = 1 << 5, /* decoder_sparse_step and mlp_only_layers: dense layers */
-    MGR_HF_KEY_NORM_TOPK = 1 << 6    /* norm_topk_prob */
+    MGR_HF_KEY_NORM_TOPK = 1 << 6,   /* norm_topk_prob */
+    MGR_HF_KEY_QKV_BIAS = 1 << 7,    /* qkv_bias: of q, k and v; true where it is left out */
+    MGR_HF_KEY_GLM = 1 << 8          /* GLM-4.5's own; its attention_bias is of q, k and v alone */
 };
 
 /* How a class names experts that are stored one by one, and how they may be stored. */
@@ -90,6 +94,8 @@ typedef struct mgr_hf_family {
     const char *count; /* keys that its number of experts is written to, side by side */
     uint64_t experts, top_k;
     uint64_t expert_ffn; /* moe_intermediate_size; 0: experts have intermediate_size */
+    uint64_t shared_ffn; /* shared_expert_intermediate_size; 0: there is no such key */
+    bool normalises;     /* norm_topk_prob */
     /* An object of keys that no logit follows from, written where the source has none. */
     const char *written;
 } mgr_hf_family;

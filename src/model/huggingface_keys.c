@@ -12,7 +12,10 @@
 #define QWEN3 MGR_HF_BIT(MGR_HF_QWEN3)
 #define MIXTRAL MGR_HF_BIT(MGR_HF_MIXTRAL)
 #define QWEN3_MOE MGR_HF_BIT(MGR_HF_QWEN3_MOE)
-#define MOE (MIXTRAL | QWEN3_MOE)
+#define QWEN2_MOE MGR_HF_BIT(MGR_HF_QWEN2_MOE)
+#define GLM4_MOE MGR_HF_BIT(MGR_HF_GLM4_MOE)
+#define MOE (MIXTRAL | QWEN3_MOE | QWEN2_MOE | GLM4_MOE)
+#define SPARSE (QWEN3_MOE | QWEN2_MOE)
 #define QWENS (QWEN2 | QWEN3 | QWEN3_MOE)
 #define ALL (MGR_HF_BIT(MGR_HF_NO_CLASS) - 1)
 
@@ -38,7 +41,8 @@
         READ(place ".low_freq_factor", ALL, ROPE_UTILS),                                           \
         READ(place ".high_freq_factor", ALL, ROPE_UTILS),                                          \
         READ(place ".original_max_position_embeddings", ALL, ROPE_UTILS),                          \
-        NEUTRAL(place ".partial_rotary_factor", ALL, "1", PARTIAL, ROPE_UTILS),                    \
+        READ(place ".partial_rotary_factor", GLM4_MOE, ROPE_UTILS),                                \
+        NEUTRAL(place ".partial_rotary_factor", ALL & ~GLM4_MOE, "1", PARTIAL, ROPE_UTILS),        \
         NEUTRAL(place ".attention_factor", ALL, "1", "scaled RoPE", ROPE_UTILS),                   \
         NEUTRAL(place ".full_attention", ALL, NULL, PER_LAYER_ROPE, ROPE_UTILS),                   \
         NEUTRAL(place ".sliding_attention", ALL, NULL, PER_LAYER_ROPE, ROPE_UTILS)
@@ -85,10 +89,11 @@ static const mgr_hf_key keys[] = {
     READ("original_max_position_embeddings", ALL, ROPE_UTILS),
     ROPE("rope_parameters"),
     ROPE("rope_scaling"),
-    NEUTRAL("partial_rotary_factor", ALL, "1", PARTIAL, ROPE_UTILS),
+    READ("partial_rotary_factor", GLM4_MOE, CONFIGS),
+    NEUTRAL("partial_rotary_factor", ALL & ~GLM4_MOE, "1", PARTIAL, ROPE_UTILS),
 
-    READ("attention_bias", LLAMA | QWEN3 | QWEN3_MOE, CONFIGS),
-    IGNORED("attention_bias", MISTRAL | QWEN2 | MIXTRAL, MODELING ": biases are fixed"),
+    READ("attention_bias", LLAMA | QWEN3 | QWEN3_MOE | GLM4_MOE, CONFIGS),
+    IGNORED("attention_bias", MISTRAL | QWEN2 | MIXTRAL | QWEN2_MOE, MODELING ": biases are fixed"),
     READ("mlp_bias", LLAMA, CONFIGS),
     IGNORED("mlp_bias", ALL & ~LLAMA, MODELING ": no bias"),
     CARRIED("pretraining_tp", LLAMA, MODELING " of 4: slices the same product"),
@@ -97,14 +102,15 @@ static const mgr_hf_key keys[] = {
     READ("sliding_window", ALL, MASKS ", " CACHES),
     READ("layer_types", ALL, MASKS ", " CACHES),
     READ("use_sliding_window", QWENS, CONFIGS),
-    IGNORED("use_sliding_window", ALL & ~QWENS, MODELING),
+    NEUTRAL("use_sliding_window", QWEN2_MOE, "false", "windows in every second layer", CONFIGS),
+    IGNORED("use_sliding_window", ALL & ~QWENS & ~QWEN2_MOE, MODELING),
     READ("max_window_layers", QWEN2 | QWEN3, CONFIGS),
-    CARRIED("max_window_layers", QWEN3_MOE, CONFIGS " of 4"),
-    IGNORED("max_window_layers", LLAMA | MISTRAL | MIXTRAL, MODELING),
+    CARRIED("max_window_layers", SPARSE, CONFIGS " of 4"),
+    IGNORED("max_window_layers", LLAMA | MISTRAL | MIXTRAL | GLM4_MOE, MODELING),
     NEUTRAL("is_causal", ALL, "true", "attention that is not causal", MASKS),
     NEUTRAL("attention_chunk_size", ALL, NULL, "attention in chunks", MASKS ", " CACHES),
 
-    READ("num_local_experts", MOE, CONFIGS),
+    READ("num_local_experts", MOE, CONFIGS ": attribute_map"),
     READ("num_experts", MOE, CONFIGS ": attribute_map"),
     READ("num_experts_per_tok", MOE, CONFIGS),
     NEUTRAL("num_local_experts", ALL & ~MOE, "false", "a mixture of experts", CONFIGS),
@@ -112,12 +118,23 @@ static const mgr_hf_key keys[] = {
     CARRIED("output_router_logits", MOE, MODELING ": a loss for training"),
     CARRIED("router_aux_loss_coef", MOE, MODELING ": a loss for training"),
     CARRIED("router_jitter_noise", MIXTRAL, MODELING ": in training alone"),
-    IGNORED("router_jitter_noise", QWEN3_MOE, MODELING),
-    READ("norm_topk_prob", QWEN3_MOE, MODELING),
+    IGNORED("router_jitter_noise", MOE & ~MIXTRAL, MODELING),
+    READ("norm_topk_prob", SPARSE | GLM4_MOE, MODELING),
     IGNORED("norm_topk_prob", MIXTRAL, MODELING ": always normalised"),
-    READ("moe_intermediate_size", QWEN3_MOE, CONFIGS),
-    READ("decoder_sparse_step", QWEN3_MOE, MODELING),
-    READ("mlp_only_layers", QWEN3_MOE, MODELING),
+    READ("moe_intermediate_size", SPARSE | GLM4_MOE, CONFIGS),
+    READ("decoder_sparse_step", SPARSE, MODELING),
+    READ("mlp_only_layers", SPARSE, MODELING),
+    READ("shared_expert_intermediate_size", QWEN2_MOE, MODELING),
+    READ("qkv_bias", QWEN2_MOE, MODELING),
+    READ("n_routed_experts", GLM4_MOE, CONFIGS),
+    READ("n_shared_experts", GLM4_MOE, MODELING),
+    READ("first_k_dense_replace", GLM4_MOE, MODELING),
+    READ("n_group", GLM4_MOE, MODELING),
+    READ("topk_group", GLM4_MOE, MODELING),
+    READ("routed_scaling_factor", GLM4_MOE, MODELING),
+    READ("use_qk_norm", GLM4_MOE, MODELING),
+    CARRIED("num_nextn_predict_layers", GLM4_MOE, "generation alone; its layers are refused"),
+    CARRIED("num_mtp_layers", GLM4_MOE, CONFIGS ": attribute_map"),
 
     NEUTRAL("quantization_config", ALL, NULL, "quantized weights", LOADER),
     NEUTRAL("compression_config", ALL, NULL, "quantized weights", LOADER),

@@ -24,7 +24,20 @@ typedef struct place {
 typedef struct split {
     uint32_t parts, part, copy;
     uint64_t ffn;
+    bool shared; /* the shared expert, which all tensor-parallel ranks split, beside the routed ones
+                  */
 } split;
+
+_Static_assert(MGR_ROLE_UP == MGR_ROLE_GATE + 1 && MGR_ROLE_DOWN == MGR_ROLE_GATE + 2 &&
+                   MGR_ROLE_SHARED_UP == MGR_ROLE_SHARED_GATE + 1 &&
+                   MGR_ROLE_SHARED_DOWN == MGR_ROLE_SHARED_GATE + 2,
+               "both FFNs of a layer have their matrices in one order");
+
+/* Gate, up or down of this FFN. */
+static mgr_role matrix_of(const split *s, mgr_role role)
+{
+    return s->shared ? (mgr_role)(MGR_ROLE_SHARED_GATE + (role - MGR_ROLE_GATE)) : role;
+}
 
 /* The names that each kind of tensor has had, below "model."; %u is the local layer, then the local
  * expert. A target uses the number that its options say where there is one, else the first; a
@@ -76,6 +89,10 @@ static spellings fc2_names = {MCORE "mlp.linear_fc2.weight", NULL,
 /* a layer with experts has its norm in front of the router, in either spec */
 static spellings moe_norm_names = {MCORE "pre_mlp_layernorm.weight"};
 static spellings router_names = {MCORE "mlp.router.weight"};
+static spellings expert_bias_names = {MCORE "mlp.router.expert_bias"};
+static spellings shared_fc1_names = {MCORE "mlp.shared_experts.linear_fc1.weight"};
+static spellings shared_fc2_names = {MCORE "mlp.shared_experts.linear_fc2.weight"};
+static spellings shared_switch_names = {MCORE "mlp.shared_experts.gate_weight"};
 static spellings weight1_names = {MCORE "mlp.experts.weight1"};
 static spellings weight2_names = {MCORE "mlp.experts.weight2"};
 static spellings expert_fc1_names = {MCORE "mlp.experts.local_experts.%u.linear_fc1.weight",
@@ -253,8 +270,8 @@ static int fused_qkv(const place *p, bool bias, mgr_err *err)
  * up alone where there is no gate. */
 static int fused_gate_up(const place *p, bool bias, spellings names, const split *s, mgr_err *err)
 {
-    const mgr_role gate = bias ? MGR_ROLE_GATE_BIAS : MGR_ROLE_GATE;
-    const mgr_role up = bias ? MGR_ROLE_UP_BIAS : MGR_ROLE_UP;
+    const mgr_role gate = bias ? MGR_ROLE_GATE_BIAS : matrix_of(s, MGR_ROLE_GATE);
+    const mgr_role up = bias ? MGR_ROLE_UP_BIAS : matrix_of(s, MGR_ROLE_UP);
     const bool gated = mgr_model_is_gated(p->model);
     const uint64_t rows = s->ffn / s->parts, cols = bias ? 0 : p->model->hidden;
     mgr_box part = {.copy = s->copy, .row = s->part * rows, .rows = rows, .cols = cols ? cols : 1};
@@ -269,9 +286,9 @@ static int fused_gate_up(const place *p, bool bias, spellings names, const split
 static int ffn(const place *p, spellings fc1, spellings fc2, const split *s, mgr_err *err)
 {
     MGR_TRY(fused_gate_up(p, false, fc1, s, err));
-    if (p->model->bias_mlp)
+    if (p->model->bias_mlp && !s->shared)
         MGR_TRY(fused_gate_up(p, true, fc1, s, err));
-    return column_parallel(p, MGR_ROLE_DOWN, MGR_ROLE_DOWN_BIAS, fc2, s->ffn, s, err);
+    return column_parallel(p, matrix_of(s, MGR_ROLE_DOWN), MGR_ROLE_DOWN_BIAS, fc2, s->ffn, s, err);
 }
 
 /* GroupedMLP's memory of weight1 [H, E*2F] is that of [E, H, 2F], of weight2 [E*F, H] that of [E,
@@ -332,16 +349,59 @@ static bool are_old_grouped(const place *p)
     return mgr_layout_has(p->layout, p->file, name);
 }
 
+static int object(place *p, const char *name, mgr_err *err)
+{
+    char out[NAME_MAX_BYTES];
+    make_name(p, name, false, out);
+    return mgr_layout_object(p->layout, p->file, out, err);
+}
+
+static int objects(place *p, const char *const *names, size_t n, mgr_err *err)
+{
+    for (size_t i = 0; i < n; i++)
+        MGR_TRY(object(p, names[i], err));
+    return MGR_OK;
+}
+
+#define COUNT(array) (sizeof(array) / sizeof(array)[0])
+
+static int router(const place *p, mgr_err *err)
+{
+    const mgr_model *const m = p->model;
+    MGR_TRY(replicated(p, MGR_ROLE_ROUTER, router_names, false, m->experts, m->hidden, err));
+    if (m->bias_router)
+        MGR_TRY(replicated(p, MGR_ROLE_ROUTER_BIAS, router_names, true, m->experts, 0, err));
+    return m->router.selection_bias ? replicated(p, MGR_ROLE_SELECTION_BIAS, expert_bias_names,
+                                                 false, m->experts, 0, err)
+                                    : MGR_OK;
+}
+
+/* transformer/moe/shared_experts.py: split as a dense FFN is, in the file of each expert-parallel
+ * rank again. */
+static int shared_expert(place *p, mgr_err *err)
+{
+    const mgr_model *const m = p->model;
+    const split s = {p->mg->tensor_parallel, p->tp, p->copy_of_part, m->shared_ffn, true};
+    static const char *const states[] = {MCORE "mlp.shared_experts.linear_fc1._extra_state",
+                                         MCORE "mlp.shared_experts.linear_fc2._extra_state"};
+    if (!m->shared_ffn)
+        return MGR_OK;
+    MGR_TRY(ffn(p, shared_fc1_names, shared_fc2_names, &s, err));
+    if (m->shared_switch)
+        MGR_TRY(
+            replicated(p, MGR_ROLE_SHARED_SWITCH, shared_switch_names, false, 1, m->hidden, err));
+    return objects(p, states, COUNT(states), err);
+}
+
 static int experts(place *p, mgr_err *err)
 {
     const mgr_model *const m = p->model;
     const mgr_megatron *const mg = p->mg;
     const uint32_t here = (uint32_t)m->experts / mg->expert_parallel;
     const split s = {mg->expert_tensor_parallel, p->tp % mg->expert_tensor_parallel,
-                     p->copy_of_expert_part, mgr_model_expert_ffn(m)};
-    MGR_TRY(replicated(p, MGR_ROLE_ROUTER, router_names, false, m->experts, m->hidden, err));
-    if (m->bias_router)
-        MGR_TRY(replicated(p, MGR_ROLE_ROUTER_BIAS, router_names, true, m->experts, 0, err));
+                     p->copy_of_expert_part, mgr_model_expert_ffn(m), false};
+    MGR_TRY(router(p, err));
+    MGR_TRY(shared_expert(p, err));
     if (are_old_grouped(p))
         return old_grouped_experts(p, &s, here, err);
     for (uint32_t e = 0; e < here; e++) {
@@ -367,22 +427,6 @@ static int attention(const place *p, const split *s, mgr_err *err)
     return column_parallel(p, MGR_ROLE_O, MGR_ROLE_O_BIAS, proj_names, m->heads * m->head_dim, s,
                            err);
 }
-
-static int object(place *p, const char *name, mgr_err *err)
-{
-    char out[NAME_MAX_BYTES];
-    make_name(p, name, false, out);
-    return mgr_layout_object(p->layout, p->file, out, err);
-}
-
-static int objects(place *p, const char *const *names, size_t n, mgr_err *err)
-{
-    for (size_t i = 0; i < n; i++)
-        MGR_TRY(object(p, names[i], err));
-    return MGR_OK;
-}
-
-#define COUNT(array) (sizeof(array) / sizeof(array)[0])
 
 static int expert_objects(place *p, mgr_err *err)
 {
@@ -428,7 +472,7 @@ static int layer_objects(place *p, mgr_err *err)
 static int decoder_layer(place *p, mgr_err *err)
 {
     const mgr_model *const m = p->model;
-    const split dense = {p->mg->tensor_parallel, p->tp, p->copy_of_part, m->ffn};
+    const split dense = {p->mg->tensor_parallel, p->tp, p->copy_of_part, m->ffn, false};
     const bool moe = mgr_model_is_moe(m, p->layer);
     MGR_TRY(attention(p, &dense, err));
     MGR_TRY(norm(p, MGR_ROLE_MLP_NORM, MGR_ROLE_MLP_NORM_BIAS,
@@ -539,6 +583,7 @@ int mgr_megatron_check(const mgr_model *m, const mgr_megatron *mg, mgr_err *err)
         {"moe_ffn_hidden_size", mgr_model_expert_ffn(m), mg->expert_tensor_parallel,
          "expert-tensor"},
         {"num_experts", m->experts, mg->expert_parallel, "expert"},
+        {"moe_shared_expert_intermediate_size", m->shared_ffn, t, "tensor"},
         {"tensor parallel size", t, mg->expert_tensor_parallel, "expert-tensor"},
     };
     const bool dense = m->experts == 0, all_moe = mgr_model_moe_layers(m) == m->layers;

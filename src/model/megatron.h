@@ -81,10 +81,13 @@ typedef struct mgr_megatron_shapes {
     uint64_t ffn, fc1_rows;               /* of dense FFNs: columns of fc2, rows of fc1 */
     uint64_t experts;                     /* rows of the router */
     uint64_t expert_ffn, expert_fc1_rows; /* of experts */
+    uint64_t shared_ffn;                  /* columns of the shared expert's fc2 */
     uint64_t positions;                   /* rows of learned positions */
     uint64_t most_layers;                 /* that there can be, by the number of tensors */
     bool output;                          /* there is an output layer */
-    bool norm_bias, qkv_bias, o_bias, mlp_bias, router_bias, qk_norm; /* there are such tensors */
+    /* there are such tensors */
+    bool norm_bias, qkv_bias, o_bias, mlp_bias, router_bias, qk_norm;
+    bool selection_bias, shared_switch;
     uint8_t moe_layers[MGR_MAX_LAYERS / 8]; /* bit of a layer: it has a router */
 } mgr_megatron_shapes;
 

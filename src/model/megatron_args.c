@@ -242,6 +242,8 @@ static void note_tensor(const evidence *ev, const mgr_stored *s, const uint32_t 
         {".dense_4h_to_h.bias", offsetof(mgr_megatron_shapes, mlp_bias)},
         {".router.bias", offsetof(mgr_megatron_shapes, router_bias)},
         {".q_layernorm.weight", offsetof(mgr_megatron_shapes, qk_norm)},
+        {".router.expert_bias", offsetof(mgr_megatron_shapes, selection_bias)},
+        {".shared_experts.gate_weight", offsetof(mgr_megatron_shapes, shared_switch)},
     };
     for (size_t i = 0; i < sizeof flags / sizeof flags[0]; i++)
         if (mgr_has_suffix(s->name, flags[i].suffix))
@@ -265,14 +267,12 @@ static int known_names(const evidence *ev, mgr_err *err)
 {
     for (size_t i = 0; i < ev->cat->n_stored; i++) {
         const char *const name = ev->cat->stored[i].name;
-        const char *const what =
-            strstr(name, ".layernorm_qkv.") || strstr(name, ".layernorm_mlp.")
-                ? "Transformer Engine's own layer names"
-            : strstr(name, ".self_attention.linear_q_") ? "multi-latent attention"
-            : strstr(name, ".mixer.")                   ? "Mamba layers"
-            : strstr(name, ".mlp.shared_experts.")      ? "shared experts"
-            : strstr(name, ".mlp.router.expert_bias")   ? "a router with expert biases"
-                                                        : NULL;
+        const char *const what = strstr(name, ".layernorm_qkv.") || strstr(name, ".layernorm_mlp.")
+                                     ? "Transformer Engine's own layer names"
+                                 : strstr(name, ".self_attention.linear_q_")
+                                     ? "multi-latent attention"
+                                 : strstr(name, ".mixer.") ? "Mamba layers"
+                                                           : NULL;
         if (what)
             return mgr_fail(err, MGR_ERR_UNSUPPORTED, "'%s' has %s ('%s'), which is not supported",
                             ev->cat->files[ev->cat->stored[i].file].path, what, name);
@@ -375,12 +375,14 @@ static int ffn_shape(const evidence *ev, mgr_megatron_shapes *s, mgr_err *err)
     const mgr_stored *const in = find_any(ev, fc1, 2), *const out = find_any(ev, fc2, 2);
     const mgr_stored *const expert_in = find_any(ev, expert_fc1, 2);
     const mgr_stored *const expert_out = find_any(ev, expert_fc2, 2);
+    const mgr_stored *const shared = find_suffix(ev, ".mlp.shared_experts.linear_fc2.weight");
     const uint64_t tp = ev->mg->tensor_parallel, etp = ev->mg->expert_tensor_parallel;
     if (!out && !expert_out && !find_suffix(ev, ".mlp.experts.weight2"))
         return mgr_fail(err, MGR_ERR_FORMAT, "no tensor '*.mlp.linear_fc2.weight' in '%s'",
                         path(ev));
     s->ffn = out ? out->shape[1] * tp : 0;
     s->fc1_rows = in ? in->shape[0] * tp : 0;
+    s->shared_ffn = shared ? shared->shape[1] * tp : 0;
     s->expert_ffn = expert_out ? expert_out->shape[1] * etp : 0;
     s->expert_fc1_rows = expert_in ? expert_in->shape[0] * etp : 0;
     return MGR_OK;
@@ -507,6 +509,16 @@ static int rope_scaling(const evidence *ev, mgr_model *m, mgr_err *err)
     return MGR_OK;
 }
 
+/* The first part of a head is turned (rotary_pos_embedding.py, RotaryEmbedding). */
+static int rope(const evidence *ev, mgr_model *m, mgr_err *err)
+{
+    const double part = real_arg(ev, "rotary_percent", 1.0);
+    if (!(part > 0 && part <= 1))
+        return mgr_fail(err, MGR_ERR_FORMAT, "args.rotary_percent of '%s' is %g", path(ev), part);
+    m->rotary_part = part < 1 ? part : 0;
+    return rope_scaling(ev, m, err);
+}
+
 static int position_kind(const evidence *ev, const mgr_megatron_shapes *s, mgr_model *m,
                          mgr_err *err)
 {
@@ -523,7 +535,86 @@ static int position_kind(const evidence *ev, const mgr_megatron_shapes *s, mgr_m
                         "args.position_embedding_type of '%s' is %s, but there are %sposition "
                         "embeddings",
                         path(ev), name, s->positions ? "" : "no ");
-    return rope_scaling(ev, m, err);
+    return s->positions ? MGR_OK : rope(ev, m, err);
+}
+
+/* topk_routing_with_score_function in transformer/moe/moe_utils.py: a sigmoid's scores are divided
+ * by their sum unless there is one alone, and moe_router_pre_softmax says nothing of them. */
+static int score_function(const evidence *ev, mgr_model *m, mgr_err *err)
+{
+    const mgr_attr *const a = arg(ev, "moe_router_score_function");
+    const char *const name = a && a->text ? a->text : "softmax";
+    m->router.score = strcmp(name, "sigmoid") == 0 ? MGR_SCORE_SIGMOID : MGR_SCORE_SOFTMAX;
+    m->router.unnormalised = m->router.score == MGR_SCORE_SIGMOID
+                                 ? m->top_k == 1
+                                 : is_true(arg(ev, "moe_router_pre_softmax"));
+    if (m->router.score == MGR_SCORE_SIGMOID || strcmp(name, "softmax") == 0)
+        return MGR_OK;
+    return mgr_fail(err, MGR_ERR_UNSUPPORTED,
+                    "'%s' has a router with scores of another kind "
+                    "(args.moe_router_score_function is %s), which is not supported",
+                    path(ev), name);
+}
+
+/* A group is as good as its topk / group_topk best experts (group_limited_topk). */
+static int router_groups(const evidence *ev, mgr_model *m, mgr_err *err)
+{
+    mgr_router_kind *const r = &m->router;
+    uint64_t groups, top;
+    MGR_TRY(whole(ev, "moe_router_num_groups", 0, 0, &groups, err));
+    MGR_TRY(whole(ev, "moe_router_group_topk", 0, 0, &top, err));
+    if (top == 0 || top == groups)
+        return MGR_OK;
+    if (groups == 0 || m->experts % groups != 0 || top > groups || top > m->top_k)
+        return mgr_fail(err, MGR_ERR_FORMAT,
+                        "'%s' chooses %llu of %llu experts from %llu of %llu groups, which no "
+                        "router can",
+                        path(ev), (unsigned long long)m->top_k, (unsigned long long)m->experts,
+                        (unsigned long long)top, (unsigned long long)groups);
+    r->groups = groups;
+    r->top_groups = top;
+    r->group_best = m->top_k / top;
+    return MGR_OK;
+}
+
+static int router(const evidence *ev, const mgr_megatron_shapes *s, mgr_model *m, mgr_err *err)
+{
+    const double scale = real_arg(ev, "moe_router_topk_scaling_factor", 0);
+    MGR_TRY(score_function(ev, m, err));
+    MGR_TRY(agree(ev, "moe_router_enable_expert_bias", s->selection_bias,
+                  "biases of the router's choice", err));
+    m->router.selection_bias = s->selection_bias;
+    if (s->selection_bias && m->router.score != MGR_SCORE_SIGMOID)
+        return mgr_fail(err, MGR_ERR_FORMAT,
+                        "'%s' has biases of the router's choice (expert_bias), but its args do not "
+                        "say that moe_router_score_function is sigmoid",
+                        path(ev));
+    if (!(scale >= 0 && scale <= 1e6))
+        return mgr_fail(err, MGR_ERR_FORMAT, "args.moe_router_topk_scaling_factor of '%s' is %g",
+                        path(ev), scale);
+    m->router.scale = scale < 1 || scale > 1 ? scale : 0;
+    return router_groups(ev, m, err);
+}
+
+static int shared_expert(const evidence *ev, const mgr_megatron_shapes *s, mgr_model *m,
+                         mgr_err *err)
+{
+    const mgr_attr *const size = arg(ev, "moe_shared_expert_intermediate_size");
+    if (size && size->kind == MGR_ATTR_INT && size->i > 0 && !s->shared_ffn)
+        return mgr_fail(err, MGR_ERR_FORMAT,
+                        "args.moe_shared_expert_intermediate_size of '%s' is %lld, but there is no "
+                        "shared expert",
+                        path(ev), (long long)size->i);
+    m->shared_ffn = s->shared_ffn;
+    m->shared_switch = s->shared_switch;
+    if (!s->shared_ffn)
+        return MGR_OK;
+    if (m->bias_mlp) /* SharedExpertMLP */
+        return mgr_fail(err, MGR_ERR_FORMAT, "'%s' has biases of the FFN and a shared expert",
+                        path(ev));
+    MGR_TRY(
+        agree(ev, "moe_shared_expert_gate", s->shared_switch, "gates of the shared expert", err));
+    return whole(ev, "moe_shared_expert_intermediate_size", 0, s->shared_ffn, &m->shared_ffn, err);
 }
 
 static int expert_sizes(const evidence *ev, const mgr_megatron_shapes *s, mgr_model *m,
@@ -543,7 +634,8 @@ static int expert_sizes(const evidence *ev, const mgr_megatron_shapes *s, mgr_mo
     MGR_TRY(whole(ev, "moe_ffn_hidden_size", 0, s->expert_ffn, &m->expert_ffn, err));
     MGR_TRY(whole(ev, "moe_router_topk", c->model.moe_router_topk, 0, &m->top_k, err));
     MGR_TRY(needed(ev, "moe_router_topk", m->top_k, err));
-    m->router.unnormalised = is_true(arg(ev, "moe_router_pre_softmax"));
+    MGR_TRY(router(ev, s, m, err));
+    MGR_TRY(shared_expert(ev, s, m, err));
     for (uint64_t l = 0; l < m->layers; l++)
         if (!(s->moe_layers[l / 8] >> l % 8 & 1))
             mgr_model_set_dense(m, l);

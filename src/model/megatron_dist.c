@@ -88,6 +88,12 @@ static const struct key {
     {"pre_mlp_layernorm.bias", LAYER, PLAIN, MGR_ROLE_MLP_NORM_BIAS, BY_ITSELF},
     {"mlp.router.weight", LAYER, PLAIN, MGR_ROLE_ROUTER, ALWAYS},
     {"mlp.router.bias", LAYER, PLAIN, MGR_ROLE_ROUTER_BIAS, ALWAYS},
+    {"mlp.router.expert_bias", LAYER, PLAIN, MGR_ROLE_SELECTION_BIAS, ALWAYS},
+    {"mlp.shared_experts.linear_fc1.weight", LAYER, GATE_UP, MGR_ROLE_SHARED_GATE, ALWAYS},
+    {"mlp.shared_experts.linear_fc1.weight_w", LAYER, PLAIN, MGR_ROLE_SHARED_GATE, NEVER},
+    {"mlp.shared_experts.linear_fc1.weight_v", LAYER, PLAIN, MGR_ROLE_SHARED_UP, NEVER},
+    {"mlp.shared_experts.linear_fc2.weight", LAYER, PLAIN, MGR_ROLE_SHARED_DOWN, ALWAYS},
+    {"mlp.shared_experts.gate_weight", LAYER, PLAIN, MGR_ROLE_SHARED_SWITCH, ALWAYS},
     {"linear_fc1.weight", INNER, GATE_UP, MGR_ROLE_GATE, ALWAYS},
     {"linear_fc1.bias", INNER, GATE_UP, MGR_ROLE_GATE_BIAS, ALWAYS},
     {"linear_fc1.weight_w", INNER, PLAIN, MGR_ROLE_GATE, NEVER}, /* singleton_local_shards */
@@ -106,7 +112,8 @@ static const struct key {
 _Static_assert(MGR_ROLE_K == MGR_ROLE_Q + 1 && MGR_ROLE_V == MGR_ROLE_Q + 2 &&
                    MGR_ROLE_K_BIAS == MGR_ROLE_Q_BIAS + 1 &&
                    MGR_ROLE_V_BIAS == MGR_ROLE_Q_BIAS + 2 && MGR_ROLE_UP == MGR_ROLE_GATE + 1 &&
-                   MGR_ROLE_UP_BIAS == MGR_ROLE_GATE_BIAS + 1,
+                   MGR_ROLE_UP_BIAS == MGR_ROLE_GATE_BIAS + 1 &&
+                   MGR_ROLE_SHARED_UP == MGR_ROLE_SHARED_GATE + 1,
                "the roles of a form follow one another");
 
 /* One chunk, in the terms of its matrix or vector. */
@@ -317,6 +324,9 @@ static mgr_megatron_shapes shapes_of(const mgr_catalogue *cat, const extents *e)
             has(e, MGR_ROLE_GATE_BIAS) || has(e, MGR_ROLE_UP_BIAS) || has(e, MGR_ROLE_DOWN_BIAS),
         .router_bias = has(e, MGR_ROLE_ROUTER_BIAS),
         .qk_norm = has(e, MGR_ROLE_Q_NORM),
+        .shared_ffn = e->cols[0][MGR_ROLE_SHARED_DOWN],
+        .selection_bias = has(e, MGR_ROLE_SELECTION_BIAS),
+        .shared_switch = has(e, MGR_ROLE_SHARED_SWITCH),
     };
     memcpy(s.moe_layers, e->moe_layers, sizeof s.moe_layers);
     return s;
@@ -737,7 +747,7 @@ static int add_layer(writer *w, uint32_t layer, mgr_err *err)
 
 /* ---- extra states ---- */
 
-typedef enum state_owner { OF_ANY, OF_DENSE, OF_MOE, OF_QK_NORM, OF_EXPERT } state_owner;
+typedef enum state_owner { OF_ANY, OF_DENSE, OF_MOE, OF_QK_NORM, OF_SHARED, OF_EXPERT } state_owner;
 
 /* Modules of which a loader asks for the extra state (transformer/utils.py), in any release and
  * spec; core_attention up to core 0.14, norms since Transformer Engine 2. */
@@ -753,6 +763,8 @@ static const struct {
     {"mlp.linear_fc1", OF_DENSE},
     {"mlp.linear_fc2", OF_DENSE},
     {"pre_mlp_layernorm", OF_MOE},
+    {"mlp.shared_experts.linear_fc1", OF_SHARED},
+    {"mlp.shared_experts.linear_fc2", OF_SHARED},
     {EXPERTS "linear_fc1", OF_EXPERT},
     {EXPERTS "linear_fc2", OF_EXPERT},
 };
@@ -768,6 +780,8 @@ static bool is_owner(const writer *w, state_owner owner, uint32_t layer)
         return moe;
     case OF_QK_NORM:
         return w->model->qk_norm;
+    case OF_SHARED:
+        return moe && w->model->shared_ffn;
     case OF_ANY:
         break;
     }

@@ -25,6 +25,9 @@ static const group groups[] = {
      "bias_gelu_fusion bias_activation_fusion add_bias_linear add_qkv_bias qk_layernorm "
      "untie_embeddings_and_output_weights init_method_std num_experts num_moe_experts "
      "moe_ffn_hidden_size moe_router_topk moe_router_pre_softmax moe_layer_freq "
+     "moe_router_score_function moe_router_topk_scaling_factor moe_router_num_groups "
+     "moe_router_group_topk moe_router_enable_expert_bias "
+     "moe_shared_expert_intermediate_size moe_shared_expert_gate rotary_percent "
      "moe_grouped_gemm moe_use_legacy_grouped_gemm transformer_impl params_dtype bf16 fp16"},
     {MGR_FIELD_SPLIT, "form/megatron_write.c writes those that a loader reads",
      "tensor_model_parallel_size pipeline_model_parallel_size "
@@ -74,7 +77,7 @@ static const group groups[] = {
      "fp8_amax_compute_algo fp8_wgrad fp8_output_proj first_last_layers_bf16 "
      "num_layers_at_start_in_bf16 num_layers_at_end_in_bf16 use_kitchen_attention "
      "kitchen_attention_backend fp4 fp4_recipe fp4_quantizer_factory "
-     "high_priority_a2a_comm_stream moe_shared_expert_gate moe_shared_expert_overlap "
+     "high_priority_a2a_comm_stream moe_shared_expert_overlap "
      "use_grouped_gemm_for_shared_expert moe_enable_routing_replay "
      "moe_router_padding_for_quantization moe_router_padding_for_fp8 moe_router_dtype "
      "moe_router_bias_update_rate moe_router_quantile_balancing_ema "
@@ -438,8 +441,6 @@ static const mgr_field fields[] = {
     {"window_size", MGR_FIELD_KEPT, "None", "sliding-window attention",
      "transformer/utils.py, is_layer_window_attention"},
     {"qk_l2_norm", MGR_FIELD_KEPT, "False", "L2 norms of q and k", "models/gpt/gpt_layer_specs.py"},
-    {"rotary_percent", MGR_FIELD_KEPT, "1.0", "RoPE on a part of the head",
-     "rotary_pos_embedding.py"},
     {"rotary_interleaved", MGR_FIELD_KEPT, "False", "interleaved RoPE", "rope_utils.py"},
     {"no_rope_freq", MGR_FIELD_KEPT, "0|zeros", "layers without RoPE",
      "transformer_config.py; attention.py"},
@@ -460,14 +461,6 @@ static const mgr_field fields[] = {
     {"spec", MGR_FIELD_KEPT, "None", "a layer spec of its own", "gpt_builders.py, import_module"},
     {"model_spec", MGR_FIELD_KEPT, "None", "a layer spec of its own",
      "arguments.py before core 0.7"},
-    {"moe_router_score_function", MGR_FIELD_NEUTRAL, "softmax", "a router without softmax",
-     "transformer/moe/moe_utils.py"},
-    {"moe_router_topk_scaling_factor", MGR_FIELD_NEUTRAL, "None", "a scaled router",
-     "transformer/moe/moe_utils.py"},
-    {"moe_router_num_groups", MGR_FIELD_NEUTRAL, "None", "a router with groups of experts",
-     "transformer/moe/moe_utils.py"},
-    {"moe_router_group_topk", MGR_FIELD_NEUTRAL, "None", "a router with groups of experts",
-     "transformer/moe/moe_utils.py"},
     {"moe_router_topk_limited_devices", MGR_FIELD_NEUTRAL, "None",
      "a router with groups of experts", "transformer_config.py"},
     {"moe_router_load_balancing_type", MGR_FIELD_KEPT, "aux_loss|seq_aux_loss|global_aux_loss|none",
@@ -496,13 +489,9 @@ static const mgr_field fields[] = {
      "transformer_config.py"},
     {"linear_attention_freq", MGR_FIELD_NEUTRAL, "None|0|zeros", "linear attention",
      "transformer_config.py"},
-    {"moe_router_enable_expert_bias", MGR_FIELD_NEUTRAL, "False", "a router with expert biases",
-     "transformer/moe/router.py"},
     {"moe_mlp_glu_interleave_size", MGR_FIELD_NEUTRAL, "None", "interleaved GLU rows",
      "transformer/moe/experts.py"},
     {"moe_shared_expert_glu_interleave_size", MGR_FIELD_NEUTRAL, "None", "interleaved GLU rows",
-     "transformer/moe/shared_experts.py"},
-    {"moe_shared_expert_intermediate_size", MGR_FIELD_NEUTRAL, "None|0", "shared experts",
      "transformer/moe/shared_experts.py"},
     {"moe_latent_size", MGR_FIELD_NEUTRAL, "None|0", "latent experts",
      "transformer/moe/moe_layer.py"},

@@ -347,7 +347,7 @@ def test_inspect(scratch):
         ({"model_type": "qwen2", "architectures": None}, ["q_proj.bias", "missing"]),
         ({"model_type": "qwen3", "architectures": None}, ["q_norm.weight", "missing"]),
         ({"model_type": "mixtral", "architectures": None}, ["block_sparse_moe", "missing"]),
-        ({"model_type": "qwen2_moe"}, ["qwen2_moe", "mixture of experts"]),
+        ({"model_type": "qwen2_moe"}, ["contradicts itself", "LlamaForCausalLM", "qwen2_moe"]),
         ({"model_type": "gemma2"}, ["gemma2"]),
         ({"model_type": "something"}, ["something", "llama, mistral"]),
         ({"architectures": ["LlamaForSequenceClassification"]}, ["LlamaForSequenceClassification"]),

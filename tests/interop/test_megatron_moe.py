@@ -576,11 +576,11 @@ def remove_tensor(name):
 @pytest.mark.parametrize(
     "edit,word",
     [
-        (set_args(moe_shared_expert_intermediate_size=80), "shared experts"),
-        (set_args(moe_router_enable_expert_bias=True), "expert biases"),
-        (set_args(moe_router_score_function="sigmoid"), "softmax"),
-        (set_args(moe_router_topk_scaling_factor=2.5), "scaled"),
-        (set_args(moe_router_num_groups=2), "groups"),
+        (set_args(moe_shared_expert_intermediate_size=80), "no shared expert"),
+        (set_args(moe_router_enable_expert_bias=True), "moe_router_enable_expert_bias"),
+        (set_args(moe_router_score_function="sqrtsoftplus"), "sqrtsoftplus"),
+        (set_args(moe_router_topk_scaling_factor=-2.5), "scaling_factor"),
+        (set_args(moe_router_num_groups=3, moe_router_group_topk=2), "groups"),
         (set_args(num_experts=8), "num_experts"),
         (set_args(moe_ffn_hidden_size=40), "moe_ffn_hidden_size"),
         (set_args(expert_tensor_parallel_size=4), "expert tensor parallel"),
@@ -589,11 +589,11 @@ def remove_tensor(name):
                 "decoder.layers.1.mlp.shared_experts.linear_fc1.weight",
                 "decoder.layers.1.mlp.experts.local_experts.0.linear_fc1.weight",
             ),
-            "shared experts",
+            "shared_experts",
         ),
         (
             add_tensor("decoder.layers.0.mlp.router.expert_bias", "decoder.layers.0.input_layernorm.weight"),
-            "expert biases",
+            "expert_bias",
         ),
         (
             add_tensor(

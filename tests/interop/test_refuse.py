@@ -56,16 +56,12 @@ def nothing(content, t, p):
         ("position_embedding_type", "learned_absolute"),
         ("multi_latent_attention", True),
         ("moe_mlp_glu_interleave_size", 32),
-        ("rotary_percent", 0.5),
         ("apply_layernorm_1p", True),
         ("heterogeneous_layers_config_path", "layers.json"),
         ("hybrid_override_pattern", "M-M*"),
         ("mtp_num_layers", 1),
         ("quick_geglu", True),
         ("window_size", (1024, 0)),
-        ("moe_shared_expert_intermediate_size", 64),
-        ("moe_router_score_function", "sigmoid"),
-        ("moe_router_enable_expert_bias", True),
     ],
 )
 def test_another_architecture_by_its_args(scratch, name, value):
@@ -77,8 +73,8 @@ def test_another_architecture_by_its_args(scratch, name, value):
     [
         ("decoder.layers.0.mixer.in_proj.weight", "Mamba"),
         ("decoder.layers.0.self_attention.linear_q_down_proj.weight", "multi-latent"),
-        ("decoder.layers.0.mlp.shared_experts.linear_fc1.weight", "shared experts"),
-        ("decoder.layers.0.mlp.router.expert_bias", "expert biases"),
+        ("decoder.layers.0.mlp.shared_experts.linear_fc1.weight", "mlp.shared_experts"),
+        ("decoder.layers.0.mlp.router.expert_bias", "mlp.router.expert_bias"),
     ],
 )
 def test_another_architecture_by_its_tensors(scratch, name, word):
@@ -86,6 +82,10 @@ def test_another_architecture_by_its_tensors(scratch, name, word):
         content["model"][name] = torch.ones(4, SHAPE.hidden)
 
     refused(scratch, edit, word)
+
+
+def test_rope_on_a_part_of_the_head_is_not_mixtral(scratch):
+    refused(scratch, set_args(rotary_percent=0.5), "RoPE on a part of the head")
 
 
 def test_virtual_pipeline_chunks_that_repeat_layers(scratch):

@@ -1,0 +1,179 @@
+"""Mixtures with shared experts and routers of other kinds: Qwen2-MoE and GLM-4.5, from transformers'
+own files in either spelling to HDF5 and to Megatron and back, bit by bit; each part counts."""
+
+import json
+
+import pytest
+import torch
+import transformers
+from safetensors.torch import load_file, save_file
+
+import harness
+import runner
+
+torch.set_num_threads(1)  # tiny models: a second thread only waits
+IDS = torch.arange(24).reshape(1, 24) * 7 % 61
+SIZES = dict(
+    vocab_size=64,
+    hidden_size=32,
+    intermediate_size=48,
+    num_hidden_layers=3,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    head_dim=16,
+    max_position_embeddings=64,
+    bos_token_id=1,
+    eos_token_id=[2, 3],
+    num_experts_per_tok=3,
+    moe_intermediate_size=20,
+    attn_implementation="eager",
+)
+KINDS = {
+    "qwen2_moe": ("Qwen2Moe", dict(num_experts=6, shared_expert_intermediate_size=28, norm_topk_prob=True)),
+    "qwen2_moe, not normalised": (
+        "Qwen2Moe",
+        dict(num_experts=6, shared_expert_intermediate_size=40, norm_topk_prob=False, mlp_only_layers=[1]),
+    ),
+    "qwen2_moe, no biases": (
+        "Qwen2Moe",
+        dict(num_experts=6, shared_expert_intermediate_size=40, qkv_bias=False, decoder_sparse_step=2),
+    ),
+    "glm4_moe": ("Glm4Moe", dict(n_routed_experts=6)),
+    "glm4_moe, all of it": (
+        "Glm4Moe",
+        dict(
+            n_routed_experts=6,
+            n_shared_experts=2,
+            routed_scaling_factor=2.5,
+            attention_bias=True,
+            use_qk_norm=True,
+            first_k_dense_replace=0,
+            partial_rotary_factor=1.0,
+        ),
+    ),
+    "glm4_moe, groups": (
+        "Glm4Moe",
+        dict(n_routed_experts=6, n_group=3, topk_group=2, num_experts_per_tok=4, first_k_dense_replace=2),
+    ),
+    "glm4_moe, not normalised": ("Glm4Moe", dict(n_routed_experts=6, norm_topk_prob=False)),
+}
+NOT_IN_MEGATRON = ["glm4_moe, not normalised"]  # whose sigmoid is normalised but for a top 1
+
+
+def real(kind):
+    torch.manual_seed(2)
+    name, changes = KINDS[kind]
+    config = getattr(transformers, name + "Config")(**{**SIZES, **changes})
+    lm = getattr(transformers, name + "ForCausalLM")(config).to(torch.float32).eval()
+    with torch.no_grad():
+        for p in list(lm.parameters()) + [b for n, b in lm.named_buffers() if "correction" in n]:
+            p.add_(torch.randn_like(p) * 0.15)
+    return lm
+
+
+def logits(lm):
+    with torch.no_grad():
+        return lm(IDS).logits
+
+
+def load(folder):
+    lm, info = transformers.AutoModelForCausalLM.from_pretrained(
+        folder, dtype=torch.float32, attn_implementation="eager", output_loading_info=True
+    )
+    assert not any(info.values()), info
+    return lm.eval()
+
+
+def run(scratch, source, name, **changes):
+    changes = {"target__format": "huggingface", "target__dtype": "source", **changes}
+    config = runner.write_config(
+        scratch / "run.yaml", source, scratch / name, mode="reshard", upcycle=None, **changes
+    )
+    return runner.upcycle(config, np=2)
+
+
+def reshard(scratch, source, name, **changes):
+    result = run(scratch, source, name, **changes)
+    assert result.status == 0, str(result)
+    return scratch / name
+
+
+def same_model(folder, lm):
+    again = load(folder)
+    want, got = lm.state_dict(), again.state_dict()
+    assert want.keys() == got.keys()
+    for key in want:
+        assert harness.same_bits(got[key][: len(want[key])], want[key]), key
+    assert torch.equal(logits(again)[..., : SIZES["vocab_size"]], logits(lm))
+    return again
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_there_and_back(scratch, kind):
+    lm = real(kind)
+    lm.save_pretrained(scratch / "fused", save_original_format=False)
+    one_by_one = reshard(scratch, scratch / "fused", "a")
+    assert not any("gate_up_proj" in name for name in harness.read_index(one_by_one))
+    same_model(one_by_one, lm)
+    ways = {
+        "hdf5": {"target__format": "hdf5", "target__expert_parallel": 2},
+        "torch": {"target__format": "megatron-torch", "target__expert_parallel": 2, "target__tensor_parallel": 2},
+        "dist": {"target__format": "megatron-dist", "target__expert_parallel": 2, "target__tensor_parallel": 2},
+    }
+    for name, way in ways.items():
+        if kind in NOT_IN_MEGATRON and name != "hdf5":
+            result = run(scratch, one_by_one, name, **way)
+            assert result.status == runner.DATA and "sigmoid" in result.err, str(result)
+            continue
+        there = reshard(scratch, one_by_one, name, **way)
+        same_model(reshard(scratch, there, name + "-back", target__expert_parallel=3), lm)
+
+
+@pytest.mark.parametrize("kind", ["qwen2_moe", "glm4_moe"])
+def test_each_part_counts(scratch, kind):
+    """Equality would pass on a class that leaves some of them out."""
+    real(kind).save_pretrained(scratch / "fused", save_original_format=False)
+    out = reshard(scratch, scratch / "fused", "a")
+    before = logits(load(out))
+    parts = [f"mlp.experts.{e}.down_proj.weight" for e in range(6)]
+    if kind == "glm4_moe":
+        parts += ["mlp.shared_experts.down_proj.weight", "mlp.gate.e_score_correction_bias"]
+    else:
+        parts += ["mlp.shared_expert.down_proj.weight", "mlp.shared_expert_gate.weight"]
+    for part in parts:
+        name = f"model.layers.2.{part}"
+        path = out / harness.read_index(out)[name]
+        tensors = load_file(path)
+        save_file({**tensors, name: tensors[name] * -3}, path, metadata={"format": "pt"})
+        assert not torch.allclose(logits(load(out)), before, atol=1e-4), part
+        save_file(tensors, path, metadata={"format": "pt"})
+
+
+def test_the_selection_bias_stays_float32(scratch):
+    lm = real("glm4_moe")
+    lm.save_pretrained(scratch / "a")
+    out = reshard(scratch, scratch / "a", "out", target__dtype="bfloat16")
+    tensors = {name: load_file(out / file)[name] for name, file in harness.read_index(out).items()}
+    for name, value in tensors.items():
+        assert value.dtype == (torch.float32 if "correction" in name else torch.bfloat16), name
+    key = "model.layers.1.mlp.gate.e_score_correction_bias"
+    assert harness.same_bits(tensors[key], lm.state_dict()[key])
+
+
+REFUSED = {
+    "a layer behind the last": ("num_hidden_layers", 2, "multi-token prediction"),
+    "no shared expert": ("n_shared_experts", 0, "no shared expert"),
+    "groups that do not divide": ("n_group", 4, "groups"),
+    "more groups than there are": ("topk_group", 2, "groups"),
+}
+
+
+@pytest.mark.parametrize("what", REFUSED)
+def test_is_refused(scratch, what):
+    key, value, word = REFUSED[what]
+    real("glm4_moe").save_pretrained(scratch / "a")
+    config = json.loads((scratch / "a" / "config.json").read_text())
+    (scratch / "a" / "config.json").write_text(json.dumps({**config, key: value}))
+    result = run(scratch, scratch / "a", "out")
+    assert result.status == runner.DATA and word in result.err, str(result)
+    assert not (scratch / "out").exists()
