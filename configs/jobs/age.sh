@@ -47,11 +47,12 @@ echo "nodes $(wc -l <"$hosts"), ranks $ranks: ${launch[*]} $bin/mgr-upcycle $con
 status=0
 timeout --preserve-status --signal=TERM "$limit" "${launch[@]}" \
     "$bin/mgr-upcycle" --resume --progress 30 "$config" || status=$?
-[ $status != 75 ] || exit 99
-[ $status = 0 ] || exit $status
 
 # Launchers have been seen to lose an exit status: what counts is that the target is there, and whole.
 target=$("$bin/mgr-upcycle" --get target.path "$config") || exit
+[ $status != 0 ] || [ -e "$target" ] || status=75 # ended by the signal before it had begun
+[ $status != 75 ] || exit 99
+[ $status = 0 ] || exit $status
 "${launch[@]}" "$bin/mgr-verify" "$target"
 # Every weight made again from source and seed, and compared:
 # "${launch[@]}" "$bin/mgr-upcycle" --verify "$config"

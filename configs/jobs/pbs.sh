@@ -57,10 +57,10 @@ status=0
 # Launchers have been seen to lose an exit status: what counts is that the target is there, and whole.
 target=$("$bin/mgr-upcycle" --get target.path "$config") || exit
 if [ ! -e "$target" ]; then
+    [ $status != 0 ] || status=75 # ended by the signal before it had begun
     if [ $status = 75 ] && [ "${MGR_START:-0}" -lt 10 ]; then
         qsub -v MGR_START=$((${MGR_START:-0} + 1)) "$0"
     fi
-    [ $status != 0 ] || status=75
     exit $status
 fi
 [ $status = 0 ] || exit $status

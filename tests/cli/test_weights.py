@@ -1,12 +1,13 @@
 """Contract 1 keeps every byte: the weights of the quickstart, of scaled twins of the presets in configs/ and of what
 else the methods and formats make are those of the first release, tests/data/golden/golden_weights.txt.
 
-usage: test_weights.py [Weights] | test_weights.py --print     (the table, by the programs in MGR_BIN)
+usage: test_weights.py [Weights | Twice] | test_weights.py --print     (the table, by the programs in MGR_BIN)
 """
 
 import hashlib
 import json
 import pathlib
+import shutil
 import struct
 import sys
 import tempfile
@@ -118,6 +119,43 @@ class Weights(unittest.TestCase):
         golden = dict(line.split() for line in GOLDEN.read_text().splitlines())
         found = dict(table())
         self.assertEqual(found, golden)
+
+
+class Twice(unittest.TestCase):
+    """Two equal runs are equal in every byte of every file, but for the ledger, in which are the times of the run
+    (interop.ledger says where), and for what the manifest says of the ledger, and of itself."""
+
+    FORMATS = {
+        "moe-recipes": {"target.expert_parallel": 2},
+        "huggingface": {"mode": "reshard"},
+        "megatron-torch": MEGATRON,
+        "megatron-dist": {},
+        "hdf5": {},
+        "hdf5-packed": {"target.format": "hdf5", "target.compression": "deflate"},
+    }
+
+    def manifest(self, folder):
+        tree = json.loads((folder / runner.MANIFEST).read_text())
+        del tree["digest"]
+        (ledger,) = (file for file in tree["files"] if file["path"] == runner.LEDGER)
+        del ledger["crc32"]
+        return tree
+
+    def test_every_byte_of_every_file(self):
+        with tempfile.TemporaryDirectory() as scratch:
+            folder = pathlib.Path(scratch)
+            source = make_source(folder, "small")
+            for name, changes in self.FORMATS.items():
+                upcycle = {} if "mode" in changes else DROP
+                case = (name, "small", None, {"target.format": name, **upcycle, **changes})
+                first, target = folder / "first", folder / ("Mixtral-" + name)
+                make(folder, source, case)
+                target.rename(first)
+                make(folder, source, case)
+                self.assertEqual(runner.hashes(first), runner.hashes(target), name)
+                self.assertEqual(self.manifest(first), self.manifest(target), name)
+                self.assertEqual((first / runner.LEDGER).stat().st_size, (target / runner.LEDGER).stat().st_size)
+                shutil.rmtree(first)
 
 
 if __name__ == "__main__":

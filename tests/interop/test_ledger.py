@@ -195,6 +195,23 @@ def test_the_timeline(scratch, dense):
     assert time["bytes_read"].sum() >= sum(t.numel() * t.element_size() for t in dense[0].values())
 
 
+def test_where_two_equal_runs_differ(scratch, dense):
+    """In the times of the run, and in its memory."""
+    seen = [make(scratch, dense, np=2), None]
+    seen[1] = seen[0].rename(scratch / "first")
+    seen[0] = make(scratch, dense, np=2)
+    one, other = (open_ledger(out) for out in seen)
+    runs = [json.loads(ledger["run"][()]) for ledger in (one, other)]
+    assert all(run.pop("written") for run in runs) and runs[0] == runs[1]
+    names = []
+    one.visit(names.append)
+    times = {"run", "timeline/start", "timeline/seconds", "timeline/peak_rss"}
+    for name in names:
+        if isinstance(one[name], h5py.Dataset) and name not in times:
+            assert one[name].dtype == other[name].dtype
+            assert one[name][()].tobytes() == other[name][()].tobytes(), name
+
+
 def test_the_texts(scratch, dense):
     out = make(scratch, dense)
     ledger = open_ledger(out)

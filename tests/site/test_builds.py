@@ -14,6 +14,7 @@ import tempfile
 import unittest
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "cli"))
+import openmpi  # noqa: E402
 import runner  # noqa: E402
 
 FORMATS = ("moe-recipes", "megatron-torch", "megatron-dist", "hdf5")
@@ -108,9 +109,9 @@ class Systems(Builds):
         return root
 
     def inside(self, root):
-        """In namespaces of its own, so that nothing stays mounted."""
-        enter = 'mount -t proc proc "$0/proc" && exec chroot "$0" "$@"'
-        return ["unshare", "--mount", "--pid", "--fork", "--", "sh", "-c", enter, root]
+        """In namespaces of its own, so that nothing stays mounted, and without what a user's builds are told."""
+        enter = 'mount -t proc proc "$0/proc" && unset ${!CMAKE_*} CC CFLAGS LDFLAGS && exec chroot "$0" "$@"'
+        return ["unshare", "--mount", "--pid", "--fork", "--", "bash", "-c", enter, root]
 
     def build(self, suite):
         root = self.root(suite)
@@ -179,15 +180,9 @@ class Toolchains(Builds):
         shell([venv / "bin" / "cmake", "--install", build, "--prefix", self.folder / "prefix"], self.log)
         self.same_bytes([], self.folder / "prefix" / "bin", self.folder / "out4", self.folder / "out4")
 
-    @unittest.skipUnless(shutil.which("mpicc.openmpi") and shutil.which("h5pcc.openmpi"),
-                         "no Open MPI (openmpi-bin libopenmpi-dev libhdf5-openmpi-dev)")
+    @unittest.skipIf(openmpi.missing(), openmpi.missing())
     def test_open_mpi(self):
-        programs = self.configured(
-            runner.ROOT, self.folder / "openmpi",
-            "-DMPI_C_COMPILER=" + shutil.which("mpicc.openmpi"),
-            "-DMPIEXEC_EXECUTABLE=" + shutil.which("mpiexec.openmpi"),
-            "-DHDF5_C_COMPILER_EXECUTABLE=" + shutil.which("h5pcc.openmpi"),
-        )  # fmt: skip
+        programs = self.configured(runner.ROOT, self.folder / "openmpi", *openmpi.options())
         linked = subprocess.run(["ldd", programs / "mgr-upcycle"], capture_output=True, text=True, check=True).stdout
         self.assertIn("libmpi.so", linked)
         self.assertNotIn("mpich", linked)
