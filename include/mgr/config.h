@@ -56,6 +56,11 @@ typedef struct mgr_config {
         char method[32];
         uint64_t experts, top_k;
         uint64_t expert_width; /* 0: as the dense FFN */
+        uint64_t slices;       /* the same, as what the dense FFN is cut into; 0: not given */
+        char cut[16];          /* slices | shuffled */
+        char scale[16];        /* none | published | exact */
+        bool router_pre_softmax;
+        char router_file[MGR_CONFIG_TEXT];
         double ratio;
         uint64_t seed;
         char index_sets[16]; /* shared | independent */

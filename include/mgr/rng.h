@@ -38,7 +38,8 @@ typedef enum mgr_purpose {
     MGR_PURPOSE_NOISE_GATE = 9, /* values added by `method: noise` */
     MGR_PURPOSE_NOISE_UP = 10,
     MGR_PURPOSE_NOISE_DOWN = 11,
-    MGR_PURPOSE_SYNTH = 12 /* mgr-synth: expert carries the tensor's role */
+    MGR_PURPOSE_SYNTH = 12,  /* mgr-synth: expert carries the tensor's role */
+    MGR_PURPOSE_REPLICA = 13 /* `cut: shuffled`: expert carries the number of the FFN's copy */
 } mgr_purpose;
 
 /* One stream: everything of key and counter but the block. */

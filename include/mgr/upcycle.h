@@ -8,7 +8,8 @@
  * Words: a *neuron* is an index along the intermediate dimension of an FFN: a row of gate and up
  * [F, H], a column of down [H, F]. The *source* is the FFN of the checkpoint that is read, of F
  * neurons; the *expert* is what is made of it, of w neurons, each of which has its *origin*: the
- * neuron of the source that it comes from.
+ * neuron of the source that it comes from. Copies of the source are laid end to end without end,
+ * and expert e is cut from neuron e * w of them on: where w divides F, slice e mod F/w.
  */
 #ifndef MGR_UPCYCLE_H
 #define MGR_UPCYCLE_H
@@ -37,12 +38,27 @@ typedef enum mgr_matrix {
 /* What of the configuration makes the experts of a layer. */
 typedef struct mgr_recipe {
     uint64_t seed;
-    uint32_t source_width; /* F */
-    uint32_t width;        /* w, of an expert; divides F */
-    uint32_t n_selected;   /* |S| = floor(ratio * w) */
-    bool shuffle;          /* an expert's neurons are permuted, by a key of its own */
-    bool independent;      /* an S for each matrix, not one for all */
+    uint32_t source_width;         /* F */
+    uint32_t width;                /* w, of an expert */
+    uint32_t n_selected;           /* |S| = floor(ratio * w) */
+    bool shuffle;                  /* an expert's neurons are permuted, by a key of its own */
+    bool replicas;                 /* those of each copy of the source are, before it is cut */
+    bool independent;              /* an S for each matrix, not one for all */
+    float scale[MGR_MATRIX_COUNT]; /* 1: as it is */
 } mgr_recipe;
+
+/* By what gate, up and down are multiplied so that the layer's output is `factor` times as large.
+ * NONE: 1 each. PUBLISHED, of arXiv 2410.07524 and megatron-core's upcycling_utils.py: its root on
+ * each matrix, of order 3 with a gate and for squared ReLU, else 2; the output is that of the dense
+ * FFN to first order only. EXACT: all of it on down, in which every FFN is linear. */
+typedef enum mgr_scale { MGR_SCALE_NONE, MGR_SCALE_PUBLISHED, MGR_SCALE_EXACT } mgr_scale;
+
+/* "none", "published", "exact"; NONE for an unknown name. */
+mgr_scale mgr_scale_find(const char *name);
+void mgr_scale_factors(mgr_scale rule, double factor, mgr_activation activation,
+                       float out[MGR_MATRIX_COUNT]);
+/* Is any factor of the recipe not 1? */
+bool mgr_recipe_is_scaled(const mgr_recipe *recipe);
 
 /* An expert as a map: where its neurons come from, which of them are drawn anew, and by what each
  * matrix is multiplied in the end. Made by a method, in arrays of its caller. */
@@ -51,6 +67,7 @@ typedef struct mgr_map {
     uint32_t *selected[MGR_MATRIX_COUNT]; /* [n_selected] S, expert neurons, ascending; without
                                              `independent` the first is for all */
     float scale[MGR_MATRIX_COUNT];        /* 1: as it is */
+    uint32_t *work; /* [F], to work with where the recipe cuts shuffled replicas */
 } mgr_map;
 
 /* Does a map of this recipe need an `origin`? Pure. */
@@ -112,16 +129,30 @@ const mgr_method *mgr_method_at(size_t idx);
 /* Router inits. UNIFORM: (u - sample mean) * 0.02 * sqrt(12), std 0.02, as all published runs
  * used ("torch_rand_002"); UNIFORM01: u in [0, 1); UNIFORM01_CENTRED: u - sample mean;
  * NORMAL: N(0, std^2). u = word * 2^-32; the sample mean is over the layer's whole [E, H], exact.
+ * VIRTUAL_GROUPS: N(0, std^2), of which each row is there once for each slice of the FFN, so that
+ * those experts tie and are chosen together; ZEROS; FILE: rows of a file, which are not filled in
+ * here.
  */
 typedef enum mgr_router {
     MGR_ROUTER_UNIFORM,
     MGR_ROUTER_UNIFORM01,
     MGR_ROUTER_UNIFORM01_CENTRED,
     MGR_ROUTER_NORMAL,
+    MGR_ROUTER_VIRTUAL_GROUPS,
+    MGR_ROUTER_ZEROS,
+    MGR_ROUTER_FILE,
     MGR_ROUTER_COUNT
 } mgr_router;
 
-/* "uniform", "uniform01", "uniform01-centred", "normal"; MGR_ROUTER_COUNT for an unknown name. */
+/* What makes the routers of a model. */
+typedef struct mgr_router_recipe {
+    mgr_router kind;
+    double std; /* of NORMAL and VIRTUAL_GROUPS */
+    uint64_t seed;
+    uint32_t group; /* of VIRTUAL_GROUPS: experts e with the same e div group have the same row */
+} mgr_router_recipe;
+
+/* "uniform", "uniform01", ...; MGR_ROUTER_COUNT for an unknown name. */
 const char *mgr_router_name(mgr_router router);
 mgr_router mgr_router_find(const char *name);
 
@@ -129,8 +160,9 @@ mgr_router mgr_router_find(const char *name);
 const mgr_key_table *mgr_router_keys(mgr_router router);
 
 /* The router of one layer: [experts, hidden] row-major into out of type `to`. Element (e, h) is
- * element h of stream (seed, MGR_PURPOSE_ROUTER, layer, e). `std` is used by NORMAL only. */
-void mgr_router_fill(mgr_router router, double std, uint64_t seed, uint32_t layer, uint32_t experts,
+ * element h of stream (seed, MGR_PURPOSE_ROUTER, layer, e), of virtual groups e div group. Not for
+ * FILE. */
+void mgr_router_fill(const mgr_router_recipe *recipe, uint32_t layer, uint32_t experts,
                      uint64_t hidden, void *out, mgr_dtype to);
 
 /* |S| = floor(ratio * n), in double as Python's int(ratio * n). */

@@ -65,14 +65,27 @@ static const mgr_key upcycle[] = {
     MGR_ROW_UINT("upcycle.top_k", upcycle.top_k, "2", 1, MGR_MOST_PARTS,
                  "experts that each token uses"),
     MGR_ROW_UINT("upcycle.expert_width", upcycle.expert_width, "0", 0, MGR_MOST_I31,
-                 "neurons of an expert, a divisor of the dense FFN's: expert e gets slice e mod N "
-                 "of N; 0: all of it"),
+                 "neurons of an expert, cut in turn from copies of the dense FFN laid end to end: "
+                 "of a divisor N times smaller, expert e gets slice e mod N; 0: all of it"),
+    MGR_ROW_UINT("upcycle.slices", upcycle.slices, "0", 0, MGR_MOST_I31,
+                 "the same as a number: cut the dense FFN into so many experts"),
+    MGR_ROW_CHOICE("upcycle.cut", upcycle.cut, "slices", "slices|shuffled",
+                   "cut the FFN's neurons in their order, or shuffle each copy of the FFN before "
+                   "(Qwen2-57B-A14B)"),
+    MGR_ROW_CHOICE("upcycle.scale", upcycle.scale, "none", "none|published|exact",
+                   "make up for narrow experts: by a root of the factor on each matrix (NVIDIA, "
+                   "Marco), or by all of it on down, which is the dense FFN where the router "
+                   "chooses whole groups"),
+    MGR_ROW_BOOL("upcycle.router_pre_softmax", upcycle.router_pre_softmax, "false",
+                 "the router takes its softmax over all experts, and the chosen ones' weights are "
+                 "not normalised (norm_topk_prob: false)"),
     MGR_ROW_UINT("upcycle.seed", upcycle.seed, "1234", 0, MGR_MOST_U64,
                  "seed of all random numbers"),
     MGR_ROW_BOOL("upcycle.shuffle", upcycle.shuffle, "false",
                  "permute the neurons of each expert (does not change what it computes)"),
     MGR_ROW_TEXT("upcycle.router", upcycle.router, "uniform",
-                 "start of the router: uniform, uniform01, uniform01-centred or normal"),
+                 "start of the router: uniform, uniform01, uniform01-centred, normal, "
+                 "virtual-groups, zeros or file"),
     MGR_ROW_TEXT("upcycle.moe_layer_freq", upcycle.moe_layer_freq, "1",
                  "which layers get experts, as Megatron's option: 1 all, N each N-th, or a list "
                  "such as [0]*1+[1]*31"),

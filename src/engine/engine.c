@@ -125,14 +125,14 @@ static int expert_neuron_rows(mgr_engine *e, const mgr_method *method, const mgr
 }
 
 /* The biases of gate and up belong to neurons: every method leaves them as they are, but they go
- * where shuffle sends their neurons. That is the naive method, on rows of one element. */
+ * where their neurons go, and are scaled with them. That is the naive method, on rows of one
+ * element. */
 static int expert_bias(mgr_engine *e, const mgr_expert *of, uint32_t target, const mgr_piece *piece,
                        const unsigned char *data, mgr_err *err)
 {
     mgr_expert x = *of;
     x.hidden = 1;
     x.n_selected = 0;
-    x.scale = 1; /* whatever becomes of the matrices */
     return expert_neuron_rows(e, mgr_method_find("naive"), &x, target, piece, data, err);
 }
 
@@ -182,8 +182,9 @@ static int make_expert(mgr_engine *e, const mgr_group *group, uint32_t target,
         MGR_TRY(note_moments(e, err));
     }
     const bool bias = t->ndim == 1;
-    const mgr_matrix matrix =
-        bias ? MGR_MATRIX_UP : mgr_matrix_of(t->role); /* of no matter for a bias */
+    const mgr_matrix matrix = !bias                           ? mgr_matrix_of(t->role)
+                              : t->role == MGR_ROLE_GATE_BIAS ? MGR_MATRIX_GATE
+                                                              : MGR_MATRIX_UP;
     const mgr_expert x = mgr_selection_expert(e->selection, job, t->expert, matrix);
     if (bias)
         return expert_bias(e, &x, target, piece, data, err);
@@ -211,8 +212,7 @@ static int make_router(mgr_engine *e, uint32_t target, mgr_err *err)
     const mgr_job *const job = e->job;
     const mgr_tensor *const t = &job->target.tensors.list[target];
     assert(mgr_layout_tensor_bytes(&job->target.layout, target) <= job->plan.chunk_bytes);
-    mgr_router_fill(job->router, job->config.upcycle.router_std, job->config.upcycle.seed, t->layer,
-                    (uint32_t)t->rows, t->cols, e->out, target_type(e, target));
+    MGR_TRY(mgr_job_router(job, t->layer, e->out, target_type(e, target), err));
     return mgr_engine_write(e, target, 0, t->rows, e->out, err);
 }
 

@@ -118,6 +118,10 @@ int mgr_engine_look(mgr_engine *engine, const mgr_piece *piece, const unsigned c
 /* MGR_ERR_FORMAT, with its place, if a value of the piece is not finite. Local. */
 int mgr_engine_not_finite(const mgr_engine *engine, const mgr_piece *piece,
                           const unsigned char *data, mgr_err *err) MGR_NODISCARD;
+/* The router of a layer: [experts, hidden] of type `to`, drawn or from its file. Local. */
+int mgr_job_router(const mgr_job *job, uint32_t layer, void *out, mgr_dtype to,
+                   mgr_err *err) MGR_NODISCARD;
+
 /* Did the method draw what float16 cannot hold, in `rows` rows of the output buffer? Local. */
 int mgr_engine_check_drawn(const mgr_engine *engine, uint32_t target, uint64_t rows,
                            mgr_err *err) MGR_NODISCARD;
@@ -143,7 +147,7 @@ typedef struct mgr_selection {
     uint32_t layer;              /* MGR_NONE: none yet */
     mgr_map *maps;               /* [experts], in these: */
     uint32_t *selected, *origin; /* [experts][1 or 3][n_selected]; [experts][w] or NULL */
-    uint32_t *source;            /* [n_selected], to work with */
+    uint32_t *source, *work;     /* [n_selected], [F] or NULL, to work with */
     float *mean, *std;           /* [experts][3] */
     uint32_t *every;             /* [F]: all neurons of the source */
     mgr_moment source_moment[MGR_MATRIX_COUNT];

@@ -74,8 +74,10 @@ typedef struct mgr_job {
     mgr_arena arena;
 
     const mgr_method *method; /* NULL without upcycling */
-    mgr_router router;
-    mgr_recipe recipe; /* of the experts; of none without upcycling */
+    mgr_recipe recipe;        /* of the experts; of none without upcycling */
+    mgr_router_recipe router;
+    mgr_catalogue router_file; /* of 'router: file'; else empty */
+    uint32_t *router_of_layer; /* its tensors by layer; NULL without one */
     uint64_t synth_seed;
 
     mgr_side source, target;

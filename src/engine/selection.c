@@ -16,7 +16,8 @@ uint64_t mgr_selection_bytes(const mgr_job *job)
         return 0;
     const uint64_t experts = job->target.tensors.model.experts;
     const uint64_t origins = mgr_recipe_has_origin(r) ? experts * r->width : 0;
-    return (experts * sets(r) * r->n_selected + r->n_selected + origins + 6 * experts +
+    const uint64_t work = r->replicas ? r->source_width : 0;
+    return (experts * sets(r) * r->n_selected + r->n_selected + origins + work + 6 * experts +
             (job->moments ? r->source_width : 0)) *
                sizeof(uint32_t) +
            experts * sizeof(mgr_map);
@@ -28,6 +29,7 @@ static void place_maps(mgr_selection *s, const mgr_recipe *r, uint64_t experts)
     uint32_t *selected = s->selected;
     for (uint64_t e = 0; e < experts; e++) {
         s->maps[e].origin = s->origin ? s->origin + e * r->width : NULL;
+        s->maps[e].work = s->work;
         for (uint32_t m = 0; m < MGR_MATRIX_COUNT; m++)
             s->maps[e].selected[m] = selected + (r->independent ? m : 0) * (size_t)r->n_selected;
         selected += sets(r) * (size_t)r->n_selected;
@@ -50,6 +52,8 @@ int mgr_selection_init(mgr_selection *s, const mgr_job *job, mgr_err *err)
         s->every[i] = i;
     if (mgr_recipe_has_origin(r))
         MGR_TRY(mgr_alloc(&s->origin, experts, r->width * sizeof *s->origin, err));
+    if (r->replicas)
+        MGR_TRY(mgr_alloc(&s->work, r->source_width, sizeof *s->work, err));
     place_maps(s, r, experts);
     return MGR_OK;
 }
@@ -60,6 +64,7 @@ void mgr_selection_clear(mgr_selection *s)
     mgr_free(s->selected);
     mgr_free(s->origin);
     mgr_free(s->source);
+    mgr_free(s->work);
     mgr_free(s->mean);
     mgr_free(s->std);
     mgr_free(s->every);

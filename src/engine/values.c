@@ -137,7 +137,8 @@ int mgr_engine_check_drawn(const mgr_engine *e, uint32_t target, uint64_t rows, 
     const mgr_layout *const layout = &e->job->target.layout;
     const mgr_tensor *const t = &layout->tensors->list[target];
     char label[96];
-    if (layout->types[target] != MGR_DTYPE_F16 || !e->job->method->needs_selection ||
+    const bool as_read = !e->job->method->needs_selection && !mgr_recipe_is_scaled(&e->job->recipe);
+    if (layout->types[target] != MGR_DTYPE_F16 || as_read ||
         e->job->config.source.allow_nonfinite ||
         mgr_largest_magnitude(e->out, MGR_DTYPE_F16, (size_t)(rows * t->cols)) <
             mgr_infinity_bits(MGR_DTYPE_F16))

@@ -15,8 +15,7 @@ extern const mgr_method mgr_method_noise;
 
 /* ---- maps ---- */
 
-/* Slice e mod F/w of the source, neuron for neuron (of one as wide as the source: all of it), and
- * permuted where the recipe says so. Local. */
+/* Cut from copies of the source, neuron for neuron, in the order that the recipe says. Local. */
 int mgr_map_copies(const mgr_recipe *recipe, uint32_t layer, uint32_t expert, mgr_map *map,
                    mgr_err *err) MGR_NODISCARD;
 

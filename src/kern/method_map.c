@@ -1,5 +1,5 @@
 /*
- * The maps of experts that are copies of the source, or of a slice of it.
+ * The maps of experts that are cut from copies of the source.
  */
 #include <assert.h>
 
@@ -7,24 +7,43 @@
 
 bool mgr_recipe_has_origin(const mgr_recipe *r)
 {
-    return r->shuffle || r->width != r->source_width;
+    return r->shuffle || r->replicas || r->width != r->source_width;
+}
+
+/* `cut: shuffled`: the neurons of each copy of the source have an order of their own. */
+static int cut_replicas(const mgr_recipe *r, uint32_t layer, uint64_t first, mgr_map *map,
+                        mgr_err *err)
+{
+    uint64_t held = UINT64_MAX;
+    for (uint32_t i = 0; i < r->width; i++) {
+        const uint64_t replica = (first + i) / r->source_width;
+        if (replica != held) {
+            const mgr_stream stream = {r->seed, MGR_PURPOSE_REPLICA, layer, (uint32_t)replica};
+            MGR_TRY(mgr_permutation(&stream, r->source_width, map->work, err));
+            held = replica;
+        }
+        map->origin[i] = map->work[(first + i) % r->source_width];
+    }
+    return MGR_OK;
 }
 
 int mgr_map_copies(const mgr_recipe *r, uint32_t layer, uint32_t expert, mgr_map *map, mgr_err *err)
 {
     const mgr_stream stream = {r->seed, MGR_PURPOSE_SHUFFLE, layer, expert};
-    assert(r->width > 0 && r->source_width % r->width == 0);
-    const uint32_t first = expert % (r->source_width / r->width) * r->width;
+    const uint64_t first = (uint64_t)expert * r->width;
+    assert(r->width > 0 && r->source_width > 0);
     for (int m = 0; m < MGR_MATRIX_COUNT; m++)
-        map->scale[m] = 1;
+        map->scale[m] = r->scale[m];
     if (!mgr_recipe_has_origin(r))
         return MGR_OK;
+    if (r->replicas)
+        return cut_replicas(r, layer, first, map, err);
     for (uint32_t i = 0; !r->shuffle && i < r->width; i++)
         map->origin[i] = i;
     if (r->shuffle)
         MGR_TRY(mgr_permutation(&stream, r->width, map->origin, err));
     for (uint32_t i = 0; i < r->width; i++)
-        map->origin[i] += first;
+        map->origin[i] = (uint32_t)((first + map->origin[i]) % r->source_width);
     return MGR_OK;
 }
 

@@ -1,6 +1,8 @@
 /*
  * Routers: small, drawn whole by every rank that stores one.
  */
+#include <assert.h>
+#include <stdbool.h>
 #include <string.h>
 
 #include "kern/kern.h"
@@ -15,7 +17,13 @@
 
 static const mgr_key normal_keys[] = {
     MGR_ROW_REAL("upcycle.router_std", upcycle.router_std, "0.02", 0, 100,
-                 "standard deviation of the router 'normal'"),
+                 "standard deviation of the routers 'normal' and 'virtual-groups'"),
+};
+
+static const mgr_key file_keys[] = {
+    MGR_ROW_PATH("upcycle.router_file", upcycle.router_file, "",
+                 "safetensors file of the router 'file': a matrix [experts, hidden] for each layer "
+                 "with experts, under its name in Hugging Face or Megatron"),
 };
 
 /* Names and keys in one: a name is a table's owner. */
@@ -24,6 +32,9 @@ static const mgr_key_table tables[N_NAMES] = {
     [MGR_ROUTER_UNIFORM01] = MGR_NO_KEYS(MGR_OWNER_ROUTER, "uniform01"),
     [MGR_ROUTER_UNIFORM01_CENTRED] = MGR_NO_KEYS(MGR_OWNER_ROUTER, "uniform01-centred"),
     [MGR_ROUTER_NORMAL] = MGR_KEY_TABLE(MGR_OWNER_ROUTER, "normal", normal_keys),
+    [MGR_ROUTER_VIRTUAL_GROUPS] = MGR_KEY_TABLE(MGR_OWNER_ROUTER, "virtual-groups", normal_keys),
+    [MGR_ROUTER_ZEROS] = MGR_NO_KEYS(MGR_OWNER_ROUTER, "zeros"),
+    [MGR_ROUTER_FILE] = MGR_KEY_TABLE(MGR_OWNER_ROUTER, "file", file_keys),
 };
 
 const mgr_key_table *mgr_router_keys(mgr_router router)
@@ -89,20 +100,38 @@ static void uniform_row(const mgr_stream *stream, double centre, double scale, u
     }
 }
 
-void mgr_router_fill(mgr_router router, double std, uint64_t seed, uint32_t layer, uint32_t experts,
-                     uint64_t hidden, void *out, mgr_dtype to)
+/* Rows of N(0, std^2), each `group` times. */
+static void normal_rows(const mgr_router_recipe *r, uint32_t layer, uint32_t experts,
+                        uint64_t hidden, unsigned char *out, mgr_dtype to)
 {
-    const int centred = router == MGR_ROUTER_UNIFORM || router == MGR_ROUTER_UNIFORM01_CENTRED;
-    const double centre = centred ? mean_word(seed, layer, experts, hidden) * 0x1p-32 : 0;
-    const double scale = router == MGR_ROUTER_UNIFORM ? UNIFORM_SCALE : 1;
+    const uint32_t group = r->kind == MGR_ROUTER_VIRTUAL_GROUPS ? r->group : 1;
+    assert(group > 0);
+    for (uint32_t e = 0; e < experts; e++, out += hidden * mgr_dtype_size(to)) {
+        const mgr_stream stream = router_stream(r->seed, layer, e / group);
+        mgr_normals_scaled(&stream, 0, (size_t)hidden, 0, (float)r->std, out, to);
+    }
+}
+
+void mgr_router_fill(const mgr_router_recipe *r, uint32_t layer, uint32_t experts, uint64_t hidden,
+                     void *out, mgr_dtype to)
+{
+    const bool centred = r->kind == MGR_ROUTER_UNIFORM || r->kind == MGR_ROUTER_UNIFORM01_CENTRED;
+    const double centre = centred ? mean_word(r->seed, layer, experts, hidden) * 0x1p-32 : 0;
+    const double scale = r->kind == MGR_ROUTER_UNIFORM ? UNIFORM_SCALE : 1;
     unsigned char *row = out;
 
+    assert(r->kind < MGR_ROUTER_FILE);
+    if (r->kind == MGR_ROUTER_ZEROS) {
+        memset(out, 0, experts * hidden * mgr_dtype_size(to));
+        return;
+    }
+    if (r->kind == MGR_ROUTER_NORMAL || r->kind == MGR_ROUTER_VIRTUAL_GROUPS) {
+        normal_rows(r, layer, experts, hidden, out, to);
+        return;
+    }
     for (uint32_t e = 0; e < experts; e++) {
-        const mgr_stream stream = router_stream(seed, layer, e);
-        if (router == MGR_ROUTER_NORMAL)
-            mgr_normals_scaled(&stream, 0, (size_t)hidden, 0, (float)std, row, to);
-        else
-            uniform_row(&stream, centre, scale, hidden, row, to);
+        const mgr_stream stream = router_stream(r->seed, layer, e);
+        uniform_row(&stream, centre, scale, hidden, row, to);
         row += hidden * mgr_dtype_size(to);
     }
 }

@@ -135,7 +135,7 @@ static int add_run(ledger *l, mgr_err *err)
         json_sprintf("%llu", (unsigned long long)c->upcycle.seed));
     if (run && job->method) {
         json_object_set_new(run, "method", json_string(job->method->name));
-        json_object_set_new(run, "router", json_string(mgr_router_name(job->router)));
+        json_object_set_new(run, "router", json_string(mgr_router_name(job->router.kind)));
         json_object_set_new(run, "index_sets", json_string(c->upcycle.index_sets));
         json_object_set_new(run, "ratio", json_real(c->upcycle.ratio));
         json_object_set_new(run, "shuffle", json_boolean(c->upcycle.shuffle));
@@ -430,8 +430,7 @@ static int write_router(ledger *l, uint64_t i, page *p, mgr_err *err)
     const mgr_dtype dtype = job->target.layout.dtype;
     const size_t n = l->experts * l->hidden;
     double sum = 0, squares = 0, low = INFINITY, high = -INFINITY;
-    mgr_router_fill(job->router, job->config.upcycle.router_std, job->config.upcycle.seed,
-                    l->layer[i], (uint32_t)l->experts, l->hidden, p->router, dtype);
+    MGR_TRY(mgr_job_router(job, l->layer[i], p->router, dtype, err));
     mgr_cast(p->values, MGR_DTYPE_F32, p->router, dtype, n);
     for (size_t e = 0; e < l->experts; e++) {
         double norm = 0;
@@ -520,9 +519,12 @@ static int read_back(ledger *l, const char *path, mgr_err *err)
 uint64_t mgr_ledger_bytes(const mgr_job *job)
 {
     const mgr_model *const m = &job->target.tensors.model;
-    const uint64_t neurons = job->source_format ? job->source.tensors.model.ffn : 0;
+    const uint64_t widest = job->recipe.width > job->source.tensors.model.ffn
+                                ? job->recipe.width
+                                : job->source.tensors.model.ffn;
+    const uint64_t neurons = job->source_format ? widest : 0;
     const uint64_t of_expert = MATRICES * (neurons / 8 + 64) + 8 * m->experts +
-                               (job->config.upcycle.shuffle ? 4 : 0) * neurons;
+                               (mgr_recipe_has_origin(&job->recipe) ? 4 : 0) * neurons;
     const uint64_t texts = 1024 * (uint64_t)job->source.cat.n_files;
     return job->source_format ? (m->layers * m->experts * of_expert + texts + ((uint64_t)4 << 20))
                               : 0;

@@ -9,6 +9,7 @@
 #include "io/file.h"
 #include "look/file_sums.h"
 #include "mgr/version.h"
+#include "run/recipe.h"
 #include "run/record.h"
 #include "run/run.h"
 #include "run/stage.h"
@@ -97,6 +98,11 @@ static int make_manifest(const mgr_job *job, json_t **out, mgr_err *err)
                      skipped, "files", mgr_record_sources(job), "target", "format",
                      job->target_format->name, "files", target_list(job), "remarks", remarks(job));
     mgr_buf_clear(&config);
+    if (*out && job->method) {
+        const mgr_step_zero step = mgr_step_zero_of(job);
+        json_object_set_new(*out, "step_zero",
+                            json_pack("{s:b,s:s}", "identical", step.identical, "text", step.text));
+    }
     return *out ? MGR_OK : mgr_fail(err, MGR_ERR_NOMEM, "no memory for the manifest");
 }
 

@@ -5,6 +5,7 @@
 #include "core/say.h"
 #include "look/view.h"
 #include "mgr/version.h"
+#include "run/recipe.h"
 #include "run/report_line.h"
 #include "run/run.h"
 
@@ -54,6 +55,20 @@ static void print_target(const mgr_job *job)
     mgr_buf_clear(&types);
 }
 
+/* Experts that are not as wide as the FFN, or scaled. */
+static void print_cut(const mgr_job *job)
+{
+    const mgr_recipe *const r = &job->recipe;
+    char rest[120];
+    if (r->width != r->source_width || r->replicas)
+        mgr_report_line("", "%u of the FFN's %u neurons each, %s%s%s", r->width, r->source_width,
+                        r->replicas ? "of shuffled copies" : "in turn",
+                        mgr_rest_of(job, rest, sizeof rest)[0] ? ": " : "", rest);
+    if (mgr_recipe_is_scaled(r))
+        mgr_report_line("", "scaled in the end, as '%s' has it: gate %g, up %g, down %g",
+                        job->config.upcycle.scale, r->scale[0], r->scale[1], r->scale[2]);
+}
+
 static void print_method(const mgr_job *job)
 {
     const mgr_config *const c = &job->config;
@@ -67,12 +82,9 @@ static void print_method(const mgr_job *job)
     mgr_report_line("experts", "%llu, top %llu, method %s%s%s, router %s, seed %llu",
                     (unsigned long long)c->upcycle.experts, (unsigned long long)c->upcycle.top_k,
                     job->method->name, redrawn, c->upcycle.shuffle ? ", shuffled" : "",
-                    mgr_router_name(job->router), (unsigned long long)c->upcycle.seed);
-    if (job->recipe.width != job->recipe.source_width)
-        mgr_report_line("",
-                        "slices of %u of the FFN's %u neurons: with this router the first step "
-                        "is not the dense model's",
-                        job->recipe.width, job->recipe.source_width);
+                    mgr_router_name(job->router.kind), (unsigned long long)c->upcycle.seed);
+    print_cut(job);
+    mgr_report_line("step 0", "%s", mgr_step_zero_of(job).text);
 }
 
 static void print_skipped(const mgr_job *job)

@@ -11,6 +11,8 @@
 #include "io/file.h"
 #include "model/moe_layers.h"
 #include "run/found.h"
+#include "run/recipe.h"
+#include "run/router_file.h"
 #include "run/run.h"
 
 #define BASELINE_UNIT ((uint64_t)8 << 20)
@@ -45,7 +47,7 @@ static int resolve(mgr_job *job, mgr_err *err)
     job->target_format = mgr_target_find(c->target.format);
     if (strcmp(c->mode, "upcycle") == 0) {
         job->method = mgr_method_find(c->upcycle.method);
-        job->router = mgr_router_find(c->upcycle.router);
+        job->router.kind = mgr_router_find(c->upcycle.router);
     }
     return mgr_sidecar_check_tokenizer(c, err);
 }
@@ -194,39 +196,6 @@ static int describe_source(mgr_job *job, mgr_err *err)
     return MGR_OK;
 }
 
-/* What makes the experts; an empty S where the user asked for some neurons is an error. */
-static int make_recipe(mgr_job *job, mgr_err *err)
-{
-    const mgr_config *const c = &job->config;
-    if (!job->method)
-        return MGR_OK;
-    const uint32_t ffn = (uint32_t)job->source.tensors.model.ffn;
-    const uint32_t width = c->upcycle.expert_width ? (uint32_t)c->upcycle.expert_width : ffn;
-    if (width > ffn || ffn % width != 0 || c->upcycle.experts % (ffn / width) != 0)
-        return mgr_config_fail(c, "upcycle.expert_width", err,
-                               "'upcycle.expert_width' %u must cut the %u neurons of the FFN into "
-                               "slices that %llu experts have equally often",
-                               width, ffn, (unsigned long long)c->upcycle.experts);
-    const bool selects = job->method->needs_selection;
-    job->recipe = (mgr_recipe){
-        .seed = c->upcycle.seed,
-        .source_width = ffn,
-        .width = width,
-        .n_selected = selects ? mgr_selected_count(c->upcycle.ratio, width) : 0,
-        .shuffle = c->upcycle.shuffle,
-        .independent = strcmp(c->upcycle.index_sets, "independent") == 0,
-    };
-    if (selects && c->upcycle.ratio > 0 && job->recipe.n_selected == 0)
-        return mgr_config_fail(c, "upcycle.ratio", err,
-                               "'upcycle.ratio' %g of %u neurons selects none", c->upcycle.ratio,
-                               width);
-    job->moments = job->method->needs_moments && job->recipe.n_selected > 0;
-    /* a draw's number is neuron * H + h, and a stream has 2^34 of them */
-    if (job->recipe.n_selected * job->source.tensors.model.hidden > UINT64_C(1) << 34)
-        return mgr_fail(err, MGR_ERR_UNSUPPORTED, "an expert matrix redraws more than 2^34 values");
-    return MGR_OK;
-}
-
 /* How the tensor `t` of the target is made. An expert's own tensors come from the dense FFN, all
  * others from the tensor of the same name. */
 static mgr_define define(const mgr_job *job, const mgr_tensor *t)
@@ -272,6 +241,7 @@ static int target_model(const mgr_job *job, mgr_model *model, mgr_err *err)
     model->experts = c->upcycle.experts;
     model->expert_ffn = job->recipe.width;
     model->top_k = c->upcycle.top_k;
+    model->router.unnormalised = c->upcycle.router_pre_softmax;
     /* with linear biases Megatron's router has one (transformer/moe/router.py, core 0.15) */
     model->bias_router = model->bias_mlp && model->bias_o;
     if (mgr_moe_layers(c->upcycle.moe_layer_freq, model) != 0)
@@ -300,7 +270,8 @@ static int describe_target(mgr_job *job, mgr_err *err)
         if (job->defines[i].source != MGR_NONE)
             t->layout.types[i] = job->source.layout.types[job->defines[i].source];
     MGR_TRY(job->target_format->layout(c, &job->origin, &t->layout, &job->target_state, err));
-    return mgr_layout_finish(&t->layout, err);
+    MGR_TRY(mgr_layout_finish(&t->layout, err));
+    return mgr_router_file_match(job, err);
 }
 
 /* What source and target have to say, behind the last thing that can fail. */
@@ -390,7 +361,7 @@ static int plan(mgr_job *job, mgr_err *err)
     uint64_t base;
     int rc = describe_source(job, err);
     if (rc == MGR_OK)
-        rc = make_recipe(job, err);
+        rc = mgr_run_recipe(job, err);
     if (rc == MGR_OK)
         rc = describe_target(job, err);
     if (rc == MGR_OK && job->rank == 0)
@@ -413,7 +384,9 @@ static int config_id(mgr_job *job, mgr_err *err)
     MGR_TRY(mgr_alloc(&c, 1, sizeof *c, err));
     *c = job->config;
     c->memory_per_rank = 0;
-    const int rc = mgr_config_dump(c, mgr_config_tables, &text, err);
+    int rc = mgr_config_dump(c, mgr_config_tables, &text, err);
+    if (rc == MGR_OK && job->router_file.n_files) /* another file of this name is another run */
+        rc = mgr_catalogue_pack(&job->router_file, &text, err);
     if (rc == MGR_OK)
         snprintf(job->id, sizeof job->id, "%016llx",
                  (unsigned long long)XXH3_64bits(text.data, text.len));
@@ -439,6 +412,8 @@ static int prepare(mgr_job *job, const mgr_run_options *o, mgr_err *err)
         rc = find_source(job, err);
     if (rc == MGR_OK)
         rc = read_headers(job, err);
+    if (rc == MGR_OK)
+        rc = mgr_router_file_read(job, err);
     const double found = mgr_now();
     if (rc == MGR_OK)
         rc = plan(job, err);

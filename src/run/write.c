@@ -80,7 +80,7 @@ int mgr_run_replan(mgr_job *job, const mgr_piece *done, size_t n_done, mgr_err *
         .defines = job->defines,
         .ranks = job->plan_ranks ? job->plan_ranks : job->ranks,
         .moments = job->moments,
-        .shuffle = job->config.upcycle.shuffle && job->method,
+        .shuffle = job->recipe.shuffle || job->recipe.replicas,
         .selection_bytes = mgr_selection_bytes(job),
         .memory = job->memory,
         .done = done,
@@ -482,6 +482,8 @@ void mgr_job_clear(mgr_job *job)
         mgr_tensors_clear(&sides[i]->tensors);
         mgr_catalogue_clear(&sides[i]->cat);
     }
+    mgr_catalogue_clear(&job->router_file);
+    mgr_free(job->router_of_layer);
     mgr_free(job->defines);
     mgr_free(job->stored_crc);
     mgr_free(job->file_crc);

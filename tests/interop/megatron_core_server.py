@@ -12,7 +12,8 @@ once the ranks of the split, forked for it, have ended. What a step does:
                                      state dict, the global numbers of its layers and which have experts
     {"do": "logits", "to": F}        F/RANK.pt: the place and the logits (no pipeline)
     {"do": "upcycle", "dense": D, "from": F}   what megatron-core's own upcycling makes of the dense
-                                     model in D is what F holds, but for the router
+                                     model in D, with F's routers, is what F holds; with "sets": "own"
+                                     it is where tensor-parallel ranks cut what each of them has
 
 Models and splits are dictionaries over the defaults below. Written for megatron-core 0.13 to 0.19.
 """
@@ -48,6 +49,7 @@ MODEL = {
     "experts": 0,
     "expert_ffn": 0,  # 0: as ffn
     "top_k": 2,
+    "pre_softmax": False,
     "layer_freq": 1,  # or a list
     "grouped": False,  # GroupedMLP, up to core 0.16
     "dtype": "bfloat16",
@@ -96,6 +98,7 @@ def transformer_config(m, s):
     if m["experts"]:
         experts = {
             "num_moe_experts": m["experts"],
+            "moe_router_pre_softmax": m["pre_softmax"],
             "moe_router_topk": m["top_k"],
             "moe_ffn_hidden_size": m["expert_ffn"],
             "moe_layer_freq": m["layer_freq"],
@@ -352,21 +355,50 @@ def logits(chunks, m, out):
     torch.save({"place": place(), "logits": values}, out / f"{torch.distributed.get_rank()}.pt")
 
 
-def upcycle(chunks, m, s, dense_root, root):
+def local_cut(dense, m, scale):
+    """Experts cut, as megatron-core does it, from the neurons that this tensor-parallel rank has."""
+    import torch
+
+    slices = m["ffn"] // m["expert_ffn"]
+    made = {}
+    for name, value in dense.items():
+        at, _, kind = name.partition(".mlp.linear_fc")
+        if kind not in ("1.weight", "2.weight"):
+            continue
+        matrices = value.chunk(2) if kind[0] == "1" else (value.T,)
+        for e in range(m["experts"]):
+            w = matrices[0].shape[0] // slices
+            cut = [x[e % slices * w : (e % slices + 1) * w] * scale for x in matrices]
+            full = cut[0].T if kind[0] == "2" else torch.cat(cut)
+            made[f"{at}.mlp.experts.local_experts.{e}.linear_fc{kind}"] = full
+    return made
+
+
+def upcycle(chunks, m, s, dense_root, root, sets):
     import torch
     from megatron.core.transformer.moe.upcycling_utils import upcycle_state_dict
 
-    dense = build({**m, "experts": 0}, s)
+    slices = m["ffn"] // m["expert_ffn"]
+    dense = build({**m, "experts": 0, "expert_ffn": m["ffn"]}, s)
     load(dense, s, dense_root)
-    theirs = {k: v for k, v in upcycle_state_dict(chunks, dense)["model"].items() if v is not None}
     ours = {k: v for k, v in read(root, s)["model"].items() if v is not None}
+    with torch.no_grad():  # it takes the first rows of its router, each for a group of experts
+        for name, router in chunks[0].named_parameters():
+            if name.endswith(".mlp.router.weight"):
+                router[: m["experts"] // slices] = ours[name][::slices]
+    theirs = {k: v for k, v in upcycle_state_dict(chunks, dense)["model"].items() if v is not None}
     assert theirs.keys() == ours.keys(), theirs.keys() ^ ours.keys()
-    experts = 0
+    experts, other = 0, 0
     for name, value in theirs.items():
         experts += ".local_experts." in name
-        if not name.endswith(".mlp.router.weight"):
-            assert torch.equal(value, ours[name]) and value.dtype == ours[name].dtype, name
+        same = torch.equal(value, ours[name]) and value.dtype == ours[name].dtype
+        other += not same
+        assert same or sets == "own" and ".local_experts." in name, name
     assert experts == m["layers"] * m["experts"] // s["ep"] * 2, experts
+    if sets == "own":
+        assert other == experts, (other, experts)  # no rank's first slice is the model's first
+        for name, value in local_cut(dense[0].state_dict(), m, slices ** (1 / 3)).items():
+            assert torch.equal(value, theirs[name]), name
 
 
 def rank_main(rank, job, rendezvous):
@@ -398,7 +430,7 @@ def rank_main(rank, job, rendezvous):
         elif kind == "logits":
             logits(chunks, m, pathlib.Path(step["to"]))
         elif kind == "upcycle":
-            upcycle(chunks, m, s, step["dense"], step["from"])
+            upcycle(chunks, m, s, step["dense"], step["from"], step.get("sets"))
         else:
             raise ValueError(kind)
     torch.distributed.destroy_process_group()

@@ -8,6 +8,7 @@ import numpy as np
 
 SAMPLE, SAMPLE_GATE, SAMPLE_UP, SAMPLE_DOWN = 0, 1, 2, 3
 GATE, UP, DOWN, ROUTER, SHUFFLE = 4, 5, 6, 7, 8
+REPLICA = 13
 NOISE_GATE, NOISE_UP, NOISE_DOWN = 9, 10, 11
 
 _LOW = np.uint64(0xFFFFFFFF)
@@ -49,8 +50,8 @@ def sample(seed, purpose, layer, expert, population, n):
     return np.sort(np.argsort(keys(seed, purpose, layer, expert, population), kind="stable")[:n])
 
 
-def permutation(seed, layer, expert, n):
-    return np.argsort(keys(seed, SHUFFLE, layer, expert, n), kind="stable")
+def permutation(seed, layer, expert, n, purpose=SHUFFLE):
+    return np.argsort(keys(seed, purpose, layer, expert, n), kind="stable")
 
 
 def normals(seed, purpose, layer, expert, first, n):

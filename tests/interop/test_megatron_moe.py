@@ -170,9 +170,8 @@ def convert(scratch, source, split, name="out", np=2, status=0, **changes):
 
 def upcycle(scratch, source, split, name="out", method="naive", **changes):
     ratio = {} if method == "drop" else {"upcycle__ratio": None}
-    return convert(
-        scratch, source, split, name, upcycle__method=method, upcycle__experts=EXPERTS, **ratio, **changes
-    )
+    changes = {"upcycle__method": method, "upcycle__experts": EXPERTS, **ratio, **changes}
+    return convert(scratch, source, split, name, **changes)
 
 
 def reshard(scratch, source, split, name="out", **changes):
@@ -295,6 +294,25 @@ def test_naive_is_megatron_cores_own_upcycling(core, saved, scratch, release, tp
     naive = upcycle(scratch, source.root, {"tp": tp}, "naive")
     steps = {"do": "upcycle", "dense": dense, "from": naive}
     core(release).run({**LLAMA, "experts": EXPERTS}, {"tp": tp}, steps)
+
+
+CUTS = [(1, 1, True), (1, 2, False), (1, 4, False), (1, 4, True), (2, 4, False)]
+
+
+@pytest.mark.parametrize("tp,slices,pre", CUTS)
+def test_published_scale_is_megatron_cores_own_upcycling(core, saved, scratch, tp, slices, pre):
+    """At granularity 1, 2 and 4, and with softmax before top-k. At TP 2 each rank of megatron-core cuts
+    the neurons that it happens to hold, so that its slices are others than at TP 1; ours never are."""
+    source = saved({**LLAMA, "dtype": "float32"}, {"tp": 2})
+    dense = reshard(scratch, source.root, {"tp": tp}, "dense")
+    made = upcycle(
+        scratch, source.root, {"tp": tp}, "made", upcycle__slices=slices, upcycle__experts=8, upcycle__top_k=4,
+        upcycle__scale="published", upcycle__router_pre_softmax=pre,
+        upcycle__router="virtual-groups" if slices > 1 else "normal",
+    )  # fmt: skip
+    model = {**LLAMA, "dtype": "float32", "experts": 8, "top_k": 4, "pre_softmax": pre}
+    steps = {"do": "upcycle", "dense": dense, "from": made, "sets": "own" if tp > 1 else "same"}
+    core().run({**model, "expert_ffn": server.MODEL["ffn"] // slices}, {"tp": tp}, steps)
 
 
 MIXED = [

@@ -98,6 +98,47 @@ def contract_expert(
     return out, done
 
 
+def cut_neurons(seed, layer, expert, n, width, cut="slices", shuffle=False):
+    """Of an expert of `width` neurons the dense neuron of each: copies of the n neurons lie end to end,
+    each copy in an order of its own with `cut: shuffled`, and experts are cut off one after another."""
+    inside = philox.permutation(seed, layer, expert, width) if shuffle else np.arange(width)
+    copy, place = np.divmod(expert * width + inside, n)
+    if cut == "slices":
+        return place
+    orders = {c: philox.permutation(seed, layer, c, n, philox.REPLICA) for c in set(copy.tolist())}
+    return np.array([orders[c][p] for c, p in zip(copy.tolist(), place.tolist())])
+
+
+def scale_factors(rule, n, width, experts, top_k, pre_softmax=False):
+    """Of gate, up and down. The factor is how much smaller the layer's output is than the dense FFN's:
+    each expert has width/n of it, and without normalisation top_k of `experts` weights are added up."""
+    factor = n / width * (experts / top_k if pre_softmax else 1)
+    root = factor ** (1 / 3)
+    factors = {"none": (1, 1, 1), "published": (root, root, root), "exact": (1, 1, factor)}[rule]
+    return dict(zip(MATRICES, factors))
+
+
+def built_expert(dense, seed, layer, expert, width, ratio, factors, cut="slices", shuffle=False):
+    """contract_expert of any width: cut, drawn from statistics of what is not scaled, scaled last.
+    ({name: matrix}, {"origin", "chosen"}); what is kept is exact in float32."""
+    n, hidden = dense["gate"].shape
+    origin = cut_neurons(seed, layer, expert, n, width, cut, shuffle)
+    count = int(ratio * width)
+    chosen = philox.sample(seed, philox.SAMPLE, layer, expert, width, count) if count else np.arange(0)
+    out = {}
+    for name in MATRICES:
+        rows = neurons(name, dense[name])[origin].astype(np.float32)
+        drawn = rows[chosen]
+        if count:
+            mean, std = statistics(drawn)
+            z = philox.normals(seed, _VALUES[name], layer, expert, 0, count * hidden)
+            drawn = mean + std * z.reshape(count, hidden)
+        rows = rows * np.float32(factors[name])
+        rows[chosen] = drawn * factors[name]
+        out[name] = neurons(name, rows)
+    return out, {"origin": origin, "chosen": chosen}
+
+
 def contract_router(kind, seed, layer, experts, hidden, std=0.02):
     if kind == "normal":
         return (

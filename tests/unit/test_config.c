@@ -548,6 +548,10 @@ static const char dumped[] = "mode: upcycle\n"
                              "  experts: 4\n"
                              "  top_k: 4\n"
                              "  expert_width: 0\n"
+                             "  slices: 0\n"
+                             "  cut: slices\n"
+                             "  scale: none\n"
+                             "  router_pre_softmax: false\n"
                              "  seed: 18446744073709551615\n"
                              "  shuffle: true\n"
                              "  router: uniform\n"
@@ -743,8 +747,9 @@ static const struct {
      "x.yaml:5:3: 'upcycle.ratio' is for method 'drop' or 'noise'; 'upcycle.method' is 'naive'",
      "remove 'upcycle.ratio', or set 'upcycle.method' to one of those"},
     {PATHS "upcycle:\n  router_std: 1\n",
-     "x.yaml:4:3: 'upcycle.router_std' is for router 'normal'; 'upcycle.router' is 'uniform' by "
-     "default",
+     "x.yaml:4:3: 'upcycle.router_std' is for router 'normal' or 'virtual-groups'; "
+     "'upcycle.router' "
+     "is 'uniform' by default",
      NULL},
     {"source: {path: a}\ntarget:\n  path: b\n  format: hdf5\n  names: te\n",
      "x.yaml:5:3: 'target.names' is for target format 'huggingface' or 'moe-recipes' or 'mixtral' "
@@ -770,7 +775,7 @@ static const struct {
      "x.yaml:3:11: 'upcycle.method' is 'dropp'; known are: drop, naive, noise", NULL},
     {PATHS "upcycle: {router: x}\n",
      "x.yaml:3:11: 'upcycle.router' is 'x'; known are: uniform, uniform01, uniform01-centred, "
-     "normal",
+     "normal, virtual-groups, zeros, file",
      NULL},
 };
 

@@ -155,7 +155,8 @@ static void test_golden_routers(void)
         CHECK(golden_colon(&g));
         CHECK(router < MGR_ROUTER_COUNT && mgr_dtype_is_weight(to));
         CHECK_INT(golden_rest(&g, 16, expected, MAX_ENTRIES), experts * hidden);
-        mgr_router_fill(router, std, seed, layer, experts, hidden, got, to);
+        const mgr_router_recipe recipe = {.kind = router, .std = std, .seed = seed, .group = 1};
+        mgr_router_fill(&recipe, layer, experts, hidden, got, to);
         for (size_t i = 0; i < experts * hidden; i++) {
             uint32_t bits = 0;
             memcpy(&bits, got + i * bytes, bytes);
@@ -313,7 +314,8 @@ static void check_shape(uint32_t slices, uint32_t width, uint64_t hidden, double
                           .width = width,
                           .n_selected = mgr_selected_count(ratio, width),
                           .shuffle = shuffle,
-                          .independent = variant % 2};
+                          .independent = variant % 2,
+                          .scale = {1, 1, 1}};
     static const float scales[] = {1, 1, 1.25f};
     check_recipe(&r, hidden, scales[variant % 5 % 3], variant);
 }
@@ -349,7 +351,8 @@ static void test_slices(void)
                                   .source_width = WIDTH * SLICES,
                                   .width = WIDTH,
                                   .n_selected = 3,
-                                  .shuffle = shuffle};
+                                  .shuffle = shuffle,
+                                  .scale = {1, 1, 1}};
             uint32_t origin[WIDTH], selected[3], seen = 0;
             mgr_map map = {.origin = origin, .selected = {selected, selected, selected}};
             CHECK_INT(mgr_method_find("drop")->map(&r, 1, expert, &map, &err), MGR_OK);
@@ -416,9 +419,11 @@ static void test_router_statistics(void)
     static float values[n];
     static const double stds[] = {0.02, 0.28867513459481287, 0.28867513459481287, 0.5};
 
-    for (int r = 0; r < MGR_ROUTER_COUNT; r++) {
+    for (int r = 0; r <= MGR_ROUTER_NORMAL; r++) {
         double sum = 0, square = 0, low = 9, high = -9;
-        mgr_router_fill((mgr_router)r, 0.5, 77, 3, experts, hidden, values, MGR_DTYPE_F32);
+        const mgr_router_recipe recipe = {
+            .kind = (mgr_router)r, .std = 0.5, .seed = 77, .group = 1};
+        mgr_router_fill(&recipe, 3, experts, hidden, values, MGR_DTYPE_F32);
         for (int i = 0; i < n; i++) {
             sum += values[i];
             square += (double)values[i] * values[i];

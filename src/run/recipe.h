@@ -1,0 +1,28 @@
+/*
+ * From the configuration to what makes experts and routers, and what that means for the first step
+ * of training.
+ */
+#ifndef MGR_RUN_RECIPE_H
+#define MGR_RUN_RECIPE_H
+
+#include <stdbool.h>
+
+#include "engine/job.h"
+
+/* job->recipe, job->router, job->moments; the source is described. What makes no sense together is
+ * refused. Local. */
+int mgr_run_recipe(mgr_job *job, mgr_err *err) MGR_NODISCARD;
+
+/* Does the target compute what the source computes, to rounding? */
+typedef struct mgr_step_zero {
+    bool identical;
+    char text[320]; /* "identical to the dense model" or "not identical: ..." */
+} mgr_step_zero;
+
+/* Of an upcycled target. Pure. */
+mgr_step_zero mgr_step_zero_of(const mgr_job *job);
+
+/* What of the source's copies is in no expert: "the last 96 of ...", or empty. Pure. */
+const char *mgr_rest_of(const mgr_job *job, char *out, size_t size);
+
+#endif

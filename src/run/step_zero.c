@@ -1,0 +1,121 @@
+/*
+ * What holds at the first step of training. With normalised weights of the chosen experts, which
+ * add up to 1, the layer is the dense FFN if every expert is, or if whole groups of experts are
+ * chosen that are the FFN together.
+ */
+#include <math.h>
+#include <stdarg.h>
+#include <stdio.h>
+
+#include "run/recipe.h"
+
+static mgr_step_zero not_identical(const char *fmt, ...) MGR_PRINTF(1, 2);
+
+static mgr_step_zero not_identical(const char *fmt, ...)
+{
+    mgr_step_zero out = {.identical = false};
+    va_list args;
+    const int n = snprintf(out.text, sizeof out.text, "not identical to the dense model: ");
+    va_start(args, fmt);
+    (void)vsnprintf(out.text + n, sizeof out.text - (size_t)n, fmt, args);
+    va_end(args);
+    return out;
+}
+
+/* Scaled values are rounded once more, unless the factor is a power of two. */
+static mgr_step_zero identical(const mgr_recipe *r)
+{
+    mgr_step_zero out = {.identical = true};
+    int exponent;
+    bool exact = true;
+    for (int m = 0; m < MGR_MATRIX_COUNT; m++)
+        exact = exact && frexpf(r->scale[m], &exponent) == 0.5f;
+    snprintf(out.text, sizeof out.text, "identical to the dense model%s",
+             exact ? "" : ", but for one more rounding of the scaled matrices");
+    return out;
+}
+
+/* Does every expert compute `times` times what the dense FFN does? */
+static bool whole_experts(const mgr_recipe *r)
+{
+    return r->width % r->source_width == 0;
+}
+
+/* Is the layer scaled by a root, which the gate's activation does not pass on? */
+static bool scaled_by_root(const mgr_recipe *r)
+{
+    return r->scale[MGR_MATRIX_UP] != 1;
+}
+
+static mgr_step_zero of_slices(const mgr_job *job)
+{
+    const mgr_recipe *const r = &job->recipe;
+    const mgr_model *const m = &job->target.tensors.model;
+    const uint32_t n = r->source_width / r->width;
+    if (r->source_width % r->width != 0 || m->experts % n != 0)
+        return not_identical("experts of %u neurons are no whole slices of %u", r->width,
+                             r->source_width);
+    if (job->router.kind == MGR_ROUTER_FILE)
+        return not_identical(
+            "that takes a router whose rows are equal for each %u experts in turn, "
+            "which is not looked for in upcycle.router_file",
+            n);
+    if (job->router.kind != MGR_ROUTER_VIRTUAL_GROUPS)
+        return not_identical("the router '%s' does not choose all %u slices of the FFN together",
+                             mgr_router_name(job->router.kind), n);
+    if (m->top_k % n != 0)
+        return not_identical("top %llu are no whole groups of %u slices",
+                             (unsigned long long)m->top_k, n);
+    if (scaled_by_root(r))
+        return not_identical("'scale: published' is the dense FFN to first order only");
+    if (r->scale[MGR_MATRIX_DOWN] == 1)
+        return not_identical("each of %u slices has a weight of 1/%u or less; 'scale: exact' makes "
+                             "up for it",
+                             n, n);
+    return identical(r);
+}
+
+/* Every expert is the dense FFN, so many times. */
+static mgr_step_zero of_whole(const mgr_job *job)
+{
+    const mgr_recipe *const r = &job->recipe;
+    const uint32_t times = r->width / r->source_width;
+    const mgr_model *const m = &job->target.tensors.model;
+    if (scaled_by_root(r))
+        return not_identical("'scale: published' is the dense FFN to first order only");
+    if (m->router.unnormalised && job->router.kind != MGR_ROUTER_ZEROS)
+        return not_identical("without normalisation the weights of the chosen experts add up to "
+                             "less than 1, how much less depends on the token");
+    /* of zeros each weight is 1 over the number of experts */
+    const double share = m->router.unnormalised ? (double)m->top_k / (double)m->experts : 1;
+    if (r->scale[MGR_MATRIX_DOWN] != (float)(1 / (times * share)))
+        return not_identical(
+            "the experts add up to %g times the dense FFN; 'scale: exact' makes up "
+            "for it",
+            times * share);
+    return identical(r);
+}
+
+mgr_step_zero mgr_step_zero_of(const mgr_job *job)
+{
+    const mgr_recipe *const r = &job->recipe;
+    if (r->n_selected > 0)
+        return not_identical("%u of the %u neurons of each expert %s", r->n_selected, r->width,
+                             job->method->needs_moments ? "are drawn anew" : "have noise added");
+    return whole_experts(r) ? of_whole(job) : of_slices(job);
+}
+
+const char *mgr_rest_of(const mgr_job *job, char *out, size_t size)
+{
+    const mgr_recipe *const r = &job->recipe;
+    const uint64_t all = job->target.tensors.model.experts * r->width;
+    const uint64_t copies = (all + r->source_width - 1) / r->source_width;
+    const uint64_t rest = copies * r->source_width - all;
+    out[0] = '\0';
+    if (r->width % r->source_width != 0)
+        snprintf(out, size,
+                 rest ? "%llu copies of the FFN, of which the last leaves %llu neurons"
+                      : "%llu copies of the FFN",
+                 (unsigned long long)copies, (unsigned long long)rest);
+    return out;
+}
