@@ -6,6 +6,7 @@
 #include "cfg/value.h"
 #include "cli/cli.h"
 #include "core/mem.h"
+#include "fmt/json.h"
 #include "io/fault.h"
 #include "io/file.h"
 #include "mgr/config.h"
@@ -308,6 +309,7 @@ int main(int argc, char **argv)
     arguments a = {0};
     mgr_comm *comm = NULL;
     bool good = true;
+    mgr_json_count_memory();
     int rc = parse(&a, argc, argv, &err);
     const bool alone = rc != MGR_OK || a.get || a.schema;
     if (rc == MGR_OK && a.schema)

@@ -1,6 +1,6 @@
 /*
- * Memory: every allocation of the project goes through here, so that sizes are overflow-checked
- * and tests can make the k-th allocation fail.
+ * Memory: every allocation of the project goes through here (jansson's, too), so that sizes are
+ * overflow-checked, their sum has a bound, and tests can make the k-th allocation fail.
  */
 #ifndef MGR_CORE_MEM_H
 #define MGR_CORE_MEM_H
@@ -25,6 +25,20 @@ int mgr_strdup(char **out, const char *text, mgr_err *err) MGR_NODISCARD;
 
 /* NULL-safe. */
 void mgr_free(void *p);
+
+/* From now on what is allocated here may not pass `total` less what of the `resident` bytes belongs
+ * to others: the libraries and the program. Past it is MGR_ERR_NOMEM with the size that would do.
+ */
+void mgr_mem_bound(uint64_t total, uint64_t resident);
+
+/* Freed pages go back to the system: behind work that freed many small blocks. */
+void mgr_mem_trim(void);
+
+/* For libraries that want a malloc; NULL past the bound. mgr_free frees it. */
+void *mgr_mem_take(size_t bytes);
+
+/* The error of an allocation of `bytes` bytes that failed. */
+int mgr_mem_fail(uint64_t bytes, mgr_err *err) MGR_NODISCARD;
 
 /* Tests only: let the k-th allocation from now (1-based) fail, once; 0 switches it off. */
 void mgr_alloc_fail_at(uint64_t k);

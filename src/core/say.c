@@ -6,46 +6,55 @@
 #include <string.h>
 
 #include "core/mem.h"
-
-/* The code point at `text` and its bytes; 0 bytes if it is none (RFC 3629). */
-static size_t decode(const unsigned char *text, size_t left, uint32_t *point)
-{
-    static const uint32_t least[5] = {0, 0, 0x80, 0x800, 0x10000};
-    const unsigned char c = text[0];
-    const size_t n = c < 0x80 ? 1 : c >> 5 == 6 ? 2 : c >> 4 == 14 ? 3 : c >> 3 == 30 ? 4 : 0;
-    if (n == 0 || n > left)
-        return 0;
-    *point = n == 1 ? c : c & (0x7fU >> n);
-    for (size_t i = 1; i < n; i++) {
-        if (text[i] >> 6 != 2)
-            return 0;
-        *point = *point << 6 | (text[i] & 0x3fU);
-    }
-    const bool surrogate = *point >= 0xd800 && *point < 0xe000;
-    return *point < least[n] || *point > 0x10ffff || surrogate ? 0 : n;
-}
+#include "core/str.h"
 
 /* Marks and overrides of direction, isolates, separators of lines, the byte order mark. */
 static bool steers(uint32_t p)
 {
-    return (p < 0x20 && p != '\n') || (p >= 0x7f && p < 0xa0) || p == 0xad || p == 0x61c ||
+    return p < 0x20 || (p >= 0x7f && p < 0xa0) || p == 0xad || p == 0x61c ||
            (p >= 0x200b && p <= 0x200f) || (p >= 0x2028 && p <= 0x202e) ||
-           (p >= 0x2060 && p <= 0x206f) || p == 0xfeff || (p >= 0xfff9 && p <= 0xfffb);
+           (p >= 0x2060 && p <= 0x206f) || p == 0xfeff || (p >= 0xfff9 && p <= 0xfffb) ||
+           p == 0x180e || (p >= 0xe0000 && p < 0xe0080);
 }
 
-static void put(FILE *to, const char *text, size_t len)
+/* Newlines pass in the first `head` bytes and from `tail` on; in between they came with a value. */
+static void put(FILE *to, const char *text, size_t len, size_t head, size_t tail)
 {
     for (size_t at = 0; at < len;) {
         uint32_t point;
-        const size_t n = decode((const unsigned char *)text + at, len - at, &point);
+        const size_t n = mgr_utf8((const unsigned char *)text + at, len - at, &point);
         if (n == 0)
             fprintf(to, "\\x%02x", (unsigned char)text[at]);
-        else if (point < 0x10000 && steers(point))
+        else if (steers(point) && (point != '\n' || (at >= head && at < tail)))
             fprintf(to, "\\u%04x", point);
         else
             fwrite(text + at, 1, n, to);
         at += n ? n : 1;
     }
+}
+
+static size_t newlines(const char *text)
+{
+    size_t n = 0;
+    for (; (text = strchr(text, '\n')) != NULL; text++)
+        n++;
+    return n;
+}
+
+/* The format's newlines are ours. Where values have some, those at its ends alone are known. */
+static void put_formatted(FILE *to, const char *fmt, const char *text)
+{
+    const size_t len = strlen(text);
+    size_t tail = len;
+    for (const char *end = fmt + strlen(fmt); end > fmt && end[-1] == '\n' && tail > 0; end--)
+        tail--;
+    const bool ours = newlines(text) == newlines(fmt);
+    put(to, text, len, ours ? len : strspn(fmt, "\n"), tail);
+}
+
+void mgr_say_lines(FILE *to, const char *text)
+{
+    put(to, text, strlen(text), strlen(text), 0);
 }
 
 int mgr_say(FILE *to, const char *fmt, ...)
@@ -63,7 +72,7 @@ int mgr_say(FILE *to, const char *fmt, ...)
     } else if (len >= (int)sizeof few) {
         text = few; /* without memory: what there is room for */
     }
-    put(to, text, strlen(text));
+    put_formatted(to, fmt, text);
     if (text != few)
         mgr_free(text);
     return len;

@@ -9,10 +9,13 @@
 
 #include "mgr/err.h"
 
-/* As fprintf. But newlines, whatever could steer a terminal or turn the reading direction is
- * printed as its number: control characters, C1 among them, and the formatting characters of
- * Unicode as \u and four digits, which JSON understands, bytes that are no UTF-8 as \x and two.
- * Returns the characters of the text. Local. */
+/* As fprintf. But for the newlines of `fmt`, whatever could steer a terminal or turn the reading
+ * direction is printed as its number: control characters, C1 among them, and the formatting
+ * characters of Unicode as \u and four digits, which JSON understands, bytes that are no UTF-8 as
+ * \x and two. Returns the characters of the text. Local. */
 int mgr_say(FILE *to, const char *fmt, ...) MGR_PRINTF(2, 3);
+
+/* Several lines that we made: JSON, a configuration, a list. Newlines pass; all else as above. */
+void mgr_say_lines(FILE *to, const char *text);
 
 #endif

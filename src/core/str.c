@@ -234,3 +234,20 @@ bool mgr_has_prefix(const char *text, const char *prefix)
 {
     return strncmp(text, prefix, strlen(prefix)) == 0;
 }
+
+size_t mgr_utf8(const unsigned char *text, size_t left, uint32_t *point)
+{
+    static const uint32_t least[5] = {0, 0, 0x80, 0x800, 0x10000};
+    const unsigned char c = text[0];
+    const size_t n = c < 0x80 ? 1 : c >> 5 == 6 ? 2 : c >> 4 == 14 ? 3 : c >> 3 == 30 ? 4 : 0;
+    if (n == 0 || n > left)
+        return 0;
+    *point = n == 1 ? c : c & (0x7fU >> n);
+    for (size_t i = 1; i < n; i++) {
+        if (text[i] >> 6 != 2)
+            return 0;
+        *point = *point << 6 | (text[i] & 0x3fU);
+    }
+    const bool surrogate = *point >= 0xd800 && *point < 0xe000;
+    return *point < least[n] || *point > 0x10ffff || surrogate ? 0 : n;
+}

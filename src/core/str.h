@@ -48,6 +48,9 @@ const char *mgr_nearest(const char *text, const char *const *names, size_t n_nam
  * that quote names from untrusted files. Returns out. */
 const char *mgr_printable(const char *text, size_t len, char *out, size_t size);
 
+/* The code point at `text` and its bytes; 0 bytes if it is none (RFC 3629). */
+size_t mgr_utf8(const unsigned char *text, size_t left, uint32_t *point);
+
 bool mgr_has_suffix(const char *text, const char *suffix);
 bool mgr_has_prefix(const char *text, const char *prefix);
 

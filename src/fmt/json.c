@@ -6,19 +6,30 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "core/mem.h"
+
 /* The depth that jansson parses; what we print was parsed or built by us. */
 #define MAX_DEPTH 2048
 
+/* What a tree takes for each byte of its text, at most. */
+#define TREE_BYTES 24
+
 /* jansson's column is in characters and its position in bytes; the byte is what tools can seek. */
-static int fail_parse(const char *name, uint64_t base, const json_error_t *error, mgr_err *err)
+static int fail_parse(const char *name, uint64_t base, size_t len, const json_error_t *error,
+                      mgr_err *err)
 {
     char shown[JSON_ERROR_TEXT_LENGTH];
     mgr_printable(error->text, strlen(error->text), shown, sizeof shown);
     const uint64_t byte = base + (error->position > 0 ? (uint64_t)error->position : 0);
     if (json_error_code(error) == json_error_out_of_memory)
-        return mgr_fail(err, MGR_ERR_NOMEM, "'%s': no memory for JSON", name);
+        return mgr_mem_fail(TREE_BYTES * len, err);
     return mgr_fail(err, MGR_ERR_FORMAT, "'%s' is not valid JSON at byte %" PRIu64 ": %s", name,
                     byte, shown);
+}
+
+void mgr_json_count_memory(void)
+{
+    json_set_alloc_funcs(mgr_mem_take, mgr_free);
 }
 
 int mgr_json_parse_at(json_t **out, const char *name, uint64_t base, const char *text, size_t len,
@@ -27,7 +38,7 @@ int mgr_json_parse_at(json_t **out, const char *name, uint64_t base, const char 
     json_error_t error;
     json_t *value = json_loadb(text, len, JSON_REJECT_DUPLICATES, &error);
     if (!value)
-        return fail_parse(name, base, &error, err);
+        return fail_parse(name, base, len, &error, err);
     *out = value;
     return MGR_OK;
 }

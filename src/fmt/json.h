@@ -13,6 +13,9 @@
 #include "core/str.h"
 #include "mgr/err.h"
 
+/* Once, before any other call: what jansson allocates counts as ours (core/mem.h). */
+void mgr_json_count_memory(void);
+
 /* Parse one JSON array or object of `len` bytes into *out; the caller releases it with
  * json_decref. Refused: duplicate keys, "\u0000", integers outside int64, reals outside double,
  * NaN, comments, anything behind the value but white space, nesting deeper than 2048.

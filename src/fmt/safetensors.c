@@ -10,17 +10,22 @@
 #include "fmt/safetensors.h"
 
 #include <inttypes.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#define XXH_INLINE_ALL
+#include <xxhash.h>
 
 #include "core/le.h"
 #include "core/mem.h"
 #include "fmt/json.h"
+#include "fmt/json_scan.h"
 
 #define LENGTH_BYTES 8
 #define MAX_HEADER 100000000u
 #define METADATA "__metadata__"
 #define NAME_SHOWN 200
+#define MAX_NAME 65536
 
 /* Every type of the format with its bits per element. */
 static const struct {
@@ -83,60 +88,141 @@ static int measure(mgr_stored *t, uint64_t *n_elems)
     return 0;
 }
 
-/* A whole number that is not negative. (jansson has refused what int64 cannot hold.) */
-static bool take_count(const json_t *value, uint64_t *out)
-{
-    if (!json_is_integer(value) || json_integer_value(value) < 0)
-        return false;
-    *out = (uint64_t)json_integer_value(value);
-    return true;
-}
-
 static int fail_field(const context *c, const char *name, const char *what, mgr_err *err)
 {
     return mgr_fail(err, MGR_ERR_FORMAT, "'%s': tensor '%s': %s", c->reader->name, show(name).text,
                     what);
 }
 
-static int take_dtype(const context *c, const json_t *entry, mgr_stored *t, unsigned *bits,
+/* ---- one entry, as it passes ---- */
+
+/* A list of whole numbers that are not negative, or what else stands there. */
+typedef struct numbers {
+    bool given, list, whole;
+    size_t n; /* those that are listed; MGR_MAX_NDIM are kept */
+    uint64_t values[MGR_MAX_NDIM];
+} numbers;
+
+typedef struct fields {
+    bool object, given, text; /* is it one, does it have a dtype, and is that a text */
+    char dtype[32];
+    numbers shape, offsets;
+} fields;
+
+static int scan_number(mgr_json_scan *s, numbers *out)
+{
+    mgr_json_kind kind;
+    int64_t value = -1;
+    bool whole = false;
+    MGR_TRY(mgr_json_scan_kind(s, &kind));
+    if (kind != MGR_JSON_NUMBER)
+        MGR_TRY(mgr_json_scan_skip(s));
+    else
+        MGR_TRY(mgr_json_scan_number(s, &value, &whole));
+    if (!whole || value < 0)
+        out->whole = false;
+    else if (out->n < MGR_MAX_NDIM)
+        out->values[out->n] = (uint64_t)value;
+    out->n++;
+    return MGR_OK;
+}
+
+static int scan_numbers(mgr_json_scan *s, numbers *out)
+{
+    mgr_json_kind kind;
+    MGR_TRY(mgr_json_scan_kind(s, &kind));
+    out->given = out->whole = true;
+    out->list = kind == MGR_JSON_ARRAY;
+    if (!out->list)
+        return mgr_json_scan_skip(s);
+    MGR_TRY(mgr_json_scan_open(s, '['));
+    for (bool more;;) {
+        MGR_TRY(mgr_json_scan_element(s, &more));
+        if (!more)
+            return MGR_OK;
+        MGR_TRY(scan_number(s, out));
+    }
+}
+
+static int scan_dtype(mgr_json_scan *s, fields *e)
+{
+    mgr_json_kind kind;
+    MGR_TRY(mgr_json_scan_kind(s, &kind));
+    e->given = true;
+    e->text = kind == MGR_JSON_STRING;
+    if (!e->text)
+        return mgr_json_scan_skip(s);
+    MGR_TRY(mgr_json_scan_string(s));
+    snprintf(e->dtype, sizeof e->dtype, "%s", s->text.data);
+    return MGR_OK;
+}
+
+static int scan_field(mgr_json_scan *s, const char *name, fields *e, mgr_err *err)
+{
+    const bool dtype = strcmp(s->text.data, "dtype") == 0;
+    numbers *const list = strcmp(s->text.data, "shape") == 0          ? &e->shape
+                          : strcmp(s->text.data, "data_offsets") == 0 ? &e->offsets
+                                                                      : NULL;
+    if ((dtype && e->given) || (list && list->given))
+        return mgr_fail(err, MGR_ERR_FORMAT, "'%s': tensor '%s': '%s' stands there twice",
+                        s->reader->name, show(name).text, s->text.data);
+    return dtype ? scan_dtype(s, e) : list ? scan_numbers(s, list) : mgr_json_scan_skip(s);
+}
+
+static int scan_entry(mgr_json_scan *s, const char *name, fields *e, mgr_err *err)
+{
+    mgr_json_kind kind;
+    *e = (fields){.object = false};
+    MGR_TRY(mgr_json_scan_kind(s, &kind));
+    e->object = kind == MGR_JSON_OBJECT;
+    if (!e->object)
+        return mgr_json_scan_skip(s);
+    MGR_TRY(mgr_json_scan_open(s, '{'));
+    for (bool more;;) {
+        MGR_TRY(mgr_json_scan_member(s, &more));
+        if (!more)
+            return MGR_OK;
+        MGR_TRY(scan_field(s, name, e, err));
+    }
+}
+
+/* ---- what it says ---- */
+
+static int take_dtype(const context *c, const fields *e, mgr_stored *t, unsigned *bits,
                       mgr_err *err)
 {
-    const char *type = json_string_value(json_object_get(entry, "dtype"));
-    if (!type)
+    if (!e->text)
         return fail_field(c, t->name, "has no 'dtype' text", err);
-    *bits = type_bits(type);
+    *bits = type_bits(e->dtype);
     if (*bits == 0)
         return mgr_fail(err, MGR_ERR_UNSUPPORTED, "'%s': tensor '%s': unknown dtype '%s'",
-                        c->reader->name, show(t->name).text, show(type).text);
-    t->dtype = mgr_dtype_from_safetensors(type);
+                        c->reader->name, show(t->name).text, show(e->dtype).text);
+    t->dtype = mgr_dtype_from_safetensors(e->dtype);
     if (t->dtype == MGR_DTYPE_NONE)
         t->dtype = MGR_DTYPE_OTHER;
     return MGR_OK;
 }
 
-static int take_shape(const context *c, const json_t *entry, mgr_stored *t, mgr_err *err)
+static int take_shape(const context *c, const fields *e, mgr_stored *t, mgr_err *err)
 {
-    const json_t *shape = json_object_get(entry, "shape");
-    const size_t ndim = json_array_size(shape);
-    if (!json_is_array(shape))
+    if (!e->shape.list)
         return fail_field(c, t->name, "has no 'shape' array", err);
-    if (ndim > MGR_MAX_NDIM)
+    if (e->shape.n > MGR_MAX_NDIM)
         return mgr_fail(err, MGR_ERR_UNSUPPORTED,
                         "'%s': tensor '%s': %zu dimensions, at most %d are supported",
-                        c->reader->name, show(t->name).text, ndim, MGR_MAX_NDIM);
-    t->ndim = (uint32_t)ndim;
-    for (size_t i = 0; i < ndim; i++)
-        if (!take_count(json_array_get(shape, i), &t->shape[i]))
-            return fail_field(c, t->name, "'shape' must hold whole numbers that are not negative",
-                              err);
+                        c->reader->name, show(t->name).text, e->shape.n, MGR_MAX_NDIM);
+    if (!e->shape.whole)
+        return fail_field(c, t->name, "'shape' must hold whole numbers that are not negative", err);
+    t->ndim = (uint32_t)e->shape.n;
+    memcpy(t->shape, e->shape.values, e->shape.n * sizeof *t->shape);
     return MGR_OK;
 }
 
-static int take_offsets(const context *c, const json_t *entry, span *s, mgr_err *err)
+static int take_offsets(const context *c, const fields *e, span *s, mgr_err *err)
 {
-    const json_t *pair = json_object_get(entry, "data_offsets");
-    if (json_array_size(pair) != 2 || !take_count(json_array_get(pair, 0), &s->begin) ||
-        !take_count(json_array_get(pair, 1), &s->end))
+    s->begin = e->offsets.values[0];
+    s->end = e->offsets.values[1];
+    if (!e->offsets.list || e->offsets.n != 2 || !e->offsets.whole)
         return fail_field(c, s->name, "'data_offsets' must be two whole numbers", err);
     if (s->begin > s->end)
         return mgr_fail(err, MGR_ERR_FORMAT,
@@ -171,31 +257,79 @@ static int check_size(const context *c, mgr_stored *t, const span *s, unsigned b
     return MGR_OK;
 }
 
-static int take_tensor(const context *c, const json_t *entry, mgr_stored *t, span *s, mgr_err *err)
+static int take_tensor(const context *c, const fields *e, mgr_stored *t, mgr_err *err)
 {
     unsigned bits = 0;
-    if (!json_is_object(entry))
+    span place = {.name = t->name}, *const s = &place;
+    if (!e->object)
         return fail_field(c, t->name, "is no object", err);
-    MGR_TRY(take_dtype(c, entry, t, &bits, err));
-    MGR_TRY(take_shape(c, entry, t, err));
-    MGR_TRY(take_offsets(c, entry, s, err));
+    MGR_TRY(take_dtype(c, e, t, &bits, err));
+    MGR_TRY(take_shape(c, e, t, err));
+    MGR_TRY(take_offsets(c, e, s, err));
     MGR_TRY(check_size(c, t, s, bits, err));
     t->offset = c->data + s->begin;
     return MGR_OK;
 }
 
-static int check_metadata(const context *c, json_t *metadata, mgr_err *err)
+/* ---- metadata: looked at and not kept ---- */
+
+typedef struct hashes {
+    uint64_t *list;
+    size_t n, capacity;
+} hashes;
+
+static int scan_text(const context *c, mgr_json_scan *s, hashes *keys, mgr_err *err)
 {
-    const char *key = NULL;
-    json_t *value = NULL;
-    if (json_is_null(metadata)) /* the library takes it as absent */
-        return MGR_OK;
-    if (!json_is_object(metadata))
-        return mgr_fail(err, MGR_ERR_FORMAT, "'%s': '" METADATA "' is no object", c->reader->name);
-    json_object_foreach(metadata, key, value) if (!json_is_string(value)) return mgr_fail(
-        err, MGR_ERR_FORMAT, "'%s': '" METADATA "': '%s' is no text", c->reader->name,
-        show(key).text);
+    mgr_json_kind kind;
+    MGR_TRY(mgr_json_scan_kind(s, &kind));
+    if (kind != MGR_JSON_STRING)
+        return mgr_fail(err, MGR_ERR_FORMAT, "'%s': '" METADATA "': '%s' is no text",
+                        c->reader->name, show(s->text.data).text);
+    MGR_TRY(mgr_grow(&keys->list, &keys->capacity, keys->n + 1, sizeof *keys->list, err));
+    keys->list[keys->n++] = XXH3_64bits(s->text.data, s->text.len);
+    return mgr_json_scan_skip(s);
+}
+
+static int by_hash(const void *a, const void *b)
+{
+    const uint64_t *x = a, *y = b;
+    return (*x > *y) - (*x < *y);
+}
+
+static int check_keys(const context *c, const hashes *keys, mgr_err *err)
+{
+    if (keys->n)
+        qsort(keys->list, keys->n, sizeof *keys->list, by_hash);
+    for (size_t i = 1; i < keys->n; i++)
+        if (keys->list[i] == keys->list[i - 1])
+            return mgr_fail(err, MGR_ERR_FORMAT, "'%s': a key of '" METADATA "' stands there twice",
+                            c->reader->name);
     return MGR_OK;
+}
+
+static int scan_texts(const context *c, mgr_json_scan *s, hashes *keys, mgr_err *err)
+{
+    MGR_TRY(mgr_json_scan_open(s, '{'));
+    for (bool more;;) {
+        MGR_TRY(mgr_json_scan_member(s, &more));
+        if (!more)
+            return check_keys(c, keys, err);
+        MGR_TRY(scan_text(c, s, keys, err));
+    }
+}
+
+static int scan_metadata(const context *c, mgr_json_scan *s, mgr_err *err)
+{
+    mgr_json_kind kind;
+    hashes keys = {0};
+    MGR_TRY(mgr_json_scan_kind(s, &kind));
+    if (kind == MGR_JSON_WORD) /* null, which the library takes as absent */
+        return mgr_json_scan_skip(s);
+    if (kind != MGR_JSON_OBJECT)
+        return mgr_fail(err, MGR_ERR_FORMAT, "'%s': '" METADATA "' is no object", c->reader->name);
+    const int rc = scan_texts(c, s, &keys, err);
+    mgr_free(keys.list);
+    return rc;
 }
 
 static int by_place(const void *a, const void *b)
@@ -233,44 +367,91 @@ static int check_tiling(const context *c, span *spans, size_t n, mgr_err *err)
     return MGR_OK;
 }
 
-/* Fill stored[] and spans[], which have room for every member of the header. */
-static int take_header(const context *c, json_t *header, uint32_t file, mgr_stored *stored,
-                       span *spans, size_t *n, mgr_err *err)
+static int by_name(const void *a, const void *b)
 {
-    const char *name = NULL;
-    json_t *entry = NULL;
-    *n = 0;
-    json_object_foreach(header, name, entry)
-    {
-        if (strcmp(name, METADATA) == 0) {
-            MGR_TRY(check_metadata(c, entry, err));
-            continue;
-        }
-        mgr_stored *t = &stored[*n];
-        *t = (mgr_stored){.name = name, .file = file, .record = MGR_NONE};
-        spans[*n] = (span){.name = name};
-        MGR_TRY(take_tensor(c, entry, t, &spans[*n], err));
-        ++*n;
-    }
-    return check_tiling(c, spans, *n, err);
+    const span *x = a, *y = b;
+    return strcmp(x->name, y->name);
 }
 
-/* Nothing goes into the catalogue before all of the file is found good. */
-static int read_tensors(mgr_catalogue *cat, const context *c, json_t *header, uint32_t file,
-                        mgr_err *err)
+static int check_names(const context *c, span *spans, size_t n, mgr_err *err)
 {
-    mgr_stored *stored = NULL;
-    span *spans = NULL;
-    size_t n = json_object_size(header);
-    int rc = mgr_alloc(&stored, n, sizeof *stored, err);
-    if (rc == MGR_OK)
-        rc = mgr_alloc(&spans, n, sizeof *spans, err);
-    if (rc == MGR_OK)
-        rc = take_header(c, header, file, stored, spans, &n, err);
-    for (size_t i = 0; rc == MGR_OK && i < n; i++)
-        rc = mgr_catalogue_add_stored(cat, &stored[i], err);
-    mgr_free(spans);
-    mgr_free(stored);
+    if (n)
+        qsort(spans, n, sizeof *spans, by_name);
+    for (size_t i = 1; i < n; i++)
+        if (strcmp(spans[i - 1].name, spans[i].name) == 0)
+            return mgr_fail(err, MGR_ERR_FORMAT, "'%s': two tensors are called '%s'",
+                            c->reader->name, show(spans[i].name).text);
+    return MGR_OK;
+}
+
+/* One file on its way into the catalogue. */
+typedef struct filling {
+    mgr_catalogue *cat;
+    uint32_t file;
+    span *spans; /* of the tensors that were added */
+    size_t n, capacity;
+} filling;
+
+/* The member whose name was read. */
+static int scan_tensor(const context *c, mgr_json_scan *s, filling *f, mgr_err *err)
+{
+    mgr_stored t = {.name = s->text.data, .file = f->file, .record = MGR_NONE};
+    fields e;
+    if (s->cut || strlen(t.name) != s->text.len)
+        return mgr_fail(err, MGR_ERR_UNSUPPORTED, "'%s': a tensor's name has more than %d bytes",
+                        c->reader->name, MAX_NAME);
+    MGR_TRY(mgr_catalogue_own(f->cat, &t.name, err));
+    MGR_TRY(scan_entry(s, t.name, &e, err));
+    MGR_TRY(take_tensor(c, &e, &t, err));
+    MGR_TRY(mgr_grow(&f->spans, &f->capacity, f->n + 1, sizeof *f->spans, err));
+    f->spans[f->n++] = (span){t.name, e.offsets.values[0], e.offsets.values[1]};
+    return mgr_catalogue_add_stored(f->cat, &t, err);
+}
+
+static int scan_header(const context *c, mgr_json_scan *s, filling *f, mgr_err *err)
+{
+    bool metadata = false;
+    MGR_TRY(mgr_json_scan_open(s, '{'));
+    for (bool more;;) {
+        MGR_TRY(mgr_json_scan_member(s, &more));
+        if (!more)
+            break;
+        if (strcmp(s->text.data, METADATA) != 0) {
+            MGR_TRY(scan_tensor(c, s, f, err));
+            continue;
+        }
+        if (metadata)
+            return mgr_fail(err, MGR_ERR_FORMAT, "'%s': '" METADATA "' stands there twice",
+                            c->reader->name);
+        metadata = true;
+        MGR_TRY(scan_metadata(c, s, err));
+    }
+    MGR_TRY(mgr_json_scan_end(s));
+    MGR_TRY(check_names(c, f->spans, f->n, err));
+    return check_tiling(c, f->spans, f->n, err);
+}
+
+/* Nothing of a file stays in the catalogue that is not good as a whole. */
+static int read_header(mgr_catalogue *cat, const context *c, uint32_t file, mgr_err *err)
+{
+    mgr_json_scan *s;
+    filling f = {.cat = cat, .file = file};
+    const size_t first = cat->n_stored;
+    char begin = '\0';
+    if (c->data > LENGTH_BYTES)
+        MGR_TRY(mgr_reader_read(c->reader, LENGTH_BYTES, &begin, 1, err));
+    if (begin != '{')
+        return mgr_fail(err, MGR_ERR_FORMAT, "'%s': the header does not begin with '{' at byte %d",
+                        c->reader->name, LENGTH_BYTES);
+    MGR_TRY(mgr_alloc(&s, 1, sizeof *s, err));
+    mgr_json_scan_start(s, c->reader, LENGTH_BYTES, c->data, err);
+    s->keep = MAX_NAME;
+    const int rc = scan_header(c, s, &f, err);
+    if (rc != MGR_OK)
+        cat->n_stored = first;
+    mgr_json_scan_stop(s);
+    mgr_free(s);
+    mgr_free(f.spans);
     return rc;
 }
 
@@ -295,37 +476,13 @@ static int read_length(const mgr_reader *reader, uint64_t *len, mgr_err *err)
     return MGR_OK;
 }
 
-static int read_header(const mgr_reader *reader, uint64_t len, json_t **out, mgr_err *err)
-{
-    char *text = NULL;
-    MGR_TRY(mgr_alloc(&text, len, 1, err));
-    int rc = mgr_reader_read(reader, LENGTH_BYTES, text, len, err);
-    if (rc == MGR_OK && text[0] != '{')
-        rc = mgr_fail(err, MGR_ERR_FORMAT, "'%s': the header does not begin with '{' at byte %d",
-                      reader->name, LENGTH_BYTES);
-    if (rc == MGR_OK)
-        rc = mgr_json_parse_at(out, reader->name, LENGTH_BYTES, text, len, err);
-    mgr_free(text);
-    return rc;
-}
-
 int mgr_safetensors_read(mgr_catalogue *cat, uint32_t file, const mgr_reader *reader, mgr_err *err)
 {
     uint64_t len = 0;
-    json_t *header = NULL;
     MGR_TRY(read_length(reader, &len, err));
-    MGR_TRY(read_header(reader, len, &header, err));
     const uint64_t data = LENGTH_BYTES + len;
     const context c = {reader, data, reader->size - data};
-    const int rc = read_tensors(cat, &c, header, file, err);
-    json_decref(header);
-    return rc;
-}
-
-static int by_name(const void *a, const void *b)
-{
-    const span *x = a, *y = b;
-    return strcmp(x->name, y->name);
+    return read_header(cat, &c, file, err);
 }
 
 /* An entry that does not describe itself rightly is our own mistake. */

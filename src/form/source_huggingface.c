@@ -11,6 +11,7 @@
 
 #include "core/mem.h"
 #include "fmt/json.h"
+#include "fmt/json_scan.h"
 #include "fmt/safetensors.h"
 #include "fmt/torch_file.h"
 #include "form/format_keys.h"
@@ -25,10 +26,11 @@
 #define CONFIG "config.json"
 #define INDEX_SUFFIX ".index.json"
 #define WEIGHT_MAP "weight_map."
-#define MAX_JSON ((uint64_t)64 << 20)
-#define MAX_ATTRS ((size_t)64 << 20) /* bytes of all keys and texts of one JSON file */
+#define MAX_JSON ((uint64_t)16 << 20) /* of config.json, as a tree */
+#define MAX_ATTRS ((size_t)64 << 20)  /* bytes of all keys and texts of one JSON file */
 #define MAX_KEY 1024
 #define MAX_DEPTH 5
+#define MAX_NAME 4096 /* of a file */
 #define NAME_SHOWN 200
 
 extern const mgr_source_format mgr_source_huggingface;
@@ -56,81 +58,139 @@ static bool probe(const char *path)
 
 /* ---- which files ---- */
 
-static int by_text(const void *a, const void *b)
-{
-    const char *const *const x = a, *const *const y = b;
-    return strcmp(*x, *y);
-}
-
 /* A shard lies beside its index, and is of its kind. */
-static int check_shard(const char *index, const json_t *shard, const char *suffix, mgr_err *err)
+static int check_shard(const char *index, const char *name, mgr_err *err)
 {
-    const char *const name = json_string_value(shard);
+    const char *const suffix = mgr_has_suffix(index, ".bin" INDEX_SUFFIX) ? ".bin" : ".safetensors";
     char shown[NAME_SHOWN];
-    if (!name)
-        return mgr_fail(err, MGR_ERR_FORMAT, "a file in the weight_map of '%s' is no text", index);
     if (!strchr(name, '/') && name[0] != '.' && mgr_has_suffix(name, suffix))
         return MGR_OK;
     return mgr_fail(err, MGR_ERR_FORMAT, "'%s' names the file '%s', which is no '*%s' beside it",
                     index, mgr_printable(name, strlen(name), shown, sizeof shown), suffix);
 }
 
-/* The files that a weight_map names, sorted; with repetitions. */
-static int list_shards(const char *index, json_t *map, mgr_arena *arena, const char ***out,
-                       size_t *n, mgr_err *err)
+/* What is done with each entry of a weight_map. */
+typedef int (*entry_taker)(void *context, const char *tensor, const char *shard, mgr_err *err);
+
+/* The entry whose tensor was read. */
+static int scan_shard(mgr_json_scan *s, entry_taker take, void *context, mgr_err *err)
 {
-    const char *const suffix = mgr_has_suffix(index, ".bin" INDEX_SUFFIX) ? ".bin" : ".safetensors";
-    const char *tensor, **names;
-    json_t *shard;
-    MGR_TRY(mgr_arena_alloc(arena, &names, json_object_size(map) * sizeof *names, err));
-    *n = 0;
-    json_object_foreach(map, tensor, shard)
-    {
-        MGR_TRY(check_shard(index, shard, suffix, err));
-        const char *const name = json_string_value(shard);
-        MGR_TRY(mgr_arena_strndup(arena, &names[*n], name, strlen(name), err));
-        ++*n;
-    }
-    qsort(names, *n, sizeof *names, by_text);
-    *out = names;
-    return MGR_OK;
+    mgr_json_kind kind;
+    char tensor[MAX_KEY + 1];
+    snprintf(tensor, sizeof tensor, "%s", s->text.data);
+    if (s->text.len > MAX_KEY)
+        return mgr_fail(err, MGR_ERR_UNSUPPORTED, "a key in '%s' has more than %d bytes",
+                        s->reader->name, MAX_KEY);
+    MGR_TRY(mgr_json_scan_kind(s, &kind));
+    if (kind != MGR_JSON_STRING)
+        return mgr_fail(err, MGR_ERR_FORMAT, "a file in the weight_map of '%s' is no text",
+                        s->reader->name);
+    MGR_TRY(mgr_json_scan_string(s));
+    return take(context, tensor, s->text.data, err);
 }
 
-/* Put the files of a weight_map behind those that `files` has, each once. */
-static int add_shards(const char *index, json_t *map, mgr_arena *arena, mgr_source_files *files,
-                      mgr_err *err)
+static int scan_map(mgr_json_scan *s, entry_taker take, void *context, size_t *n, mgr_err *err)
 {
+    MGR_TRY(mgr_json_scan_open(s, '{'));
+    for (bool more;; ++*n) {
+        MGR_TRY(mgr_json_scan_member(s, &more));
+        if (!more)
+            return MGR_OK;
+        MGR_TRY(scan_shard(s, take, context, err));
+    }
+}
+
+static int scan_members(mgr_json_scan *s, entry_taker take, void *context, mgr_err *err)
+{
+    size_t n = 0;
+    mgr_json_kind kind;
+    MGR_TRY(mgr_json_scan_kind(s, &kind));
+    if (kind != MGR_JSON_OBJECT)
+        return mgr_fail(err, MGR_ERR_FORMAT, "'%s' holds no JSON object", s->reader->name);
+    MGR_TRY(mgr_json_scan_open(s, '{'));
+    for (bool more;;) {
+        MGR_TRY(mgr_json_scan_member(s, &more));
+        if (!more)
+            break;
+        const bool map = strcmp(s->text.data, "weight_map") == 0;
+        if (map && n > 0)
+            return mgr_fail(err, MGR_ERR_FORMAT, "'%s' has two weight_maps", s->reader->name);
+        MGR_TRY(mgr_json_scan_kind(s, &kind));
+        MGR_TRY(map && kind == MGR_JSON_OBJECT ? scan_map(s, take, context, &n, err)
+                                               : mgr_json_scan_skip(s));
+    }
+    if (n == 0)
+        return mgr_fail(err, MGR_ERR_FORMAT, "'%s' has no weight_map", s->reader->name);
+    return mgr_json_scan_end(s);
+}
+
+/* An index as it passes: it has an entry for each tensor. */
+static int scan_index(const mgr_reader *reader, entry_taker take, void *context, mgr_err *err)
+{
+    mgr_json_scan *s;
+    MGR_TRY(mgr_alloc(&s, 1, sizeof *s, err));
+    mgr_json_scan_start(s, reader, 0, reader->size, err);
+    s->keep = MAX_NAME;
+    const int rc = scan_members(s, take, context, err);
+    mgr_json_scan_stop(s);
+    mgr_free(s);
+    return rc;
+}
+
+/* The files that an index names, each once, sorted. */
+typedef struct shards {
+    const char *index;
+    mgr_arena *arena;
     const char **names;
-    size_t n;
-    if (!json_is_object(map) || json_object_size(map) == 0)
-        return mgr_fail(err, MGR_ERR_FORMAT, "'%s' has no weight_map", index);
-    MGR_TRY(list_shards(index, map, arena, &names, &n, err));
+    size_t n, capacity;
+} shards;
+
+static int add_shard(void *context, const char *tensor, const char *shard, mgr_err *err)
+{
+    shards *const l = context;
+    size_t from = 0, to = l->n;
+    (void)tensor;
+    while (from < to) {
+        const size_t mid = from + (to - from) / 2;
+        const int order = strcmp(l->names[mid], shard);
+        if (order == 0)
+            return MGR_OK;
+        from = order < 0 ? mid + 1 : from;
+        to = order < 0 ? to : mid;
+    }
+    MGR_TRY(check_shard(l->index, shard, err));
+    MGR_TRY(mgr_grow(&l->names, &l->capacity, l->n + 1, sizeof *l->names, err));
+    memmove(&l->names[from + 1], &l->names[from], (l->n - from) * sizeof *l->names);
+    l->n++;
+    return mgr_arena_strndup(l->arena, &l->names[from], shard, strlen(shard), err);
+}
+
+/* Put the files of an index behind those that `files` has. */
+static int add_files(const shards *l, mgr_source_files *files, mgr_err *err)
+{
     const char **const had = files->paths;
-    MGR_TRY(mgr_arena_alloc(arena, &files->paths, (files->n + n) * sizeof *had, err));
+    MGR_TRY(mgr_arena_alloc(l->arena, &files->paths, (files->n + l->n) * sizeof *had, err));
     memcpy(files->paths, had, files->n * sizeof *had);
-    for (size_t i = 0; i < n; i++) {
-        if (i > 0 && strcmp(names[i], names[i - 1]) == 0)
-            continue;
+    for (size_t i = 0; i < l->n; i++) {
         const char **const path = &files->paths[files->n++];
-        MGR_TRY(mgr_arena_fmt(arena, path, err, "%s/%s", files->directory, names[i]));
+        MGR_TRY(mgr_arena_fmt(l->arena, path, err, "%s/%s", files->directory, l->names[i]));
         if (!is_file(*path))
             return mgr_fail(err, MGR_ERR_NOT_FOUND, "missing shard '%s', which '%s' names", *path,
-                            index);
+                            l->index);
     }
     return MGR_OK;
 }
 
 static int read_index(const char *index, mgr_arena *arena, mgr_source_files *files, mgr_err *err)
 {
-    mgr_buf text = {0};
-    json_t *root = NULL;
-    int rc = mgr_read_file(index, MAX_JSON, &text, err);
+    mgr_reader reader;
+    shards l = {.index = index, .arena = arena};
+    MGR_TRY(mgr_reader_open(&reader, index, err));
+    int rc = scan_index(&reader, add_shard, &l, err);
+    mgr_reader_close(&reader);
     if (rc == MGR_OK)
-        rc = mgr_json_parse(&root, index, text.data ? text.data : "", text.len, err);
-    if (rc == MGR_OK)
-        rc = add_shards(index, json_object_get(root, "weight_map"), arena, files, err);
-    json_decref(root);
-    mgr_buf_clear(&text);
+        rc = add_files(&l, files, err);
+    mgr_free(l.names);
     return rc;
 }
 
@@ -161,7 +221,6 @@ static int find(const mgr_config *config, mgr_arena *arena, mgr_source_files *fi
 typedef struct flattening {
     mgr_catalogue *cat;
     uint32_t file;
-    bool tensors; /* an index, whose keys are names with points */
     const char *name;
     mgr_buf key;
     size_t bytes;
@@ -218,7 +277,7 @@ static int flatten_member(flattening *f, const char *name, json_t *value, int de
         return mgr_fail(f->err, MGR_ERR_UNSUPPORTED, "a key in '%s' has more than %d bytes",
                         f->name, MAX_KEY);
     MGR_TRY(mgr_buf_fmt(&f->key, f->err, "%s%s", len ? "." : "", name));
-    for (char *c = f->key.data + len + 1; !f->tensors && len && *c; c++)
+    for (char *c = f->key.data + len + 1; len && *c; c++)
         *c = *c == '.' ? '/' : *c; /* a point in a name is not one between names */
     MGR_TRY(flatten(f, value, depth));
     f->key.len = len;
@@ -259,10 +318,18 @@ static int keep_text(flattening *f, const char *text, size_t len)
     return rc;
 }
 
-static int read_json(mgr_catalogue *cat, uint32_t file, const mgr_reader *reader, mgr_err *err)
+/* What an index says, as attributes "weight_map.TENSOR". */
+static int keep_entry(void *context, const char *tensor, const char *shard, mgr_err *err)
 {
-    const bool index = mgr_has_suffix(reader->name, INDEX_SUFFIX);
-    flattening f = {.cat = cat, .file = file, .tensors = index, .name = reader->name, .err = err};
+    const flattening *const f = context;
+    char key[sizeof WEIGHT_MAP + MAX_KEY];
+    snprintf(key, sizeof key, WEIGHT_MAP "%s", tensor);
+    const mgr_attr attr = {.key = key, .file = f->file, .kind = MGR_ATTR_TEXT, .text = shard};
+    return mgr_catalogue_add_attr(f->cat, &attr, err);
+}
+
+static int read_config(flattening *f, const mgr_reader *reader, mgr_err *err)
+{
     char *text = NULL;
     json_t *root = NULL;
     if (reader->size > MAX_JSON)
@@ -275,15 +342,24 @@ static int read_json(mgr_catalogue *cat, uint32_t file, const mgr_reader *reader
         rc = mgr_json_parse_python(&root, reader->name, text, reader->size, err);
     if (rc == MGR_OK && !json_is_object(root))
         rc = mgr_fail(err, MGR_ERR_FORMAT, "'%s' holds no JSON object", reader->name);
-    if (rc == MGR_OK && !index)
-        rc = mgr_buf_text(&f.key, "config", err);
     if (rc == MGR_OK)
-        rc = flatten(&f, root, 0);
-    if (rc == MGR_OK && !index)
-        rc = keep_text(&f, text, reader->size);
+        rc = mgr_buf_text(&f->key, "config", err);
+    if (rc == MGR_OK)
+        rc = flatten(f, root, 0);
+    if (rc == MGR_OK)
+        rc = keep_text(f, text, reader->size);
     json_decref(root);
-    mgr_buf_clear(&f.key);
     mgr_free(text);
+    return rc;
+}
+
+static int read_json(mgr_catalogue *cat, uint32_t file, const mgr_reader *reader, mgr_err *err)
+{
+    flattening f = {.cat = cat, .file = file, .name = reader->name, .err = err};
+    const int rc = mgr_has_suffix(reader->name, INDEX_SUFFIX)
+                       ? scan_index(reader, keep_entry, &f, err)
+                       : read_config(&f, reader, err);
+    mgr_buf_clear(&f.key);
     return rc;
 }
 

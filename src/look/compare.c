@@ -263,7 +263,7 @@ static int compare_fields(comparison *c, mgr_err *err)
     mgr_fields_diff diff = {0};
     const int rc = mgr_fields_compare(&c->a.view, &c->b.view, &diff, err);
     if (rc == MGR_OK && diff.differ)
-        mgr_say(stdout, "%s", diff.lines.data);
+        mgr_say_lines(stdout, diff.lines.data);
     if (rc == MGR_OK)
         mgr_say(stdout, "%u fields compared, %u differ\n", diff.compared, diff.differ);
     if (diff.inert)

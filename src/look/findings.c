@@ -75,7 +75,7 @@ int mgr_findings_json(const mgr_findings *f, const char *path, json_t *more, mgr
                  ? mgr_json_dump(root, 2, &text, err)
                  : mgr_fail(err, MGR_ERR_NOMEM, "no memory for JSON");
     if (rc == MGR_OK)
-        mgr_say(stdout, "%s", text.data);
+        mgr_say_lines(stdout, text.data);
     json_decref(root);
     json_decref(rest);
     json_decref(more);

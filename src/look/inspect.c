@@ -89,7 +89,7 @@ static int print_json(const mgr_view *v, mgr_err *err)
                                    v->split.len ? v->split.data : "", "files", files);
     const int rc = mgr_json_dump(root, 2, &text, err);
     if (rc == MGR_OK)
-        mgr_say(stdout, "%s", text.data);
+        mgr_say_lines(stdout, text.data);
     json_decref(root);
     mgr_buf_clear(&text);
     return rc;

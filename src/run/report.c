@@ -202,8 +202,10 @@ void mgr_print_config(const mgr_job *job)
 {
     mgr_buf text = {0};
     mgr_err ignored = MGR_ERR_INIT;
-    if (mgr_config_dump(&job->config, mgr_config_tables, &text, &ignored) == MGR_OK)
-        mgr_say(stdout, "\n%s", text.data);
+    if (mgr_config_dump(&job->config, mgr_config_tables, &text, &ignored) == MGR_OK) {
+        mgr_say(stdout, "\n");
+        mgr_say_lines(stdout, text.data);
+    }
     mgr_buf_clear(&text);
     fflush(stdout);
 }

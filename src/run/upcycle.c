@@ -37,6 +37,8 @@ static int read_config(mgr_job *job, const mgr_run_options *o, mgr_err *err)
     if (rc == MGR_OK)
         memcpy(&job->config, text.data, sizeof job->config);
     mgr_buf_clear(&text);
+    if (rc == MGR_OK)
+        mgr_mem_bound(job->config.memory_per_rank, mgr_current_rss());
     return rc;
 }
 
@@ -154,7 +156,7 @@ static int read_header(mgr_job *job, mgr_catalogue *cat, const char *path, mgr_e
     if (rc == MGR_OK)
         rc = job->source_format->read(cat, file, &reader, &job->source_files.held, err);
     mgr_reader_close(&reader);
-    return rc;
+    return rc == MGR_ERR_NOMEM ? mgr_wrap(err, "reading the header of '%s'", path) : rc;
 }
 
 /* Each rank reads the headers of a stretch of the files; all get all, in the files' order. */
@@ -168,16 +170,21 @@ static int read_headers(mgr_job *job, mgr_err *err)
     for (size_t i = first; rc == MGR_OK && i < end; i++)
         rc = read_header(job, &mine, f->paths[i], err);
     mgr_forget_source(job);
-    if (rc == MGR_OK && end > first)
+    if (rc == MGR_OK && job->ranks > 1 && end > first)
         rc = mgr_catalogue_pack(&mine, &packed, err);
     rc = mgr_agree(job->comm, rc, err);
-    if (rc == MGR_OK)
+    if (rc == MGR_OK && job->ranks == 1) {
+        job->source.cat = mine;
+        mine = (mgr_catalogue){0};
+    }
+    mgr_catalogue_clear(&mine);
+    if (rc == MGR_OK && job->ranks > 1)
         rc = mgr_allgather_bytes(job->comm, &packed, &all, err);
+    mgr_buf_clear(&packed);
     if (rc == MGR_OK)
         rc = mgr_catalogue_unpack(&job->source.cat, all.data, all.len, err);
-    mgr_catalogue_clear(&mine);
-    mgr_buf_clear(&packed);
     mgr_buf_clear(&all);
+    mgr_mem_trim();
     return mgr_agree(job->comm, rc, err);
 }
 

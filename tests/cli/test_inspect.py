@@ -84,6 +84,7 @@ class Inspect(unittest.TestCase):
             result = runner.run([runner.program("mgr-inspect"), *options])
             self.assertEqual(result.status, 0, str(result))
             self.assertNotRegex(result.out + result.err, "[\x00-\x09\x0b-\x1f\x7f-\x9f\u202e]")
+            self.assertNotRegex(result.out + result.err, "(?m)^all verified")
         wild = path.parent / "no\x1b[31mthing"
         result = runner.run([runner.program("mgr-inspect"), wild])
         self.assertNotIn("\x1b", result.err)

@@ -300,7 +300,7 @@ def save_like(state, args_of, root, **writer):
 
 def edit_metadata(root, edit, protocol=4):
     """edit(metadata) on the unpickled `.metadata`, which is then pickled again."""
-    path = next(pathlib.Path(root).glob("iter_*")) / ".metadata"
+    path = next(pathlib.Path(root).glob("*/.metadata"))
     metadata = pickle.loads(path.read_bytes())
     edit(metadata)
     path.write_bytes(pickle.dumps(metadata, protocol))

@@ -83,6 +83,35 @@ def test_damage_is_seen(scratch, dense):
     assert "failed: experts share 1 - r of what they keep" in result.out, str(result)
 
 
+def test_a_check_of_nothing_fails():
+    sys.path.insert(0, str(runner.ROOT / "tools" / "report"))
+    import checks
+
+    assert checks.judge("all are right", np.bool_(True), "0 differ")[1] is False
+    assert checks.judge("all are right", np.bool_(True), "0 differ", 0)[1] is False
+    assert checks.judge("all are right", np.bool_(True), "0 differ", 3)[1] is True
+    assert checks.judge("all are right", None, "no weights")[1] is None
+
+
+def test_text_of_files_is_no_markup(scratch, dense):
+    out = make(scratch, dense, upcycle__method="naive")
+    wild = "</td><script>alert(1)</script>\x1b[2J\u009b1m\u202e\u2066"
+    with h5py.File(out / runner.LEDGER, "r+") as ledger:
+        for name in ("run", "sources"):
+            content = json.loads(ledger[name][()])
+            for part in content if isinstance(content, list) else [content]:
+                part.update({"path": wild, "source_format": wild, wild: wild})
+            del ledger[name]
+            ledger[name] = json.dumps(content)
+        del ledger["config"]
+        ledger["config"] = wild
+    result = report(out, scratch / "page.html")
+    assert result.status in (0, 1), str(result)
+    text = (scratch / "page.html").read_text()
+    assert "<script>" not in text and "&lt;script&gt;" in text
+    assert not re.search("[\x00-\x09\x0b-\x1f\x7f-\x9f\u202e\u2066]", text + result.out + result.err)
+
+
 def test_no_such_layer(scratch, dense):
     result = report(make(scratch, dense), scratch / "page.html", "--layer", "9")
     assert result.status == 1 and result.errors() == ["tools/report: error: layer 9 has no experts"]

@@ -71,6 +71,29 @@ static void test_memory(void)
     mgr_free(p);
 }
 
+/* Past the bound: the size that would do. What is freed may be taken again. */
+static void test_memory_bound(void)
+{
+    mgr_err err = MGR_ERR_INIT, again = MGR_ERR_INIT;
+    const uint64_t mib = 1 << 20;
+    char *big = NULL, *more = NULL;
+    size_t capacity = 0;
+    mgr_mem_bound(64 * mib, 16 * mib);
+    CHECK_INT(mgr_alloc(&big, 40 * mib, 1, &err), MGR_OK);
+    CHECK_INT(mgr_alloc(&more, 9 * mib, 1, &err), MGR_ERR_NOMEM);
+    CHECK_HAS(err.msg, "memory_per_rank is 64.00 MiB, ");
+    CHECK_HAS(err.msg, " and 9.00 MiB are needed");
+    CHECK_TEXT(err.hint, "set memory_per_rank to 82MiB or more");
+    CHECK_INT(mgr_grow(&more, &capacity, 9 * mib, 1, &again), MGR_ERR_NOMEM);
+    CHECK(mgr_mem_take(9 * mib) == NULL);
+    mgr_free(big);
+    CHECK_INT(mgr_grow(&more, &capacity, 40 * mib, 1, &again), MGR_ERR_NOMEM); /* doubled: 64 */
+    big = mgr_mem_take(40 * mib);
+    CHECK(big != NULL);
+    mgr_free(big);
+    mgr_mem_bound(UINT64_MAX, 0);
+}
+
 static void test_bytes(void)
 {
     static const struct {
@@ -192,6 +215,7 @@ int main(void)
     test_error_codes();
     test_error_text();
     test_memory();
+    test_memory_bound();
     test_bytes();
     test_names();
     test_half();

@@ -137,26 +137,37 @@ static const struct {
     {"", 0, MGR_ERR_FORMAT, "'f': the header does not begin with '{' at byte 8"},
     {" {}", 0, MGR_ERR_FORMAT, "'f': the header does not begin with '{' at byte 8"},
     {"[]", 0, MGR_ERR_FORMAT, "'f': the header does not begin with '{' at byte 8"},
-    {"{", 0, MGR_ERR_FORMAT,
-     "'f' is not valid JSON at byte 9: string or '}' expected near end of file"},
-    {"{}x", 0, MGR_ERR_FORMAT, "'f' is not valid JSON at byte 11: end of file expected near 'x'"},
-    {"{}{}", 0, MGR_ERR_FORMAT, "'f' is not valid JSON at byte 11: end of file expected near '{'"},
-    {"{\"t\":1,\"t\":2}", 0, MGR_ERR_FORMAT,
-     "'f' is not valid JSON at byte 18: duplicate object key near '\"t\"'"},
-    {"{\"a\":\"\xff\"}", 0, MGR_ERR_FORMAT,
-     "'f' is not valid JSON at byte 14: unable to decode byte 0xff near '\"'"},
-    {"{\"a\\u0000\":{}}", 0, MGR_ERR_FORMAT,
-     "'f' is not valid JSON at byte 18: NUL byte in object key not supported near '\"a\\u0000\"'"},
+    {"{", 0, MGR_ERR_FORMAT, "'f' is not valid JSON at byte 9: '\"' expected"},
+    {"{}x", 0, MGR_ERR_FORMAT, "'f' is not valid JSON at byte 10: the end expected"},
+    {"{}{}", 0, MGR_ERR_FORMAT, "'f' is not valid JSON at byte 10: the end expected"},
+    {"{\"t\":1,\"t\":2}", 0, MGR_ERR_FORMAT, "'f': tensor 't': is no object"},
+    {"{\"a\":\"\xff\"}", 0, MGR_ERR_FORMAT, "'f' is not valid JSON at byte 14: no UTF-8"},
+    {"{\"a\\u0000\":{}}", 0, MGR_ERR_FORMAT, "'f' is not valid JSON at byte 17: a NUL in a text"},
     {"{\"a\":[18446744073709551615]}", 0, MGR_ERR_FORMAT,
-     "'f' is not valid JSON at byte 34: too big integer near '18446744073709551615'"},
-    {"{\"a\":NaN}", 0, MGR_ERR_FORMAT,
-     "'f' is not valid JSON at byte 16: invalid token near 'NaN'"},
+     "'f' is not valid JSON at byte 14: a number outside 64 bits"},
+    {"{\"a\":NaN}", 0, MGR_ERR_FORMAT, "'f' is not valid JSON at byte 13: a value expected"},
     {"{}", 1, MGR_ERR_FORMAT, "'f': the last tensor ends at byte 10, the file at byte 11"},
 
+    {"{\"a\":{\"dtype\":\"\\ud800\"}}", 0, MGR_ERR_FORMAT,
+     "'f' is not valid JSON at byte 30: half of a surrogate pair"},
+    {"{\"a\":01}", 0, MGR_ERR_FORMAT,
+     "'f' is not valid JSON at byte 13: a number that begins with 0"},
+    {"{\"a\":1.}", 0, MGR_ERR_FORMAT, "'f' is not valid JSON at byte 15: a digit expected"},
+    {"{\"a\":\"\\q\"}", 0, MGR_ERR_FORMAT, "'f' is not valid JSON at byte 16: unknown escape"},
+    {"{\"a\":[1 2]}", 0, MGR_ERR_FORMAT, "'f' is not valid JSON at byte 16: ',' or ']' expected"},
+    {"{" T("t", F32, "[0]", "[0,0]") "," T("t", F32, "[0]", "[0,0]") "}", 0, MGR_ERR_FORMAT,
+     "'f': two tensors are called 't'"},
+    {"{\"t\":{\"dtype\":\"F32\",\"dtype\":\"F32\"}}", 0, MGR_ERR_FORMAT,
+     "'f': tensor 't': 'dtype' stands there twice"},
+
     /* metadata */
+    {"{\"__metadata__\":{},\"__metadata__\":{}}", 0, MGR_ERR_FORMAT,
+     "'f': '__metadata__' stands there twice"},
+    {"{\"__metadata__\":{\"a\":\"b\",\"a\":\"c\"}}", 0, MGR_ERR_FORMAT,
+     "'f': a key of '__metadata__' stands there twice"},
     {"{\"__metadata__\":[]}", 0, MGR_ERR_FORMAT, "'f': '__metadata__' is no object"},
     {"{\"__metadata__\":{\"a\":\"b\",\"\x1b\":1}}", 0, MGR_ERR_FORMAT,
-     "'f' is not valid JSON at byte 34: control character 0x1b near '\"'"},
+     "'f' is not valid JSON at byte 34: a control character in a text"},
     {"{\"__metadata__\":{\"a\":\"b\",\"c\":1}}", 0, MGR_ERR_FORMAT,
      "'f': '__metadata__': 'c' is no text"},
     {"{\"__metadata__\":{\"a\":null}}", 0, MGR_ERR_FORMAT, "'f': '__metadata__': 'a' is no text"},
@@ -264,7 +275,7 @@ static void test_length(void)
          "'f': the header has 18446744073709551615 bytes, at most 100000000 are allowed"},
         {UINT64_MAX - 7,
          "'f': the header has 18446744073709551608 bytes, at most 100000000 are allowed"},
-        {1, "'f' is not valid JSON at byte 9: string or '}' expected near end of file"},
+        {1, "'f' is not valid JSON at byte 9: '\"' expected"},
         {0, "'f': the header does not begin with '{' at byte 8"},
     };
     unsigned char bytes[] = "........{}\0";
@@ -279,7 +290,7 @@ static void test_length(void)
     CHECK_INT(read_bytes(&cat, bytes, 10, &err), MGR_OK); /* no tensors is no lie */
     mgr_store_u64(bytes, 3);                              /* padding with NUL */
     CHECK_INT(read_bytes(&cat, bytes, 11, &err), MGR_ERR_FORMAT);
-    CHECK_HAS(err.msg, "'f' is not valid JSON at byte 11: end of file expected");
+    CHECK_HAS(err.msg, "'f' is not valid JSON at byte 10: the end expected");
     CHECK_INT(read_bytes(&cat, bytes, 7, &err), MGR_ERR_FORMAT);
     CHECK_TEXT(err.msg, "'f' has 7 bytes, a safetensors file begins with 8");
     CHECK_INT(cat.n_stored, 0);
@@ -291,6 +302,18 @@ static void test_tolerated(void)
     mgr_catalogue cat = {0};
     mgr_err err;
     CHECK_INT(read_text(&cat, "{\"__metadata__\":null}", 0, &err), MGR_OK);
+    CHECK_INT(read_text(&cat,
+                        "{\"__metadata__\":{\"\\ud83d\\ude00\\u00e9\":\"\\\"\\/\xe2\x82\xac\"}}", 0,
+                        &err),
+              MGR_OK);
+    CHECK_INT(read_text(&cat,
+                        "{"
+                        "\"t\":{\"x\":[1,-0.5e+3,{\"y\":[[],{}]},null,true],\"dtype\":\"F32\","
+                        "\"shape\":[0],\"data_offsets\":[0,0]}"
+                        "}",
+                        0, &err),
+              MGR_OK);
+    mgr_catalogue_clear(&cat);
     CHECK_INT(read_text(&cat, "{ \n\"__metadata__\" : {} }\t\n ", 0, &err), MGR_OK);
     /* no product overflows before the 0 */
     CHECK_INT(read_text(&cat, "{" T("t", F32, "[0,4294967296,4294967296]", "[0,0]") "}", 0, &err),

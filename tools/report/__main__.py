@@ -9,7 +9,6 @@ Exit: 0 all checks passed; 1 one failed; 2 usage.
 """
 
 import argparse
-import html
 import pathlib
 import sys
 
@@ -18,6 +17,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent))
 import checks  # noqa: E402
 import pictures  # noqa: E402
 from ledger import Ledger, Weights  # noqa: E402
+from pictures import escape  # noqa: E402
 
 STYLE = """
 body { font: 15px/1.45 system-ui, sans-serif; color: #222; max-width: 1120px; margin: 2em auto; padding: 0 1em }
@@ -30,14 +30,14 @@ figcaption { color: #666; font-size: .9em } pre { background: #f6f6f4; padding: 
 
 
 def row(*cells):
-    return "<tr>%s</tr>" % "".join("<td>%s</td>" % html.escape(str(cell)) for cell in cells)
+    return "<tr>%s</tr>" % "".join("<td>%s</td>" % escape(str(cell)) for cell in cells)
 
 
 def check_row(what, outcome, detail):
     word = {True: "pass", False: "fail", None: "none"}[outcome]
     shown = {"pass": "pass", "fail": "FAIL", "none": "not looked at"}[word]
     return '<tr><td class="%s">%s</td><td>%s</td><td>%s</td></tr>' % (
-        word, shown, html.escape(what), html.escape(detail))
+        word, shown, escape(what), escape(detail))
 
 
 def sections(ledger, weights, chosen, found):
@@ -52,12 +52,12 @@ def sections(ledger, weights, chosen, found):
     yield "Ranks", pictures.timeline(ledger) + pictures.throughput(ledger)
     yield "Source", "<table>%s</table>" % "".join(
         row(f["path"], f["bytes"], f["records_xxh3"]) for f in ledger.sources)
-    yield "Configuration", "<pre>%s</pre>" % html.escape(ledger.config)
+    yield "Configuration", "<pre>%s</pre>" % escape(ledger.config)
 
 
 def page(ledger, weights, chosen, found):
     body = "".join("<h2>%s</h2>%s" % part for part in sections(ledger, weights, chosen, found))
-    title = "mgr-upcycle: %s to %s" % (ledger.run["source_format"], ledger.run["target_format"])
+    title = escape("mgr-upcycle: %s to %s" % (ledger.run["source_format"], ledger.run["target_format"]))
     return ('<!doctype html><html lang="en"><meta charset="utf-8"><title>%s</title><style>%s</style>'
             "<h1>%s</h1>%s</html>\n" % (title, STYLE, title, body))
 

@@ -1,4 +1,5 @@
-"""What must hold of a run: each check is (what, outcome, detail); outcome None is "not looked at"."""
+"""What must hold of a run: each check is (what, outcome, detail, n), n of what was looked at: one that
+holds of nothing fails. Outcome None is "not looked at", for a reason that the detail gives."""
 
 import binascii
 import json
@@ -16,13 +17,23 @@ def run_checks(ledger, weights, chosen):
     if ledger.has_experts:
         found += [sizes(ledger), masks(ledger), overlaps(ledger), moments(ledger), router(ledger)]
         found += of_weights(ledger, weights, chosen)
-    # numpy's truth values are none of Python's
-    return [(what, None if outcome is None else bool(outcome), detail) for what, outcome, detail in found]
+    return [judge(*check) for check in found]
+
+
+def judge(what, outcome, detail, n=0):
+    if outcome is None:
+        return what, None, detail
+    if n == 0:
+        return what, False, "there is nothing to look at (%s)" % detail
+    return what, bool(outcome), detail  # numpy's truth values are none of Python's
 
 
 def sources_named(ledger):
-    files = ledger.sources
-    return ("the source's files have fingerprints", bool(files), "%d files" % len(files))
+    what, files = "the source's files have fingerprints", ledger.sources
+    with_records = [f for f in files if int(str(f["records_xxh3"]), 16)]
+    if files and not with_records:
+        return (what, None, "%d files of a format without checksums of its own" % len(files))
+    return (what, True, "%d of %d files" % (len(with_records), len(files)), len(with_records))
 
 
 def timeline_in_order(ledger):
@@ -31,7 +42,7 @@ def timeline_in_order(ledger):
         mine = t["rank"] == rank
         start, end = t["start"][mine], (t["start"] + t["seconds"])[mine]
         bad += int((start[1:] < end[:-1] - 1e-6).sum())
-    return ("each rank's phases follow each other", bad == 0, "%d overlaps" % bad)
+    return ("each rank's phases follow each other", bad == 0, "%d overlaps" % bad, len(t["rank"]))
 
 
 def bytes_add_up(ledger):
@@ -40,10 +51,10 @@ def bytes_add_up(ledger):
     if not manifest.exists():
         return (what, None, "no manifest beside the ledger")
     files = json.loads(manifest.read_text())["target"]["files"]
-    wanted = sum(t["bytes"] for file in files for t in file["tensors"].values())
+    wanted = sum(t["bytes"] for file in files for t in file.get("tensors", {}).values())
     written = int(ledger.timeline["bytes_written"].sum())
     # a resumed run wrote only the rest; padding rows are not written
-    return (what, written <= wanted and written > 0, "%d of %d" % (written, wanted))
+    return (what, written <= wanted and written > 0, "%d of %d" % (written, wanted), wanted)
 
 
 def wanted_size(ledger):
@@ -54,7 +65,8 @@ def wanted_size(ledger):
 def sizes(ledger):
     size = wanted_size(ledger)
     right = bool((ledger.selected == size).all())
-    return ("every set S has floor(r F) neurons", right, "%d of %d" % (size, ledger.run["neurons"]))
+    return ("every set S has floor(r F) neurons", right, "%d of %d" % (size, ledger.run["neurons"]),
+            ledger.selected.size)
 
 
 def masks(ledger):
@@ -63,7 +75,7 @@ def masks(ledger):
         for expert in range(ledger.experts):
             for matrix in range(3):
                 bad += ledger.mask(i, expert, matrix).sum() != ledger.selected[i, expert, matrix]
-    return ("the masks hold that many bits", bad == 0, "%d differ" % bad)
+    return ("the masks hold that many bits", bad == 0, "%d differ" % bad, ledger.selected.size)
 
 
 def overlap_sigma(ledger):
@@ -78,11 +90,13 @@ def overlap_sigma(ledger):
 
 def overlaps(ledger):
     off = ledger.overlap[:, ~np.eye(ledger.experts, dtype=bool)]
+    if ledger.experts == 1:
+        return ("experts share 1 - r of what they keep", None, "there is one expert")
     expected = 1 - wanted_size(ledger) / ledger.run["neurons"]
     worst = float(np.abs(off - expected).max()) if off.size else 0.0
     limit = SIGMAS * overlap_sigma(ledger) + 1e-9
     return ("experts share 1 - r of what they keep", worst <= limit,
-            "expected %.4f, farthest %.4f away, %d sigma is %.4f" % (expected, worst, SIGMAS, limit))
+            "expected %.4f, farthest %.4f away, %d sigma is %.4f" % (expected, worst, SIGMAS, limit), off.size)
 
 
 def moments(ledger):
@@ -90,7 +104,7 @@ def moments(ledger):
     if ledger.run["method"] != "drop" or wanted_size(ledger) == 0:
         return (what, None, "nothing was drawn from the weights")
     right = bool(np.isfinite(ledger.mean).all() and (ledger.std > 0).all())
-    return (what, right, "std %.5f to %.5f" % (ledger.std.min(), ledger.std.max()))
+    return (what, right, "std %.5f to %.5f" % (ledger.std.min(initial=9), ledger.std.max(initial=0)), ledger.std.size)
 
 
 def router(ledger):
@@ -99,7 +113,7 @@ def router(ledger):
     if ledger.run["router"] == "uniform":
         right = right and bool((np.abs(mean) < 1e-3).all() and (np.abs(std - 0.02) < 2e-3).all())
     return ("the routers are as '%s' says" % ledger.run["router"], right,
-            "mean %.2e, std %.5f" % (np.abs(mean).max(), std.mean()))
+            "mean %.2e, std %.5f" % (np.abs(mean).max(initial=0), std.sum() / max(1, std.size)), std.size)
 
 
 def of_weights(ledger, weights, chosen):
@@ -117,22 +131,25 @@ def checksums(ledger, weights, chosen):
     for expert in range(ledger.experts):
         for m, kind in enumerate(KINDS):
             bad += binascii.crc32(weights.raw(layer, expert, kind)) != ledger.crc32[chosen, expert, m]
-    return bad == 0, "layer %d: %d of %d differ" % (layer, bad, 3 * ledger.experts)
+    return bad == 0, "layer %d: %d of %d differ" % (layer, bad, 3 * ledger.experts), ledger.experts
 
 
 def copies(ledger, weights, chosen):
     """The last expert that kept a neuron gave it to the dense matrix: the others must agree."""
     if ledger.run["method"] == "noise":
         return None, "noise leaves them alone, but nothing to compare with"
-    layer, bad = int(ledger.layers[chosen]), 0
+    layer, bad, n = int(ledger.layers[chosen]), 0, 0
     for m, kind in enumerate(KINDS):
         dense, _ = dense_matrix(ledger, weights, chosen, kind)
         for expert in range(ledger.experts):
             kept = ~ledger.mask(chosen, expert, m)
+            n += int(kept.sum())
             order = ledger.dense_of(chosen, expert)[kept]
             mine = weights.neurons(layer, expert, kind)[kept]
             bad += int((mine.view(np.uint32) != dense[order].view(np.uint32)).any(axis=1).sum())
-    return bad == 0, "layer %d: %d neurons differ" % (layer, bad)
+    if n == 0 and wanted_size(ledger) == ledger.run["neurons"]:
+        return None, "with ratio 1 nothing is kept"
+    return bad == 0, "layer %d: %d of %d neurons differ" % (layer, bad, n), n
 
 
 def draws(ledger, weights, chosen):
@@ -147,4 +164,4 @@ def draws(ledger, weights, chosen):
             # rounding to bfloat16 adds up to 2^-9 of each value to the spread, which is small
             off_std = abs(drawn.std() - std) / (std / math.sqrt(2 * drawn.size) + std * 2.0**-16)
             worst = max(worst, off_mean, off_std)
-    return worst < SIGMAS, "layer %d: farthest %.1f sigma" % (layer, worst)
+    return worst < SIGMAS, "layer %d: farthest %.1f sigma" % (layer, worst), ledger.experts

@@ -17,7 +17,7 @@ class Ledger:
         self.path = pathlib.Path(path)
         self.file = h5py.File(self.path, "r")
         self.run = json.loads(self.file["run"][()])
-        self.config = self.file["config"][()].decode()
+        self.config = self.file["config"][()].decode(errors="backslashreplace")
         self.sources = json.loads(self.file["sources"][()])
         self.has_experts = "experts" in self.file
         if self.has_experts:

@@ -1,7 +1,9 @@
 """The pictures, each as the text of an <img>."""
 
 import base64
+import html
 import io
+import unicodedata
 
 import matplotlib
 
@@ -22,6 +24,14 @@ SAMPLE = 1 << 20
 plt.rcParams.update({"font.size": 9, "axes.spines.top": False, "axes.spines.right": False})
 
 
+def escape(text):
+    """Text of a file on a page: no markup, and no character that is not seen (control, C1, marks of
+    direction): as numbers."""
+    hidden = {"Cc", "Cf", "Cs", "Co", "Zl", "Zp"}
+    shown = (c if c == "\n" or unicodedata.category(c) not in hidden else "\\u%04x" % ord(c) for c in str(text))
+    return html.escape("".join(shown))
+
+
 def image(figure, name, words):
     out = io.BytesIO()
     figure.tight_layout()
@@ -29,7 +39,7 @@ def image(figure, name, words):
     plt.close(figure)
     data = base64.b64encode(out.getvalue()).decode()
     return '<figure id="%s"><img alt="%s" src="data:image/png;base64,%s"><figcaption>%s</figcaption></figure>' % (
-        name, words, data, words)
+        name, escape(words), data, escape(words))
 
 
 def overlap(ledger, chosen):
