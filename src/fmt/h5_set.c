@@ -167,7 +167,7 @@ static int check_set(description *d, mgr_err *err)
         return refuse(d, "a data set without elements", err);
     s->bytes = bytes;
     if (s->offset == MGR_H5_NOWHERE)
-        return check_pieces(d, bytes / s->shape[0], err);
+        return check_pieces(d, s->ndim ? bytes / s->shape[0] : bytes, err);
     if (s->n_filters)
         return refuse(d, "a data set that is filtered and not in pieces", err);
     if (d->stored != bytes)
