@@ -225,6 +225,10 @@ static int take_router(const mgr_catalogue *cat, uint32_t file, mgr_model *m, mg
     MGR_TRY(take_size(cat, file, "router_groups", &r->groups, err));
     MGR_TRY(take_size(cat, file, "router_top_groups", &r->top_groups, err));
     MGR_TRY(take_size(cat, file, "router_group_best", &r->group_best, err));
+    if ((r->groups || r->top_groups || r->group_best) &&
+        !(r->top_groups && r->group_best && r->top_groups <= r->groups))
+        return mgr_fail(err, MGR_ERR_FORMAT, "router_groups of the model in '%s' make no sense",
+                        cat->files[file].path);
     m->shared_switch = has_true(cat, file, "shared_switch");
     MGR_TRY(take_size(cat, file, "shared_ffn", &m->shared_ffn, err));
     return take_part(cat, file, "rotary_part", &m->rotary_part, err);

@@ -52,6 +52,15 @@ MODEL = {
     "pre_softmax": False,
     "layer_freq": 1,  # or a list
     "grouped": False,  # GroupedMLP, up to core 0.16
+    "shared_ffn": 0,
+    "shared_gate": False,
+    "score": "softmax",
+    "pre_softmax": False,
+    "expert_bias": False,
+    "scale": None,
+    "groups": None,
+    "group_topk": None,
+    "rotary_percent": 1.0,
     "dtype": "bfloat16",
 }
 SPLIT = {"tp": 1, "pp": 1, "ep": 1, "etp": 0, "vpp": 1, "first": 0, "last": 0}
@@ -84,6 +93,20 @@ def activation_of(kind):
     return {"swiglu": silu, "geglu": gelu, "gelu": gelu, "squared_relu": squared_relu}[kind]
 
 
+def router_config(m):
+    """Of the router and the shared expert, as TransformerConfig and Megatron-LM's arguments name it."""
+    return {
+        "moe_router_score_function": m["score"],
+        "moe_router_pre_softmax": m["pre_softmax"],
+        "moe_router_enable_expert_bias": m["expert_bias"],
+        "moe_router_topk_scaling_factor": m["scale"],
+        "moe_router_num_groups": m["groups"],
+        "moe_router_group_topk": m["group_topk"],
+        "moe_shared_expert_intermediate_size": m["shared_ffn"] or None,
+        **({"moe_shared_expert_gate": True} if m["shared_gate"] else {}),
+    }
+
+
 def transformer_config(m, s):
     import torch
     from megatron.core.transformer.transformer_config import TransformerConfig
@@ -104,6 +127,7 @@ def transformer_config(m, s):
             "moe_layer_freq": m["layer_freq"],
             "moe_grouped_gemm": m["grouped"],
             "moe_token_dispatcher_type": "allgather",
+            **router_config(m),
         }
     return TransformerConfig(
         num_layers=m["layers"],
@@ -159,6 +183,7 @@ def build(m, s):
             post_process=parallel_state.is_pipeline_last_stage(**at),
             position_embedding_type="learned_absolute" if m["learned"] else "rope",
             share_embeddings_and_output_weights=m["tied"],
+            rotary_percent=m["rotary_percent"],
             vp_stage=vp_stage,
         )
         chunks.append(model.to(getattr(torch, m["dtype"])))
@@ -190,7 +215,8 @@ def fill(chunks, m):
     with torch.no_grad():
         for chunk in chunks:
             numbers = layer_numbers(chunk)
-            for name, parameter in chunk.named_parameters():
+            biases = [each for each in chunk.named_buffers() if each[0].endswith("expert_bias")]
+            for name, parameter in [*chunk.named_parameters(), *biases]:
                 parts, shard = name.split("."), at["tp"]
                 if parts[:2] == ["decoder", "layers"]:
                     parts[2] = f"global {numbers[int(parts[2])]}"
@@ -248,7 +274,7 @@ def training_args(m, s):
         position_embedding_type="learned_absolute" if m["learned"] else "rope",
         add_position_embedding=True,  # whatever the type is, it stays at its default
         rotary_base=10000,
-        rotary_percent=1.0,
+        rotary_percent=m["rotary_percent"],
         swiglu=m["activation"] == "swiglu",
         squared_relu=m["activation"] == "squared_relu",
         normalization=m["norm"],
@@ -261,12 +287,7 @@ def training_args(m, s):
         **moe,
         moe_grouped_gemm=m["grouped"],
         moe_use_legacy_grouped_gemm=m["grouped"],
-        moe_router_score_function="softmax",
-        moe_router_pre_softmax=False,
-        moe_router_enable_expert_bias=False,
-        moe_router_num_groups=None,
-        moe_router_topk_scaling_factor=None,
-        moe_shared_expert_intermediate_size=None,
+        **router_config(m),
         tensor_model_parallel_size=s["tp"],
         pipeline_model_parallel_size=s["pp"],
         virtual_pipeline_model_parallel_size=s["vpp"] if s["vpp"] > 1 else None,

@@ -9,7 +9,10 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 import harness
+import megatron_core_server as server
 import runner
+import test_megatron_core_dist as dist
+from test_megatron_moe import NEWEST, core, logits as gathered  # noqa: F401 (a fixture)
 
 torch.set_num_threads(1)  # tiny models: a second thread only waits
 IDS = torch.arange(24).reshape(1, 24) * 7 % 61
@@ -22,6 +25,7 @@ SIZES = dict(
     num_key_value_heads=2,
     head_dim=16,
     max_position_embeddings=64,
+    rms_norm_eps=1e-5,  # as in megatron_core_server.py
     bos_token_id=1,
     eos_token_id=[2, 3],
     num_experts_per_tok=3,
@@ -115,18 +119,16 @@ def test_there_and_back(scratch, kind):
     one_by_one = reshard(scratch, scratch / "fused", "a")
     assert not any("gate_up_proj" in name for name in harness.read_index(one_by_one))
     same_model(one_by_one, lm)
-    ways = {
-        "hdf5": {"target__format": "hdf5", "target__expert_parallel": 2},
-        "torch": {"target__format": "megatron-torch", "target__expert_parallel": 2, "target__tensor_parallel": 2},
-        "dist": {"target__format": "megatron-dist", "target__expert_parallel": 2, "target__tensor_parallel": 2},
-    }
-    for name, way in ways.items():
-        if kind in NOT_IN_MEGATRON and name != "hdf5":
-            result = run(scratch, one_by_one, name, **way)
-            assert result.status == runner.DATA and "sigmoid" in result.err, str(result)
-            continue
-        there = reshard(scratch, one_by_one, name, **way)
-        same_model(reshard(scratch, there, name + "-back", target__expert_parallel=3), lm)
+    there = reshard(scratch, one_by_one, "hdf5", target__format="hdf5", target__expert_parallel=2)
+    ranks = {"target__expert_parallel": 2, "target__tensor_parallel": 2}
+    if kind in NOT_IN_MEGATRON:
+        for format in ("megatron-torch", "megatron-dist"):
+            result = run(scratch, there, "no", target__format=format, **ranks)
+            assert result.status == runner.DATA and "sigmoid" in result.err and "'huggingface'" in result.err, str(result)
+    else:
+        there = reshard(scratch, there, "torch", target__format="megatron-torch", **ranks)
+        there = reshard(scratch, there, "dist", target__format="megatron-dist", **ranks)
+    same_model(reshard(scratch, there, "back", target__expert_parallel=3), lm)
 
 
 @pytest.mark.parametrize("kind", ["qwen2_moe", "glm4_moe"])
@@ -177,3 +179,84 @@ def test_is_refused(scratch, what):
     result = run(scratch, scratch / "a", "out")
     assert result.status == runner.DATA and word in result.err, str(result)
     assert not (scratch / "out").exists()
+
+
+# ---- real megatron-core ------------------------------------------------------------------------------
+
+COMMON = dict(
+    layers=3, hidden=32, ffn=48, heads=4, kv_heads=2, head_dim=16, vocab=64, positions=64, experts=6,
+    expert_ffn=20, top_k=3, dtype="float32",
+)
+IN_CORE = {
+    "qwen2_moe": dict(qkv_bias=True, shared_ffn=28, shared_gate=True),
+    "qwen2_moe, not normalised": dict(
+        qkv_bias=True, shared_ffn=40, shared_gate=True, pre_softmax=True, layer_freq=[1, 0, 1]
+    ),
+    "glm4_moe": dict(
+        shared_ffn=20, score="sigmoid", expert_bias=True, rotary_percent=0.5, layer_freq=[0, 1, 1]
+    ),
+    "glm4_moe, all of it": dict(
+        shared_ffn=40, score="sigmoid", expert_bias=True, scale=2.5, qkv_bias=True, qk_norm=True
+    ),
+    "glm4_moe, groups": dict(
+        shared_ffn=20, score="sigmoid", expert_bias=True, rotary_percent=0.5, layer_freq=[0, 0, 1],
+        groups=3, group_topk=2, top_k=4,
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", IN_CORE)
+def test_megatron_core_computes_the_same(core, scratch, kind):  # noqa: F811
+    """Strictly loaded, some of them on one rank and on two of either kind: transformers' logits; and what
+    megatron-core saves goes the other way."""
+    lm = real(kind)
+    lm.save_pretrained(scratch / "a")
+    model = {**COMMON, **IN_CORE[kind]}
+    ids = (torch.arange(32).reshape(1, 32) * 13 + 5) % 64
+    with torch.no_grad():
+        want = lm(ids).logits
+    splits = {"tp2": {"tp": 2}}
+    if kind in ("qwen2_moe", "glm4_moe, all of it"):
+        splits.update({"one": {}, "ep2": {"ep": 2}})
+    for name, split in splits.items():
+        parallel = {"target__tensor_parallel": split.get("tp", 1), "target__expert_parallel": split.get("ep", 1)}
+        out = reshard(
+            scratch, scratch / "a", name, target__format="megatron-torch", target__names="local",
+            target__make_vocab_size_divisible_by=32, **parallel,
+        )
+        core().run(model, split, {"do": "load", "from": out}, {"do": "logits", "to": scratch / f"{name}-logits"})
+        got = gathered(scratch / f"{name}-logits")
+        assert harness.relative_difference(got.float(), want) < 1e-5, (kind, name)
+    core().run(model, {"tp": 2}, {"do": "save", "to": scratch / "saved"}, {"do": "logits", "to": scratch / "saved/logits"})
+    back = reshard(scratch, scratch / "saved/torch", "back")
+    assert json.loads((back / "config.json").read_text())["model_type"] == kind.split(",")[0]
+    with torch.no_grad():
+        got = load(back)(ids).logits
+    assert harness.relative_difference(gathered(scratch / "saved/logits").float(), got) < 1e-4, kind
+
+
+def test_megatron_core_loads_torch_dist(scratch):
+    """megatron.core.dist_checkpointing, strictly; each tensor is what the format torch has."""
+    jobs = []
+    for kind, key in (("qwen2_moe", "tp"), ("glm4_moe", "ep")):
+        real(kind).save_pretrained(scratch / kind)
+        split = {"target__tensor_parallel": 1, "target__expert_parallel": 1}
+        split[{"tp": "target__tensor_parallel", "ep": "target__expert_parallel"}[key]] = 2
+        how = {
+            "target__names": "local", "target__make_vocab_size_divisible_by": 32, "target__iteration": 1,
+            "target__dtype": "bfloat16", "target__sha256": "true",
+        }
+        ranks = reshard(scratch, scratch / kind, f"{kind}-torch", target__format="megatron-torch", **split, **how)
+        whole = reshard(scratch, scratch / kind, f"{kind}-dist", target__format="megatron-dist", **how)
+        m = {**server.MODEL, **COMMON, **IN_CORE[kind]}
+        config = {
+            "num_layers": 3, "hidden_size": 32, "ffn_hidden_size": 48, "num_attention_heads": 4,
+            "num_query_groups": 2, "kv_channels": 16, "normalization": "RMSNorm", "gated_linear_unit": True,
+            "activation": "silu", "add_bias_linear": False, "add_qkv_bias": m["qkv_bias"],
+            "num_moe_experts": 6, "moe_ffn_hidden_size": 20, "moe_router_topk": 3,
+            "moe_layer_freq": m["layer_freq"], **server.router_config(m),
+        }
+        gpt = {**dist.MODEL, "vocab_size": 64}
+        job = {"tp": 1, "pp": 1, "ep": 1, "norms": "local", "config": config, "model": gpt, "name": kind}
+        jobs.append({**job, key: 2, "ranks": ranks, "checkpoint": whole})
+    dist.run(NEWEST, scratch / "core", jobs)
