@@ -295,10 +295,10 @@ static int put_stretch(mgr_engine *e, const mgr_box *box, uint64_t row, uint64_t
                        const void *bytes, size_t len, mgr_err *err)
 {
     const mgr_layout *const layout = &e->job->target.layout;
-    const mgr_stored *const s = &layout->cat->stored[box->stored];
     const mgr_stretch stretch = {box->stored, mgr_box_offset(layout, box, row, col), bytes, len};
-    assert(len > 0 && stretch.offset >= s->offset &&
-           stretch.offset - s->offset + len <= mgr_stored_bytes(s));
+    assert(len > 0 && stretch.offset >= layout->cat->stored[box->stored].offset);
+    assert(stretch.offset + len <= layout->cat->stored[box->stored].offset +
+                                       mgr_stored_bytes(&layout->cat->stored[box->stored]));
     MGR_TRY(mgr_check_stop(err));
     MGR_TRY(e->sink ? e->sink->put(e->sink->context, &stretch, err)
                     : put_into_file(e, &stretch, err));
