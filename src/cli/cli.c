@@ -9,6 +9,7 @@
 #include <unistd.h>
 
 #include "core/say.h"
+#include "core/say_run.h"
 #include "core/stop.h"
 #include "core/str.h"
 #include "io/file.h"
@@ -156,6 +157,11 @@ int mgr_cli_seconds(const char *option, const char *text, double *out, mgr_err *
 
 static void print_error(const mgr_program *p, const mgr_err *err)
 {
+    const mgr_fact facts[] = {{.key = "status", .number = mgr_code_exit(err->code)},
+                              {.key = "message", .text = err->msg},
+                              {.key = "hint", .text = err->hint}};
+    mgr_say_no_phase();
+    mgr_say_event("error", facts, err->hint[0] ? 3 : 2);
     mgr_say(stderr, "%s: error: %s\n", p->name, err->msg);
     if (err->hint[0])
         mgr_say(stderr, "hint: %s\n", err->hint);

@@ -6,6 +6,7 @@
 #include "cfg/value.h"
 #include "cli/cli.h"
 #include "core/mem.h"
+#include "core/say_run.h"
 #include "fmt/json.h"
 #include "io/fault.h"
 #include "io/file.h"
@@ -30,7 +31,8 @@ enum {
     SIMD,
     GET,
     UNIT_BYTES,
-    SCHEMA
+    SCHEMA,
+    LOG_JSON
 };
 
 static const mgr_option options[] = {
@@ -52,6 +54,8 @@ static const mgr_option options[] = {
     [GET] = {"get", 0, "KEY", "print the value of a key, as target.path, and exit"},
     [UNIT_BYTES] = {"unit-bytes", 0, "SIZE",
                     "smallest unit of work (4MiB); the bytes are the same"},
+    [LOG_JSON] = {"log-json", 0, NULL,
+                  "say phases, progress, remarks, summary and error as JSON, one a line"},
     [SCHEMA] = {"schema", 0, NULL, "print a JSON Schema of CONFIG, for editors, and exit"},
 };
 
@@ -144,7 +148,7 @@ typedef struct arguments {
     const char **sets;
     size_t capacity;
     const char *get; /* NULL, or the key to print */
-    bool schema, verify;
+    bool schema, verify, json;
 } arguments;
 
 static int use_simd(const char *name, mgr_err *err)
@@ -197,6 +201,9 @@ static int take(void *context, size_t idx, const char *value, mgr_err *err)
     case SCHEMA:
         a->schema = true;
         return MGR_OK;
+    case LOG_JSON:
+        a->json = true;
+        return MGR_OK;
     case PROGRESS:
         return mgr_cli_seconds("progress", value, &a->run.write.progress, err);
     case UNIT_BYTES:
@@ -245,6 +252,8 @@ static int parse(arguments *a, int argc, char **argv, mgr_err *err)
         a->run.verbosity = -1;
     if (a->run.verbosity < 0)
         a->run.write.progress = 0;
+    if (a->json) /* and no text beside it */
+        a->run.verbosity = -1;
     a->run.config_path = argv[first];
     a->run.sets = a->sets;
     return MGR_OK;
@@ -328,6 +337,8 @@ int main(int argc, char **argv)
     mgr_cli_catch_signals();
     if (rc == MGR_OK) {
         mgr_fault_set_rank(mgr_comm_rank(comm));
+        if (mgr_comm_rank(comm) == 0)
+            mgr_say_run(a.json, a.run.write.progress);
         rc = a.verify ? mgr_run_verify(comm, &a.run, &good, NULL, &err)
                       : mgr_run_upcycle(comm, &a.run, NULL, &err);
     }

@@ -6,6 +6,7 @@
 #include <unistd.h>
 
 #include "core/mem.h"
+#include "core/say_run.h"
 #include "core/str.h"
 
 #define COLUMNS 79
@@ -92,6 +93,18 @@ static void show(mgr_progress *p, const char *text)
     p->shown = true;
 }
 
+static void say_json(const mgr_progress *p, const uint64_t sum[2], double elapsed, double left)
+{
+    const mgr_fact facts[] = {{.key = "phase", .text = p->phase},
+                              {.key = "read", .number = (double)sum[0]},
+                              {.key = "read_of", .number = (double)p->totals[0]},
+                              {.key = "written", .number = (double)sum[1]},
+                              {.key = "written_of", .number = (double)p->totals[1]},
+                              {.key = "seconds", .number = elapsed},
+                              {.key = "seconds_left", .number = left}};
+    mgr_say_event("progress", facts, sizeof facts / sizeof facts[0]);
+}
+
 static void print_line(mgr_progress *p, double now)
 {
     uint64_t sum[2] = {p->before[0], p->before[1]};
@@ -105,6 +118,10 @@ static void print_line(mgr_progress *p, double now)
     const double share = done < total ? done / total : 1.0;
     const double left = now_done > 0 && total > done ? elapsed * (total - done) / now_done : 0;
     char written[32], of[32], wait[32], text[160];
+    if (mgr_says_json()) {
+        say_json(p, sum, elapsed, left);
+        return;
+    }
     format_left(left, wait, sizeof wait);
     snprintf(text, sizeof text, "%-5s %5.1f %%  %s of %s  %.2f GiB/s  %s left", p->phase,
              100.0 * share, mgr_format_bytes(sum[1], written, sizeof written),

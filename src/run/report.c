@@ -3,6 +3,7 @@
 #include <string.h>
 
 #include "core/say.h"
+#include "core/say_run.h"
 #include "look/view.h"
 #include "mgr/version.h"
 #include "run/recipe.h"
@@ -257,6 +258,60 @@ void mgr_print_summary(const mgr_job *job, const mgr_run_options *options)
     } else {
         print_done(job);
     }
+}
+
+/* ---- as events ---- */
+
+static const char *remark_word(mgr_remark_kind kind)
+{
+    return kind == MGR_REMARK_WARNING ? "warning" : mgr_remark_name(kind);
+}
+
+static void say_remarks(const mgr_job *job, size_t first)
+{
+    for (size_t i = first; i < job->remarks.n; i++) {
+        const mgr_remark *const r = &job->remarks.list[i];
+        const mgr_fact facts[] = {{.key = "kind", .text = remark_word(r->kind)},
+                                  {.key = "field", .text = r->field ? r->field : ""},
+                                  {.key = "was", .text = r->was ? r->was : ""},
+                                  {.key = "now", .text = r->now ? r->now : ""},
+                                  {.key = "why", .text = r->why ? r->why : ""}};
+        mgr_say_event("remark", facts, sizeof facts / sizeof facts[0]);
+    }
+}
+
+void mgr_say_plan(const mgr_job *job)
+{
+    const mgr_fact facts[] = {
+        {.key = "version", .text = MGR_VERSION},
+        {.key = "source", .text = job->config.source.path},
+        {.key = "source_format", .text = job->source_format->name},
+        {.key = "target", .text = job->config.target.path},
+        {.key = "target_format", .text = job->target_format->name},
+        {.key = "ranks", .number = job->plan.ranks},
+        {.key = "read", .number = (double)job->plan.total_in},
+        {.key = "written", .number = (double)job->plan.total_out},
+        {.key = "memory_per_rank", .number = (double)job->config.memory_per_rank}};
+    mgr_say_event("plan", facts, sizeof facts / sizeof facts[0]);
+    say_remarks(job, 0);
+}
+
+void mgr_say_done(const mgr_job *job, const mgr_run_options *options)
+{
+    const mgr_tally *const t = &job->tally;
+    const char *const what = job->complete            ? "already complete"
+                             : options->write.dry_run ? "dry run"
+                                                      : "done";
+    const mgr_fact facts[] = {{.key = "what", .text = what},
+                              {.key = "target", .text = job->config.target.path},
+                              {.key = "read", .number = (double)t->bytes_read},
+                              {.key = "written", .number = (double)t->bytes_written},
+                              {.key = "resumed", .number = (double)job->plan.done_out},
+                              {.key = "records_checked", .number = (double)t->records_checked},
+                              {.key = "seconds", .number = mgr_now() - job->start},
+                              {.key = "peak_memory", .number = (double)t->peak_rss}};
+    say_remarks(job, job->planned_remarks);
+    mgr_say_event("summary", facts, sizeof facts / sizeof facts[0]);
 }
 
 void mgr_print_others(const char *others)

@@ -101,6 +101,10 @@ uint64_t mgr_run_output_bytes(const mgr_job *job);
 /* For people, to stdout, on rank 0. */
 void mgr_print_plan(const mgr_job *job);
 void mgr_print_config(const mgr_job *job);
+/* The same for programs (core/say_run.h). */
+void mgr_say_plan(const mgr_job *job);
+void mgr_say_done(const mgr_job *job, const mgr_run_options *options);
+
 void mgr_print_summary(const mgr_job *job, const mgr_run_options *options);
 /* The page of a dry run: what there will be, and what it needs. */
 void mgr_print_page(const mgr_job *job, bool verbose);

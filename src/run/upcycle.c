@@ -5,6 +5,7 @@
 #include <xxhash.h>
 
 #include "core/mem.h"
+#include "core/say_run.h"
 #include "engine/engine.h"
 #include "form/sidecar.h"
 #include "form/strange.h"
@@ -417,11 +418,13 @@ static int prepare(mgr_job *job, const mgr_run_options *o, mgr_err *err)
         rc = mgr_agree(job->comm, resolve(job, err), err);
     if (rc == MGR_OK)
         rc = find_source(job, err);
+    mgr_say_phase("headers");
     if (rc == MGR_OK)
         rc = read_headers(job, err);
     if (rc == MGR_OK)
         rc = mgr_router_file_read(job, err);
     const double found = mgr_now();
+    mgr_say_phase("plan");
     if (rc == MGR_OK)
         rc = plan(job, err);
     if (rc == MGR_OK)
@@ -442,6 +445,9 @@ int mgr_run_begin(mgr_job *job, const mgr_run_options *o, mgr_err *err)
     job->unit_min = o->unit_min;
     MGR_TRY(prepare(job, o, err));
     job->planned_remarks = job->remarks.n;
+    mgr_say_no_phase();
+    if (job->rank == 0)
+        mgr_say_plan(job);
     if (job->rank == 0 && o->verbosity >= 0) {
         mgr_print_plan(job);
         if (o->verbosity > 0)
@@ -464,6 +470,9 @@ int mgr_run_upcycle(mgr_comm *comm, const mgr_run_options *o, mgr_tally *tally, 
     rc = mgr_run_begin(job, o, err);
     if (rc == MGR_OK)
         rc = mgr_run_write(job, job->config.target.path, &write, err);
+    mgr_say_no_phase();
+    if (rc == MGR_OK && job->rank == 0)
+        mgr_say_done(job, o);
     if (rc == MGR_OK && job->rank == 0 && o->verbosity >= 0)
         mgr_print_summary(job, o);
     if (tally)

@@ -2,6 +2,7 @@
 #include <string.h>
 
 #include "core/mem.h"
+#include "core/say_run.h"
 #include "core/stop.h"
 #include "engine/engine.h"
 #include "engine/progress.h"
@@ -196,11 +197,13 @@ static int write_sidecars(mgr_job *job, mgr_stage *stage, mgr_err *err)
 static int publish(mgr_job *job, mgr_stage *stage, mgr_err *err)
 {
     (void)mgr_fault("phase");
+    mgr_say_phase("verify");
     MGR_TRY(plant_misspelling(job, "key", err));
     MGR_TRY(
         mgr_verify_output(job->target_format->name, &job->target.layout, stage->directory, err));
     (void)mgr_fault("phase");
     MGR_TRY(mgr_check_stop(err));
+    mgr_say_phase("publish");
     MGR_TRY(mgr_stage_publish(stage, err));
     job->replaced = stage->replaced;
     return MGR_OK;
@@ -222,14 +225,17 @@ static int complete(mgr_job *job, mgr_stage *stage, writing *w, mgr_err *err)
 {
     const double start = mgr_now();
     int rc = step(job, err);
+    mgr_say_phase("settle");
     if (rc == MGR_OK)
         rc = settle_all(job, w, err);
     if (rc == MGR_OK)
         rc = step(job, err);
+    mgr_say_phase("ledger");
     if (rc == MGR_OK && job->source_format) /* what is made of nothing has no provenance */
         rc = mgr_ledger_write(job, w->directory.data, start, err);
     if (rc == MGR_OK)
         rc = step(job, err);
+    mgr_say_phase(job->container->seal ? "pack" : "seal");
     if (rc == MGR_OK)
         rc =
             mgr_seal_files(&w->seal, job, w->journal.data, w->weights.data, w->directory.data, err);
@@ -263,6 +269,7 @@ static int write_all(mgr_job *job, mgr_stage *stage, writing *w, const mgr_write
     w->read = w->recall.read;
     w->written = w->recall.written;
     w->recall.read = w->recall.written = (mgr_extents){0};
+    mgr_say_phase("weights");
     const int rc = mgr_engine_run(job, &options, &w->read, &w->written, err);
     return rc == MGR_OK ? complete(job, stage, w, err) : rc;
 }
@@ -355,6 +362,7 @@ static int begin(mgr_job *job, mgr_stage *stage, writing *w, const mgr_write_opt
                  mgr_err *err)
 {
     mgr_buf leftover = {0};
+    mgr_say_phase("make files");
     int rc = mgr_agree_root(job, job->rank == 0 ? make_stage(job, stage, err) : MGR_OK, err);
     if (rc == MGR_OK && job->container->create)
         rc = share_places(job, err);

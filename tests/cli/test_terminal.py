@@ -1,6 +1,7 @@
 """What the programs say on a terminal and in a log: the page of a dry run, its agreement with the run, widths."""
 
 import contextlib
+import json
 import os
 import pathlib
 import re
@@ -90,6 +91,26 @@ class Terminal(unittest.TestCase):
             GOLDEN.write_text(text)
         self.maxDiff = None
         self.assertEqual(text, GOLDEN.read_text())
+
+    def test_log_json(self):
+        """One object a line, and nothing else: phases in their order, progress, summary; or the error."""
+        config = self.config("json", upcycle__ratio=0.25)
+        result = runner.upcycle(config, np=2, options=("--log-json", "--progress", "0.001"))
+        self.assertEqual((result.status, result.err), (0, ""), str(result))
+        events = [json.loads(line) for line in result.out.splitlines()]
+        phases = [e["phase"] for e in events if e["event"] == "phase"]
+        self.assertEqual(phases, ["headers", "plan", "make files", "weights", "settle", "ledger", "seal", "verify",
+                                  "publish"])
+        (plan,), (done,) = ([e for e in events if e["event"] == name] for name in ("plan", "summary"))
+        self.assertEqual((plan["ranks"], plan["target"], done["what"]), (2, str(self.target), "done"))
+        self.assertEqual(plan["written"], done["written"])
+        progress = [e for e in events if e["event"] == "progress"]
+        self.assertTrue(progress and all(e["written"] <= e["written_of"] == plan["written"] for e in progress))
+        self.assertEqual([e["time"] for e in events], sorted(e["time"] for e in events))
+        result = runner.upcycle(config, np=2, options=("--log-json",))
+        last = json.loads(result.out.splitlines()[-1])
+        self.assertEqual((last["event"], last["status"]), ("error", result.status), str(result))
+        self.assertIn(last["message"], result.err)
 
     def test_help_fits(self):
         for name in ("mgr-upcycle", "mgr-synth", "mgr-inspect", "mgr-bench"):

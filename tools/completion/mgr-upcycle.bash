@@ -15,7 +15,7 @@ _mgr() {
     local tool=${1##*/} current=${2-} previous=${3-} options=
     case $tool in
         mgr-upcycle) options="--dry-run --ranks --force --verify --json --resume --discard --journal --set --quiet --verbose --progress
-            --get --simd --unit-bytes --schema" ;;
+            --get --simd --unit-bytes --log-json --schema" ;;
         mgr-inspect) options="--json --summary" ;;
         mgr-verify) options="--json --quiet" ;;
         mgr-synth)

@@ -47,7 +47,7 @@ CALLS = [
     (r"(m|c|re)alloc|free|str(n?)dup|posix_memalign|aligned_alloc", ("core/mem.",),
      "memory goes through core/mem.h"),
     (r"v?f?printf|f?puts|f?putc|putchar|perror",
-     ("cli/", "core/say.", "engine/progress."),
+     ("cli/", "core/say", "engine/progress."),
      "printing belongs to core/say.h, which escapes, to cli and to progress lines"),
 ]
 CALLS = [(re.compile(r"(?<![\w.>])(?:%s)\s*\(" % names), may, why) for names, may, why in CALLS]
