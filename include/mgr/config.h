@@ -61,6 +61,7 @@ typedef struct mgr_config {
         char scale[16];        /* none | published | exact */
         bool router_pre_softmax;
         char router_file[MGR_CONFIG_TEXT];
+        char experts_from[MGR_CONFIG_TEXT]; /* "0-3,7"; empty: all, as often as it takes */
         double ratio;
         uint64_t seed;
         char index_sets[16]; /* shared | independent */

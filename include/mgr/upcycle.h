@@ -45,7 +45,14 @@ typedef struct mgr_recipe {
     bool replicas;                 /* those of each copy of the source are, before it is cut */
     bool independent;              /* an S for each matrix, not one for all */
     float scale[MGR_MATRIX_COUNT]; /* 1: as it is */
+    /* Of a mixture: which of its `sources` experts each of `experts` is made of. The first that is
+     * made of one stays as it is, the others are what the method makes of them. */
+    uint32_t experts, sources;
+    const uint32_t *from; /* [experts]; NULL: the source is dense */
 } mgr_recipe;
+
+/* Is an earlier expert made of the same one of the source? Never of a dense one. */
+bool mgr_recipe_is_copy(const mgr_recipe *recipe, uint32_t expert);
 
 /* By what gate, up and down are multiplied so that the layer's output is `factor` times as large.
  * NONE: 1 each. PUBLISHED, of arXiv 2410.07524 and megatron-core's upcycling_utils.py: its root on
@@ -63,6 +70,8 @@ bool mgr_recipe_is_scaled(const mgr_recipe *recipe);
 /* An expert as a map: where its neurons come from, which of them are drawn anew, and by what each
  * matrix is multiplied in the end. Made by a method, in arrays of its caller. */
 typedef struct mgr_map {
+    uint32_t source;                      /* expert of a mixture; 0 of a dense source */
+    uint32_t n_selected;                  /* |S|; 0 of an expert that is left as it is */
     uint32_t *origin;                     /* [w]; NULL: neuron i comes from neuron i */
     uint32_t *selected[MGR_MATRIX_COUNT]; /* [n_selected] S, expert neurons, ascending; without
                                              `independent` the first is for all */
@@ -130,8 +139,8 @@ const mgr_method *mgr_method_at(size_t idx);
  * used ("torch_rand_002"); UNIFORM01: u in [0, 1); UNIFORM01_CENTRED: u - sample mean;
  * NORMAL: N(0, std^2). u = word * 2^-32; the sample mean is over the layer's whole [E, H], exact.
  * VIRTUAL_GROUPS: N(0, std^2), of which each row is there once for each slice of the FFN, so that
- * those experts tie and are chosen together; ZEROS; FILE: rows of a file, which are not filled in
- * here.
+ * those experts tie and are chosen together; ZEROS; FILE: rows of a file, SOURCE: of the mixture
+ * that is read, neither of which is filled in here.
  */
 typedef enum mgr_router {
     MGR_ROUTER_UNIFORM,
@@ -141,6 +150,7 @@ typedef enum mgr_router {
     MGR_ROUTER_VIRTUAL_GROUPS,
     MGR_ROUTER_ZEROS,
     MGR_ROUTER_FILE,
+    MGR_ROUTER_SOURCE,
     MGR_ROUTER_COUNT
 } mgr_router;
 
@@ -161,7 +171,7 @@ const mgr_key_table *mgr_router_keys(mgr_router router);
 
 /* The router of one layer: [experts, hidden] row-major into out of type `to`. Element (e, h) is
  * element h of stream (seed, MGR_PURPOSE_ROUTER, layer, e), of virtual groups e div group. Not for
- * FILE. */
+ * FILE and SOURCE. */
 void mgr_router_fill(const mgr_router_recipe *recipe, uint32_t layer, uint32_t experts,
                      uint64_t hidden, void *out, mgr_dtype to);
 

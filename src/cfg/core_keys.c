@@ -79,13 +79,16 @@ static const mgr_key upcycle[] = {
     MGR_ROW_BOOL("upcycle.router_pre_softmax", upcycle.router_pre_softmax, "false",
                  "the router takes its softmax over all experts, and the chosen ones' weights are "
                  "not normalised (norm_topk_prob: false)"),
+    MGR_ROW_TEXT("upcycle.experts_from", upcycle.experts_from, "",
+                 "of a mixture as the source: which of its experts the target has, such as 0-3,7; "
+                 "empty: all of them, as often as 'upcycle.experts' takes"),
     MGR_ROW_UINT("upcycle.seed", upcycle.seed, "1234", 0, MGR_MOST_U64,
                  "seed of all random numbers"),
     MGR_ROW_BOOL("upcycle.shuffle", upcycle.shuffle, "false",
                  "permute the neurons of each expert (does not change what it computes)"),
     MGR_ROW_TEXT("upcycle.router", upcycle.router, "uniform",
                  "start of the router: uniform, uniform01, uniform01-centred, normal, "
-                 "virtual-groups, zeros or file"),
+                 "virtual-groups, zeros or file; source: a mixture's own (its default)"),
     MGR_ROW_TEXT("upcycle.moe_layer_freq", upcycle.moe_layer_freq, "1",
                  "which layers get experts, as Megatron's option: 1 all, N each N-th, or a list "
                  "such as [0]*1+[1]*31"),

@@ -24,19 +24,29 @@ static const mgr_tensor *source_tensor(const mgr_engine *e, uint32_t idx)
     return &e->job->source.tensors.list[idx];
 }
 
+/* Sums of one layer: of each FFN of the source that experts are made of, each matrix, each neuron.
+ */
+static size_t layer_sums(const mgr_job *job)
+{
+    const mgr_recipe *const r = &job->recipe;
+    return (size_t)(r->from ? r->sources : 1) * MGR_MATRIX_COUNT * r->source_width;
+}
+
 int mgr_engine_sums(mgr_engine *e, const mgr_group *group, const mgr_unit *unit,
                     const unsigned char *data, mgr_err *err)
 {
     const mgr_piece *const piece = &e->job->plan.pieces[unit->piece]; /* FFN units have one */
     const mgr_tensor *const t = source_tensor(e, piece->source);
-    const uint64_t ffn = e->job->source.tensors.model.ffn;
+    const uint64_t width = e->job->recipe.source_width;
     const mgr_dtype dtype = source_type(e, piece->source);
     if (t->ndim == 1) /* a bias: moments are of the matrices */
         return MGR_OK;
     assert(unit->n_pieces == 1 && t->layer - group->layer < group->n_layers);
-    mgr_sums *const sums =
-        e->sums + ((t->layer - group->layer) * (size_t)3 + mgr_matrix_of(t->role)) * ffn;
-    assert((uint64_t)(sums + ffn - e->sums) * sizeof *sums <= e->job->plan.sums_bytes);
+    mgr_sums *const sums = e->sums + (t->layer - group->layer) * layer_sums(e->job) +
+                           ((t->expert == MGR_NONE ? 0 : t->expert) * (size_t)MGR_MATRIX_COUNT +
+                            mgr_matrix_of(t->role)) *
+                               width;
+    assert((uint64_t)(sums + width - e->sums) * sizeof *sums <= e->job->plan.sums_bytes);
     const int bad = t->role == MGR_ROLE_DOWN
                         ? mgr_sums_add_cols(sums, data, dtype, piece->rows, t->cols, e->scratch)
                         : mgr_sums_add_rows(sums + piece->row, data, dtype, piece->rows, t->cols);
@@ -159,9 +169,10 @@ static int note_moments(mgr_engine *e, mgr_err *err)
     for (uint32_t matrix = 0; job->moments && matrix < MGR_MATRIX_COUNT; matrix++) {
         const mgr_role role = mgr_role_of(matrix);
         const mgr_moment *const dense = &s->source_moment[matrix];
-        MGR_TRY(note_moment(e, MGR_NOTE_SOURCE_MOMENT,
-                            mgr_tensors_find(&job->source.tensors, role, s->layer, MGR_NONE),
-                            dense->mean, dense->std, err));
+        if (!job->recipe.from)
+            MGR_TRY(note_moment(e, MGR_NOTE_SOURCE_MOMENT,
+                                mgr_tensors_find(&job->source.tensors, role, s->layer, MGR_NONE),
+                                dense->mean, dense->std, err));
         for (uint32_t x = 0; x < job->target.tensors.model.experts; x++)
             MGR_TRY(note_moment(e, MGR_NOTE_TARGET_MOMENT,
                                 mgr_tensors_find(&job->target.tensors, role, s->layer, x),
@@ -176,7 +187,7 @@ static int make_expert(mgr_engine *e, const mgr_group *group, uint32_t target,
     const mgr_job *const job = e->job;
     const mgr_tensor *const t = &job->target.tensors.list[target];
     const mgr_sums *const sums =
-        e->sums ? e->sums + (t->layer - group->layer) * 3 * job->source.tensors.model.ffn : NULL;
+        e->sums ? e->sums + (t->layer - group->layer) * layer_sums(job) : NULL;
     if (e->selection->layer != t->layer) {
         MGR_TRY(mgr_selection_set(e->selection, job, t->layer, sums, err));
         MGR_TRY(note_moments(e, err));
@@ -191,6 +202,19 @@ static int make_expert(mgr_engine *e, const mgr_group *group, uint32_t target,
     return matrix == MGR_MATRIX_DOWN
                ? expert_down_rows(e, &x, target, piece, data, err)
                : expert_neuron_rows(e, job->method, &x, target, piece, data, err);
+}
+
+/* The rows of a mixture's router, or a bias of it, for the experts that are made of its experts. */
+static int gather_rows(mgr_engine *e, uint32_t target, const mgr_piece *piece,
+                       const unsigned char *data, mgr_err *err)
+{
+    const mgr_tensor *const t = &e->job->target.tensors.list[target];
+    const mgr_expert x = {.width = (uint32_t)t->rows,
+                          .source_width = e->job->recipe.sources,
+                          .hidden = t->cols,
+                          .origin = e->job->recipe.from,
+                          .scale = 1};
+    return expert_neuron_rows(e, mgr_method_find("naive"), &x, target, piece, data, err);
 }
 
 /* A bias of a router: Megatron starts it with zeros (transformer/moe/router.py). All bytes of a
@@ -271,9 +295,10 @@ int mgr_engine_make(mgr_engine *e, const mgr_group *group, const mgr_unit *unit,
         for (uint32_t k = plan->first_target[piece->source];
              k < plan->first_target[piece->source + 1]; k++) {
             const uint32_t target = plan->targets[k];
-            MGR_TRY(e->job->defines[target].op == MGR_OP_EXPERT
-                        ? make_expert(e, group, target, piece, data, err)
-                        : copy_rows(e, target, piece, data, err));
+            const mgr_op op = e->job->defines[target].op;
+            MGR_TRY(op == MGR_OP_EXPERT ? make_expert(e, group, target, piece, data, err)
+                    : op == MGR_OP_ROWS ? gather_rows(e, target, piece, data, err)
+                                        : copy_rows(e, target, piece, data, err));
         }
         data += piece->rows * mgr_layout_row_bytes(&e->job->source.layout, piece->source);
         assert((uint64_t)(data - first) <= unit->in_bytes);
@@ -341,7 +366,7 @@ static int make_group(mgr_engine *e, const mgr_group *group, mgr_err *err)
 /* A phase: local work, one agreement, the sums of all ranks. */
 static int share_sums(mgr_engine *e, const mgr_group *group, mgr_err *err)
 {
-    const size_t n = group->n_layers * (size_t)3 * e->job->source.tensors.model.ffn;
+    const size_t n = group->n_layers * layer_sums(e->job);
     memset(e->sums, 0, n * sizeof *e->sums);
     const double start = mgr_now();
     int rc = mgr_agree(e->job->comm, sum_group(e, group, err), err);
@@ -369,7 +394,7 @@ static int engine_init(mgr_engine *e, mgr_job *job, const char *directory, mgr_p
     MGR_TRY(mgr_alloc(&e->kept, largest_group, sizeof *e->kept, err));
     if (job->moments) {
         MGR_TRY(mgr_alloc(&e->sums, plan->sums_bytes, 1, err));
-        MGR_TRY(mgr_alloc(&e->scratch, 2 * job->source.tensors.model.ffn, sizeof(double), err));
+        MGR_TRY(mgr_alloc(&e->scratch, 2 * (size_t)job->recipe.source_width, sizeof(double), err));
     }
     if (!job->method)
         return MGR_OK;

@@ -1,4 +1,5 @@
 /* The selection half of engine/engine.h: the maps of one layer's experts, and their moments. */
+#include <math.h>
 #include <string.h>
 
 #include "core/mem.h"
@@ -79,13 +80,18 @@ static void moments(mgr_selection *s, const mgr_job *job, uint32_t expert, const
     const mgr_map *const map = &s->maps[expert];
     for (uint32_t m = 0; m < MGR_MATRIX_COUNT; m++) {
         const uint32_t *neurons = map->selected[m];
-        double mean, std;
+        double mean = NAN, std = NAN;
+        if (map->n_selected == 0) { /* there is nothing to have them of */
+            s->mean[expert * MGR_MATRIX_COUNT + m] = s->std[expert * MGR_MATRIX_COUNT + m] = NAN;
+            continue;
+        }
         if (map->origin) {
-            for (uint32_t k = 0; k < r->n_selected; k++)
+            for (uint32_t k = 0; k < map->n_selected; k++)
                 s->source[k] = map->origin[neurons[k]];
             neurons = s->source;
         }
-        mgr_moments(sums + (size_t)m * r->source_width, neurons, r->n_selected,
+        const size_t matrix = (size_t)map->source * MGR_MATRIX_COUNT + m;
+        mgr_moments(sums + matrix * r->source_width, neurons, map->n_selected,
                     job->source.tensors.model.hidden, &mean, &std);
         s->mean[expert * MGR_MATRIX_COUNT + m] = (float)mean;
         s->std[expert * MGR_MATRIX_COUNT + m] = (float)std;
@@ -115,7 +121,7 @@ int mgr_selection_set(mgr_selection *s, const mgr_job *job, uint32_t layer, cons
         if (job->moments && sums)
             moments(s, job, e, sums);
     }
-    if (job->moments && sums)
+    if (job->moments && sums && !job->recipe.from) /* of a mixture each expert has its own */
         source_moments(s, job, sums);
     return MGR_OK;
 }
@@ -134,7 +140,7 @@ mgr_expert mgr_selection_expert(const mgr_selection *s, const mgr_job *job, uint
         .source_width = job->recipe.source_width,
         .hidden = job->source.tensors.model.hidden,
         .selected = map->selected[matrix],
-        .n_selected = job->recipe.n_selected,
+        .n_selected = map->n_selected,
         .origin = map->origin,
         .scale = map->scale[matrix],
         .mean = job->moments ? s->mean[at] : 0,

@@ -10,6 +10,14 @@ bool mgr_recipe_has_origin(const mgr_recipe *r)
     return r->shuffle || r->replicas || r->width != r->source_width;
 }
 
+bool mgr_recipe_is_copy(const mgr_recipe *r, uint32_t expert)
+{
+    for (uint32_t e = 0; r->from && e < expert; e++)
+        if (r->from[e] == r->from[expert])
+            return true;
+    return false;
+}
+
 /* `cut: shuffled`: the neurons of each copy of the source have an order of their own. */
 static int cut_replicas(const mgr_recipe *r, uint32_t layer, uint64_t first, mgr_map *map,
                         mgr_err *err)
@@ -34,6 +42,8 @@ int mgr_map_copies(const mgr_recipe *r, uint32_t layer, uint32_t expert, mgr_map
     assert(r->width > 0 && r->source_width > 0);
     for (int m = 0; m < MGR_MATRIX_COUNT; m++)
         map->scale[m] = r->scale[m];
+    map->source = r->from ? r->from[expert] : 0;
+    map->n_selected = 0;
     if (!mgr_recipe_has_origin(r))
         return MGR_OK;
     if (r->replicas)
@@ -52,8 +62,9 @@ int mgr_map_selected(const mgr_recipe *r, uint32_t layer, uint32_t expert, mgr_m
 {
     mgr_stream stream = {r->seed, MGR_PURPOSE_SAMPLE, layer, expert};
     MGR_TRY(mgr_map_copies(r, layer, expert, map, err));
-    if (r->n_selected == 0)
+    if (r->n_selected == 0 || (r->from && !mgr_recipe_is_copy(r, expert)))
         return MGR_OK;
+    map->n_selected = r->n_selected;
     if (!r->independent)
         return mgr_sample(&stream, r->width, r->n_selected, map->selected[0], err);
     for (uint32_t m = 0; m < MGR_MATRIX_COUNT; m++) {

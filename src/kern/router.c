@@ -35,6 +35,7 @@ static const mgr_key_table tables[N_NAMES] = {
     [MGR_ROUTER_VIRTUAL_GROUPS] = MGR_KEY_TABLE(MGR_OWNER_ROUTER, "virtual-groups", normal_keys),
     [MGR_ROUTER_ZEROS] = MGR_NO_KEYS(MGR_OWNER_ROUTER, "zeros"),
     [MGR_ROUTER_FILE] = MGR_KEY_TABLE(MGR_OWNER_ROUTER, "file", file_keys),
+    [MGR_ROUTER_SOURCE] = MGR_NO_KEYS(MGR_OWNER_ROUTER, "source"),
 };
 
 const mgr_key_table *mgr_router_keys(mgr_router router)

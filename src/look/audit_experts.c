@@ -155,18 +155,30 @@ static uint64_t count_bits(const unsigned char *bytes, uint64_t n)
     return count;
 }
 
+/* Of a mixture the first expert that is made of one is left as it is. */
+static uint64_t wanted(const experts *x, uint64_t expert)
+{
+    const json_t *const from = json_object_get(x->manifest, "experts_from");
+    const json_int_t mine = json_integer_value(json_array_get(from, expert));
+    for (uint64_t e = 0; e < expert; e++)
+        if (from && json_integer_value(json_array_get(from, e)) == mine)
+            return x->selected;
+    return from ? 0 : x->selected;
+}
+
 /* The size of S and what it leaves, as asked for and as the sets say. */
 static int check_sets(const experts *x, uint64_t i, uint64_t expert, mgr_err *err)
 {
     const uint64_t row = (x->neurons + 7) / 8, at = i * x->n + expert;
-    const double kept = 1 - (double)x->selected / (double)x->neurons;
+    const uint64_t selected = wanted(x, expert);
+    const double kept = 1 - (double)selected / (double)x->neurons;
     for (uint32_t s = 0; s < x->sets; s++)
-        if (count_bits(x->mask + (at * x->sets + s) * row, row) != x->selected)
+        if (count_bits(x->mask + (at * x->sets + s) * row, row) != selected)
             MGR_TRY(find(x, i, expert, "its set has another size than asked for", err));
     for (size_t m = 0; m < MATRICES; m++) {
         const double off = x->kept[at * MATRICES + m] - kept;
         if (has_matrix(x, m) &&
-            ((uint64_t)x->counts[at * MATRICES + m] != x->selected || off > 1e-9 || off < -1e-9))
+            ((uint64_t)x->counts[at * MATRICES + m] != selected || off > 1e-9 || off < -1e-9))
             MGR_TRY(find(x, i, expert, "another share of neurons is kept than asked for", err));
     }
     return MGR_OK;

@@ -197,15 +197,37 @@ static uint64_t matrix_bytes(const mgr_plan_request *r)
     return most;
 }
 
-/* Bytes of one layer's FFN, at most. */
+static uint64_t ffns(const mgr_plan_request *r)
+{
+    return r->ffns ? r->ffns : 1;
+}
+
+static uint64_t neurons(const mgr_plan_request *r)
+{
+    return r->neurons ? r->neurons : r->source->tensors->model.ffn;
+}
+
+/* Bytes of one layer's FFNs, at most. */
 static uint64_t ffn_bytes(const mgr_plan_request *r)
 {
-    return 3 * matrix_bytes(r);
+    return 3 * ffns(r) * matrix_bytes(r);
 }
 
 static uint64_t layer_sums_bytes(const mgr_plan_request *r)
 {
-    return 3 * r->source->tensors->model.ffn * sizeof(mgr_sums);
+    return 3 * ffns(r) * neurons(r) * sizeof(mgr_sums);
+}
+
+/* The FFN of a layer, or that of an expert of it. */
+static int cut_ffn(mgr_plan *plan, const mgr_plan_request *r, uint32_t layer, uint32_t expert,
+                   uint64_t wanted, mgr_err *err)
+{
+    for (size_t k = 0; k < N_EXPERT_ROLES; k++) {
+        const uint32_t i = mgr_tensors_find(r->source->tensors, expert_roles[k], layer, expert);
+        if (i != MGR_NONE && has_experts(plan, r, i))
+            MGR_TRY(cut_bundle(plan, r, i, wanted, err));
+    }
+    return MGR_OK;
 }
 
 /* The FFNs, layer after layer, in groups of as many layers as all caches together can keep. */
@@ -217,11 +239,8 @@ static int cut_experts(mgr_plan *plan, const mgr_plan_request *r, uint64_t wante
     size_t first_unit = plan->n_units;
     uint32_t first_layer = 0;
     for (uint32_t l = 0; l < layers; l++) {
-        for (size_t k = 0; k < N_EXPERT_ROLES; k++) {
-            const uint32_t i = mgr_tensors_find(ts, expert_roles[k], l, MGR_NONE);
-            if (i != MGR_NONE && has_experts(plan, r, i))
-                MGR_TRY(cut_bundle(plan, r, i, wanted, err));
-        }
+        for (uint32_t x = 0; x < ffns(r); x++)
+            MGR_TRY(cut_ffn(plan, r, l, r->ffns ? x : MGR_NONE, wanted, err));
         if (l + 1 - first_layer < group_layers && l + 1 < layers)
             continue;
         MGR_TRY(
@@ -232,12 +251,19 @@ static int cut_experts(mgr_plan *plan, const mgr_plan_request *r, uint64_t wante
     return MGR_OK;
 }
 
+/* A tensor of a mixture that is not taken, which is not read. */
+static bool is_left_out(const mgr_plan *plan, const mgr_plan_request *r, uint32_t source)
+{
+    return r->ffns && plan->first_target[source] == plan->first_target[source + 1];
+}
+
 static int cut_others(mgr_plan *plan, const mgr_plan_request *r, uint64_t wanted, mgr_err *err)
 {
     const size_t first_unit = plan->n_units;
     const uint32_t n_source = r->source ? r->source->tensors->n : 0;
     for (uint32_t i = 0; i < n_source; i++)
-        if (r->source->tensors->list[i].bundle == i && !has_experts(plan, r, i))
+        if (r->source->tensors->list[i].bundle == i && !has_experts(plan, r, i) &&
+            !is_left_out(plan, r, i))
             MGR_TRY(cut_bundle(plan, r, i, wanted, err));
     for (uint32_t t = 0; t < r->target->tensors->n; t++)
         if (r->defines[t].source == MGR_NONE)
@@ -358,7 +384,7 @@ static int share_memory(mgr_plan *plan, const mgr_plan_request *r, uint64_t larg
     plan->chunk_bytes = clamp(r->memory / 16, unit_min(r) / 4, 2 * unit_min(r));
     if (plan->chunk_bytes < widest)
         plan->chunk_bytes = widest;
-    const uint64_t scratch = r->moments ? 16 * r->source->tensors->model.ffn : 0;
+    const uint64_t scratch = r->moments ? 16 * neurons(r) : 0;
     const uint64_t sums = r->moments ? layer_sums_bytes(r) : 0;
     const uint64_t fixed = largest_unit + 2 * plan->chunk_bytes + r->selection_bytes + scratch;
     *group_layers = UINT64_MAX;

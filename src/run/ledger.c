@@ -394,7 +394,9 @@ static void fill_overlap(const ledger *l, page *p)
         const unsigned all = bits_in(mine, mine, bytes);
         for (uint64_t b = 0; b < l->experts; b++)
             p->overlap[a * l->experts + b] =
-                all ? (double)bits_in(mine, p->kept + b * bytes, bytes) / all : 0.0;
+                all && p->selection.maps[a].source == p->selection.maps[b].source
+                    ? (double)bits_in(mine, p->kept + b * bytes, bytes) / all
+                    : 0.0;
     }
 }
 
@@ -429,6 +431,8 @@ static int write_router(ledger *l, uint64_t i, page *p, mgr_err *err)
     const mgr_job *const job = l->job;
     const mgr_dtype dtype = job->target.layout.dtype;
     const size_t n = l->experts * l->hidden;
+    if (job->router.kind == MGR_ROUTER_SOURCE) /* its values are the source's */
+        return MGR_OK;
     double sum = 0, squares = 0, low = INFINITY, high = -INFINITY;
     MGR_TRY(mgr_job_router(job, l->layer[i], p->router, dtype, err));
     mgr_cast(p->values, MGR_DTYPE_F32, p->router, dtype, n);

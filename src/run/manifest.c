@@ -98,6 +98,12 @@ static int make_manifest(const mgr_job *job, json_t **out, mgr_err *err)
                      skipped, "files", mgr_record_sources(job), "target", "format",
                      job->target_format->name, "files", target_list(job), "remarks", remarks(job));
     mgr_buf_clear(&config);
+    if (*out && job->recipe.from) {
+        json_t *const from = json_array();
+        for (uint32_t e = 0; e < job->recipe.experts; e++)
+            json_array_append_new(from, json_integer(job->recipe.from[e]));
+        json_object_set_new(*out, "experts_from", from);
+    }
     if (*out && job->method) {
         const mgr_step_zero step = mgr_step_zero_of(job);
         json_object_set_new(*out, "step_zero",

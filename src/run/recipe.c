@@ -69,14 +69,15 @@ int mgr_run_recipe(mgr_job *job, mgr_err *err)
 {
     const mgr_config *const c = &job->config;
     const mgr_model *const m = &job->source.tensors.model;
+    const uint32_t source = (uint32_t)mgr_model_expert_ffn(m);
     uint32_t width;
     if (!job->method)
         return MGR_OK;
-    MGR_TRY(width_of(c, m->ffn, &width, err));
+    MGR_TRY(width_of(c, source, &width, err));
     const bool selects = job->method->needs_selection;
     job->recipe = (mgr_recipe){
         .seed = c->upcycle.seed,
-        .source_width = (uint32_t)m->ffn,
+        .source_width = source,
         .width = width,
         .n_selected = selects ? mgr_selected_count(c->upcycle.ratio, width) : 0,
         .shuffle = c->upcycle.shuffle,
@@ -84,7 +85,8 @@ int mgr_run_recipe(mgr_job *job, mgr_err *err)
         .independent = strcmp(c->upcycle.index_sets, "independent") == 0,
     };
     MGR_TRY(check_cut(c, job->recipe.replicas, err));
-    mgr_scale_factors(mgr_scale_find(c->upcycle.scale), output_factor(c, (double)m->ffn, width),
+    MGR_TRY(mgr_run_growth(job, err));
+    mgr_scale_factors(mgr_scale_find(c->upcycle.scale), output_factor(c, source, width),
                       m->activation, job->recipe.scale);
     /* an empty S where the user asked for some neurons */
     if (selects && c->upcycle.ratio > 0 && job->recipe.n_selected == 0)

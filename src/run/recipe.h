@@ -9,6 +9,10 @@
 
 #include "engine/job.h"
 
+/* The experts of a mixture that the target's are made of, into job->recipe and job->config: all of
+ * them as often as it takes, or a list. Local. */
+int mgr_run_growth(mgr_job *job, mgr_err *err) MGR_NODISCARD;
+
 /* job->recipe, job->router, job->moments; the source is described. What makes no sense together is
  * refused. Local. */
 int mgr_run_recipe(mgr_job *job, mgr_err *err) MGR_NODISCARD;
@@ -16,7 +20,7 @@ int mgr_run_recipe(mgr_job *job, mgr_err *err) MGR_NODISCARD;
 /* Does the target compute what the source computes, to rounding? */
 typedef struct mgr_step_zero {
     bool identical;
-    char text[320]; /* "identical to the dense model" or "not identical: ..." */
+    char text[320]; /* "identical to the source" or "not identical: ..." */
 } mgr_step_zero;
 
 /* Of an upcycled target. Pure. */

@@ -85,6 +85,9 @@ static void print_method(const mgr_job *job)
                     job->method->name, redrawn, c->upcycle.shuffle ? ", shuffled" : "",
                     mgr_router_name(job->router.kind), (unsigned long long)c->upcycle.seed);
     print_cut(job);
+    if (job->recipe.from)
+        mgr_report_line("", "made of the source's %u experts, of which each token used %llu",
+                        job->recipe.sources, (unsigned long long)job->source.tensors.model.top_k);
     mgr_report_line("step 0", "%s", mgr_step_zero_of(job).text);
 }
 

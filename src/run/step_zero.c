@@ -15,7 +15,7 @@ static mgr_step_zero not_identical(const char *fmt, ...)
 {
     mgr_step_zero out = {.identical = false};
     va_list args;
-    const int n = snprintf(out.text, sizeof out.text, "not identical to the dense model: ");
+    const int n = snprintf(out.text, sizeof out.text, "not identical to the source: ");
     va_start(args, fmt);
     (void)vsnprintf(out.text + n, sizeof out.text - (size_t)n, fmt, args);
     va_end(args);
@@ -30,7 +30,7 @@ static mgr_step_zero identical(const mgr_recipe *r)
     bool exact = true;
     for (int m = 0; m < MGR_MATRIX_COUNT; m++)
         exact = exact && frexpf(r->scale[m], &exponent) == 0.5f;
-    snprintf(out.text, sizeof out.text, "identical to the dense model%s",
+    snprintf(out.text, sizeof out.text, "identical to the source%s",
              exact ? "" : ", but for one more rounding of the scaled matrices");
     return out;
 }
@@ -96,9 +96,52 @@ static mgr_step_zero of_whole(const mgr_job *job)
     return identical(r);
 }
 
+/* How many times every expert of the mixture is there; 0: not all equally often. */
+static uint32_t times_each(const mgr_recipe *r)
+{
+    if (r->experts % r->sources != 0)
+        return 0;
+    for (uint32_t s = 0; s < r->sources; s++) {
+        uint32_t n = 0;
+        for (uint32_t e = 0; e < r->experts; e++)
+            n += r->from[e] == s;
+        if (n != r->experts / r->sources)
+            return 0;
+    }
+    return r->experts / r->sources;
+}
+
+static mgr_step_zero of_mixture(const mgr_job *job)
+{
+    const mgr_recipe *const r = &job->recipe;
+    const mgr_model *const from = &job->source.tensors.model, *const to =
+                                                                  &job->target.tensors.model;
+    const uint32_t times = times_each(r);
+    if (r->n_selected > 0)
+        return not_identical("%u of the %u neurons of each copy of an expert %s", r->n_selected,
+                             r->width,
+                             job->method->needs_moments ? "are drawn anew" : "have noise added");
+    if (job->router.kind != MGR_ROUTER_SOURCE)
+        return not_identical("the router is not the source's");
+    if (times == 0)
+        return not_identical("not every expert of the source is there equally often");
+    if (to->top_k != times * from->top_k)
+        return not_identical("top %llu of %u copies of each expert; the source's top %llu is %llu "
+                             "here",
+                             (unsigned long long)to->top_k, times, (unsigned long long)from->top_k,
+                             (unsigned long long)(times * from->top_k));
+    if (times > 1 && from->router.score == MGR_SCORE_SIGMOID && from->router.unnormalised)
+        return not_identical("the weights of the copies are not normalised, and add up to %u times "
+                             "as much",
+                             times);
+    return identical(r);
+}
+
 mgr_step_zero mgr_step_zero_of(const mgr_job *job)
 {
     const mgr_recipe *const r = &job->recipe;
+    if (r->from)
+        return of_mixture(job);
     if (r->n_selected > 0)
         return not_identical("%u of the %u neurons of each expert %s", r->n_selected, r->width,
                              job->method->needs_moments ? "are drawn anew" : "have noise added");

@@ -204,6 +204,23 @@ static int describe_source(mgr_job *job, mgr_err *err)
     return MGR_OK;
 }
 
+/* Of a mixture: experts come from its experts, and what it has for each of them goes along. */
+static mgr_define define_of_mixture(const mgr_job *job, const mgr_tensor *t)
+{
+    const mgr_tensors *const from = &job->source.tensors;
+    const bool kept = job->router.kind == MGR_ROUTER_SOURCE;
+    if (t->role == MGR_ROLE_ROUTER && !kept)
+        return (mgr_define){MGR_OP_ROUTER, MGR_NONE};
+    if (t->role == MGR_ROLE_ROUTER || t->role == MGR_ROLE_ROUTER_BIAS ||
+        t->role == MGR_ROLE_SELECTION_BIAS)
+        return kept ? (mgr_define){MGR_OP_ROWS, mgr_tensors_find(from, t->role, t->layer, MGR_NONE)}
+                    : (mgr_define){MGR_OP_ZERO, MGR_NONE};
+    if (t->expert == MGR_NONE)
+        return (mgr_define){MGR_OP_COPY, mgr_tensors_find(from, t->role, t->layer, MGR_NONE)};
+    return (mgr_define){t->role != MGR_ROLE_DOWN_BIAS ? MGR_OP_EXPERT : MGR_OP_COPY,
+                        mgr_tensors_find(from, t->role, t->layer, job->recipe.from[t->expert])};
+}
+
 /* How the tensor `t` of the target is made. An expert's own tensors come from the dense FFN, all
  * others from the tensor of the same name. */
 static mgr_define define(const mgr_job *job, const mgr_tensor *t)
@@ -211,6 +228,8 @@ static mgr_define define(const mgr_job *job, const mgr_tensor *t)
     const mgr_tensors *const from = &job->source.tensors;
     if (!job->method)
         return (mgr_define){MGR_OP_COPY, mgr_tensors_find(from, t->role, t->layer, t->expert)};
+    if (job->recipe.from)
+        return define_of_mixture(job, t);
     if (t->role == MGR_ROLE_ROUTER)
         return (mgr_define){MGR_OP_ROUTER, MGR_NONE};
     if (t->role == MGR_ROLE_ROUTER_BIAS)
@@ -240,15 +259,11 @@ static int target_model(const mgr_job *job, mgr_model *model, mgr_err *err)
     *model = job->source.tensors.model;
     if (!job->method)
         return MGR_OK;
-    if (model->experts) {
-        mgr_fail(err, MGR_ERR_UNSUPPORTED,
-                 "the source is a mixture of %llu experts already, which cannot be upcycled",
-                 (unsigned long long)model->experts);
-        return mgr_hint(err, "set 'mode: reshard' to lay it out anew");
-    }
     model->experts = c->upcycle.experts;
     model->expert_ffn = job->recipe.width;
     model->top_k = c->upcycle.top_k;
+    if (job->recipe.from)
+        return MGR_OK;
     model->router.unnormalised = c->upcycle.router_pre_softmax;
     /* with linear biases Megatron's router has one (transformer/moe/router.py, core 0.15) */
     model->bias_router = model->bias_mlp && model->bias_o;

@@ -62,12 +62,21 @@ static int place_files(mgr_job *job, mgr_err *err)
     return MGR_OK;
 }
 
+/* Is it an expert that was not asked for, or the router of a mixture that gets another one? */
+static bool is_left_out(const mgr_job *job, const mgr_tensor *t)
+{
+    const bool router = t->role == MGR_ROLE_ROUTER || t->role == MGR_ROLE_ROUTER_BIAS ||
+                        t->role == MGR_ROLE_SELECTION_BIAS;
+    return job->recipe.from && (router || t->expert != MGR_NONE);
+}
+
 /* Nothing of the source may be left unused. */
 static int check_consumed(const mgr_job *job, mgr_err *err)
 {
     char label[96];
     for (uint32_t i = 0; i < job->source.tensors.n; i++)
-        if (job->plan.first_target[i] == job->plan.first_target[i + 1])
+        if (job->plan.first_target[i] == job->plan.first_target[i + 1] &&
+            !is_left_out(job, &job->source.tensors.list[i]))
             return mgr_fail(err, MGR_ERR_INTERNAL, "nothing is made of %s",
                             mgr_tensor_label(&job->source.tensors.list[i], label, sizeof label));
     return MGR_OK;
@@ -81,6 +90,8 @@ int mgr_run_replan(mgr_job *job, const mgr_piece *done, size_t n_done, mgr_err *
         .defines = job->defines,
         .ranks = job->plan_ranks ? job->plan_ranks : job->ranks,
         .moments = job->moments,
+        .ffns = job->recipe.from ? job->recipe.sources : 0,
+        .neurons = job->recipe.source_width,
         .shuffle = job->recipe.shuffle || job->recipe.replicas,
         .selection_bytes = mgr_selection_bytes(job),
         .memory = job->memory,

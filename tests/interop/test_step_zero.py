@@ -165,7 +165,7 @@ def world(module_scratch):
 def test_step_zero(world, cell):
     step, error = world.measure(cell[1], cell[2])
     assert step["identical"] == cell[3], (step, error)
-    assert step["text"].startswith("identical" if cell[3] else "not identical to the dense model: ")
+    assert step["text"].startswith("identical" if cell[3] else "not identical to the source: ")
     assert error < 1e-6 * 3 if cell[3] else error > 1e-3, (step, error)
     start, value, _ = row(cell, 0 if cell[3] else error).rsplit("|", 2)
     value, known = float(value), float(documented()[start])

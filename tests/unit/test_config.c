@@ -552,6 +552,7 @@ static const char dumped[] = "mode: upcycle\n"
                              "  cut: slices\n"
                              "  scale: none\n"
                              "  router_pre_softmax: false\n"
+                             "  experts_from: \"\"\n"
                              "  seed: 18446744073709551615\n"
                              "  shuffle: true\n"
                              "  router: uniform\n"
@@ -775,7 +776,7 @@ static const struct {
      "x.yaml:3:11: 'upcycle.method' is 'dropp'; known are: drop, naive, noise", NULL},
     {PATHS "upcycle: {router: x}\n",
      "x.yaml:3:11: 'upcycle.router' is 'x'; known are: uniform, uniform01, uniform01-centred, "
-     "normal, virtual-groups, zeros, file",
+     "normal, virtual-groups, zeros, file, source",
      NULL},
 };
 

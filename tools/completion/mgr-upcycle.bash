@@ -43,7 +43,7 @@ _mgr() {
                 model.num_attention_heads= model.num_query_groups= model.kv_channels=
                 model.vocab_size= model.max_position_embeddings= model.moe_router_topk=
                 model.tensor_parallel= model.pipeline_parallel= model.norm_epsilon= model.rotary_base= model.bos_token_id=
-                model.eos_token_id= upcycle.method= upcycle.experts= upcycle.top_k= upcycle.expert_width= upcycle.slices= upcycle.cut= upcycle.scale= upcycle.router_pre_softmax= upcycle.router_file= upcycle.ratio=
+                model.eos_token_id= upcycle.method= upcycle.experts= upcycle.top_k= upcycle.expert_width= upcycle.slices= upcycle.cut= upcycle.scale= upcycle.router_pre_softmax= upcycle.router_file= upcycle.experts_from= upcycle.ratio=
                 upcycle.seed= upcycle.index_sets= upcycle.shuffle= upcycle.router=
                 upcycle.router_std= upcycle.noise_std= upcycle.moe_layer_freq=
                 target.path= target.format= target.expert_parallel= target.tensor_parallel=

@@ -1,0 +1,182 @@
+/*
+ * A mixture as the source: its experts each as often, or some of them.
+ */
+#include <ctype.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "core/mem.h"
+#include "run/recipe.h"
+
+/* "0-3, 7" */
+typedef struct list {
+    uint32_t *out; /* NULL: only count */
+    uint64_t n;
+} list;
+
+static bool number(const char **at, uint64_t *out)
+{
+    char *end = NULL;
+    while (**at == ' ')
+        (*at)++;
+    if (!isdigit((unsigned char)**at))
+        return false;
+    *out = strtoull(*at, &end, 10);
+    *at = end;
+    while (**at == ' ')
+        (*at)++;
+    return *out < UINT32_MAX;
+}
+
+static bool parse(const char *text, uint64_t experts, uint64_t most, list *into)
+{
+    const char *at = text;
+    for (;; at++) {
+        uint64_t first, last;
+        if (!number(&at, &first))
+            return false;
+        last = first;
+        if (*at == '-' && (at++, !number(&at, &last)))
+            return false;
+        if (last < first || last >= experts || into->n + (last - first) >= most)
+            return false;
+        for (uint64_t e = first; e <= last; e++, into->n++)
+            if (into->out)
+                into->out[into->n] = (uint32_t)e;
+        if (*at != ',')
+            return *at == '\0';
+    }
+}
+
+/* What is about cutting a dense FFN, or about layers that have none. */
+static int refuse_dense_keys(const mgr_config *c, uint64_t experts, mgr_err *err)
+{
+    const struct {
+        const char *key;
+        bool given;
+    } keys[] = {
+        {"upcycle.expert_width", c->upcycle.expert_width != 0},
+        {"upcycle.slices", c->upcycle.slices != 0},
+        {"upcycle.cut", strcmp(c->upcycle.cut, "slices") != 0},
+        {"upcycle.scale", strcmp(c->upcycle.scale, "none") != 0},
+        {"upcycle.shuffle", c->upcycle.shuffle},
+        {"upcycle.router_pre_softmax", c->upcycle.router_pre_softmax},
+        {"upcycle.moe_layer_freq", strcmp(c->upcycle.moe_layer_freq, "1") != 0},
+    };
+    for (size_t i = 0; i < sizeof keys / sizeof keys[0]; i++)
+        if (keys[i].given)
+            return mgr_config_fail(c, keys[i].key, err,
+                                   "'%s' is for a dense source; this one is a mixture of %llu "
+                                   "experts, which are taken as they are",
+                                   keys[i].key, (unsigned long long)experts);
+    return MGR_OK;
+}
+
+static int take_list(mgr_job *job, uint64_t sources, mgr_err *err)
+{
+    mgr_config *const c = &job->config;
+    const char *const text = c->upcycle.experts_from;
+    list found = {0};
+    uint32_t *from;
+    if (!parse(text, sources, 65536, &found))
+        return mgr_config_fail(c, "upcycle.experts_from", err,
+                               "'upcycle.experts_from' is '%s', must be numbers below %llu and "
+                               "ranges of them, such as 0-3,7",
+                               text, (unsigned long long)sources);
+    if (!mgr_config_place(c, "upcycle.experts"))
+        c->upcycle.experts = found.n;
+    if (c->upcycle.experts != found.n)
+        return mgr_config_fail(c, "upcycle.experts_from", err,
+                               "'upcycle.experts_from' names %llu experts, 'upcycle.experts' is "
+                               "%llu",
+                               (unsigned long long)found.n, (unsigned long long)c->upcycle.experts);
+    MGR_TRY(mgr_arena_alloc(&job->arena, &from, found.n * sizeof *from, err));
+    found = (list){.out = from};
+    parse(text, sources, 65536, &found);
+    job->recipe.from = from;
+    return MGR_OK;
+}
+
+static int take_all(mgr_job *job, uint64_t sources, mgr_err *err)
+{
+    mgr_config *const c = &job->config;
+    uint32_t *from;
+    const uint64_t n = c->upcycle.experts;
+    if (!mgr_config_place(c, "upcycle.experts") || n < sources || n % sources != 0) {
+        mgr_config_fail(c, "upcycle.experts", err,
+                        "the source is a mixture of %llu experts already, and 'upcycle.experts' "
+                        "%llu%s is no multiple of that",
+                        (unsigned long long)sources, (unsigned long long)n,
+                        mgr_config_place(c, "upcycle.experts") ? "" : " by default");
+        return mgr_hint(err, "set 'upcycle.experts' to a multiple, name experts in "
+                             "'upcycle.experts_from', or set 'mode: reshard' to lay it out anew");
+    }
+    MGR_TRY(mgr_arena_alloc(&job->arena, &from, n * sizeof *from, err));
+    for (uint32_t e = 0; e < n; e++)
+        from[e] = (uint32_t)(e % sources);
+    job->recipe.from = from;
+    return MGR_OK;
+}
+
+static bool has_copies(const mgr_recipe *r)
+{
+    for (uint32_t e = 0; e < r->experts; e++)
+        if (mgr_recipe_is_copy(r, e))
+            return true;
+    return false;
+}
+
+/* As many of the experts for each token as keep the function, and the source's own router. */
+static int settle(mgr_job *job, const mgr_model *m, mgr_err *err)
+{
+    mgr_config *const c = &job->config;
+    const uint64_t times = c->upcycle.experts / m->experts, k = m->top_k * (times ? times : 1);
+    if (!mgr_config_place(c, "upcycle.top_k"))
+        c->upcycle.top_k = k < c->upcycle.experts ? k : c->upcycle.experts;
+    if (c->upcycle.top_k > c->upcycle.experts)
+        return mgr_config_fail(
+            c, "upcycle.top_k", err, "'upcycle.top_k' is %llu, must not exceed the %llu experts",
+            (unsigned long long)c->upcycle.top_k, (unsigned long long)c->upcycle.experts);
+    if (!mgr_config_place(c, "upcycle.router")) {
+        memset(c->upcycle.router, 0, sizeof c->upcycle.router);
+        memcpy(c->upcycle.router, "source", sizeof "source");
+        job->router.kind = MGR_ROUTER_SOURCE;
+    }
+    if (job->router.kind == MGR_ROUTER_VIRTUAL_GROUPS)
+        return mgr_config_fail(c, "upcycle.router", err,
+                               "'upcycle.router: virtual-groups' is for slices of a dense FFN");
+    return MGR_OK;
+}
+
+int mgr_run_growth(mgr_job *job, mgr_err *err)
+{
+    const mgr_config *const c = &job->config;
+    const mgr_model *const m = &job->source.tensors.model;
+    mgr_recipe *const r = &job->recipe;
+    if (!m->experts && c->upcycle.experts_from[0] != '\0')
+        return mgr_config_fail(c, "upcycle.experts_from", err,
+                               "'upcycle.experts_from' is for a mixture; the source is dense");
+    if (!m->experts && job->router.kind == MGR_ROUTER_SOURCE)
+        return mgr_config_fail(c, "upcycle.router", err,
+                               "'upcycle.router: source' is for a mixture; the source is dense");
+    if (!m->experts)
+        return MGR_OK;
+    MGR_TRY(refuse_dense_keys(c, m->experts, err));
+    if (m->router.groups)
+        return mgr_fail(err, MGR_ERR_UNSUPPORTED,
+                        "the source's router chooses from %llu groups of experts, whose experts "
+                        "cannot be chosen or repeated",
+                        (unsigned long long)m->router.groups);
+    MGR_TRY(c->upcycle.experts_from[0] ? take_list(job, m->experts, err)
+                                       : take_all(job, m->experts, err));
+    r->experts = (uint32_t)c->upcycle.experts;
+    r->sources = (uint32_t)m->experts;
+    if (r->n_selected && !has_copies(r)) {
+        mgr_config_fail(c, "upcycle.method", err,
+                        "method '%s' changes the second and later copies of an expert, and there "
+                        "is none",
+                        job->method->name);
+        return mgr_hint(err, "set 'upcycle.method: naive' to take experts as they are");
+    }
+    return settle(job, m, err);
+}
