@@ -70,6 +70,22 @@ static void print_cut(const mgr_job *job)
                         job->config.upcycle.scale, r->scale[0], r->scale[1], r->scale[2]);
 }
 
+/* Which experts of a mixture. */
+static void print_mixture(const mgr_job *job)
+{
+    const char *const list = job->config.upcycle.experts_from;
+    const uint64_t top = job->source.tensors.model.top_k;
+    if (!job->recipe.from)
+        return;
+    if (list[0] == '\0')
+        mgr_report_line("", "all of the source's %u experts, top %llu there, %u times each",
+                        job->recipe.sources, (unsigned long long)top,
+                        job->recipe.experts / job->recipe.sources);
+    else
+        mgr_report_line("", "%s of the source's %u, top %llu there; others are left out", list,
+                        job->recipe.sources, (unsigned long long)top);
+}
+
 static void print_method(const mgr_job *job)
 {
     const mgr_config *const c = &job->config;
@@ -85,9 +101,7 @@ static void print_method(const mgr_job *job)
                     job->method->name, redrawn, c->upcycle.shuffle ? ", shuffled" : "",
                     mgr_router_name(job->router.kind), (unsigned long long)c->upcycle.seed);
     print_cut(job);
-    if (job->recipe.from)
-        mgr_report_line("", "made of the source's %u experts, of which each token used %llu",
-                        job->recipe.sources, (unsigned long long)job->source.tensors.model.top_k);
+    print_mixture(job);
     mgr_report_line("step 0", "%s", mgr_step_zero_of(job).text);
 }
 

@@ -137,7 +137,7 @@ def test_the_same_bytes_by_any_ranks_and_from_any_format(scratch, sources):
     how = dict(experts=3 * EXPERTS, method="drop", ratio=0.4)
     seen = []
     for i, (np_, memory) in enumerate([(1, "2GiB"), (3, "64MiB")]):
-        result, out = grow(scratch, source, f"o{i}", np=np_, **how, target__max_shard_size="20KB")
+        result, out = grow(scratch, source, f"o{i}", np=np_, **how)
         assert result.status == 0, str(result)
         seen.append(runner.tensor_sums(out))
     for i, more in enumerate([dict(format="megatron-torch", tensor_parallel=2), dict(format="hdf5")]):
@@ -145,7 +145,7 @@ def test_the_same_bytes_by_any_ranks_and_from_any_format(scratch, sources):
         more = {"target__" + k: v for k, v in more.items()}
         config = runner.write_config(scratch / "r.yaml", source, there, mode="reshard", upcycle=None, **more)
         assert runner.upcycle(config).status == 0
-        result, out = grow(scratch, there, f"from{i}", **how, target__max_shard_size="20KB")
+        result, out = grow(scratch, there, f"from{i}", **how)
         assert result.status == 0, str(result)
         seen.append(runner.tensor_sums(out))
     assert len({json.dumps(sorted(map(str, s.items()))) for s in seen}) == 1
