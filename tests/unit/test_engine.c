@@ -83,7 +83,7 @@ static mgr_extent extent_of(uint32_t unit)
 
 static void test_a_place_in_a_list(void)
 {
-    static const uint32_t whats[] = {1, 1, 4, 4, 4, 9};
+    static const uint32_t entries[] = {1, 1, 4, 4, 4, 9};
     static const struct {
         uint32_t what;
         size_t at;
@@ -91,7 +91,7 @@ static void test_a_place_in_a_list(void)
     mgr_extents list = {0};
     CHECK_INT(mgr_extents_find(&list, 3), 0);
     for (size_t i = 0; i < 6; i++)
-        CHECK_INT(mgr_extents_add(&list, &(mgr_extent){.what = whats[i]}, &err), MGR_OK);
+        CHECK_INT(mgr_extents_add(&list, &(mgr_extent){.what = entries[i]}, &err), MGR_OK);
     for (size_t i = 0; i < sizeof rows / sizeof rows[0]; i++)
         CHECK_INT(mgr_extents_find(&list, rows[i].what), rows[i].at);
     mgr_free(list.list);
