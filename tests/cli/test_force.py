@@ -1,6 +1,7 @@
 """--force replaces a checkpoint and nothing else: what is not of it is named, and stays."""
 
 import os
+import pathlib
 import shutil
 import subprocess
 import unittest
@@ -35,6 +36,23 @@ class Force(BadInput):
             self.assertIn(word, result.errors()[0])
         self.assertEqual(os.listdir(self.outputs), [self.target.name])
         self.assertEqual(runner.hashes(self.target, skip=()), before)
+
+    def test_umask_and_a_folder_that_hands_its_group_on(self):
+        """Nobody is shut out whom the user lets in, and nobody let in whom the umask keeps out."""
+        if os.geteuid() != 0:
+            self.skipTest("groups of others need root")
+        os.chown(self.outputs, 0, 12345)
+        os.chmod(self.outputs, 0o2775)
+        for format, mask in zip(FORMATS, (0o027, 0o002, 0o077, 0o022)):
+            shutil.rmtree(self.target, ignore_errors=True)
+            mask_first = ("sh", "-c", "umask %o; exec \"$@\"" % mask, "sh")
+            result = runner.upcycle(self.config(target__format=format), np=2, wrapper=mask_first)
+            self.assertEqual(result.status, 0, str(result))
+            for path in [self.target, *pathlib.Path(self.target).rglob("*")]:
+                found = path.lstat()
+                wanted = 0o2777 if path.is_dir() else 0o666
+                self.assertEqual(oct(found.st_mode & 0o7777), oct(wanted & ~mask), str(path))
+                self.assertEqual(found.st_gid, 12345, str(path))
 
     def test_an_output_is_replaced_with_and_without_its_manifest(self):
         for format in FORMATS:
