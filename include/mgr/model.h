@@ -25,7 +25,7 @@ extern "C" {
  * which every token uses, is none of them. */
 typedef enum mgr_role {
     MGR_ROLE_EMBEDDING,  /* [V, H] */
-    MGR_ROLE_ATTN_NORM,  /* [H] */
+    MGR_ROLE_ATTN_NORM,  /* [H]; norms before attention and FFN only, as MLP_NORM */
     MGR_ROLE_Q,          /* [Nq*D, H] */
     MGR_ROLE_K,          /* [G*D, H] */
     MGR_ROLE_V,          /* [G*D, H] */
@@ -42,8 +42,8 @@ typedef enum mgr_role {
     MGR_ROLE_Q_BIAS, /* [Nq*D] */
     MGR_ROLE_K_BIAS, /* [G*D] */
     MGR_ROLE_V_BIAS, /* [G*D] */
-    MGR_ROLE_Q_NORM, /* [D] */
-    MGR_ROLE_K_NORM, /* [D] */
+    MGR_ROLE_Q_NORM, /* [D], or [Nq*D] where it is over all heads together */
+    MGR_ROLE_K_NORM, /* [D], or [G*D] */
     MGR_ROLE_Q_NORM_BIAS,
     MGR_ROLE_K_NORM_BIAS,
     MGR_ROLE_O_BIAS, /* [H] */
@@ -58,6 +58,8 @@ typedef enum mgr_role {
     MGR_ROLE_SHARED_UP,      /* [S, H] */
     MGR_ROLE_SHARED_DOWN,    /* [H, S] */
     MGR_ROLE_SHARED_SWITCH,  /* [1, H]: its sigmoid scales what the shared expert gives */
+    MGR_ROLE_ATTN_OUT_NORM,  /* [H]; norms behind attention and FFN only */
+    MGR_ROLE_MLP_OUT_NORM,   /* [H] */
     MGR_ROLE_COUNT
 } mgr_role;
 
@@ -119,12 +121,18 @@ typedef struct mgr_model {
     mgr_positions positions;
     mgr_rope rope;
     bool bias_qkv, bias_o, bias_mlp, bias_router;
-    bool qk_norm; /* norms of q and k, per head */
+    bool qk_norm;          /* norms of q and k, per head */
+    bool qk_norm_full;     /* they run over all heads together */
+    bool post_norm;        /* norms behind attention and FFN, and none before */
+    bool rope_interleaved; /* RoPE turns neighbours, not halves */
     mgr_router_kind router;
     uint64_t shared_ffn; /* of the shared expert in each layer with experts; 0: none */
     bool shared_switch;  /* a gate scales what it gives */
     double rotary_part;  /* of a head that RoPE turns, the first of its dimensions; 0: all */
     double norm_epsilon, rotary_base;
+    /* Factors of the embeddings, of what is added to the residual, of q times k in place of
+     * D^-1/2, and a divisor of the logits; 0: there is none. */
+    double embedding_multiplier, residual_multiplier, attention_multiplier, logits_divisor;
     uint64_t max_positions;
     int64_t bos_token_id, eos_token_id; /* -1: unknown */
     double init_std;
@@ -132,6 +140,7 @@ typedef struct mgr_model {
     uint64_t
         window; /* positions that a layer with a sliding window looks back on; 0: none has one */
     uint8_t window_layers[MGR_MAX_LAYERS / 8]; /* bit of a layer: it has that window */
+    uint8_t nope_layers[MGR_MAX_LAYERS / 8];   /* bit of a layer: it has no RoPE */
 } mgr_model;
 
 /* Does `layer` have experts? */
@@ -143,6 +152,11 @@ uint64_t mgr_model_moe_layers(const mgr_model *model);
 /* Give `layer` the sliding window; layers that have it. */
 void mgr_model_set_window(mgr_model *model, uint64_t layer);
 uint64_t mgr_model_window_layers(const mgr_model *model);
+/* Take RoPE from `layer`; layers that have none. */
+void mgr_model_set_nope(mgr_model *model, uint64_t layer);
+uint64_t mgr_model_nope_layers(const mgr_model *model);
+/* Has it one of the four multipliers? */
+bool mgr_model_is_multiplied(const mgr_model *model);
 bool mgr_model_is_gated(const mgr_model *model);
 /* Factor of the router's weights, and part of a head that RoPE turns; 1 where nothing is said. */
 double mgr_model_router_scale(const mgr_model *model);

@@ -243,7 +243,8 @@ static int make_router(mgr_engine *e, uint32_t target, mgr_err *err)
 static bool is_norm_weight(mgr_role role)
 {
     return role == MGR_ROLE_ATTN_NORM || role == MGR_ROLE_MLP_NORM || role == MGR_ROLE_FINAL_NORM ||
-           role == MGR_ROLE_Q_NORM || role == MGR_ROLE_K_NORM;
+           role == MGR_ROLE_Q_NORM || role == MGR_ROLE_K_NORM || role == MGR_ROLE_ATTN_OUT_NORM ||
+           role == MGR_ROLE_MLP_OUT_NORM;
 }
 
 /* mgr-synth: norms are 1 + N(0, 0.02^2), so that a norm that goes astray shows; all else is

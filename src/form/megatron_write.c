@@ -81,6 +81,16 @@ int mgr_megatron_check_args(const mgr_model *m, mgr_err *err)
         what = "Llama 3 RoPE scaling by other numbers than 8, 1, 4 and 8192 positions";
     else if (m->window)
         what = "sliding-window attention";
+    else if (m->qk_norm && m->qk_norm_full)
+        what = "norms of q and k over all heads together";
+    else if (m->post_norm)
+        what = "norms behind attention and FFN";
+    else if (m->rope_interleaved)
+        what = "RoPE that turns neighbours";
+    else if (mgr_model_nope_layers(m))
+        what = "layers without RoPE";
+    else if (mgr_model_is_multiplied(m))
+        what = "multipliers of embeddings, attention, residuals or logits";
     else if (m->experts)
         what = unsaid_of_experts(m);
     if (!what)

@@ -97,7 +97,12 @@ bool mgr_same_kind(const mgr_model *a, const mgr_model *b)
                 same_real(a->norm_epsilon, b->norm_epsilon);
     if (a->positions == MGR_POSITIONS_ROPE)
         same = same && same_real(a->rotary_base, b->rotary_base) &&
-               same_real(a->rope.factor, b->rope.factor);
+               same_real(a->rope.factor, b->rope.factor) &&
+               memcmp(a->nope_layers, b->nope_layers, sizeof a->nope_layers) == 0;
+    same = same && same_real(a->embedding_multiplier, b->embedding_multiplier) &&
+           same_real(a->residual_multiplier, b->residual_multiplier) &&
+           same_real(a->attention_multiplier, b->attention_multiplier) &&
+           same_real(a->logits_divisor, b->logits_divisor);
     for (size_t i = 0; same && (mgr_model_feature(a, i) || mgr_model_feature(b, i)); i++)
         same = same_text(mgr_model_feature(a, i), mgr_model_feature(b, i));
     return same;

@@ -16,7 +16,8 @@ typedef enum extent {
     HIDDEN,
     HEADS,
     GROUPS,
-    HEAD,
+    Q_NORM_WIDTH, /* a head, or all of them */
+    K_NORM_WIDTH,
     INNER,
     EXPERTS,
     POSITIONS,
@@ -38,7 +39,9 @@ enum {
     MOE = 512, /* of the layer */
     SELECTION = 1024,
     SHARED_FFN = 2048,
-    SHARED_SWITCH = 4096
+    SHARED_SWITCH = 4096,
+    PRE_NORM = 8192,
+    POST_NORM = 16384
 };
 
 typedef struct role_info {
@@ -54,22 +57,24 @@ typedef struct role_info {
 static const role_info roles[] = {
     {MGR_ROLE_EMBEDDING, "embedding", BEFORE, VOCAB, HIDDEN, 0},
     {MGR_ROLE_POSITIONS, "position embedding", BEFORE, POSITIONS, HIDDEN, LEARNED},
-    {MGR_ROLE_ATTN_NORM, "attention norm", LAYER, HIDDEN, NONE, 0},
-    {MGR_ROLE_ATTN_NORM_BIAS, "attention norm bias", LAYER, HIDDEN, NONE, LAYER_NORM},
+    {MGR_ROLE_ATTN_NORM, "attention norm", LAYER, HIDDEN, NONE, PRE_NORM},
+    {MGR_ROLE_ATTN_NORM_BIAS, "attention norm bias", LAYER, HIDDEN, NONE, PRE_NORM | LAYER_NORM},
     {MGR_ROLE_Q, "q", LAYER, HEADS, HIDDEN, 0},
     {MGR_ROLE_K, "k", LAYER, GROUPS, HIDDEN, 0},
     {MGR_ROLE_V, "v", LAYER, GROUPS, HIDDEN, 0},
     {MGR_ROLE_Q_BIAS, "q bias", LAYER, HEADS, NONE, BIAS_QKV},
     {MGR_ROLE_K_BIAS, "k bias", LAYER, GROUPS, NONE, BIAS_QKV},
     {MGR_ROLE_V_BIAS, "v bias", LAYER, GROUPS, NONE, BIAS_QKV},
-    {MGR_ROLE_Q_NORM, "q norm", LAYER, HEAD, NONE, QK_NORM},
-    {MGR_ROLE_Q_NORM_BIAS, "q norm bias", LAYER, HEAD, NONE, QK_NORM | LAYER_NORM},
-    {MGR_ROLE_K_NORM, "k norm", LAYER, HEAD, NONE, QK_NORM},
-    {MGR_ROLE_K_NORM_BIAS, "k norm bias", LAYER, HEAD, NONE, QK_NORM | LAYER_NORM},
+    {MGR_ROLE_Q_NORM, "q norm", LAYER, Q_NORM_WIDTH, NONE, QK_NORM},
+    {MGR_ROLE_Q_NORM_BIAS, "q norm bias", LAYER, Q_NORM_WIDTH, NONE, QK_NORM | LAYER_NORM},
+    {MGR_ROLE_K_NORM, "k norm", LAYER, K_NORM_WIDTH, NONE, QK_NORM},
+    {MGR_ROLE_K_NORM_BIAS, "k norm bias", LAYER, K_NORM_WIDTH, NONE, QK_NORM | LAYER_NORM},
     {MGR_ROLE_O, "o", LAYER, HIDDEN, HEADS, 0},
     {MGR_ROLE_O_BIAS, "o bias", LAYER, HIDDEN, NONE, BIAS_O},
-    {MGR_ROLE_MLP_NORM, "mlp norm", LAYER, HIDDEN, NONE, 0},
-    {MGR_ROLE_MLP_NORM_BIAS, "mlp norm bias", LAYER, HIDDEN, NONE, LAYER_NORM},
+    {MGR_ROLE_ATTN_OUT_NORM, "attention output norm", LAYER, HIDDEN, NONE, POST_NORM},
+    {MGR_ROLE_MLP_NORM, "mlp norm", LAYER, HIDDEN, NONE, PRE_NORM},
+    {MGR_ROLE_MLP_NORM_BIAS, "mlp norm bias", LAYER, HIDDEN, NONE, PRE_NORM | LAYER_NORM},
+    {MGR_ROLE_MLP_OUT_NORM, "mlp output norm", LAYER, HIDDEN, NONE, POST_NORM},
     {MGR_ROLE_ROUTER, "router", LAYER, EXPERTS, HIDDEN, MOE},
     {MGR_ROLE_ROUTER_BIAS, "router bias", LAYER, EXPERTS, NONE, MOE | BIAS_ROUTER},
     {MGR_ROLE_SELECTION_BIAS, "selection bias", LAYER, EXPERTS, NONE, MOE | SELECTION},
@@ -147,6 +152,26 @@ uint64_t mgr_model_window_layers(const mgr_model *m)
     return n;
 }
 
+void mgr_model_set_nope(mgr_model *m, uint64_t layer)
+{
+    if (layer < MGR_MAX_LAYERS)
+        m->nope_layers[layer / 8] |= (uint8_t)(1u << layer % 8);
+}
+
+uint64_t mgr_model_nope_layers(const mgr_model *m)
+{
+    uint64_t n = 0;
+    for (uint64_t l = 0; l < m->layers && l < MGR_MAX_LAYERS; l++)
+        n += m->nope_layers[l / 8] >> l % 8 & 1;
+    return n;
+}
+
+bool mgr_model_is_multiplied(const mgr_model *m)
+{
+    return m->embedding_multiplier > 0 || m->residual_multiplier > 0 ||
+           m->attention_multiplier > 0 || m->logits_divisor > 0;
+}
+
 bool mgr_model_is_gated(const mgr_model *m)
 {
     return m->activation == MGR_ACTIVATION_SWIGLU || m->activation == MGR_ACTIVATION_GEGLU;
@@ -196,7 +221,12 @@ const char *mgr_model_feature(const mgr_model *m, size_t idx)
         {m->bias_o, "a bias of the attention's output"},
         {m->bias_mlp, "biases of the FFN"},
         {m->bias_router, "a bias of the router"},
-        {m->qk_norm, "norms of q and k"},
+        {m->qk_norm && !m->qk_norm_full, "norms of q and k"},
+        {m->qk_norm && m->qk_norm_full, "norms of q and k over all heads together"},
+        {m->post_norm, "norms behind attention and FFN"},
+        {m->rope_interleaved, "interleaved RoPE"},
+        {mgr_model_nope_layers(m) > 0, "layers without RoPE"},
+        {mgr_model_is_multiplied(m), "multipliers of embeddings, attention, residuals or logits"},
         {m->router.score == MGR_SCORE_SOFTMAX && m->router.unnormalised,
          "a router with softmax before top-k"},
         {m->router.score == MGR_SCORE_SIGMOID, "a router with sigmoid scores"},
@@ -226,7 +256,7 @@ static unsigned features_of(const mgr_model *m, bool moe)
            (m->bias_router ? BIAS_ROUTER : 0u) | (m->qk_norm ? QK_NORM : 0u) |
            (mgr_model_is_gated(m) ? GATED : 0u) | (moe ? MOE : 0u) |
            (m->router.selection_bias ? SELECTION : 0u) | (m->shared_ffn ? SHARED_FFN : 0u) |
-           (m->shared_switch ? SHARED_SWITCH : 0u);
+           (m->shared_switch ? SHARED_SWITCH : 0u) | (m->post_norm ? POST_NORM : PRE_NORM);
 }
 
 static uint64_t size_of(const mgr_model *m, extent of, uint32_t expert)
@@ -242,8 +272,10 @@ static uint64_t size_of(const mgr_model *m, extent of, uint32_t expert)
         return m->heads * m->head_dim;
     case GROUPS:
         return m->kv_groups * m->head_dim;
-    case HEAD:
-        return m->head_dim;
+    case Q_NORM_WIDTH:
+        return m->head_dim * (m->qk_norm_full ? m->heads : 1);
+    case K_NORM_WIDTH:
+        return m->head_dim * (m->qk_norm_full ? m->kv_groups : 1);
     case INNER:
         return expert == MGR_NONE ? m->ffn : mgr_model_expert_ffn(m);
     case EXPERTS:

@@ -1,0 +1,290 @@
+"""The families of Hugging Face: each dense class becomes the mixture with the same attention, each
+mixture is read as save_pretrained writes it and comes back; real transformers computes the same.
+
+A dense model's tensors are found in its mixture by their names, so that what is written is held against
+what transformers itself calls them."""
+
+import json
+
+import pytest
+import torch
+import transformers
+from safetensors.torch import load_file, save_file
+
+import harness
+import runner
+import transformers_judge as judge
+
+torch.set_num_threads(1)  # tiny models: a second thread only waits
+transformers.utils.logging.disable_progress_bar()
+IDS = torch.arange(24).reshape(1, 24) * 7 % 61
+SIZES = dict(
+    vocab_size=64,
+    hidden_size=32,
+    intermediate_size=48,
+    num_hidden_layers=2,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    max_position_embeddings=64,
+    bos_token_id=1,
+    eos_token_id=2,
+    pad_token_id=0,
+    tie_word_embeddings=False,
+    attn_implementation="eager",
+)
+GRANITE = dict(embedding_multiplier=3.0, logits_scaling=2.0, residual_multiplier=0.7, attention_multiplier=0.3)
+THETA = dict(rope_parameters={"rope_type": "default", "rope_theta": 5e4})
+
+
+def real(kind, **changes):
+    """A real model with random weights; norms and biases are not what they are born as."""
+    torch.manual_seed(2)
+    config = getattr(transformers, kind + "Config")(**{**SIZES, **changes})
+    lm = getattr(transformers, kind + "ForCausalLM")(config).to(torch.float32).eval()
+    with torch.no_grad():
+        for p in lm.parameters():
+            p.add_(torch.randn_like(p) * 0.15)
+    return lm
+
+
+def logits(lm):
+    with torch.no_grad():
+        return lm(IDS).logits
+
+
+def load(folder):
+    lm, info = transformers.AutoModelForCausalLM.from_pretrained(
+        folder, dtype=torch.float32, attn_implementation="eager", output_loading_info=True
+    )
+    assert not any(info.values()), info
+    return lm.eval()
+
+
+def run(scratch, source, name, **changes):
+    changes = {"target__format": "huggingface", "target__dtype": "source", **changes}
+    config = runner.write_config(scratch / "run.yaml", source, scratch / name, **changes)
+    return runner.upcycle(config, np=2)
+
+
+def convert(scratch, source, name, **changes):
+    result = run(scratch, source, name, **changes)
+    assert result.status == 0, str(result)
+    return scratch / name
+
+
+def reshard(scratch, source, name, **changes):
+    return convert(scratch, source, name, mode="reshard", upcycle=None, **changes)
+
+
+def tensors(folder):
+    found = {}
+    for file in sorted(folder.glob("*.safetensors")):
+        found |= load_file(file)
+    return found
+
+
+def same_tensors(a, b):
+    a, b = tensors(a), tensors(b)
+    assert a.keys() == b.keys(), a.keys() ^ b.keys()
+    for name in a:
+        assert harness.same_bits(a[name], b[name]), name
+
+
+# ---- dense, and dense -> mixture
+
+# class, its options, the mixture's class, options of the conversion
+PAIRS = {
+    "llama": ("Llama", {}, "MixtralForCausalLM", {}),
+    "mistral": ("Mistral", {"sliding_window": 8}, "MixtralForCausalLM", {}),
+    "phi3": ("Phi3", {"sliding_window": 8}, "MixtralForCausalLM", {}),
+    "smollm3 with RoPE everywhere": ("SmolLM3", {"no_rope_layers": [1, 1]}, "MixtralForCausalLM", {}),
+    "qwen3": ("Qwen3", {"head_dim": 16}, "Qwen3MoeForCausalLM", {}),
+    "olmo2": ("Olmo2", THETA, "FlexOlmoForCausalLM", {}),
+    "granite": ("Granite", GRANITE, "GraniteMoeForCausalLM", {}),
+    "granite with biases": ("Granite", {**GRANITE, "attention_bias": True}, "GraniteMoeForCausalLM", {}),
+    "llama to granitemoe": ("Llama", {}, "GraniteMoeForCausalLM", {"target__class": "granitemoe"}),
+    "llama with biases": ("Llama", {"attention_bias": True}, "GraniteMoeForCausalLM", {}),
+}
+KNOWN_TO_4 = {"Mixtral", "Qwen3Moe", "FlexOlmo", "GraniteMoe"}
+
+
+@pytest.fixture(scope="module")
+def releases():
+    with judge.Releases() as running:
+        yield running
+
+
+@pytest.mark.parametrize("pair", PAIRS)
+def test_naive_copies_compute_what_the_dense_model_does(scratch, releases, pair):
+    kind, options, mixture, how = PAIRS[pair]
+    dense = real(kind, **options)
+    dense.save_pretrained(scratch / "dense")
+    out = convert(scratch, scratch / "dense", "out", upcycle__method="naive", upcycle__ratio=None, **how)
+    config = json.loads((out / "config.json").read_text())
+    assert config["architectures"] == [mixture]
+    assert harness.relative_difference(logits(load(out)), logits(dense)) < 1e-5
+    got = releases.ask(judge.pinned()[-1], do="logits", folder=out, ids=IDS.tolist())["logits"]
+    assert harness.relative_difference(torch.tensor(got), logits(dense)) < 1e-5
+
+
+def experts_of(folder):
+    """{(layer, expert, gate|up|down): tensor}, however they are stored."""
+    found = {}
+    names = {"w1": "gate", "w3": "up", "w2": "down", "gate_proj": "gate", "up_proj": "up", "down_proj": "down"}
+    for name, tensor in tensors(folder).items():
+        words = name.split(".")
+        if "input_linear" in words or "output_linear" in words:
+            half = tensor.shape[1] // 2
+            for e, matrix in enumerate(tensor):
+                if "output_linear" in words:
+                    found[int(words[2]), e, "down"] = matrix
+                else:
+                    found[int(words[2]), e, "gate"], found[int(words[2]), e, "up"] = matrix[:half], matrix[half:]
+        elif "experts" in words:
+            found[int(words[2]), int(words[5]), names[words[6]]] = tensor
+    return found
+
+
+def changed_expert(folder, expert):
+    """Rewrite the folder with the down matrices of one expert doubled; returns what it was."""
+    was = {}
+    for path in folder.glob("*.safetensors"):
+        held = load_file(path)
+        was[path] = dict(held)
+        for name, tensor in held.items():
+            if "output_linear" in name:
+                held[name] = tensor.clone()
+                held[name][expert] *= 2
+            elif f"experts.{expert}.w2" in name or f"experts.{expert}.down_proj" in name:
+                held[name] = tensor * 2
+        save_file(held, path, metadata={"format": "pt"})
+    return was
+
+
+@pytest.mark.parametrize("pair", ["phi3", "olmo2", "granite"])
+def test_each_expert_counts_and_drop_changes_its_neurons(scratch, pair):
+    """Equality of copies would pass on a class that evaluates only some of them."""
+    kind, options, _, how = PAIRS[pair]
+    real(kind, **options).save_pretrained(scratch / "dense")
+    naive = convert(scratch, scratch / "dense", "naive", upcycle__method="naive", upcycle__ratio=None, **how)
+    drop = convert(scratch, scratch / "dense", "drop", upcycle__ratio=0.5, **how)
+    before = logits(load(naive))
+    for expert in range(4):
+        was = changed_expert(naive, expert)
+        assert not torch.allclose(logits(load(naive)), before, atol=1e-5), expert
+        for path, held in was.items():
+            save_file(held, path, metadata={"format": "pt"})
+    copied, dropped = experts_of(naive), experts_of(drop)
+    assert copied.keys() == dropped.keys() and len(copied) == 2 * 4 * 3
+    for layer, expert in {key[:2] for key in copied}:
+        rows = {}
+        for which in ("gate", "up", "down"):
+            differs = copied[layer, expert, which] != dropped[layer, expert, which]
+            rows[which] = differs.any(dim=0 if which == "down" else 1)
+            assert rows[which].sum() == SIZES["intermediate_size"] // 2
+            assert differs.sum() >= rows[which].sum() * SIZES["hidden_size"] * 0.99  # those neurons whole
+        assert torch.equal(rows["gate"], rows["up"]) and torch.equal(rows["gate"], rows["down"])
+    a, b = tensors(naive), tensors(drop)
+    for name in a:
+        if "experts" not in name and "_linear" not in name:
+            assert harness.same_bits(a[name], b[name]), name
+
+
+# class, its options, can Megatron say it?
+DENSE = {
+    "phi3": ("Phi3", {}, True),
+    "phi3 with a window": ("Phi3", {"sliding_window": 8}, False),
+    "seed-oss": ("SeedOss", {"head_dim": 16}, True),
+    "seed-oss with other biases": ("SeedOss", {"head_dim": 8, "attention_bias": False, "attention_out_bias": True, "mlp_bias": True}, False),
+    "smollm3": ("SmolLM3", {"no_rope_layer_interval": 2}, False),
+    "ernie": ("Ernie4_5", {"head_dim": 16, "tie_word_embeddings": True}, False),
+    "granite": ("Granite", GRANITE, False),
+    "granite with neutral multipliers": ("Granite", {"attention_multiplier": 8**-0.5, "mlp_bias": True}, False),
+    "olmo2": ("Olmo2", {"attention_bias": True}, False),
+}
+MIXTURES = {
+    "flex_olmo": ("FlexOlmo", {"num_experts": 6, "num_experts_per_tok": 3, "norm_topk_prob": True, **THETA}),
+    "flex_olmo not normalised": ("FlexOlmo", {"num_experts": 6, "num_experts_per_tok": 3}),
+    "olmoe": ("Olmoe", {"num_experts": 6, "num_experts_per_tok": 3}),
+    "granitemoe": ("GraniteMoe", {"num_local_experts": 6, "num_experts_per_tok": 3, **GRANITE}),
+    "mixtral": ("Mixtral", {"num_local_experts": 6, "num_experts_per_tok": 3}),
+}
+
+
+def there_and_back(scratch, lm, megatron):
+    """Every format gives the tensors back, bit for bit, and the same class in the same dialect."""
+    ways = [("hdf5", {"target__format": "hdf5"}), ("same", {})]
+    if megatron:
+        ways.append(("dist", {"target__format": "megatron-dist", "target__tensor_parallel": 2}))
+    for name, way in ways:
+        there = reshard(scratch, scratch / "a", name, **way)
+        back = there if name == "same" else reshard(scratch, there, name + "-back")
+        config = json.loads((back / "config.json").read_text())
+        assert config["model_type"] == lm.config.model_type, name
+        again = load(back)
+        if name != "dist":  # whose vocabulary is padded
+            same_tensors(scratch / "a", back)
+        assert torch.equal(logits(again)[..., : SIZES["vocab_size"]], logits(lm)), name
+    if not megatron:
+        result = run(scratch, scratch / "a", "no", mode="reshard", upcycle=None, target__format="megatron-torch")
+        assert result.status == runner.DATA and "Megatron" in result.err, str(result)
+
+
+@pytest.mark.parametrize("kind", DENSE)
+def test_a_dense_model_there_and_back(scratch, kind):
+    name, options, megatron = DENSE[kind]
+    lm = real(name, **options)
+    lm.save_pretrained(scratch / "a")
+    there_and_back(scratch, lm, megatron)
+
+
+@pytest.mark.parametrize("kind", MIXTURES)
+def test_a_mixture_there_and_back(scratch, kind):
+    name, options = MIXTURES[kind]
+    lm = real(name, **options)
+    lm.save_pretrained(scratch / "a")
+    there_and_back(scratch, lm, name == "Mixtral")
+    lm.save_pretrained(scratch / "fused", save_original_format=False)  # as version 5 has it in memory
+    assert any("gate_up_proj" in n for n in tensors(scratch / "fused"))
+    same_tensors(reshard(scratch, scratch / "fused", "unfused"), scratch / "a")
+    same_tensors(reshard(scratch, scratch / "a", "refused", target__names="fused"), scratch / "fused")
+
+
+# ---- what has no mixture
+
+NO_MIXTURE = {
+    "seed-oss": ("SeedOss", {"head_dim": 8}, ["biases of q, k and v"]),
+    "smollm3": ("SmolLM3", {"no_rope_layer_interval": 2}, ["mixtral", "no layers without RoPE"]),
+}
+
+
+@pytest.mark.parametrize("kind", NO_MIXTURE)
+def test_what_has_no_mixture_says_so(scratch, kind):
+    name, options, words = NO_MIXTURE[kind]
+    real(name, **options).save_pretrained(scratch / "a")
+    result = run(scratch, scratch / "a", "out")
+    assert result.status == runner.DATA and all(w in result.err for w in words), str(result)
+
+
+def test_a_class_that_does_not_compute_the_model_is_refused(scratch):
+    real("Granite", **GRANITE).save_pretrained(scratch / "a")
+    result = run(scratch, scratch / "a", "out", target__class="mixtral")
+    assert result.status == runner.CONFIG and "has no multipliers" in result.err, str(result)
+    assert "granitemoe" in result.err
+    convert(scratch, scratch / "a", "out")
+
+
+def test_experts_of_other_layouts_are_refused_by_name(scratch):
+    """Transposed, as Llama 4 and GPT-OSS have them: a block of an expert's rows is none of the file."""
+    lm = real("Mixtral", num_local_experts=4, num_experts_per_tok=2)
+    lm.save_pretrained(scratch / "a", save_original_format=False)
+    held = load_file(scratch / "a" / "model.safetensors")
+    turned = {n: t.transpose(1, 2).contiguous() if "experts" in n else t for n, t in held.items()}
+    save_file(turned, scratch / "a" / "model.safetensors", metadata={"format": "pt"})
+    result = run(scratch, scratch / "a", "out", mode="reshard", upcycle=None)
+    assert result.status == runner.DATA and "is transposed" in result.err, str(result)
+    for kind, word in {"gpt_oss": "transposed", "llama4_text": "transposed"}.items():
+        path = scratch / "a" / "config.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), "model_type": kind, "architectures": None}))
+        result = run(scratch, scratch / "a", "out", mode="reshard", upcycle=None)
+        assert result.status == runner.DATA and word in result.err and kind in result.err, str(result)
