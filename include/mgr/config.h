@@ -83,6 +83,7 @@ typedef struct mgr_config {
         char expert_names[16]; /* sequential | grouped | grouped-old */
         char dist_keys[16];    /* auto | stacked | per-layer */
         char dtype[16];        /* source | bfloat16 | float16 | float32 */
+        char model_class[32];  /* auto | a model_type of transformers */
         uint64_t max_shard_size;
         bool sha256;
         char compression[16];        /* none | deflate */

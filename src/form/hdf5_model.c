@@ -39,6 +39,14 @@ static const struct {
              {"bias_o", offsetof(mgr_model, bias_o)},
              {"bias_mlp", offsetof(mgr_model, bias_mlp)},
              {"qk_norm", offsetof(mgr_model, qk_norm)}},
+  /* written where they are */
+    factors[] = {{"embedding_multiplier", offsetof(mgr_model, embedding_multiplier)},
+                 {"residual_multiplier", offsetof(mgr_model, residual_multiplier)},
+                 {"attention_multiplier", offsetof(mgr_model, attention_multiplier)},
+                 {"logits_divisor", offsetof(mgr_model, logits_divisor)}},
+  flags[] = {{"qk_norm_full", offsetof(mgr_model, qk_norm_full)},
+             {"post_norm", offsetof(mgr_model, post_norm)},
+             {"rope_interleaved", offsetof(mgr_model, rope_interleaved)}},
   ids[] = {{"bos_token_id", offsetof(mgr_model, bos_token_id)},
            {"eos_token_id", offsetof(mgr_model, eos_token_id)}};
 /* That these classes compute. */
@@ -69,6 +77,25 @@ static void add_router(json_t *object, const mgr_model *m)
     json_object_set_new(object, "router_groups", json_integer((json_int_t)r->groups));
     json_object_set_new(object, "router_top_groups", json_integer((json_int_t)r->top_groups));
     json_object_set_new(object, "router_group_best", json_integer((json_int_t)r->group_best));
+}
+
+static void add_flags(json_t *object, const mgr_model *m)
+{
+    const char *const base = (const char *)m;
+    for (size_t i = 0; i < N(flags); i++) {
+        bool is;
+        memcpy(&is, base + flags[i].offset, sizeof is);
+        if (is)
+            json_object_set_new(object, flags[i].name, json_true());
+    }
+    for (size_t i = 0; i < N(factors); i++) {
+        double value;
+        memcpy(&value, base + factors[i].offset, sizeof value);
+        if (value > 0)
+            json_object_set_new(object, factors[i].name, json_real(value));
+    }
+    if (mgr_model_nope_layers(m))
+        add_layers(object, "nope_layers", m->nope_layers, m->layers);
 }
 
 /* What most models do not have is written only where they do. */
@@ -116,6 +143,7 @@ json_t *mgr_hdf5_model_json(const mgr_model *model, mgr_dtype dtype)
         json_object_set_new(object, bools[i].name, json_boolean(value));
     }
     add_optional(object, model);
+    add_flags(object, model);
     json_object_set_new(object, "rope", json_integer(model->rope.kind));
     json_object_set_new(object, "activation", json_string(activations[model->activation]));
     json_object_set_new(object, "dtype", json_string(mgr_dtype_name(dtype)));
@@ -243,6 +271,27 @@ static int take_optional(const mgr_catalogue *cat, uint32_t file, mgr_model *mod
     return take_layers(cat, file, "dense_layers", model, model->dense_layers, err);
 }
 
+static int take_flags(const mgr_catalogue *cat, uint32_t file, mgr_model *model, mgr_err *err)
+{
+    char *const base = (char *)model;
+    for (size_t i = 0; i < N(flags); i++) {
+        const mgr_attr *const a = mgr_catalogue_attr(cat, file, flags[i].name);
+        const bool is = a && a->i != 0;
+        memcpy(base + flags[i].offset, &is, sizeof is);
+    }
+    for (size_t i = 0; i < N(factors); i++) {
+        const mgr_attr *a = mgr_catalogue_attr(cat, file, factors[i].name);
+        if (!a)
+            continue;
+        MGR_TRY(take(cat, file, factors[i].name, MGR_ATTR_REAL, &a, err));
+        if (!(a->r > 0))
+            return mgr_fail(err, MGR_ERR_FORMAT, "%s of the model in '%s' is not positive",
+                            factors[i].name, cat->files[file].path);
+        memcpy(base + factors[i].offset, &a->r, sizeof a->r);
+    }
+    return take_layers(cat, file, "nope_layers", model, model->nope_layers, err);
+}
+
 static int take_activation(const mgr_catalogue *cat, uint32_t file, mgr_model *model, mgr_err *err)
 {
     const mgr_attr *a;
@@ -264,6 +313,7 @@ int mgr_hdf5_model_read(const mgr_catalogue *cat, uint32_t file, mgr_model *mode
     int64_t rope;
     MGR_TRY(take_fields(cat, file, &m, err));
     MGR_TRY(take_optional(cat, file, &m, err));
+    MGR_TRY(take_flags(cat, file, &m, err));
     MGR_TRY(take_activation(cat, file, &m, err));
     MGR_TRY(take(cat, file, "dtype", MGR_ATTR_TEXT, &dtype, err));
     MGR_TRY(take_whole(cat, file, "rope", MGR_ROPE_PLAIN, &rope, err));

@@ -3,10 +3,7 @@
 #include <string.h>
 
 #include "fmt/json.h"
-#include "io/file.h"
 #include "model/huggingface_keys.h"
-
-#define MAX_CONFIG ((uint64_t)16 << 20)
 
 /* What a composition is made of. */
 typedef struct composition {
@@ -184,7 +181,8 @@ static void want(const composition *c, const mgr_tokenizer_facts *tokens)
     const mgr_model *const m = c->model;
     const json_t *const scaling = json_object_get(c->base, "rope_scaling");
     want_too(c, "dtype", "torch_dtype");
-    want_too(c, "num_experts", "num_local_experts");
+    if (c->model->experts)
+        want_too(c, "num_experts", "num_local_experts");
     want_window(c);
     if (scaling && !json_object_get(c->derived, "rope_scaling") && !is_plain_rope(scaling))
         json_object_set_new(c->derived, "rope_scaling", json_null());
@@ -235,40 +233,10 @@ static int override(const composition *c)
 
 /* ---- all of it ---- */
 
-/* A config.json that came with the tokenizer of a Megatron checkpoint: of the model that it was
- * made from. One that makes no sense is passed over. */
-static int parse_kept(composition *c)
-{
-    mgr_err ignored = MGR_ERR_INIT;
-    mgr_buf path = {0}, text = {0};
-    int rc = mgr_buf_fmt(&path, c->err, "%s/" MGR_HF_KEPT_CONFIG, c->out->origin->directory);
-    if (rc == MGR_OK && mgr_path_exists(path.data) &&
-        mgr_read_file(path.data, MAX_CONFIG, &text, &ignored) == MGR_OK && text.len &&
-        mgr_json_parse_python(&c->base, path.data, text.data, text.len, &ignored) == MGR_OK &&
-        !json_is_object(c->base)) {
-        json_decref(c->base);
-        c->base = NULL;
-    }
-    mgr_buf_clear(&path);
-    mgr_buf_clear(&text);
-    return rc;
-}
-
-static int parse_base(composition *c)
-{
-    const mgr_origin *const origin = c->out->origin;
-    if (!origin)
-        return MGR_OK;
-    const mgr_attr *const text = mgr_catalogue_attr(origin->cat, 0, MGR_HF_CONFIG_TEXT);
-    return text ? mgr_json_parse_python(&c->base, "config.json", text->text, strlen(text->text),
-                                        c->err)
-                : parse_kept(c);
-}
-
 static int compose(composition *c, const mgr_tokenizer_facts *tokens)
 {
     const char *const type = text_of(c->base, "model_type");
-    c->class = mgr_huggingface_class_like(c->model, type);
+    c->class = mgr_huggingface_pick(c->out->config, c->model, type);
     json_t *const defaults = mgr_huggingface_defaults(c->model, c->class);
     c->same = strcmp(type, mgr_huggingface_family(c->class)->type) == 0;
     c->family = MGR_HF_BIT(c->class);
@@ -289,7 +257,7 @@ int mgr_huggingface_compose(const mgr_output *out, const mgr_tokenizer_facts *to
 {
     composition c = {
         .out = out, .model = &out->layout->tensors->model, .remarks = remarks, .err = err};
-    int rc = parse_base(&c);
+    int rc = mgr_huggingface_base(out->origin, &c.base, err);
     if (rc == MGR_OK)
         rc = compose(&c, tokens);
     json_decref(c.base);

@@ -8,15 +8,10 @@
 
 #include <jansson.h>
 
+#include "form/huggingface_class.h"
 #include "form/target.h"
 #include "form/tokenizer.h"
 #include "model/huggingface.h"
-
-/* The text of a source's config.json, among its attributes. */
-#define MGR_HF_CONFIG_TEXT "text of config.json"
-
-/* Where a Megatron checkpoint keeps it, for the way back; from the iteration's folder. */
-#define MGR_HF_KEPT_CONFIG "tokenizer/config.json"
 
 /* Make *config, the caller's to decref. `remarks` may be NULL. Local. */
 int mgr_huggingface_compose(const mgr_output *out, const mgr_tokenizer_facts *tokens,

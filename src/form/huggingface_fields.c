@@ -1,5 +1,6 @@
 /* config.json: transformers' models/<type>/configuration_<type>.py; RoPE: modeling_rope_utils.py.
  */
+#include <math.h>
 #include <string.h>
 
 #include "form/huggingface_compose.h"
@@ -102,8 +103,38 @@ static void add_biases(json_t *object, const mgr_model *m, const mgr_hf_family *
         json_object_set_new(object, "qkv_bias", json_boolean(m->bias_qkv));
     if (f->keys & (MGR_HF_KEY_ATTENTION_BIAS | MGR_HF_KEY_GLM))
         json_object_set_new(object, "attention_bias", json_boolean(m->bias_qkv));
+    if (f->keys & MGR_HF_KEY_OUT_BIAS) {
+        json_object_set_new(object, "attention_bias", json_boolean(m->bias_qkv));
+        json_object_set_new(object, "attention_out_bias", json_boolean(m->bias_o));
+    }
     if (f->keys & MGR_HF_KEY_MLP_BIAS)
         json_object_set_new(object, "mlp_bias", json_boolean(m->bias_mlp));
+}
+
+static json_t *factor(double value, double neutral)
+{
+    return json_real(value > 0 ? value : neutral);
+}
+
+static void add_multipliers(json_t *object, const mgr_model *m)
+{
+    const double usual = 1 / sqrt((double)m->head_dim);
+    const field fields[] = {
+        {"embedding_multiplier", factor(m->embedding_multiplier, 1)},
+        {"residual_multiplier", factor(m->residual_multiplier, 1)},
+        {"attention_multiplier", factor(m->attention_multiplier, usual)},
+        {"logits_scaling", factor(m->logits_divisor, 1)},
+    };
+    add_fields(object, fields, sizeof fields / sizeof fields[0]);
+}
+
+/* 1 where there is RoPE, whatever the key is called. */
+static json_t *rope_layers(const mgr_model *m)
+{
+    json_t *const list = json_array();
+    for (uint64_t l = 0; l < m->layers; l++)
+        json_array_append_new(list, json_integer(!(m->nope_layers[l / 8] >> l % 8 & 1)));
+    return list;
 }
 
 /* Every field is written, since defaults differ between versions; reals have a point, as
@@ -137,6 +168,10 @@ json_t *mgr_huggingface_derived(const mgr_model *m, mgr_hf_class class, mgr_dtyp
     if (m->rope.kind != MGR_ROPE_PLAIN)
         json_object_set_new(object, "rope_scaling", rope_config(&m->rope, NULL));
     add_biases(object, m, f);
+    if (f->keys & MGR_HF_KEY_MULTIPLIERS)
+        add_multipliers(object, m);
+    if (f->keys & MGR_HF_KEY_NOPE_LIST)
+        json_object_set_new(object, "no_rope_layers", rope_layers(m));
     if (m->experts)
         add_experts(object, m, f);
     return object;

@@ -24,11 +24,19 @@ const char *mgr_huggingface_features(const mgr_model *m, char *out, size_t size)
 
 int mgr_huggingface_check(const char *format, const mgr_model *model, mgr_err *err)
 {
-    char features[400];
+    char features[600], lacks[600];
     if (mgr_huggingface_class(model) != MGR_HF_NO_CLASS)
         return MGR_OK;
-    return mgr_fail(err, MGR_ERR_UNSUPPORTED, "target format '%s' cannot express a model with %s",
-                    format, mgr_huggingface_features(model, features, sizeof features));
+    const mgr_hf_class near = mgr_huggingface_nearest(model);
+    mgr_huggingface_features(model, features, sizeof features);
+    if (near == MGR_HF_NO_CLASS)
+        return mgr_fail(err, MGR_ERR_UNSUPPORTED,
+                        "target format '%s' cannot express a model with %s", format, features);
+    return mgr_fail(err, MGR_ERR_UNSUPPORTED,
+                    "target format '%s' cannot express a model with %s: no class of transformers "
+                    "has all that; the nearest, %s, has no %s",
+                    format, features, mgr_huggingface_family(near)->type,
+                    mgr_huggingface_lacks(near, model, lacks, sizeof lacks));
 }
 
 static int write_index(const mgr_output *target, const char *directory, mgr_err *err)
@@ -145,7 +153,9 @@ int mgr_huggingface_review(const mgr_output *output, mgr_remarks *remarks, mgr_e
     MGR_TRY(mgr_sidecar_check(output, err));
     MGR_TRY(look_up(output, &facts, err));
     MGR_TRY(mgr_huggingface_compose(output, &facts, &config, remarks, err));
-    int rc = consumers(m, mgr_huggingface_class(m), remarks, err);
+    const mgr_hf_class class =
+        mgr_huggingface_type(json_string_value(json_object_get(config, "model_type")));
+    int rc = consumers(m, class, remarks, err);
     if (rc == MGR_OK && json_is_false(json_object_get(config, "output_router_logits")))
         rc = mgr_remarks_say(remarks, MGR_REMARK_WARNING, err,
                              "config.json has output_router_logits: false, so that generate() "

@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "form/format_keys.h"
+#include "form/huggingface_class.h"
 #include "form/huggingface_sidecars.h"
 #include "model/huggingface.h"
 
@@ -47,10 +48,35 @@ static int check_dense(const mgr_config *config, mgr_err *err)
     return MGR_OK;
 }
 
+/* The class that the user names must compute the model. */
+static int check_class(const mgr_config *config, const mgr_model *model, mgr_err *err)
+{
+    const char *const said = config->target.model_class;
+    const mgr_hf_class class = mgr_huggingface_type(said);
+    char lacks[400], needs[400];
+    char known[400];
+    if (!*said || strcmp(said, "auto") == 0)
+        return MGR_OK;
+    if (class == MGR_HF_NO_CLASS)
+        return mgr_config_fail(config, "target.class", err,
+                               "'target.class' is '%s', which is not known; known are: %s", said,
+                               mgr_huggingface_types(known, sizeof known));
+    mgr_huggingface_lacks(class, model, lacks, sizeof lacks);
+    mgr_huggingface_needs(class, model, needs, sizeof needs);
+    if (!*lacks && !*needs)
+        return MGR_OK;
+    mgr_config_fail(config, "target.class", err,
+                    "'target.class' is '%s', which has %s %s, but the model has %s", said,
+                    *lacks ? "no" : "always", *lacks ? lacks : needs, *lacks ? "it" : "not");
+    return mgr_hint(err, "leave it out: the model is a '%s'",
+                    mgr_huggingface_family(mgr_huggingface_class(model))->type);
+}
+
 static int check(const mgr_config *config, const mgr_model *model, mgr_err *err)
 {
     MGR_TRY(model->experts ? check_experts(config, model, err) : check_dense(config, err));
-    return mgr_huggingface_check("huggingface", model, err);
+    MGR_TRY(mgr_huggingface_check("huggingface", model, err));
+    return check_class(config, model, err);
 }
 
 /* The names that say Mixtral. */
@@ -63,42 +89,61 @@ static int check_mixtral(const mgr_config *config, const mgr_model *model, mgr_e
                                config->target.format);
     MGR_TRY(check_experts(config, model, err));
     MGR_TRY(mgr_huggingface_check(config->target.format, model, err));
-    const mgr_hf_class class = mgr_huggingface_class(model);
-    char features[400];
-    if (class == MGR_HF_MIXTRAL)
+    char lacks[400];
+    if (!*mgr_huggingface_lacks(MGR_HF_MIXTRAL, model, lacks, sizeof lacks))
         return MGR_OK;
     mgr_fail(err, MGR_ERR_UNSUPPORTED,
              "target format '%s' is Mixtral, which cannot express a model with %s",
-             config->target.format, mgr_huggingface_features(model, features, sizeof features));
+             config->target.format, lacks);
     return mgr_hint(err, "choose target format 'huggingface', for a %s",
-                    mgr_huggingface_family(class)->name);
+                    mgr_huggingface_family(mgr_huggingface_class(model))->name);
 }
 
 static int layout(const mgr_config *config, const mgr_origin *origin, mgr_layout *into,
                   void **state, mgr_err *err)
 {
-    (void)origin;
-    const mgr_model *const m = &into->tensors->model;
-    const mgr_huggingface hf = {.class = mgr_huggingface_class(m),
-                                .ffn = m->experts && is_fused(config) ? MGR_HF_FUSED
-                                                                      : mgr_huggingface_ffn(m),
+    mgr_hf_class class;
+    *state = NULL;
+    MGR_TRY(mgr_huggingface_choose(config, origin, &into->tensors->model, &class, err));
+    const mgr_hf_family *const f = mgr_huggingface_family(class);
+    const mgr_huggingface hf = {.class = class,
+                                .ffn = is_fused(config) ? mgr_huggingface_memory(f) : f->ffn,
                                 .expert_parallel = (uint32_t)config->target.expert_parallel,
                                 .max_shard_size = config->target.max_shard_size};
-    *state = NULL;
+    if (mgr_huggingface_is_fused(hf.ffn) && hf.expert_parallel > 1)
+        return mgr_config_fail(config, "target.expert_parallel", err,
+                               "%s holds the experts of all ranks in one tensor: it is for a "
+                               "'target.expert_parallel' of 1, not %u",
+                               f->name, hf.expert_parallel);
     return mgr_huggingface_layout(into, &hf, err);
 }
 
+/* clang-format off */
+#define ROW_NAMES \
+    MGR_ROW_CHOICE("target.names", target.names, "auto", "auto|per-expert|fused", \
+                   "experts one by one (the default) or fused as in transformers 5")
+/* clang-format on */
+
 static const mgr_key keys[] = {
     MGR_ROW_EXPERT_PARALLEL,
-    MGR_ROW_CHOICE("target.names", target.names, "auto", "auto|per-expert|fused",
-                   "experts one by one (the default) or fused as in transformers 5"),
+    ROW_NAMES,
+    MGR_ROW_MAX_SHARD_SIZE,
+    MGR_ROW_CONFIG,
+};
+
+/* Of the target that may be any class. */
+static const mgr_key free_keys[] = {
+    MGR_ROW_EXPERT_PARALLEL,
+    ROW_NAMES,
+    MGR_ROW_TEXT("target.class", target.model_class, "auto",
+                 "model_type of the class to write, where several compute the model"),
     MGR_ROW_MAX_SHARD_SIZE,
     MGR_ROW_CONFIG,
 };
 
 const mgr_target_format mgr_target_huggingface = {
     .name = "huggingface",
-    .keys = MGR_KEY_TABLE(MGR_OWNER_TARGET, "huggingface", keys),
+    .keys = MGR_KEY_TABLE(MGR_OWNER_TARGET, "huggingface", free_keys),
     .container = &mgr_container_safetensors,
     .check = check,
     .layout = layout,

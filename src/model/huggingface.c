@@ -20,6 +20,8 @@ static const char *const common_names[MGR_ROLE_COUNT] = {
     [MGR_ROLE_O] = "model.layers.%u.self_attn.o_proj.weight",
     [MGR_ROLE_O_BIAS] = "model.layers.%u.self_attn.o_proj.bias",
     [MGR_ROLE_MLP_NORM] = "model.layers.%u.post_attention_layernorm.weight",
+    [MGR_ROLE_ATTN_OUT_NORM] = "model.layers.%u.post_attention_layernorm.weight",
+    [MGR_ROLE_MLP_OUT_NORM] = "model.layers.%u.post_feedforward_layernorm.weight",
     [MGR_ROLE_FINAL_NORM] = "model.norm.weight",
     [MGR_ROLE_LM_HEAD] = "lm_head.weight",
 };
@@ -56,7 +58,24 @@ static const char *const ffn_names[][MGR_ROLE_COUNT] = {
             [MGR_ROLE_UP] = "model.layers.%u.mlp.experts.gate_up_proj",
             [MGR_ROLE_DOWN] = "model.layers.%u.mlp.experts.down_proj",
         },
+    [MGR_HF_INPUT_LINEAR] =
+        {
+            [MGR_ROLE_ROUTER] = "model.layers.%u.block_sparse_moe.router.layer.weight",
+            [MGR_ROLE_GATE] = "model.layers.%u.block_sparse_moe.input_linear.weight",
+            [MGR_ROLE_UP] = "model.layers.%u.block_sparse_moe.input_linear.weight",
+            [MGR_ROLE_DOWN] = "model.layers.%u.block_sparse_moe.output_linear.weight",
+        },
+    [MGR_HF_GRANITE_FUSED] =
+        {
+            [MGR_ROLE_ROUTER] = "model.layers.%u.block_sparse_moe.router.weight",
+            [MGR_ROLE_GATE] = "model.layers.%u.block_sparse_moe.experts.gate_up_proj",
+            [MGR_ROLE_UP] = "model.layers.%u.block_sparse_moe.experts.gate_up_proj",
+            [MGR_ROLE_DOWN] = "model.layers.%u.block_sparse_moe.experts.down_proj",
+        },
 };
+
+#define FUSED_QKV "model.layers.%u.self_attn.qkv_proj.weight"
+#define FUSED_GATE_UP "model.layers.%u.mlp.gate_up_proj.weight"
 
 /* The class's own name, else the common one, else the FFN's. */
 static const char *format_of(mgr_hf_class class, mgr_hf_ffn ffn, mgr_role role)
@@ -82,39 +101,112 @@ bool mgr_huggingface_name(mgr_hf_class class, mgr_hf_ffn ffn, mgr_role role, uin
     return format;
 }
 
+/* Tensors that share a stored one. */
+typedef enum fusion { APART, QKV, GATE_UP, EXPERTS_GATE_UP, EXPERTS_DOWN, N_FUSIONS } fusion;
+
 /* What a pass over the tensors needs. */
 typedef struct walk {
     mgr_layout *layout;
     const mgr_huggingface *hf;
-    const uint32_t *shard; /* file of each tensor, of a target; else NULL */
-    uint32_t hint;         /* file in which the last one was found, of a source */
-    uint32_t fused[2];     /* of the layer: stored tensors of gate and up, of down */
+    const uint32_t *shard;     /* file of each tensor, of a target; else NULL */
+    uint32_t hint;             /* file in which the last one was found, of a source */
+    uint32_t fused[N_FUSIONS]; /* the last stored tensor of each kind */
 } walk;
 
-static bool is_fused(const mgr_huggingface *hf, const mgr_tensor *t)
+static unsigned fuses(const mgr_huggingface *hf)
 {
-    return hf->ffn == MGR_HF_FUSED && t->expert != MGR_NONE;
+    const mgr_hf_family *const f = mgr_huggingface_family(hf->class);
+    return f ? f->fuses : 0;
+}
+
+static fusion fusion_of(const mgr_huggingface *hf, const mgr_tensor *t)
+{
+    const bool down = t->role == MGR_ROLE_DOWN,
+               halves = t->role == MGR_ROLE_GATE || t->role == MGR_ROLE_UP;
+    if (t->role == MGR_ROLE_Q || t->role == MGR_ROLE_K || t->role == MGR_ROLE_V)
+        return fuses(hf) & MGR_HF_FUSES_QKV ? QKV : APART;
+    if (!down && !halves)
+        return APART;
+    if (t->expert == MGR_NONE)
+        return halves && (fuses(hf) & MGR_HF_FUSES_GATE_UP) ? GATE_UP : APART;
+    return !mgr_huggingface_is_fused(hf->ffn) ? APART : down ? EXPERTS_DOWN : EXPERTS_GATE_UP;
 }
 
 /* The first of those that share a stored tensor; it comes first in the list, too. */
 static bool leads(const mgr_huggingface *hf, const mgr_tensor *t)
 {
-    return !is_fused(hf, t) || (t->expert == 0 && t->role != MGR_ROLE_UP);
+    switch (fusion_of(hf, t)) {
+    case QKV:
+        return t->role == MGR_ROLE_Q;
+    case GATE_UP:
+        return t->role == MGR_ROLE_GATE;
+    case EXPERTS_GATE_UP:
+    case EXPERTS_DOWN:
+        return t->expert == 0 && t->role != MGR_ROLE_UP;
+    case APART:
+    case N_FUSIONS:
+        break;
+    }
+    return true;
+}
+
+/* Rows of q, k and v, up to `t` and without it, or all three. */
+static uint64_t qkv_rows(const mgr_tensors *ts, const mgr_tensor *t, bool all)
+{
+    const mgr_tensor *const q = &ts->list[t->bundle];
+    return all ? q[0].rows + q[1].rows + q[2].rows
+               : (t > q ? q[0].rows : 0) + (t > q + 1 ? q[1].rows : 0);
+}
+
+/* Rows of one matrix of the stored tensor: that of all it holds but for the experts. */
+static uint64_t stored_rows(const walk *w, const mgr_tensor *t)
+{
+    const bool vocabulary = t->role == MGR_ROLE_EMBEDDING || t->role == MGR_ROLE_LM_HEAD;
+    switch (fusion_of(w->hf, t)) {
+    case QKV:
+        return qkv_rows(w->layout->tensors, t, true);
+    case GATE_UP:
+    case EXPERTS_GATE_UP:
+        return 2 * t->rows;
+    case APART:
+    case EXPERTS_DOWN:
+    case N_FUSIONS:
+        break;
+    }
+    return vocabulary && w->hf->vocab_rows ? w->hf->vocab_rows : t->rows;
+}
+
+/* First row of the tensor in the stored one, seen as a matrix. */
+static uint64_t first_row(const walk *w, const mgr_tensor *t)
+{
+    const uint64_t e = t->expert, up = t->role == MGR_ROLE_UP;
+    switch (fusion_of(w->hf, t)) {
+    case QKV:
+        return qkv_rows(w->layout->tensors, t, false);
+    case GATE_UP:
+        return up * t->rows;
+    case EXPERTS_GATE_UP:
+        return (2 * e + up) * t->rows;
+    case EXPERTS_DOWN:
+        return e * t->rows;
+    case APART:
+    case N_FUSIONS:
+        break;
+    }
+    return 0;
 }
 
 /* Shape of the stored tensor that `t` leads, 1 behind the last axis; returns the number of axes. */
-static uint32_t stored_shape(const walk *w, const mgr_tensor *t, mgr_role role, uint64_t shape[3])
+static uint32_t stored_shape(const walk *w, const mgr_tensor *t, uint64_t shape[3])
 {
-    const bool vocabulary = role == MGR_ROLE_EMBEDDING || role == MGR_ROLE_LM_HEAD;
-    const bool fused = is_fused(w->hf, t);
-    uint64_t *const matrix = shape + fused;
-    shape[0] = w->layout->tensors->model.experts; /* of a fused one */
+    const fusion f = fusion_of(w->hf, t);
+    const bool experts = f == EXPERTS_GATE_UP || f == EXPERTS_DOWN;
+    uint64_t *const matrix = shape + experts;
+    shape[0] = w->layout->tensors->model.experts;
     shape[1] = shape[2] = 1;
-    matrix[0] = vocabulary && w->hf->vocab_rows     ? w->hf->vocab_rows
-                : fused && t->role != MGR_ROLE_DOWN ? 2 * t->rows
-                                                    : t->rows;
+    matrix[0] = stored_rows(w, t);
     matrix[1] = t->cols;
-    return t->ndim + fused;
+    return t->ndim + experts;
 }
 
 /* ---- a target's shards ---- */
@@ -122,7 +214,7 @@ static uint32_t stored_shape(const walk *w, const mgr_tensor *t, mgr_role role, 
 static uint64_t stored_bytes(const walk *w, const mgr_tensor *t)
 {
     uint64_t shape[3];
-    stored_shape(w, t, t->role, shape);
+    stored_shape(w, t, shape);
     return shape[0] * shape[1] * shape[2] *
            mgr_dtype_size(w->layout->types[t - w->layout->tensors->list]);
 }
@@ -190,15 +282,34 @@ static uint32_t file_of(const walk *w, const char *name)
     return MGR_NONE;
 }
 
+/* The name of what is stored of `t`, as that of `role`. */
+static bool name_of(const walk *w, const mgr_tensor *t, mgr_role role, char name[MGR_HF_NAME_BYTES])
+{
+    const bool dense = t->role != MGR_ROLE_ROUTER && t->expert == MGR_NONE;
+    switch (fusion_of(w->hf, t)) {
+    case QKV:
+        snprintf(name, MGR_HF_NAME_BYTES, FUSED_QKV, t->layer);
+        return true;
+    case GATE_UP:
+        snprintf(name, MGR_HF_NAME_BYTES, FUSED_GATE_UP, t->layer);
+        return true;
+    case APART:
+    case EXPERTS_GATE_UP:
+    case EXPERTS_DOWN:
+    case N_FUSIONS:
+        break;
+    }
+    return mgr_huggingface_name(w->hf->class, dense ? MGR_HF_DENSE : w->hf->ffn, role, t->layer,
+                                t->expert, name);
+}
+
 /* Find or declare what is stored of tensor `idx` under the name of `role`. */
 static int stored_of(walk *w, uint32_t idx, mgr_role role, uint32_t *stored, mgr_err *err)
 {
     const mgr_tensor *const t = &w->layout->tensors->list[idx];
-    const mgr_hf_ffn ffn =
-        t->role == MGR_ROLE_ROUTER || t->expert != MGR_NONE ? w->hf->ffn : MGR_HF_DENSE;
     uint64_t shape[3];
     char name[MGR_HF_NAME_BYTES], label[96];
-    if (!mgr_huggingface_name(w->hf->class, ffn, role, t->layer, t->expert, name))
+    if (!name_of(w, t, role, name))
         return mgr_fail(err, MGR_ERR_UNSUPPORTED, "%s cannot be expressed in a Hugging Face layout",
                         mgr_tensor_label(t, label, sizeof label));
     const uint32_t file = w->shard ? w->shard[idx] : file_of(w, name);
@@ -209,31 +320,21 @@ static int stored_of(walk *w, uint32_t idx, mgr_role role, uint32_t *stored, mgr
                             : "tensor '%s' is missing in '%s'",
                         name, w->layout->cat->files[w->hf->first_file].path);
     w->hint = file;
-    const uint32_t ndim = stored_shape(w, t, role, shape);
+    const uint32_t ndim = stored_shape(w, t, shape);
     return mgr_layout_tensor(w->layout, file, name, ndim, shape, stored, err);
-}
-
-/* First row of a fused tensor, seen as a matrix, that is the expert's gate, up or down. */
-static uint64_t fused_row(const mgr_tensor *t)
-{
-    const uint64_t e = t->expert;
-    return t->role == MGR_ROLE_DOWN ? e * t->rows : (2 * e + (t->role == MGR_ROLE_UP)) * t->rows;
 }
 
 static int place(walk *w, uint32_t idx, mgr_err *err)
 {
     const mgr_tensor *const t = &w->layout->tensors->list[idx];
-    const bool fused = is_fused(w->hf, t);
-    uint32_t stored = w->fused[t->role == MGR_ROLE_DOWN];
+    uint32_t *const stored = &w->fused[fusion_of(w->hf, t)];
     if (leads(w->hf, t))
-        MGR_TRY(stored_of(w, idx, t->role, &stored, err));
-    if (fused)
-        w->fused[t->role == MGR_ROLE_DOWN] = stored;
+        MGR_TRY(stored_of(w, idx, t->role, stored, err));
     const mgr_box box = {.tensor = idx,
-                         .stored = stored,
+                         .stored = *stored,
                          .rows = t->rows,
                          .cols = t->cols,
-                         .stored_row = fused ? fused_row(t) : 0};
+                         .stored_row = first_row(w, t)};
     return mgr_layout_box(w->layout, &box, err);
 }
 
@@ -266,7 +367,7 @@ static int tied_head(walk *w, mgr_err *err)
 int mgr_huggingface_layout(mgr_layout *layout, const mgr_huggingface *hf, mgr_err *err)
 {
     const uint32_t n = layout->tensors->n;
-    walk w = {.layout = layout, .hf = hf, .hint = hf->first_file, .fused = {MGR_NONE, MGR_NONE}};
+    walk w = {.layout = layout, .hf = hf, .hint = hf->first_file};
     uint32_t *shard = NULL;
     int rc = MGR_OK;
     if (layout->declare) {
@@ -286,5 +387,7 @@ int mgr_huggingface_layout(mgr_layout *layout, const mgr_huggingface *hf, mgr_er
 mgr_hf_ffn mgr_huggingface_ffn(const mgr_model *m)
 {
     const mgr_hf_family *const family = mgr_huggingface_family(mgr_huggingface_class(m));
-    return m->experts && family ? family->ffn : MGR_HF_DENSE;
+    if (m->experts == 0 || !family)
+        return MGR_HF_DENSE;
+    return mgr_huggingface_is_fused(family->ffn) ? MGR_HF_PER_EXPERT : family->ffn;
 }

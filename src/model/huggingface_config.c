@@ -1,6 +1,7 @@
 /* The model from config.json: transformers' models/<type>/configuration_<type>.py; RoPE:
  * modeling_rope_utils.py. What differs between classes: huggingface_family.c; which keys there may
  * be: huggingface_keys.c. */
+#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -48,9 +49,10 @@ static const struct {
     {"gemma3_text", "another norm and activation"},
     {"gpt2", "learned positions and LayerNorm"},
     {"gpt_neox", "LayerNorm and biases"},
-    {"phi3", "fused projections"},
+    {"phimoe", "LayerNorm and a router of its own"},
     {"ministral", "sliding-window layers"},
-    {"llama4_text", "a mixture of experts of another kind than Mixtral"},
+    {"gpt_oss", "experts that are fused transposed, with gate and up in turn"},
+    {"llama4_text", "experts that are fused transposed"},
 };
 
 static int unknown_type(const evidence *ev, const char *type, mgr_err *err)
@@ -236,16 +238,31 @@ static uint64_t rows_of(const evidence *ev, mgr_role role)
 
 static uint64_t ffn_of(const evidence *ev)
 {
-    const mgr_stored *const fused = first_of(ev, MGR_HF_FUSED, MGR_ROLE_GATE, 3);
-    return ev->hf->ffn == MGR_HF_FUSED ? (fused ? fused->shape[1] / 2 : 0)
-                                       : rows_of(ev, MGR_ROLE_GATE);
+    const mgr_stored *const fused = first_of(ev, ev->hf->ffn, MGR_ROLE_GATE, 3);
+    return mgr_huggingface_is_fused(ev->hf->ffn) ? (fused ? fused->shape[1] / 2 : 0)
+                                                 : rows_of(ev, MGR_ROLE_GATE);
 }
 
-/* How the FFNs are stored: experts by the names that layer 0 has. */
+/* How the FFNs are stored: experts by the names that the first layer with experts has. */
 static mgr_hf_ffn find_ffn(const evidence *ev)
 {
-    return ev->kind->count && first_of(ev, MGR_HF_FUSED, MGR_ROLE_GATE, 3) ? MGR_HF_FUSED
-                                                                           : ev->kind->ffn;
+    const mgr_hf_ffn memory = mgr_huggingface_memory(ev->kind);
+    return ev->kind->count && first_of(ev, memory, MGR_ROLE_GATE, 3) ? memory : ev->kind->ffn;
+}
+
+/* A block of rows of an expert must be one of the file, too. */
+static int check_fused(const evidence *ev, const mgr_model *m, mgr_err *err)
+{
+    const mgr_stored *const s = first_of(ev, ev->hf->ffn, MGR_ROLE_GATE, 3);
+    char shown[NAME_SHOWN];
+    if (!s || !mgr_huggingface_is_fused(ev->hf->ffn) || s->shape[2] == m->hidden ||
+        s->shape[1] != m->hidden)
+        return MGR_OK;
+    return mgr_fail(err, MGR_ERR_UNSUPPORTED,
+                    "tensor '%s' in '%s' is transposed, [experts, hidden size, gate and up], which "
+                    "is not supported",
+                    mgr_printable(s->name, strlen(s->name), shown, sizeof shown),
+                    ev->cat->files[s->file].path);
 }
 
 /* One more than the highest index in the names. */
@@ -656,12 +673,33 @@ static int glm_features(const evidence *ev, mgr_model *m, mgr_err *err)
     return flag(ev, "attention_bias", &m->bias_qkv, err);
 }
 
+/* true or false of what most classes leave out. */
+static int tied(const evidence *ev, mgr_model *m, mgr_err *err)
+{
+    MGR_TRY(flag(ev, "tie_word_embeddings", &m->tied, err));
+    if (!arg(ev, "tie_word_embeddings"))
+        m->tied = ev->kind->keys & MGR_HF_KEY_TIED;
+    return MGR_OK;
+}
+
+/* Seed-OSS: attention_bias is of q, k and v, and true where it is left out. */
+static int out_bias(const evidence *ev, mgr_model *m, mgr_err *err)
+{
+    MGR_TRY(flag(ev, "attention_bias", &m->bias_qkv, err));
+    if (!arg(ev, "attention_bias"))
+        m->bias_qkv = true;
+    return flag(ev, "attention_out_bias", &m->bias_o, err);
+}
+
 /* What the kind and its flags say of biases and norms. */
 static int features(const evidence *ev, mgr_model *m, mgr_err *err)
 {
     const mgr_hf_family *const f = ev->kind;
     bool attention = false;
     m->qk_norm = f->must & MGR_HF_HAS_QK_NORM;
+    m->qk_norm_full = f->must & MGR_HF_HAS_QK_NORM_FULL;
+    m->post_norm = f->must & MGR_HF_HAS_POST_NORM;
+    m->rope_interleaved = f->must & MGR_HF_HAS_NEIGHBOURS;
     if (f->keys & MGR_HF_KEY_ATTENTION_BIAS)
         MGR_TRY(flag(ev, "attention_bias", &attention, err));
     if (f->keys & MGR_HF_KEY_MLP_BIAS)
@@ -672,9 +710,67 @@ static int features(const evidence *ev, mgr_model *m, mgr_err *err)
         MGR_TRY(flag_or(ev, "qkv_bias", true, &m->bias_qkv, err));
     if (f->keys & MGR_HF_KEY_GLM)
         MGR_TRY(glm_features(ev, m, err));
+    if (f->keys & MGR_HF_KEY_OUT_BIAS)
+        MGR_TRY(out_bias(ev, m, err));
     MGR_TRY(activation(ev, &m->activation, err));
     MGR_TRY(rope_scaling(ev, &m->rope, err));
-    return flag(ev, "tie_word_embeddings", &m->tied, err);
+    return tied(ev, m, err);
+}
+
+/* One of Granite's; 0, that is to say none, where it is `neutral`. */
+static int multiplier(const evidence *ev, const char *name, double neutral, double *out,
+                      mgr_err *err)
+{
+    double value;
+    MGR_TRY(real(ev, name, 1, &value, err));
+    const double ratio = value / neutral - 1;
+    *out = ratio > -1e-14 && ratio < 1e-14 ? 0 : value;
+    return MGR_OK;
+}
+
+static int multipliers(const evidence *ev, mgr_model *m, mgr_err *err)
+{
+    if (!(ev->kind->keys & MGR_HF_KEY_MULTIPLIERS))
+        return MGR_OK;
+    MGR_TRY(multiplier(ev, "embedding_multiplier", 1, &m->embedding_multiplier, err));
+    MGR_TRY(multiplier(ev, "residual_multiplier", 1, &m->residual_multiplier, err));
+    MGR_TRY(multiplier(ev, "logits_scaling", 1, &m->logits_divisor, err));
+    return multiplier(ev, "attention_multiplier", 1 / sqrt((double)m->head_dim),
+                      &m->attention_multiplier, err);
+}
+
+/* Has `layer` RoPE, as no_rope_layers says, with 1 for yes? */
+static int has_rope(const evidence *ev, uint64_t layer, bool *out, mgr_err *err)
+{
+    char name[64], shown[NAME_SHOWN];
+    snprintf(name, sizeof name, "no_rope_layers.%llu", (unsigned long long)layer);
+    const mgr_attr *const a = arg(ev, name);
+    *out = a && a->i != 0;
+    if (a && (a->kind == MGR_ATTR_INT || a->kind == MGR_ATTR_BOOL))
+        return MGR_OK;
+    return mgr_fail(err, MGR_ERR_FORMAT, "%s of '%s' is %s, neither 0 nor 1", name, path(ev),
+                    a ? mgr_huggingface_value(a, shown, sizeof shown) : "missing");
+}
+
+/* Layers without RoPE: as the list says, else each no_rope_layer_interval-th. */
+static int nope_layers(const evidence *ev, mgr_model *m, mgr_err *err)
+{
+    const mgr_attr *const list = arg(ev, "no_rope_layers");
+    uint64_t step;
+    if (!(ev->kind->keys & MGR_HF_KEY_NOPE_LIST))
+        return MGR_OK;
+    MGR_TRY(whole(ev, (size_sources){"no_rope_layer_interval", "", 4, 0, 0}, &step, err));
+    if (list && (list->kind != MGR_ATTR_OTHER || (uint64_t)list->i != m->layers))
+        return mgr_fail(err, MGR_ERR_FORMAT, "no_rope_layers of '%s' is no list of %llu entries",
+                        path(ev), (unsigned long long)m->layers);
+    for (uint64_t layer = 0; layer < m->layers; layer++) {
+        bool turns = (layer + 1) % step != 0;
+        if (list)
+            MGR_TRY(has_rope(ev, layer, &turns, err));
+        if (!turns)
+            mgr_model_set_nope(m, layer);
+    }
+    return MGR_OK;
 }
 
 static int scalars(const evidence *ev, mgr_model *m, mgr_err *err)
@@ -814,8 +910,11 @@ int mgr_huggingface_model(const mgr_catalogue *cat, const mgr_config *config, mg
     hf->ffn = find_ffn(&ev);
     MGR_TRY(embedding_sizes(&ev, hf, &m, err));
     MGR_TRY(attention_sizes(&ev, &m, err));
+    MGR_TRY(check_fused(&ev, &m, err));
     MGR_TRY(ffn_sizes(&ev, &m, err));
     MGR_TRY(expert_sizes(&ev, &m, err));
+    MGR_TRY(multipliers(&ev, &m, err));
+    MGR_TRY(nope_layers(&ev, &m, err));
     MGR_TRY(scalars(&ev, &m, err));
     MGR_TRY(windows(&ev, &m, err));
     *model = m;

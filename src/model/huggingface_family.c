@@ -6,6 +6,8 @@
 #include <string.h>
 
 #define ALL_WINDOWS (MGR_HF_HAS_WINDOW | MGR_HF_HAS_SOME_WINDOWS)
+#define OLMO (MGR_HF_HAS_QK_NORM | MGR_HF_HAS_QK_NORM_FULL)
+#define MOST (MGR_HF_HAS_SCALED_ROPE | MGR_HF_HAS_WIDE_HEADS) /* classes compute with it */
 #define ANY_DENSE (MGR_HF_HAS_FIRST_DENSE | MGR_HF_HAS_SOME_DENSE)
 
 static const mgr_hf_name qwen2_moe_names[] = {
@@ -47,6 +49,38 @@ static const mgr_hf_family families[] = {
         .keys = MGR_HF_KEY_ATTENTION_BIAS | MGR_HF_KEY_WINDOW_SWITCH | MGR_HF_KEY_WINDOW_LAYERS,
         .groups = 32, .head_dim = 128, .positions = 32768, .window = 4096, .epsilon = 1e-6,
         .theta = 1e4},
+    [MGR_HF_OLMO2] = {
+        .type = "olmo2", .name = "OLMo 2", .architecture = "Olmo2ForCausalLM",
+        .must = OLMO | MGR_HF_HAS_POST_NORM, .may = MGR_HF_HAS_ATTN_BIAS,
+        .keys = MGR_HF_KEY_ATTENTION_BIAS | MGR_HF_KEY_NO_WINDOWS,
+        .positions = 2048, .epsilon = 1e-5, .theta = 1e4},
+    [MGR_HF_GRANITE] = {
+        .type = "granite", .name = "Granite", .architecture = "GraniteForCausalLM",
+        .may = MGR_HF_HAS_ATTN_BIAS | MGR_HF_HAS_MLP_BIAS | MGR_HF_HAS_MULTIPLIERS,
+        .keys = MGR_HF_KEY_ATTENTION_BIAS | MGR_HF_KEY_MLP_BIAS | MGR_HF_KEY_NO_WINDOWS |
+                MGR_HF_KEY_MULTIPLIERS,
+        .positions = 2048, .epsilon = 1e-6, .theta = 1e4},
+    [MGR_HF_SMOLLM3] = { /* windows only in layers without RoPE: refused by its keys */
+        .type = "smollm3", .name = "SmolLM3", .architecture = "SmolLM3ForCausalLM",
+        .may = MGR_HF_HAS_ATTN_BIAS | MGR_HF_HAS_MLP_BIAS | MGR_HF_HAS_NOPE,
+        .keys = MGR_HF_KEY_ATTENTION_BIAS | MGR_HF_KEY_MLP_BIAS | MGR_HF_KEY_TIED |
+                MGR_HF_KEY_WINDOW_SWITCH | MGR_HF_KEY_NO_WINDOWS | MGR_HF_KEY_NOPE_LIST,
+        .groups = 4, .positions = 32768, .epsilon = 1e-6, .theta = 2e6},
+    [MGR_HF_ERNIE] = {
+        .type = "ernie4_5", .name = "Ernie 4.5", .architecture = "Ernie4_5ForCausalLM",
+        .must = MGR_HF_HAS_NEIGHBOURS, .keys = MGR_HF_KEY_TIED | MGR_HF_KEY_NO_WINDOWS,
+        .groups = 2, .head_dim = 128, .positions = 131072, .epsilon = 1e-5, .theta = 5e5},
+    [MGR_HF_SEED_OSS] = {
+        .type = "seed_oss", .name = "Seed-OSS", .architecture = "SeedOssForCausalLM",
+        .may = MGR_HF_HAS_QKV_BIAS | MGR_HF_HAS_ATTN_BIAS | MGR_HF_HAS_O_BIAS |
+               MGR_HF_HAS_MLP_BIAS,
+        .keys = MGR_HF_KEY_OUT_BIAS | MGR_HF_KEY_MLP_BIAS | MGR_HF_KEY_NO_WINDOWS,
+        .groups = 8, .head_dim = 128, .positions = 524288, .epsilon = 1e-6, .theta = 1e4},
+    [MGR_HF_PHI3] = { /* its RoPE is scaled by LongRoPE or not at all */
+        .type = "phi3", .name = "Phi-3", .architecture = "Phi3ForCausalLM",
+        .may = MGR_HF_HAS_WINDOW, .never = MGR_HF_HAS_SCALED_ROPE,
+        .fuses = MGR_HF_FUSES_QKV | MGR_HF_FUSES_GATE_UP,
+        .positions = 4096, .epsilon = 1e-5, .theta = 1e4},
     [MGR_HF_MIXTRAL] = { /* renormalises behind top-k */
         .type = "mixtral", .name = "Mixtral", .architecture = "MixtralForCausalLM",
         .must = MGR_HF_HAS_EXPERTS, .may = MGR_HF_HAS_WINDOW, .ffn = MGR_HF_PER_EXPERT,
@@ -87,6 +121,32 @@ static const mgr_hf_family families[] = {
         .count = "n_routed_experts", .experts = 128, .top_k = 8, .expert_ffn = 1408,
         .normalises = true,
         .written = "{\"output_router_logits\": false, \"num_nextn_predict_layers\": 0}"},
+    [MGR_HF_FLEX_OLMO] = {
+        .type = "flex_olmo", .name = "FlexOlmo", .architecture = "FlexOlmoForCausalLM",
+        .must = MGR_HF_HAS_EXPERTS | OLMO | MGR_HF_HAS_POST_NORM,
+        .may = MGR_HF_HAS_ATTN_BIAS | MGR_HF_HAS_UNNORMALISED,
+        .keys = MGR_HF_KEY_ATTENTION_BIAS | MGR_HF_KEY_NO_WINDOWS | MGR_HF_KEY_NORM_TOPK,
+        .ffn = MGR_HF_QWEN_EXPERT,
+        .positions = 4096, .epsilon = 1e-6, .theta = 5e5,
+        .count = "num_experts", .experts = 7, .top_k = 5,
+        .written = "{\"output_router_logits\": false, \"router_aux_loss_coef\": 0.01}"},
+    [MGR_HF_OLMOE] = { /* its norms of q and k are as wide as the model, whatever the heads are */
+        .type = "olmoe", .name = "OLMoE", .architecture = "OlmoeForCausalLM",
+        .must = MGR_HF_HAS_EXPERTS | OLMO, .may = MGR_HF_HAS_ATTN_BIAS | MGR_HF_HAS_UNNORMALISED,
+        .never = MGR_HF_HAS_WIDE_HEADS,
+        .keys = MGR_HF_KEY_ATTENTION_BIAS | MGR_HF_KEY_NO_WINDOWS | MGR_HF_KEY_NORM_TOPK,
+        .ffn = MGR_HF_QWEN_EXPERT,
+        .positions = 4096, .epsilon = 1e-5, .theta = 1e4,
+        .count = "num_experts", .experts = 64, .top_k = 8,
+        .written = "{\"output_router_logits\": false, \"router_aux_loss_coef\": 0.01}"},
+    [MGR_HF_GRANITE_MOE] = { /* renormalises behind top-k; experts are fused in every release */
+        .type = "granitemoe", .name = "Granite-MoE", .architecture = "GraniteMoeForCausalLM",
+        .must = MGR_HF_HAS_EXPERTS, .may = MGR_HF_HAS_ATTN_BIAS | MGR_HF_HAS_MULTIPLIERS,
+        .keys = MGR_HF_KEY_ATTENTION_BIAS | MGR_HF_KEY_NO_WINDOWS | MGR_HF_KEY_MULTIPLIERS,
+        .ffn = MGR_HF_INPUT_LINEAR, .memory = MGR_HF_GRANITE_FUSED,
+        .positions = 2048, .epsilon = 1e-6, .theta = 1e4,
+        .count = "num_local_experts", .experts = 8, .top_k = 2,
+        .written = "{\"output_router_logits\": false, \"router_aux_loss_coef\": 0.001}"},
 };
 /* clang-format on */
 
@@ -156,6 +216,14 @@ static unsigned has_of_experts(const mgr_model *m)
            bit(m->shared_ffn && m->shared_switch, MGR_HF_HAS_SWITCH);
 }
 
+static unsigned has_of_positions(const mgr_model *m)
+{
+    return bit(mgr_model_rotary_part(m) < 1, MGR_HF_HAS_PART_ROPE) |
+           bit(m->rope_interleaved, MGR_HF_HAS_NEIGHBOURS) |
+           bit(mgr_model_nope_layers(m) > 0, MGR_HF_HAS_NOPE) |
+           bit(m->rope.kind != MGR_ROPE_PLAIN, MGR_HF_HAS_SCALED_ROPE);
+}
+
 static unsigned has(const mgr_model *m)
 {
     const bool other =
@@ -166,13 +234,26 @@ static unsigned has(const mgr_model *m)
            bit(m->bias_o && !m->bias_qkv, MGR_HF_HAS_O_BIAS) |
            bit(m->bias_mlp, MGR_HF_HAS_MLP_BIAS) | bit(m->qk_norm, MGR_HF_HAS_QK_NORM) |
            bit(m->window, all_windows ? MGR_HF_HAS_WINDOW : MGR_HF_HAS_SOME_WINDOWS) |
-           bit(mgr_model_rotary_part(m) < 1, MGR_HF_HAS_PART_ROPE) |
+           bit(m->qk_norm && m->qk_norm_full, MGR_HF_HAS_QK_NORM_FULL) |
+           bit(m->post_norm, MGR_HF_HAS_POST_NORM) |
+           bit(mgr_model_is_multiplied(m), MGR_HF_HAS_MULTIPLIERS) |
+           bit(m->heads * m->head_dim != m->hidden, MGR_HF_HAS_WIDE_HEADS) | has_of_positions(m) |
            (m->experts ? has_of_experts(m) : 0u);
+}
+
+static unsigned lacking(const mgr_hf_family *f, unsigned what)
+{
+    return what & ~((f->must | f->may | MOST) & ~f->never);
+}
+
+static unsigned needed(const mgr_hf_family *f, unsigned what)
+{
+    return f->must & ~what;
 }
 
 static bool computes(const mgr_hf_family *f, unsigned what)
 {
-    return (what & f->must) == f->must && (what & ~(f->must | f->may)) == 0;
+    return !lacking(f, what) && !needed(f, what);
 }
 
 mgr_hf_class mgr_huggingface_class(const mgr_model *m)
@@ -186,11 +267,102 @@ mgr_hf_class mgr_huggingface_class(const mgr_model *m)
 
 mgr_hf_class mgr_huggingface_class_like(const mgr_model *m, const char *type)
 {
-    const mgr_hf_class class = mgr_huggingface_class(m), like = mgr_huggingface_type(type);
-    if (class == MGR_HF_NO_CLASS || like == MGR_HF_NO_CLASS || !computes(&families[like], has(m)))
-        return class;
-    return families[like].ffn == families[class].ffn &&
-                   families[like].names == families[class].names
-               ? like
-               : class;
+    const mgr_hf_class like = mgr_huggingface_type(type);
+    return like < MGR_HF_NO_CLASS && computes(&families[like], has(m)) ? like
+                                                                       : mgr_huggingface_class(m);
+}
+
+/* ---- what is in the way ---- */
+
+static const struct {
+    unsigned bit;
+    const char *name;
+} words[] = {
+    {MGR_HF_HAS_EXPERTS, "experts"},
+    {MGR_HF_HAS_OTHER, "LayerNorm, FFNs without a gate, learned positions or biases of the router"},
+    {MGR_HF_HAS_QKV_BIAS, "biases of q, k and v alone"},
+    {MGR_HF_HAS_ATTN_BIAS, "biases of the attention"},
+    {MGR_HF_HAS_O_BIAS, "a bias of the attention's output alone"},
+    {MGR_HF_HAS_MLP_BIAS, "biases of the FFN"},
+    {MGR_HF_HAS_QK_NORM, "norms of q and k"},
+    {MGR_HF_HAS_QK_NORM_FULL, "norms of q and k over all heads together"},
+    {MGR_HF_HAS_POST_NORM, "norms behind attention and FFN"},
+    {MGR_HF_HAS_NEIGHBOURS, "interleaved RoPE"},
+    {MGR_HF_HAS_NOPE, "layers without RoPE"},
+    {MGR_HF_HAS_PART_ROPE, "RoPE on a part of the head"},
+    {MGR_HF_HAS_SCALED_ROPE, "RoPE scaling of this kind"},
+    {MGR_HF_HAS_WIDE_HEADS, "heads that are not as wide as the model"},
+    {MGR_HF_HAS_MULTIPLIERS, "multipliers of embeddings, attention, residuals or logits"},
+    {MGR_HF_HAS_WINDOW, "sliding-window attention"},
+    {MGR_HF_HAS_SOME_WINDOWS, "sliding windows in some layers"},
+    {MGR_HF_HAS_FIRST_DENSE, "dense layers before those with experts"},
+    {MGR_HF_HAS_SOME_DENSE, "dense layers between those with experts"},
+    {MGR_HF_HAS_UNNORMALISED, "a router that does not normalise"},
+    {MGR_HF_HAS_SIGMOID, "a router with sigmoid scores"},
+    {MGR_HF_HAS_SELECTION, "a router with a selection bias"},
+    {MGR_HF_HAS_SCALE, "a scaled router"},
+    {MGR_HF_HAS_GROUPS, "a router with groups of experts"},
+    {MGR_HF_HAS_SHARED, "shared experts"},
+    {MGR_HF_HAS_ODD_SHARED, "shared experts of such a width"},
+    {MGR_HF_HAS_SWITCH, "a gate of the shared expert"},
+};
+
+static const char *spell(unsigned bits, char *out, size_t size)
+{
+    size_t used = 0;
+    out[0] = '\0';
+    for (size_t i = 0; i < sizeof words / sizeof words[0] && used < size; i++) {
+        if (!(bits & words[i].bit))
+            continue;
+        bits &= ~words[i].bit;
+        used += (size_t)snprintf(out + used, size - used, "%s%s",
+                                 used == 0 ? ""
+                                 : bits    ? ", "
+                                           : " and ",
+                                 words[i].name);
+    }
+    return out;
+}
+
+const char *mgr_huggingface_lacks(mgr_hf_class class, const mgr_model *m, char *out, size_t size)
+{
+    return spell(lacking(&families[class], has(m)), out, size);
+}
+
+const char *mgr_huggingface_needs(mgr_hf_class class, const mgr_model *m, char *out, size_t size)
+{
+    return spell(needed(&families[class], has(m)), out, size);
+}
+
+static unsigned count(unsigned bits)
+{
+    unsigned n = 0;
+    for (; bits; bits &= bits - 1)
+        n++;
+    return n;
+}
+
+mgr_hf_class mgr_huggingface_nearest(const mgr_model *m)
+{
+    const unsigned what = has(m);
+    size_t best = N_FAMILIES;
+    unsigned fewest = 32;
+    for (size_t i = 0; i < N_FAMILIES; i++) {
+        const unsigned lacks = lacking(&families[i], what);
+        if (needed(&families[i], what) || (lacks & MGR_HF_HAS_EXPERTS) || count(lacks) >= fewest)
+            continue;
+        best = i;
+        fewest = count(lacks);
+    }
+    return (mgr_hf_class)best;
+}
+
+bool mgr_huggingface_is_fused(mgr_hf_ffn ffn)
+{
+    return ffn == MGR_HF_FUSED || ffn == MGR_HF_INPUT_LINEAR || ffn == MGR_HF_GRANITE_FUSED;
+}
+
+mgr_hf_ffn mgr_huggingface_memory(const mgr_hf_family *family)
+{
+    return family->memory ? family->memory : MGR_HF_FUSED;
 }

@@ -17,10 +17,19 @@ typedef enum mgr_hf_class {
     MGR_HF_MISTRAL,
     MGR_HF_QWEN2,
     MGR_HF_QWEN3,
+    MGR_HF_OLMO2,
+    MGR_HF_GRANITE,
+    MGR_HF_SMOLLM3,
+    MGR_HF_ERNIE,
+    MGR_HF_SEED_OSS,
+    MGR_HF_PHI3,
     MGR_HF_MIXTRAL,
     MGR_HF_QWEN3_MOE,
     MGR_HF_QWEN2_MOE,
     MGR_HF_GLM4_MOE,
+    MGR_HF_FLEX_OLMO,
+    MGR_HF_OLMOE,
+    MGR_HF_GRANITE_MOE,
     MGR_HF_NO_CLASS
 } mgr_hf_class;
 
@@ -48,11 +57,23 @@ enum {
     MGR_HF_HAS_ODD_SHARED = 1 << 16, /* one of another width */
     MGR_HF_HAS_SWITCH = 1 << 17,     /* its gate */
     MGR_HF_HAS_PART_ROPE = 1 << 18,
+    MGR_HF_HAS_QK_NORM_FULL = 1 << 20, /* over all heads together */
+    MGR_HF_HAS_POST_NORM = 1 << 21,    /* norms behind attention and FFN, none before */
+    MGR_HF_HAS_NEIGHBOURS = 1 << 22,   /* RoPE turns those */
+    MGR_HF_HAS_NOPE = 1 << 23,         /* some layers have no RoPE */
+    MGR_HF_HAS_MULTIPLIERS = 1 << 24,
+    MGR_HF_HAS_SCALED_ROPE = 1 << 25, /* linear or Llama 3's: any class but for `never` */
+    MGR_HF_HAS_WIDE_HEADS = 1 << 26,  /* together not as wide as the model: the same */
     MGR_HF_HAS_OTHER = 1 << 19 /* LayerNorm, no gate, learned positions: in no class so far */
 };
 
 /* Which keys say it, where classes differ; windows are of all layers unless said otherwise. */
 enum {
+    MGR_HF_KEY_OUT_BIAS = 1 << 20,      /* attention_out_bias; attention_bias, true where it is left
+                                           out, is of q, k and v alone */
+    MGR_HF_KEY_TIED = 1 << 21,          /* tie_word_embeddings is true where it is left out */
+    MGR_HF_KEY_NOPE_LIST = 1 << 22,     /* no_rope_layers, no_rope_layer_interval */
+    MGR_HF_KEY_MULTIPLIERS = 1 << 23,   /* four of them, 1 where they are left out */
     MGR_HF_KEY_ATTENTION_BIAS = 1 << 0, /* attention_bias: of q, k, v and o */
     MGR_HF_KEY_MLP_BIAS = 1 << 1,       /* mlp_bias */
     MGR_HF_KEY_WINDOW_SWITCH = 1 << 2,  /* sliding_window counts with use_sliding_window alone */
@@ -69,8 +90,19 @@ typedef enum mgr_hf_ffn {
     MGR_HF_DENSE,
     MGR_HF_PER_EXPERT,  /* w1 (gate) and w3 (up) [F, H], w2 (down) [H, F] of each expert */
     MGR_HF_QWEN_EXPERT, /* the same as gate_proj, up_proj, down_proj */
-    MGR_HF_FUSED /* gate_up_proj [E, 2F, H], an expert's gate before its up; down [E, H, F] */
+    MGR_HF_FUSED, /* gate_up_proj [E, 2F, H], an expert's gate before its up; down [E, H, F] */
+    MGR_HF_INPUT_LINEAR, /* the same as input_linear and output_linear */
+    MGR_HF_GRANITE_FUSED /* MGR_HF_FUSED below block_sparse_moe */
 } mgr_hf_ffn;
+
+/* Does one tensor hold all experts? Pure. */
+bool mgr_huggingface_is_fused(mgr_hf_ffn ffn);
+
+/* What else is fused, by rows. */
+enum {
+    MGR_HF_FUSES_QKV = 1,    /* qkv_proj: q, k, v */
+    MGR_HF_FUSES_GATE_UP = 2 /* gate_up_proj of a dense FFN: gate, up */
+};
 
 /* A name of the class's own, in place of or beside the common ones; %u is the layer. */
 typedef struct mgr_hf_name {
@@ -80,10 +112,13 @@ typedef struct mgr_hf_name {
 
 typedef struct mgr_hf_family {
     const char *type, *name, *architecture; /* model_type; for people; of architectures */
-    unsigned must, may;                     /* MGR_HF_HAS_* */
+    unsigned must, may, never;              /* MGR_HF_HAS_* */
     unsigned keys;                          /* MGR_HF_KEY_* */
     const mgr_hf_name *names;               /* NULL: the common ones */
     mgr_hf_ffn ffn;
+    mgr_hf_ffn
+        memory;     /* of fused experts, as transformers 5 has them; MGR_HF_DENSE: MGR_HF_FUSED */
+    unsigned fuses; /* MGR_HF_FUSES_* */
     /* transformers' defaults for keys that config.json leaves out */
     uint64_t groups;   /* num_key_value_heads; 0: as many as heads */
     uint64_t head_dim; /* 0: hidden size by heads */
@@ -107,9 +142,21 @@ mgr_hf_class mgr_huggingface_type(const char *type);
 /* The class that computes what `model` computes; MGR_HF_NO_CLASS if none does. Pure. */
 mgr_hf_class mgr_huggingface_class(const mgr_model *model);
 
-/* The same, but the class of model_type `type` where that computes it, too, by the same names.
- * Pure. */
+/* The same, but the class of model_type `type` where that computes it, too. Pure. */
 mgr_hf_class mgr_huggingface_class_like(const mgr_model *model, const char *type);
+
+/* What `model` has that `class` has not, and what the class has always and the model has not, by
+ * name ("interleaved RoPE and layers without RoPE"); "" if nothing. Returns out. Pure. */
+const char *mgr_huggingface_lacks(mgr_hf_class class, const mgr_model *model, char *out,
+                                  size_t size);
+const char *mgr_huggingface_needs(mgr_hf_class class, const mgr_model *model, char *out,
+                                  size_t size);
+
+/* The class that lacks least, of those that need nothing. Pure. */
+mgr_hf_class mgr_huggingface_nearest(const mgr_model *model);
+
+/* How its fused experts are called in memory. Pure. */
+mgr_hf_ffn mgr_huggingface_memory(const mgr_hf_family *family);
 
 /* "llama, mistral, ..."; returns out. */
 const char *mgr_huggingface_types(char *out, size_t size);

@@ -14,8 +14,22 @@
 #define QWEN3_MOE MGR_HF_BIT(MGR_HF_QWEN3_MOE)
 #define QWEN2_MOE MGR_HF_BIT(MGR_HF_QWEN2_MOE)
 #define GLM4_MOE MGR_HF_BIT(MGR_HF_GLM4_MOE)
-#define MOE (MIXTRAL | QWEN3_MOE | QWEN2_MOE | GLM4_MOE)
 #define SPARSE (QWEN3_MOE | QWEN2_MOE)
+#define OLMO2 MGR_HF_BIT(MGR_HF_OLMO2)
+#define GRANITE MGR_HF_BIT(MGR_HF_GRANITE)
+#define SMOLLM3 MGR_HF_BIT(MGR_HF_SMOLLM3)
+#define ERNIE4_5 MGR_HF_BIT(MGR_HF_ERNIE)
+#define SEED_OSS MGR_HF_BIT(MGR_HF_SEED_OSS)
+#define PHI3 MGR_HF_BIT(MGR_HF_PHI3)
+#define FLEX_OLMO MGR_HF_BIT(MGR_HF_FLEX_OLMO)
+#define OLMOE MGR_HF_BIT(MGR_HF_OLMOE)
+#define GRANITEMOE MGR_HF_BIT(MGR_HF_GRANITE_MOE)
+#define OLMOS (OLMO2 | FLEX_OLMO | OLMOE)
+#define OLMO_MOE (FLEX_OLMO | OLMOE)
+#define GRANITES (GRANITE | GRANITEMOE)
+#define MOE (MIXTRAL | SPARSE | GLM4_MOE | OLMO_MOE | GRANITEMOE)
+#define BIAS_KEY (LLAMA | QWEN3 | QWEN3_MOE | GLM4_MOE | OLMOS | GRANITES | SMOLLM3 | SEED_OSS)
+#define MLP_BIAS_KEY (LLAMA | GRANITE | SMOLLM3 | SEED_OSS)
 #define QWENS (QWEN2 | QWEN3 | QWEN3_MOE)
 #define ALL (MGR_HF_BIT(MGR_HF_NO_CLASS) - 1)
 
@@ -92,21 +106,34 @@ static const mgr_hf_key keys[] = {
     READ("partial_rotary_factor", GLM4_MOE, CONFIGS),
     NEUTRAL("partial_rotary_factor", ALL & ~GLM4_MOE, "1", PARTIAL, ROPE_UTILS),
 
-    READ("attention_bias", LLAMA | QWEN3 | QWEN3_MOE | GLM4_MOE, CONFIGS),
-    IGNORED("attention_bias", MISTRAL | QWEN2 | MIXTRAL | QWEN2_MOE, MODELING ": biases are fixed"),
-    READ("mlp_bias", LLAMA, CONFIGS),
-    IGNORED("mlp_bias", ALL & ~LLAMA, MODELING ": no bias"),
-    CARRIED("pretraining_tp", LLAMA, MODELING " of 4: slices the same product"),
-    IGNORED("pretraining_tp", ALL & ~LLAMA, MODELING),
+    READ("attention_bias", BIAS_KEY, CONFIGS),
+    IGNORED("attention_bias", ALL & ~BIAS_KEY, MODELING ": biases are fixed"),
+    READ("attention_out_bias", SEED_OSS, MODELING),
+    READ("mlp_bias", MLP_BIAS_KEY, CONFIGS),
+    IGNORED("mlp_bias", ALL & ~MLP_BIAS_KEY, MODELING ": no bias"),
+    NEUTRAL("use_bias", ERNIE4_5, "false", "biases of all linear layers", MODELING),
+    CARRIED("pretraining_tp", LLAMA | SEED_OSS, MODELING " of 4: slices the same product"),
+    IGNORED("pretraining_tp", ALL & ~(LLAMA | SEED_OSS), MODELING),
+    READ("no_rope_layers", SMOLLM3, MODELING),
+    READ("no_rope_layer_interval", SMOLLM3, CONFIGS ": where there is no list"),
+    READ("embedding_multiplier", GRANITES, MODELING),
+    READ("residual_multiplier", GRANITES, MODELING),
+    READ("attention_multiplier", GRANITES, MODELING),
+    READ("logits_scaling", GRANITES, MODELING),
+    NEUTRAL("clip_qkv", OLMOE, NULL, "q, k and v that are clipped", MODELING),
+    CARRIED("position_embedding_type", GRANITEMOE, CONFIGS " of 4: a constant"),
+    CARRIED("resid_pdrop", PHI3, MODELING ": in training alone"),
+    CARRIED("embd_pdrop", PHI3, CONFIGS ": read by no class"),
+    CARRIED("residual_dropout", SEED_OSS, MODELING ": in training alone"),
 
     READ("sliding_window", ALL, MASKS ", " CACHES),
     READ("layer_types", ALL, MASKS ", " CACHES),
-    READ("use_sliding_window", QWENS, CONFIGS),
+    READ("use_sliding_window", QWENS | SMOLLM3, CONFIGS),
     NEUTRAL("use_sliding_window", QWEN2_MOE, "false", "windows in every second layer", CONFIGS),
-    IGNORED("use_sliding_window", ALL & ~QWENS & ~QWEN2_MOE, MODELING),
+    IGNORED("use_sliding_window", ALL & ~(QWENS | SMOLLM3 | QWEN2_MOE), MODELING),
     READ("max_window_layers", QWEN2 | QWEN3, CONFIGS),
     CARRIED("max_window_layers", SPARSE, CONFIGS " of 4"),
-    IGNORED("max_window_layers", LLAMA | MISTRAL | MIXTRAL | GLM4_MOE, MODELING),
+    IGNORED("max_window_layers", ALL & ~(QWENS | QWEN2_MOE), MODELING),
     NEUTRAL("is_causal", ALL, "true", "attention that is not causal", MASKS),
     NEUTRAL("attention_chunk_size", ALL, NULL, "attention in chunks", MASKS ", " CACHES),
 
@@ -119,8 +146,8 @@ static const mgr_hf_key keys[] = {
     CARRIED("router_aux_loss_coef", MOE, MODELING ": a loss for training"),
     CARRIED("router_jitter_noise", MIXTRAL, MODELING ": in training alone"),
     IGNORED("router_jitter_noise", MOE & ~MIXTRAL, MODELING),
-    READ("norm_topk_prob", SPARSE | GLM4_MOE, MODELING),
-    IGNORED("norm_topk_prob", MIXTRAL, MODELING ": always normalised"),
+    READ("norm_topk_prob", SPARSE | GLM4_MOE | OLMO_MOE, MODELING),
+    IGNORED("norm_topk_prob", MIXTRAL | GRANITEMOE, MODELING ": always normalised"),
     READ("moe_intermediate_size", SPARSE | GLM4_MOE, CONFIGS),
     READ("decoder_sparse_step", SPARSE, MODELING),
     READ("mlp_only_layers", SPARSE, MODELING),

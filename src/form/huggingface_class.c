@@ -1,0 +1,58 @@
+#include "form/huggingface_class.h"
+
+#include <string.h>
+
+#include "fmt/json.h"
+#include "io/file.h"
+
+#define MAX_CONFIG ((uint64_t)16 << 20)
+
+/* A config.json that came with the tokenizer of a Megatron checkpoint: of the model that it was
+ * made from. One that makes no sense is passed over. */
+static int parse_kept(const mgr_origin *origin, json_t **base, mgr_err *err)
+{
+    mgr_err ignored = MGR_ERR_INIT;
+    mgr_buf path = {0}, text = {0};
+    int rc = mgr_buf_fmt(&path, err, "%s/" MGR_HF_KEPT_CONFIG, origin->directory);
+    if (rc == MGR_OK && mgr_path_exists(path.data) &&
+        mgr_read_file(path.data, MAX_CONFIG, &text, &ignored) == MGR_OK && text.len &&
+        mgr_json_parse_python(base, path.data, text.data, text.len, &ignored) == MGR_OK &&
+        !json_is_object(*base)) {
+        json_decref(*base);
+        *base = NULL;
+    }
+    mgr_buf_clear(&path);
+    mgr_buf_clear(&text);
+    return rc;
+}
+
+int mgr_huggingface_base(const mgr_origin *origin, json_t **base, mgr_err *err)
+{
+    *base = NULL;
+    if (!origin)
+        return MGR_OK;
+    const mgr_attr *const text = mgr_catalogue_attr(origin->cat, 0, MGR_HF_CONFIG_TEXT);
+    return text ? mgr_json_parse_python(base, "config.json", text->text, strlen(text->text), err)
+                : parse_kept(origin, base, err);
+}
+
+mgr_hf_class mgr_huggingface_pick(const mgr_config *config, const mgr_model *model,
+                                  const char *type)
+{
+    const char *const format = config->target.format, *const said = config->target.model_class;
+    if (strcmp(format, "moe-recipes") == 0 || strcmp(format, "mixtral") == 0)
+        return MGR_HF_MIXTRAL;
+    const bool free = strcmp(format, "huggingface") != 0 || !*said || strcmp(said, "auto") == 0;
+    return mgr_huggingface_class_like(model, free ? type : said);
+}
+
+int mgr_huggingface_choose(const mgr_config *config, const mgr_origin *origin,
+                           const mgr_model *model, mgr_hf_class *class, mgr_err *err)
+{
+    json_t *base = NULL;
+    const int rc = mgr_huggingface_base(origin, &base, err);
+    const char *const type = json_string_value(json_object_get(base, "model_type"));
+    *class = mgr_huggingface_pick(config, model, type ? type : "");
+    json_decref(base);
+    return rc;
+}
