@@ -38,31 +38,14 @@ static const char *path(const evidence *ev)
     return ev->cat->files[ev->hf->config].path;
 }
 
-/* Model types that users will try, and what keeps them out. */
-static const struct {
-    const char *type, *what;
-} refused_types[] = {
-    {"deepseek_v2", "multi-latent attention"},
-    {"deepseek_v3", "multi-latent attention"},
-    {"gemma", "another norm and activation"},
-    {"gemma2", "another norm and activation"},
-    {"gemma3_text", "another norm and activation"},
-    {"gpt2", "learned positions and LayerNorm"},
-    {"gpt_neox", "LayerNorm and biases"},
-    {"phimoe", "LayerNorm and a router of its own"},
-    {"ministral", "sliding-window layers"},
-    {"gpt_oss", "experts that are fused transposed, with gate and up in turn"},
-    {"llama4_text", "experts that are fused transposed"},
-};
-
 static int unknown_type(const evidence *ev, const char *type, mgr_err *err)
 {
     char shown[NAME_SHOWN], known[400];
-    for (size_t i = 0; i < sizeof refused_types / sizeof refused_types[0]; i++)
-        if (strcmp(type, refused_types[i].type) == 0)
-            return mgr_fail(err, MGR_ERR_UNSUPPORTED,
-                            "'%s' is of model_type '%s': %s, which is not supported", path(ev),
-                            type, refused_types[i].what);
+    const char *const why = mgr_huggingface_refusal(type);
+    if (why)
+        return mgr_fail(err, MGR_ERR_UNSUPPORTED,
+                        "'%s' is of model_type '%s': %s, which is not supported", path(ev), type,
+                        why);
     return mgr_fail(err, MGR_ERR_UNSUPPORTED,
                     "'%s' is of model_type '%s', which is not supported; known are: %s", path(ev),
                     mgr_printable(type, strlen(type), shown, sizeof shown),
@@ -673,21 +656,10 @@ static int glm_features(const evidence *ev, mgr_model *m, mgr_err *err)
     return flag(ev, "attention_bias", &m->bias_qkv, err);
 }
 
-/* true or false of what most classes leave out. */
-static int tied(const evidence *ev, mgr_model *m, mgr_err *err)
-{
-    MGR_TRY(flag(ev, "tie_word_embeddings", &m->tied, err));
-    if (!arg(ev, "tie_word_embeddings"))
-        m->tied = ev->kind->keys & MGR_HF_KEY_TIED;
-    return MGR_OK;
-}
-
-/* Seed-OSS: attention_bias is of q, k and v, and true where it is left out. */
+/* Seed-OSS: attention_bias is of q, k and v. */
 static int out_bias(const evidence *ev, mgr_model *m, mgr_err *err)
 {
-    MGR_TRY(flag(ev, "attention_bias", &m->bias_qkv, err));
-    if (!arg(ev, "attention_bias"))
-        m->bias_qkv = true;
+    MGR_TRY(flag_or(ev, "attention_bias", true, &m->bias_qkv, err));
     return flag(ev, "attention_out_bias", &m->bias_o, err);
 }
 
@@ -714,7 +686,7 @@ static int features(const evidence *ev, mgr_model *m, mgr_err *err)
         MGR_TRY(out_bias(ev, m, err));
     MGR_TRY(activation(ev, &m->activation, err));
     MGR_TRY(rope_scaling(ev, &m->rope, err));
-    return tied(ev, m, err);
+    return flag_or(ev, "tie_word_embeddings", f->keys & MGR_HF_KEY_TIED, &m->tied, err);
 }
 
 /* One of Granite's; 0, that is to say none, where it is `neutral`. */

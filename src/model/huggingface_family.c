@@ -176,6 +176,31 @@ const char *mgr_huggingface_types(char *out, size_t size)
     return out;
 }
 
+/* Model types that users will try, and what keeps them out. */
+static const struct {
+    const char *type, *what;
+} refused_types[] = {
+    {"deepseek_v2", "multi-latent attention"},
+    {"deepseek_v3", "multi-latent attention"},
+    {"gemma", "another norm and activation"},
+    {"gemma2", "another norm and activation"},
+    {"gemma3_text", "another norm and activation"},
+    {"gpt2", "learned positions and LayerNorm"},
+    {"gpt_neox", "LayerNorm and biases"},
+    {"phimoe", "LayerNorm and a router of its own"},
+    {"ministral", "sliding-window layers"},
+    {"gpt_oss", "experts that are fused transposed, with gate and up in turn"},
+    {"llama4_text", "experts that are fused transposed"},
+};
+
+const char *mgr_huggingface_refusal(const char *type)
+{
+    for (size_t i = 0; i < sizeof refused_types / sizeof refused_types[0]; i++)
+        if (strcmp(type, refused_types[i].type) == 0)
+            return refused_types[i].what;
+    return NULL;
+}
+
 /* ---- which class ---- */
 
 static unsigned bit(bool is, unsigned value)

@@ -139,6 +139,9 @@ typedef struct mgr_hf_family {
 const mgr_hf_family *mgr_huggingface_family(mgr_hf_class class);
 mgr_hf_class mgr_huggingface_type(const char *type);
 
+/* What keeps a well-known model_type out, or NULL. Pure. */
+const char *mgr_huggingface_refusal(const char *type);
+
 /* The class that computes what `model` computes; MGR_HF_NO_CLASS if none does. Pure. */
 mgr_hf_class mgr_huggingface_class(const mgr_model *model);
 

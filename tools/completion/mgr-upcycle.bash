@@ -51,7 +51,7 @@ _mgr() {
                 target.first_stage_layers= target.last_stage_layers=
                 target.make_vocab_size_divisible_by= target.names= target.expert_names=
                 target.dist_keys=
-                target.iteration= target.dtype= target.max_shard_size= target.sha256= target.compression= target.config=" "$current"
+                target.iteration= target.dtype= target.class= target.max_shard_size= target.sha256= target.compression= target.config=" "$current"
             ;;
         --progress | --ranks | --unit-bytes | --size | --rounds | --layers | --hidden | --ffn | --heads | --kv-heads | --vocab | \
             --max-positions | --experts | --top-k | --expert-ffn | --tp | --pp | --vpp | --ep | --etp | \
