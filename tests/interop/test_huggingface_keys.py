@@ -56,8 +56,9 @@ def table():
     rows = {}
     body = SOURCE[SOURCE.index("static const mgr_hf_key keys[]") :]
     found = re.findall(r'\b(READ|CARRIED|IGNORED|NEUTRAL)\(\s*"([^"]+)",\s*([A-Z0-9_ |&~()]+?)\s*,', body)
-    nested = re.findall(r'\b(READ|NEUTRAL)\(place "([^"]+)"', SOURCE)
-    found += [(use, place + name, "ALL") for place in ("rope_parameters", "rope_scaling") for use, name in nested]
+    nested = re.findall(r'\b(READ|NEUTRAL)\(place "([^"]+)",\s*([A-Z0-9_ |&~()]+?)\s*,', SOURCE)
+    places = ("rope_parameters", "rope_scaling")
+    found += [(use, place + name, mask) for place in places for use, name, mask in nested]
     for use, name, mask in found:
         bits = eval(mask, {"__builtins__": {}}, masks)  # of our own source
         for bit in FAMILIES.values():
