@@ -139,6 +139,12 @@ static int add_run(ledger *l, mgr_err *err)
         json_object_set_new(run, "index_sets", json_string(c->upcycle.index_sets));
         json_object_set_new(run, "ratio", json_real(c->upcycle.ratio));
         json_object_set_new(run, "shuffle", json_boolean(c->upcycle.shuffle));
+        const float *const scale = job->recipe.scale;
+        json_object_set_new(
+            run, "scale",
+            json_pack("[f,f,f]", (double)scale[0], (double)scale[1], (double)scale[2]));
+        json_object_set_new(run, "source_neurons", json_integer(job->recipe.source_width));
+        json_object_set_new(run, "source_experts", json_integer(job->recipe.sources));
         json_object_set_new(run, "neurons", json_integer((json_int_t)l->neurons));
         json_object_set_new(run, "hidden", json_integer((json_int_t)l->hidden));
         json_object_set_new(run, "top_k", json_integer((json_int_t)c->upcycle.top_k));

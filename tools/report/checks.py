@@ -64,7 +64,8 @@ def wanted_size(ledger):
 
 def sizes(ledger):
     size = wanted_size(ledger)
-    right = bool((ledger.selected == size).all())
+    # of a mixture the first that is made of an expert is left as it is
+    right = bool(((ledger.selected == size) | (ledger.of_mixture & (ledger.selected == 0))).all())
     return ("every set S has floor(r F) neurons", right, "%d of %d" % (size, ledger.run["neurons"]),
             ledger.selected.size)
 
@@ -92,6 +93,8 @@ def overlaps(ledger):
     off = ledger.overlap[:, ~np.eye(ledger.experts, dtype=bool)]
     if ledger.experts == 1:
         return ("experts share 1 - r of what they keep", None, "there is one expert")
+    if ledger.of_mixture or ledger.run["neurons"] != ledger.run.get("source_neurons", ledger.run["neurons"]):
+        return ("experts share 1 - r of what they keep", None, "they are not made of the same neurons")
     expected = 1 - wanted_size(ledger) / ledger.run["neurons"]
     worst = float(np.abs(off - expected).max()) if off.size else 0.0
     limit = SIGMAS * overlap_sigma(ledger) + 1e-9
@@ -103,12 +106,15 @@ def moments(ledger):
     what = "the draws had finite moments"
     if ledger.run["method"] != "drop" or wanted_size(ledger) == 0:
         return (what, None, "nothing was drawn from the weights")
-    right = bool(np.isfinite(ledger.mean).all() and (ledger.std > 0).all())
-    return (what, right, "std %.5f to %.5f" % (ledger.std.min(initial=9), ledger.std.max(initial=0)), ledger.std.size)
+    drawn = ledger.selected > 0
+    right = bool(np.isfinite(ledger.mean[drawn]).all() and (ledger.std[drawn] > 0).all())
+    return (what, right, "std %.5f to %.5f" % (ledger.std[drawn].min(initial=9), ledger.std[drawn].max(initial=0)), int(drawn.sum()))
 
 
 def router(ledger):
     mean, std = ledger.router["mean"], ledger.router["std"]
+    if ledger.run["router"] in ("source", "zeros", "file"):
+        return ("the routers are as '%s' says" % ledger.run["router"], None, "it is not drawn")
     right = bool(np.isfinite(mean).all() and (std > 0).all())
     if ledger.run["router"] == "uniform":
         right = right and bool((np.abs(mean) < 1e-3).all() and (np.abs(std - 0.02) < 2e-3).all())
@@ -136,6 +142,8 @@ def checksums(ledger, weights, chosen):
 
 def copies(ledger, weights, chosen):
     """The last expert that kept a neuron gave it to the dense matrix: the others must agree."""
+    if ledger.of_mixture:
+        return None, "experts are those of a mixture, which is not here"
     if ledger.run["method"] == "noise":
         return None, "noise leaves them alone, but nothing to compare with"
     layer, bad, n = int(ledger.layers[chosen]), 0, 0
@@ -159,6 +167,9 @@ def draws(ledger, weights, chosen):
     for expert in range(ledger.experts):
         for m, kind in enumerate(KINDS):
             drawn = weights.neurons(layer, expert, kind)[ledger.mask(chosen, expert, m)].astype(np.float64)
+            if not drawn.size:
+                continue
+            drawn /= ledger.run.get("scale", (1, 1, 1))[m]  # the last thing that was done
             mean, std = float(ledger.mean[chosen, expert, m]), float(ledger.std[chosen, expert, m])
             off_mean = abs(drawn.mean() - mean) / (std / math.sqrt(drawn.size))
             # rounding to bfloat16 adds up to 2^-9 of each value to the spread, which is small

@@ -20,6 +20,7 @@ class Ledger:
         self.config = self.file["config"][()].decode(errors="backslashreplace")
         self.sources = json.loads(self.file["sources"][()])
         self.has_experts = "experts" in self.file
+        self.of_mixture = self.run.get("source_experts", 0) > 0
         if self.has_experts:
             self.layers = self.file["layers"][()]
             self.selected = self.file["experts/selected"][()]
