@@ -109,13 +109,14 @@ class Weights:
 def dense_matrix(ledger, weights, i, kind):
     """The dense matrix before, put together from the neurons that experts kept, and which of its
     neurons some expert kept."""
-    matrix, known = None, np.zeros(ledger.run["neurons"], bool)
+    n = ledger.run.get("source_neurons", ledger.run["neurons"])
+    matrix, known = None, np.zeros(n, bool)
     for expert in range(ledger.experts):
         kept = ~ledger.mask(i, expert, list(KINDS).index(kind))
         order = ledger.dense_of(i, expert)[kept]
         values = weights.neurons(int(ledger.layers[i]), expert, kind)
         if matrix is None:
-            matrix = np.zeros(values.shape, np.float32)
+            matrix = np.zeros((n, values.shape[1]), np.float32)
         matrix[order] = values[kept]
         known[order] = True
     return matrix, known
