@@ -24,7 +24,8 @@ typedef enum mgr_dtype {
     MGR_DTYPE_I32,
     MGR_DTYPE_I64,
     MGR_DTYPE_BOOL,
-    MGR_DTYPE_OTHER, /* known to the format, never a weight for us (complex, float8, ...) */
+    MGR_DTYPE_F8_E4M3, /* torch.float8_e4m3fn: a weight only with its scales */
+    MGR_DTYPE_OTHER,   /* known to the format, never a weight for us (complex, other float8, ...) */
     MGR_DTYPE_COUNT
 } mgr_dtype;
 
@@ -80,6 +81,10 @@ static inline uint16_t mgr_f32_to_bf16(float f)
 /* IEEE 754 binary16, round to nearest even, subnormals kept. */
 float mgr_f16_to_f32(uint16_t h);
 uint16_t mgr_f32_to_f16(float f);
+
+/* float8_e4m3fn: 4 bits of exponent (bias 7), 3 of mantissa, no infinities, NaN where all are set.
+ */
+float mgr_e4m3_to_f32(uint8_t bits);
 
 #ifdef __cplusplus
 }

@@ -18,6 +18,7 @@ static const struct {
     {4, "int32", "I32", "IntStorage"},
     {8, "int64", "I64", "LongStorage"},
     {1, "bool", "BOOL", "BoolStorage"},
+    {1, "float8_e4m3fn", "F8_E4M3", NULL},
     {0, NULL, NULL, NULL},
 };
 
@@ -106,4 +107,15 @@ uint16_t mgr_f32_to_f16(float f)
     }
     const uint32_t odd = magnitude >> 13 & 1u;
     return (uint16_t)(sign | ((magnitude - 0x38000000u + 0xfffu + odd) >> 13));
+}
+
+float mgr_e4m3_to_f32(uint8_t bits)
+{
+    const uint32_t sign = (uint32_t)(bits & 0x80u) << 24;
+    const uint32_t exponent = (bits >> 3) & 0xfu, mantissa = bits & 0x7u;
+    if (exponent == 15 && mantissa == 7)
+        return mgr_bits_f32(sign | 0x7fc00000u);
+    if (exponent == 0) /* zero and subnormals: mantissa * 2^-9 is exact */
+        return mgr_bits_f32(sign | mgr_f32_bits((float)mantissa * 0x1p-9f));
+    return mgr_bits_f32(sign | (exponent + 120) << 23 | mantissa << 20);
 }

@@ -107,7 +107,8 @@ static int take_all(const composition *c)
     json_t *value;
     json_object_foreach(c->base, key, value)
     {
-        if (strcmp(key, "auto_map") == 0)
+        if (strcmp(key, "auto_map") == 0 ||
+            strcmp(key, "quantization_config") == 0) /* the weights are not quantised any more */
             MGR_TRY(remark(c, MGR_REMARK_DROPPED, key, value, NULL));
         else
             MGR_TRY(take(c, key, value));

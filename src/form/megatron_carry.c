@@ -6,6 +6,7 @@
 #include "core/mem.h"
 #include "form/megatron_write.h"
 #include "model/megatron_fields.h"
+#include "model/megatron_hybrid.h"
 
 /* Whose args are read: the first file that has some, of the first stage and tensor-parallel rank.
  */
@@ -128,10 +129,15 @@ static int carry(const mgr_megatron_args *args, const mgr_attr *from, mgr_megatr
         !mgr_attr_is_nothing(from))
         return append(out, from, name, "the router of an upcycled model is another", err);
     if (strcmp(name, "moe_layer_freq") == 0)
-        return append(out, from, name, "it says how a dense model's layers are stored", err);
+        return append(out, from, name,
+                      args->hybrid ? "a HybridModel's pattern of layers is in its place"
+                                   : "it says how a dense model's layers are stored",
+                      err);
     if (strcmp(name, "moe_grouped_gemm") == 0 &&
         strcmp(args->origin->format, "megatron-torch") == 0) /* and not ours: torch_dist */
         return append(out, from, name, "torch_dist suits both kinds of experts", err);
+    if (strcmp(name, "spec") == 0 && !args->hybrid && mgr_megatron_hybrid_is(args->origin->cat))
+        return append(out, from, name, "it is a HybridModel's", err);
     if (mgr_megatron_field(name).rule == MGR_FIELD_SPLIT)
         return append(out, from, name, "it belongs to the source's own split or run", err);
     return append(out, from, name, is_plain(from) ? NULL : "a restricted unpickler refuses it",

@@ -22,6 +22,7 @@ typedef struct flag {
 } flag;
 
 static const flag model_flags[] = {
+    {"hybrid_layer_pattern", VALUE, "--hybrid-layer-pattern", true},
     {"num_layers", VALUE, "--num-layers", true},
     {"hidden_size", VALUE, "--hidden-size", true},
     {"ffn_hidden_size", VALUE, "--ffn-hidden-size", true},
@@ -74,10 +75,13 @@ static const flag split_flags[] = {
     {"expert_tensor_parallel_size", VALUE, "--expert-tensor-parallel-size", false},
 };
 
+/* A list or a pattern has an entry for each layer. */
+#define MOST_VALUE (MGR_CONFIG_TEXT + 4 * MGR_MAX_LAYERS)
+
 /* Lines of a command that is wrapped as shells take it. */
 typedef struct lines {
     mgr_remarks *remarks;
-    char text[MGR_CONFIG_TEXT + 256];
+    char text[MOST_VALUE + 256];
     mgr_err *err;
 } lines;
 
@@ -128,9 +132,19 @@ static const char *quoted(const char *text, char *out, size_t size)
     return out;
 }
 
+/* As Megatron-LM's parser takes lists: it refuses spaces in them. */
+static void close_up(char *text)
+{
+    char *to = text;
+    for (const char *from = text; *from; from++)
+        if (*from != ' ')
+            *to++ = *from;
+    *to = '\0';
+}
+
 static int put_flag(lines *l, const flag *f, const mgr_attr *a)
 {
-    char text[160], word[180];
+    char text[MOST_VALUE], word[MOST_VALUE];
     const bool one = a && a->kind != MGR_ATTR_LITERAL &&
                      (a->kind == MGR_ATTR_REAL ? a->r >= 1 && a->r <= 1 : a->i == 1);
     if (!a || a->kind == MGR_ATTR_NULL || (f->when == IF_NOT_1 && one) ||
@@ -139,6 +153,8 @@ static int put_flag(lines *l, const flag *f, const mgr_attr *a)
     if (f->when == IF_TRUE || f->when == IF_FALSE)
         return is_true(a) == (f->when == IF_TRUE) ? put(l, f->option, NULL) : MGR_OK;
     mgr_attr_text(a, text, sizeof text);
+    if (a->kind == MGR_ATTR_LITERAL)
+        close_up(text);
     return put(l, f->option, quoted(text, word, sizeof word));
 }
 
@@ -152,10 +168,12 @@ static int put_model(lines *l, const mgr_megatron_arg_list *list, bool alone)
 {
     const mgr_attr *const positions = mgr_megatron_args_get(list, "position_embedding_type");
     const bool rope = positions && positions->text && strcmp(positions->text, "rope") == 0;
+    const bool hybrid = mgr_megatron_args_get(list, "hybrid_layer_pattern");
     const bool grouped = is_true(mgr_megatron_args_get(list, "group_query_attention"));
     for (size_t i = 0; i < sizeof model_flags / sizeof model_flags[0]; i++) {
         const flag *const f = &model_flags[i];
         if ((alone && f->from_args) || (!rope && of_rope(f->arg)) ||
+            (hybrid && strcmp(f->arg, "num_layers") == 0) ||
             (!grouped && strcmp(f->arg, "num_query_groups") == 0))
             continue;
         MGR_TRY(put_flag(l, f, mgr_megatron_args_get(list, f->arg)));
@@ -202,9 +220,12 @@ static int put_split(lines *l, const mgr_megatron_arg_list *list, const mgr_conf
     return MGR_OK;
 }
 
-static int put_load(lines *l, const mgr_config *config, bool dist)
+static int put_load(lines *l, const mgr_config *config, bool dist, bool hybrid)
 {
     char path[MGR_CONFIG_TEXT + 64];
+    if (hybrid) /* of pretrain_hybrid.py; a kept arg `spec` says another */
+        MGR_TRY(
+            put(l, "--spec", "megatron.core.models.hybrid.hybrid_layer_specs hybrid_stack_spec"));
     MGR_TRY(put(l, "--load", quoted(config->target.path, path, sizeof path)));
     MGR_TRY(put(l, "--ckpt-format", dist ? "torch_dist" : "torch"));
     if (strcmp(config->target.names, "local") == 0)
@@ -220,6 +241,12 @@ static int say_limits(const mgr_megatron_arg_list *list, const mgr_config *confi
 {
     const mgr_attr *const gated = mgr_megatron_args_get(list, "gated_linear_unit");
     const mgr_attr *const base = mgr_megatron_args_get(list, "rotary_base");
+    if (mgr_megatron_args_get(list, "hybrid_layer_pattern") && /* hybrid_layer_specs.py of 0.19 */
+        is_true(mgr_megatron_args_get(list, "qk_layernorm")))
+        MGR_TRY(
+            mgr_remarks_say(remarks, MGR_REMARK_WARNING, err,
+                            "hybrid_stack_spec of megatron-core 0.19 makes no norms of q and k, "
+                            "which this model has: it takes a layer spec that does"));
     if (is_true(gated) && !is_true(mgr_megatron_args_get(list, "swiglu")))
         MGR_TRY(mgr_remarks_say(remarks, MGR_REMARK_WARNING, err,
                                 "no option of Megatron-LM makes GEGLU: its model builder has to "
@@ -241,6 +268,7 @@ int mgr_megatron_flags_review(const mgr_megatron_arg_list *list, const mgr_outpu
 {
     const mgr_attr *const format = mgr_megatron_args_get(list, "ckpt_format");
     const bool dist = format && strcmp(format->text, "torch_dist") == 0;
+    const bool hybrid = mgr_megatron_args_get(list, "hybrid_layer_pattern");
     lines l = {.remarks = remarks, .err = err};
     MGR_TRY(say_limits(list, out->config, remarks, err));
     for (int alone = 0; alone < 2; alone++) {
@@ -249,7 +277,7 @@ int mgr_megatron_flags_review(const mgr_megatron_arg_list *list, const mgr_outpu
                                       : "# Megatron-LM's options, beside those of your data:"));
         if (alone)
             MGR_TRY(put(&l, "--use-checkpoint-args", NULL));
-        MGR_TRY(put_load(&l, out->config, dist));
+        MGR_TRY(put_load(&l, out->config, dist, hybrid));
         MGR_TRY(put_split(&l, list, out->config, dist));
         MGR_TRY(put_model(&l, list, alone));
         MGR_TRY(put_kept(&l, list));

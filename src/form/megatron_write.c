@@ -8,6 +8,7 @@
 #include "fmt/pickle_write.h"
 #include "form/megatron_root.h"
 #include "io/file.h"
+#include "model/megatron_hybrid.h"
 
 typedef struct arg {
     const char *name;
@@ -104,7 +105,8 @@ static int add_sizes(const mgr_megatron_args *a, mgr_megatron_arg_list *out, mgr
     const mgr_model *const m = a->model;
     const mgr_megatron *const mg = a->megatron;
     const arg args[] = {
-        {"num_layers", WHOLE, (double)m->layers, NULL},
+        {"num_layers", WHOLE, (double)(a->hybrid ? MGR_HYBRID_LAYERS * m->layers : m->layers),
+         NULL},
         {"hidden_size", WHOLE, (double)m->hidden, NULL},
         {"ffn_hidden_size", WHOLE, (double)m->ffn, NULL},
         {"num_attention_heads", WHOLE, (double)m->heads, NULL},
@@ -169,11 +171,26 @@ static int add_architecture(const mgr_model *m, mgr_megatron_arg_list *out, mgr_
     return add_all(out, args, sizeof args / sizeof args[0], err);
 }
 
+static int add_pattern(const mgr_model *m, mgr_megatron_arg_list *out, mgr_err *err)
+{
+    mgr_buf pattern = {0};
+    const char *text = NULL;
+    int rc = mgr_megatron_hybrid_pattern(m, &pattern, err);
+    if (rc == MGR_OK)
+        rc = mgr_arena_fmt(&out->arena, &text, err, "%s", pattern.data);
+    if (rc == MGR_OK)
+        rc = add(out, &(arg){"hybrid_layer_pattern", TEXT, 0, text}, err);
+    mgr_buf_clear(&pattern);
+    return rc;
+}
+
 /* A number where all layers have experts; else a list with 1 for those that have (Megatron takes
  * both). */
 static int add_layer_freq(const mgr_megatron_args *a, mgr_megatron_arg_list *out, mgr_err *err)
 {
     const mgr_model *const m = a->model;
+    if (a->hybrid)
+        return add_pattern(m, out, err);
     if (m->experts == 0 && !a->layer_list)
         return MGR_OK;
     mgr_buf list = {0};

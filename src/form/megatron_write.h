@@ -25,6 +25,7 @@ typedef struct mgr_megatron_args {
     mgr_dtype dtype;
     const char *ckpt_format; /* "torch", "torch_dist" */
     bool layer_list;         /* moe_layer_freq is a list even where all layers are alike */
+    bool hybrid;             /* of a HybridModel, which has a pattern in its place */
 } mgr_megatron_args;
 
 /* One arg of the output and what became of it. */

@@ -16,6 +16,7 @@
 #include "fmt/torch_file.h"
 #include "form/format_keys.h"
 #include "form/huggingface_compose.h"
+#include "form/huggingface_fp8.h"
 #include "form/huggingface_tied.h"
 #include "form/source.h"
 #include "form/strange.h"
@@ -399,7 +400,9 @@ static int read_source_file(mgr_catalogue *cat, uint32_t file, const mgr_reader 
     else
         MGR_TRY(mgr_safetensors_read(cat, file, reader, err));
     skip_buffers(cat, first);
-    return mgr_huggingface_sample(cat, first, file, reader, err);
+    MGR_TRY(mgr_huggingface_sample(cat, first, file, reader, err));
+    mgr_huggingface_fp8_take(cat, first);
+    return MGR_OK;
 }
 
 /* ---- what was found ---- */
@@ -497,6 +500,7 @@ static int describe(const mgr_catalogue *cat, const mgr_config *config, void **o
     mgr_huggingface *state;
     hf.n_files = (uint32_t)cat->n_files - hf.first_file;
     MGR_TRY(check_files(cat, indexed, err));
+    MGR_TRY(mgr_huggingface_fp8_check(cat, err));
     MGR_TRY(mgr_strange_tensors(cat, err));
     MGR_TRY(mgr_huggingface_model(cat, config, &hf, model, err));
     MGR_TRY(mgr_huggingface_check_tied(cat, model, err));
@@ -508,7 +512,8 @@ static int describe(const mgr_catalogue *cat, const mgr_config *config, void **o
 
 static int layout(const void *state, mgr_layout *into, mgr_err *err)
 {
-    return mgr_huggingface_layout(into, state, err);
+    MGR_TRY(mgr_huggingface_layout(into, state, err));
+    return mgr_huggingface_fp8_layout(into, err);
 }
 
 static int summary(const void *state, mgr_buf *out, mgr_err *err)
@@ -580,6 +585,9 @@ static int review(const void *state, const mgr_catalogue *cat, const mgr_config 
         if (verdict != MGR_HF_KNOWN)
             MGR_TRY(review_key(a, hf, verdict, remarks, err));
     }
+    if (mgr_huggingface_fp8_is(cat))
+        MGR_TRY(mgr_remarks_say(remarks, MGR_REMARK_WARNING, err,
+                                "weights in FP8 with a scale for each block are read as bfloat16"));
     return review_files(cat, remarks, err);
 }
 
@@ -601,6 +609,8 @@ const mgr_source_format mgr_source_huggingface = {
     .summary = summary,
     .review = review,
     .release = release,
+    .fetch = mgr_huggingface_fp8_fetch,
+    .fetched = mgr_huggingface_fp8_fetched,
 };
 
 /* Found by its name alone: what can be probed is `huggingface`. */
@@ -620,6 +630,8 @@ const mgr_source_format mgr_source_moe_recipes = {
     .layout = layout,
     .summary = summary,
     .release = release,
+    .fetch = mgr_huggingface_fp8_fetch,
+    .fetched = mgr_huggingface_fp8_fetched,
 };
 
 const mgr_source_format mgr_source_mixtral = {
@@ -633,4 +645,6 @@ const mgr_source_format mgr_source_mixtral = {
     .summary = summary,
     .review = review,
     .release = release,
+    .fetch = mgr_huggingface_fp8_fetch,
+    .fetched = mgr_huggingface_fp8_fetched,
 };

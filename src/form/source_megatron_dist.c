@@ -322,7 +322,9 @@ static int summary(const void *opaque, mgr_buf *out, mgr_err *err)
 {
     const state *const s = opaque;
     return mgr_buf_fmt(out, err, "torch_dist, %zu chunks, %s%s", s->n_chunks,
-                       s->dist.stacked ? "stacked layers" : "a key per layer",
+                       s->dist.hybrid    ? "a HybridModel's layers"
+                       : s->dist.stacked ? "stacked layers"
+                                         : "a key per layer",
                        s->dist.singleton ? ", gate and up apart" : "");
 }
 

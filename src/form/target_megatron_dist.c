@@ -20,6 +20,7 @@
 #include "form/target.h"
 #include "io/file.h"
 #include "model/megatron_dist.h"
+#include "model/megatron_hybrid.h"
 
 /* Of the vocabulary, so that a rank of a large run need not read all of it for its slice. */
 #define VOCABULARY_CHUNK_BYTES (UINT64_C(256) << 20)
@@ -58,9 +59,30 @@ static int check_keys(const mgr_config *config, const mgr_model *model, mgr_err 
     return MGR_OK;
 }
 
+static bool is_hybrid(const mgr_config *config)
+{
+    return strcmp(config->target.dist_keys, "hybrid") == 0;
+}
+
+/* hybrid_layer_specs.py and hybrid_model.py of core 0.19 */
+static int check_hybrid(const mgr_config *config, const mgr_model *model, mgr_err *err)
+{
+    if (!is_hybrid(config))
+        return MGR_OK;
+    if (strcmp(config->target.names, "local") == 0)
+        return mgr_config_fail(config, "target.names", err,
+                               "'target.names' is 'local', but a HybridModel has Transformer "
+                               "Engine's names alone");
+    if (model->rope.kind != MGR_ROPE_LLAMA3)
+        return MGR_OK;
+    mgr_fail(err, MGR_ERR_UNSUPPORTED, "a HybridModel cannot scale RoPE as Llama 3 does");
+    return mgr_hint(err, "write a GPTModel's keys: 'target.dist_keys: stacked' or 'per-layer'");
+}
+
 static int check(const mgr_config *config, const mgr_model *model, mgr_err *err)
 {
     MGR_TRY(check_keys(config, model, err));
+    MGR_TRY(check_hybrid(config, model, err));
     MGR_TRY(check_experts(config, model, err));
     return mgr_megatron_check_args(model, err);
 }
@@ -78,7 +100,8 @@ static uint64_t vocabulary_rows(const mgr_config *config, const mgr_layout *into
 
 static bool is_stacked(const mgr_config *config, const mgr_model *model)
 {
-    return strcmp(config->target.dist_keys, "per-layer") != 0 && mgr_megatron_dist_can_stack(model);
+    return strcmp(config->target.dist_keys, "per-layer") != 0 && !is_hybrid(config) &&
+           mgr_megatron_dist_can_stack(model);
 }
 
 static void fill_state(const mgr_config *config, const mgr_layout *into, state *s)
@@ -101,6 +124,7 @@ static void fill_state(const mgr_config *config, const mgr_layout *into, state *
         .max_shard_size = config->target.max_shard_size,
         .expert_parallel = ep ? (uint32_t)ep : 1,
         .stacked = is_stacked(config, &s->model),
+        .hybrid = is_hybrid(config),
         .names = strcmp(config->target.names, "local") == 0 ? MGR_NAMES_LOCAL : MGR_NAMES_TE,
     };
 }
@@ -113,7 +137,8 @@ static int make_args(const mgr_config *config, const mgr_origin *origin, state *
                                     .origin = origin,
                                     .dtype = s->dtype,
                                     .ckpt_format = "torch_dist",
-                                    .layer_list = !s->target.stacked};
+                                    .layer_list = !s->target.stacked,
+                                    .hybrid = s->target.hybrid};
     return mgr_megatron_args_make(&args, &s->args, err);
 }
 
@@ -393,19 +418,31 @@ static const mgr_key keys[] = {
     MGR_ROW_EXPERT_PARALLEL,
     MGR_ROW_VOCAB_DIVISOR,
     MGR_ROW_MEGATRON_NAMES,
-    MGR_ROW_CHOICE("target.dist_keys", target.dist_keys, "auto", "auto|stacked|per-layer",
+    MGR_ROW_CHOICE("target.dist_keys", target.dist_keys, "auto", "auto|stacked|per-layer|hybrid",
                    "layers stacked, as a moe_layer_freq of 1 asks for, or each by its number, as a "
-                   "list does"),
+                   "list does, or those of a HybridModel"),
     MGR_ROW_TARGET_ITERATION,
     MGR_ROW_MAX_SHARD_SIZE,
 };
+
+/* A HybridModel stays one. */
+static void settle(const mgr_origin *origin, mgr_config *config)
+{
+    char *const keys_of = config->target.dist_keys;
+    if (strcmp(keys_of, "auto") == 0 && strcmp(origin->format, "megatron-dist") == 0 &&
+        mgr_megatron_hybrid_is(origin->cat))
+        snprintf(keys_of, sizeof config->target.dist_keys, "hybrid");
+    if (is_hybrid(config) && strcmp(config->target.names, "auto") == 0)
+        snprintf(config->target.names, sizeof config->target.names, "te");
+    mgr_megatron_settle(origin, config);
+}
 
 const mgr_target_format mgr_target_megatron_dist = {
     .name = "megatron-dist",
     .keys = MGR_KEY_TABLE(MGR_OWNER_TARGET, "megatron-dist", keys),
     .container = &mgr_container_dist,
     .check = check,
-    .settle = mgr_megatron_settle,
+    .settle = settle,
     .layout = layout,
     .review = review,
     .sidecars = sidecars,

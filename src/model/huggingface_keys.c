@@ -340,6 +340,34 @@ static bool stands_alone(const mgr_catalogue *cat, const mgr_attr *a, const char
            strcmp(parent, "auto_map") != 0;
 }
 
+static bool says(const mgr_catalogue *cat, const char *key, const char *text)
+{
+    const mgr_attr *const a = mgr_catalogue_attr(cat, 0, key);
+    return a && a->kind == MGR_ATTR_TEXT && strcmp(a->text, text) == 0;
+}
+
+bool mgr_huggingface_fp8_blocks(const mgr_catalogue *cat, uint64_t block[2])
+{
+    static const char *const sizes[] = {PREFIX "quantization_config.weight_block_size.0",
+                                        PREFIX "quantization_config.weight_block_size.1"};
+    const mgr_attr *const format = mgr_catalogue_attr(cat, 0, PREFIX "quantization_config.fmt");
+    for (int i = 0; i < 2; i++) {
+        const mgr_attr *const a = mgr_catalogue_attr(cat, 0, sizes[i]);
+        if (!a || a->kind != MGR_ATTR_INT || a->i < 1)
+            return false;
+        block[i] = (uint64_t)a->i;
+    }
+    return says(cat, PREFIX "quantization_config.quant_method", "fp8") &&
+           says(cat, PREFIX "quantization_config.activation_scheme", "dynamic") &&
+           (!format || says(cat, PREFIX "quantization_config.fmt", "e4m3"));
+}
+
+static bool is_fp8_blocks(const mgr_catalogue *cat, const char *name)
+{
+    uint64_t block[2];
+    return strcmp(name, "quantization_config") == 0 && mgr_huggingface_fp8_blocks(cat, block);
+}
+
 mgr_hf_verdict mgr_huggingface_judge(const mgr_catalogue *cat, const mgr_attr *a, unsigned family,
                                      const mgr_hf_key **row)
 {
@@ -348,7 +376,8 @@ mgr_hf_verdict mgr_huggingface_judge(const mgr_catalogue *cat, const mgr_attr *a
     if (*row)
         switch ((*row)->use) {
         case MGR_HF_NEUTRAL:
-            return is_neutral(a, (*row)->neutral) ? MGR_HF_KNOWN : MGR_HF_REFUSED;
+            return is_neutral(a, (*row)->neutral) || is_fp8_blocks(cat, name) ? MGR_HF_KNOWN
+                                                                              : MGR_HF_REFUSED;
         case MGR_HF_IGNORED:
             return is_nil(a) ? MGR_HF_KNOWN : MGR_HF_PASSED_OVER;
         case MGR_HF_READ:

@@ -46,6 +46,10 @@ typedef enum mgr_hf_verdict {
 mgr_hf_verdict mgr_huggingface_judge(const mgr_catalogue *cat, const mgr_attr *a, unsigned family,
                                      const mgr_hf_key **row);
 
+/* Does quantization_config say FP8 weights with a scale for each block, and which blocks, rows and
+ * columns (transformers' FineGrainedFP8Config)? That one is read, others are refused. Pure. */
+bool mgr_huggingface_fp8_blocks(const mgr_catalogue *cat, uint64_t block[2]);
+
 /* The value as a file spells it, or "a list", "an object". Returns out. */
 const char *mgr_huggingface_value(const mgr_attr *a, char *out, size_t size);
 

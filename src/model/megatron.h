@@ -78,6 +78,7 @@ typedef struct mgr_megatron_shapes {
     uint32_t file; /* whose attributes are read */
     mgr_dtype dtype;
     uint64_t layers, hidden, padded_vocab;
+    bool hybrid; /* a HybridModel's, whose args count attention and FFN as a layer each */
     uint64_t ffn, fc1_rows;               /* of dense FFNs: columns of fc2, rows of fc1 */
     uint64_t experts;                     /* rows of the router */
     uint64_t expert_ffn, expert_fc1_rows; /* of experts */

@@ -8,6 +8,7 @@
 #include "core/str.h"
 #include "model/megatron.h"
 #include "model/megatron_fields.h"
+#include "model/megatron_hybrid.h"
 
 #define MAX_EXPERTS 65536
 
@@ -17,6 +18,7 @@ typedef struct evidence {
     const mgr_config *config;
     const mgr_megatron *mg;
     uint32_t file; /* whose args are read: first stage, tensor-parallel rank 0 */
+    bool hybrid;   /* a HybridModel's keys */
 } evidence;
 
 static const mgr_attr *arg(const evidence *ev, const char *name)
@@ -44,12 +46,17 @@ static bool is_true(const mgr_attr *a)
 }
 
 /* Args that no tensor shows may go unchanged from Megatron to Megatron where nothing is made of the
- * model; and someone who only looks (without a target) is shown all there is. */
-static bool keeps_args(const mgr_config *config)
+ * model, nor of the numbers of its layers, which they count by; and someone who only looks (without
+ * a target) is shown all there is. */
+static bool keeps_args(const evidence *ev)
 {
-    return config->target.format[0] == '\0' ||
-           (mgr_has_prefix(config->target.format, "megatron-") &&
-            strcmp(config->mode, "reshard") == 0);
+    const mgr_config *const c = ev->config;
+    const bool to_hybrid = strcmp(c->target.dist_keys, "hybrid") == 0 ||
+                           (ev->hybrid && strcmp(c->target.dist_keys, "auto") == 0 &&
+                            strcmp(c->target.format, "megatron-dist") == 0);
+    return c->target.format[0] == '\0' ||
+           (mgr_has_prefix(c->target.format, "megatron-") && strcmp(c->mode, "reshard") == 0 &&
+            ev->hybrid == to_hybrid);
 }
 
 static bool lets_unknown_pass(const mgr_config *config)
@@ -74,12 +81,13 @@ static int check_field(const evidence *ev, const mgr_attr *a, mgr_err *err)
     }
     if ((f.rule != MGR_FIELD_NEUTRAL && f.rule != MGR_FIELD_KEPT) || mgr_megatron_is_neutral(&f, a))
         return MGR_OK;
-    if (f.rule == MGR_FIELD_KEPT && keeps_args(ev->config))
+    if (f.rule == MGR_FIELD_KEPT && keeps_args(ev))
         return MGR_OK;
     mgr_fail(err, MGR_ERR_UNSUPPORTED, "'%s' has %s (args.%s is %s), which is not supported",
              path(ev), f.what, name, shown);
     return f.rule == MGR_FIELD_KEPT
-               ? mgr_hint(err, "only 'mode: reshard' from Megatron to Megatron keeps it")
+               ? mgr_hint(err, "only 'mode: reshard' from Megatron to Megatron keeps it%s",
+                          ev->hybrid ? ", from a HybridModel to 'target.dist_keys: hybrid'" : "")
                : err->code;
 }
 
@@ -90,6 +98,30 @@ static int check_fields(const evidence *ev, mgr_err *err)
         if (a->file == ev->file && mgr_has_prefix(a->key, MGR_ARGS))
             MGR_TRY(check_field(ev, a, err));
     }
+    return MGR_OK;
+}
+
+/* Only torch_dist of a HybridModel is known, and mgr_megatron_hybrid_check has looked at its
+ * pattern. Its RoPE is never scaled (hybrid_model.py). */
+static int check_hybrid(const evidence *ev, mgr_err *err)
+{
+    static const char *const names[] = {"hybrid_layer_pattern", "hybrid_override_pattern"};
+    for (size_t i = 0; !ev->hybrid && i < sizeof names / sizeof names[0]; i++) {
+        const mgr_attr *const a = arg(ev, names[i]);
+        char value[80], shown[80];
+        if (!a)
+            continue;
+        mgr_attr_text(a, value, sizeof value);
+        return mgr_fail(err, MGR_ERR_UNSUPPORTED,
+                        "'%s' has hybrid layers (args.%s is %s), which are not supported in this "
+                        "format",
+                        path(ev), names[i],
+                        mgr_printable(value, strlen(value), shown, sizeof shown));
+    }
+    if (ev->hybrid && is_true(arg(ev, "use_rope_scaling")))
+        return mgr_fail(err, MGR_ERR_UNSUPPORTED,
+                        "'%s' has args.use_rope_scaling, but a HybridModel computes without it",
+                        path(ev));
     return MGR_OK;
 }
 
@@ -104,6 +136,7 @@ static bool old_names(const evidence *ev)
 static int check_supported(const evidence *ev, mgr_err *err)
 {
     MGR_TRY(check_fields(ev, err));
+    MGR_TRY(check_hybrid(ev, err));
     /* QKV rows had another order before version 2. A save without a version counts as 0, but one
      * that has Megatron-Core's names is younger than that. */
     const mgr_attr *const version = mgr_catalogue_attr(ev->cat, ev->file, "checkpoint_version");
@@ -475,7 +508,7 @@ static int activation(const evidence *ev, const mgr_megatron_shapes *s, mgr_mode
                     : relu  ? MGR_ACTIVATION_SQUARED_RELU
                             : MGR_ACTIVATION_GELU;
     /* the fused kernel has the tanh form of GELU, modules elsewhere the exact one */
-    if (gated && !silu && is_true(arg(ev, "bias_gelu_fusion")) && !keeps_args(ev->config))
+    if (gated && !silu && is_true(arg(ev, "bias_gelu_fusion")) && !keeps_args(ev))
         return mgr_fail(err, MGR_ERR_UNSUPPORTED,
                         "'%s' has GEGLU in its tanh form (args.bias_gelu_fusion is True), which is "
                         "not supported",
@@ -657,10 +690,31 @@ static int kind_of_model(const evidence *ev, const mgr_megatron_shapes *s, mgr_m
 
 /* ---- sizes ---- */
 
+/* The keys have told how many there are; args count each half. */
+static int hybrid_layers(const evidence *ev, const mgr_megatron_shapes *s, uint64_t *out,
+                         mgr_err *err)
+{
+    const mgr_attr *const a = arg(ev, "num_layers");
+    const uint64_t halves = MGR_HYBRID_LAYERS * s->layers, given = ev->config->model.num_layers;
+    *out = s->layers;
+    if (a && (a->kind != MGR_ATTR_INT || a->i < 0 || (uint64_t)a->i != halves))
+        return mgr_fail(err, MGR_ERR_FORMAT,
+                        "args.num_layers of '%s' is not %llu, the layers that its keys have",
+                        path(ev), (unsigned long long)halves);
+    if (given && given != s->layers)
+        return mgr_config_fail(
+            ev->config, "model.num_layers", err,
+            "'model.num_layers' is %llu, but '%s' has %llu, each of an attention "
+            "and an FFN layer",
+            (unsigned long long)given, path(ev), (unsigned long long)s->layers);
+    return MGR_OK;
+}
+
 static int layer_sizes(const evidence *ev, const mgr_megatron_shapes *s, mgr_model *m, mgr_err *err)
 {
     const mgr_config *const c = ev->config;
-    MGR_TRY(whole(ev, "num_layers", c->model.num_layers, s->layers, &m->layers, err));
+    MGR_TRY(s->hybrid ? hybrid_layers(ev, s, &m->layers, err)
+                      : whole(ev, "num_layers", c->model.num_layers, s->layers, &m->layers, err));
     MGR_TRY(needed(ev, "num_layers", m->layers, err));
     if (m->layers > s->most_layers) /* a name alone must not make us list a million layers */
         return mgr_fail(err, MGR_ERR_FORMAT, "%llu layers in %zu tensors (%s)",
@@ -764,7 +818,8 @@ static int model_of(const evidence *ev, const mgr_megatron_shapes *s, mgr_model 
 int mgr_megatron_model_of(const mgr_catalogue *cat, const mgr_config *config,
                           const mgr_megatron_shapes *shapes, mgr_model *model, mgr_err *err)
 {
-    const evidence ev = {.cat = cat, .config = config, .file = shapes->file};
+    const evidence ev = {
+        .cat = cat, .config = config, .file = shapes->file, .hybrid = shapes->hybrid};
     MGR_TRY(known_names(&ev, err));
     MGR_TRY(check_supported(&ev, err));
     return model_of(&ev, shapes, model, err);
@@ -773,7 +828,7 @@ int mgr_megatron_model_of(const mgr_catalogue *cat, const mgr_config *config,
 int mgr_megatron_model(const mgr_catalogue *cat, const mgr_config *config, mgr_megatron *mg,
                        uint32_t *stage_layers, mgr_model *model, mgr_err *err)
 {
-    const evidence ev = {cat, config, mg, mg->files[0]};
+    const evidence ev = {.cat = cat, .config = config, .mg = mg, .file = mg->files[0]};
     mgr_megatron_shapes shapes = {.file = ev.file, .most_layers = cat->n_stored};
     MGR_TRY(known_names(&ev, err));
     MGR_TRY(check_supported(&ev, err));

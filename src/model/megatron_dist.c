@@ -6,8 +6,8 @@
 #include <string.h>
 
 #include "core/mem.h"
+#include "model/megatron_hybrid.h"
 
-#define LAYERS "decoder.layers."
 #define FFN "mlp."
 #define EXPERTS "mlp.experts.experts."
 #define EXTRA "._extra_state/shard_"
@@ -54,9 +54,11 @@ typedef enum key_form {
 /* When a target spells it like this. */
 typedef enum key_use {
     ALWAYS,
-    NEVER,    /* files of other writers may */
-    WITH_FC1, /* a norm in front of dense FFNs; the local spec calls all of them so */
-    BY_ITSELF /* the same in front of experts, with Transformer Engine */
+    NEVER, /* files of other writers may */
+    OF_GPT,
+    OF_HYBRID, /* HybridModel has another name for it */
+    WITH_FC1,  /* a norm in front of dense FFNs; the local spec calls all of them so */
+    BY_ITSELF  /* the same in front of experts, with Transformer Engine */
 } key_use;
 
 /* A dense local model renames its norms on saving, and so does a mixture of experts, although its
@@ -102,8 +104,10 @@ static const struct key {
     {"linear_fc1.bias_v", INNER, PLAIN, MGR_ROLE_UP_BIAS, NEVER},
     {"linear_fc2.weight", INNER, PLAIN, MGR_ROLE_DOWN, ALWAYS},
     {"linear_fc2.bias", INNER, PLAIN, MGR_ROLE_DOWN_BIAS, ALWAYS},
-    {"decoder.final_layernorm.weight", TOP, PLAIN, MGR_ROLE_FINAL_NORM, ALWAYS},
-    {"decoder.final_layernorm.bias", TOP, PLAIN, MGR_ROLE_FINAL_NORM_BIAS, ALWAYS},
+    {"decoder.final_layernorm.weight", TOP, PLAIN, MGR_ROLE_FINAL_NORM, OF_GPT},
+    {"decoder.final_layernorm.bias", TOP, PLAIN, MGR_ROLE_FINAL_NORM_BIAS, OF_GPT},
+    {"decoder.final_norm.weight", TOP, PLAIN, MGR_ROLE_FINAL_NORM, OF_HYBRID},
+    {"decoder.final_norm.bias", TOP, PLAIN, MGR_ROLE_FINAL_NORM_BIAS, OF_HYBRID},
     {"output_layer.weight", TOP, VOCABULARY, MGR_ROLE_LM_HEAD, ALWAYS},
 };
 
@@ -189,7 +193,7 @@ static const char *skip_layer(const char *key, size_t *len, piece *p, bool *expe
 static const struct key *read_key(const mgr_stored *s, size_t len, piece *p, bool *expert_axis)
 {
     const char *key = skip_wrappers(s->name, &len);
-    const char *const below = skip_prefix(key, LAYERS, &len);
+    const char *const below = skip_prefix(key, MGR_MEGATRON_LAYERS, &len);
     if (!below)
         return find_key(key, len, TOP);
     key = skip_layer(below, &len, p, expert_axis);
@@ -208,8 +212,16 @@ static bool within(uint64_t first, uint64_t n, uint64_t most)
     return first < most && n <= most - first;
 }
 
+/* From a HybridModel's layer to ours; false where the key is of the other half. */
+static bool leave_hybrid(piece *p)
+{
+    const uint64_t theirs = p->layer;
+    p->layer /= MGR_HYBRID_LAYERS;
+    return !p->stacked && mgr_megatron_hybrid_layer(p->key->role, p->layer) == theirs;
+}
+
 /* False for a tensor that is none of ours; layout_finish names it. */
-static bool read_piece(const mgr_stored *s, piece *p)
+static bool read_piece(const mgr_stored *s, bool hybrid, piece *p)
 {
     uint64_t offset[MGR_MAX_NDIM] = {0};
     size_t len;
@@ -220,6 +232,8 @@ static bool read_piece(const mgr_stored *s, piece *p)
     p->key = read_key(s, len, p, &expert_axis);
     const uint32_t lead = (p->stacked ? 1u : 0u) + (expert_axis ? 1u : 0u);
     if (!p->key || s->ndim < lead + 1 || s->ndim > lead + 2)
+        return false;
+    if (hybrid && p->key->place != TOP && !leave_hybrid(p))
         return false;
     if (p->stacked) {
         p->layer = offset[0];
@@ -275,7 +289,7 @@ static void measure(const mgr_catalogue *cat, extents *e, mgr_megatron_dist *dis
 {
     for (size_t i = 0; i < cat->n_stored; i++) {
         piece p;
-        if (read_piece(&cat->stored[i], &p))
+        if (read_piece(&cat->stored[i], dist->hybrid, &p))
             measure_piece(&p, e, dist);
     }
 }
@@ -300,12 +314,13 @@ static bool has(const extents *e, mgr_role role)
     return e->rows[0][role] > 0 || e->rows[1][role] > 0;
 }
 
-static mgr_megatron_shapes shapes_of(const mgr_catalogue *cat, const extents *e)
+static mgr_megatron_shapes shapes_of(const mgr_catalogue *cat, const extents *e, bool hybrid)
 {
     mgr_megatron_shapes s = {
         .file = file_of_args(cat),
         .dtype = e->dtype,
         .layers = e->layers,
+        .hybrid = hybrid,
         .hidden = e->cols[0][MGR_ROLE_EMBEDDING],
         .padded_vocab = e->rows[0][MGR_ROLE_EMBEDDING],
         .ffn = e->cols[0][MGR_ROLE_DOWN],
@@ -348,10 +363,12 @@ int mgr_megatron_dist_model(const mgr_catalogue *cat, const mgr_config *config,
                             mgr_megatron_dist *dist, mgr_model *model, mgr_err *err)
 {
     extents e = {.dtype = MGR_DTYPE_NONE};
-    *dist = (mgr_megatron_dist){.stacked = false};
+    *dist = (mgr_megatron_dist){.hybrid = mgr_megatron_hybrid_is(cat)};
+    if (dist->hybrid)
+        MGR_TRY(mgr_megatron_hybrid_check(cat, err));
     measure(cat, &e, dist);
     MGR_TRY(check_needed(cat, &e, err));
-    const mgr_megatron_shapes shapes = shapes_of(cat, &e);
+    const mgr_megatron_shapes shapes = shapes_of(cat, &e, dist->hybrid);
     dist->padded_vocab = shapes.padded_vocab;
     MGR_TRY(mgr_megatron_model_of(cat, config, &shapes, model, err));
     const mgr_megatron whole = {.tensor_parallel = 1,
@@ -551,7 +568,7 @@ int mgr_megatron_dist_layout(mgr_layout *layout, const mgr_megatron_dist *dist, 
 {
     for (size_t i = 0; i < layout->cat->n_stored; i++) {
         piece c;
-        if (read_piece(&layout->cat->stored[i], &c))
+        if (read_piece(&layout->cat->stored[i], dist->hybrid, &c))
             MGR_TRY(put_piece(layout, dist, &c, err));
     }
     return MGR_OK;
@@ -618,14 +635,16 @@ static int choose_file(writer *w, uint32_t expert, uint64_t bytes, uint32_t *fil
     return MGR_OK;
 }
 
-/* "decoder.layers.[<l>.][mlp.[experts.experts.]]<name>" */
-static int make_key(writer *w, const entry *e, const char *name, mgr_err *err)
+/* "decoder.layers.[<l>.][mlp.[experts.experts.]]<name>"; `role` is one of the layer's half that the
+ * key is of. */
+static int make_key(writer *w, const entry *e, mgr_role role, const char *name, mgr_err *err)
 {
+    const uint64_t layer = w->target->hybrid ? mgr_megatron_hybrid_layer(role, e->layer) : e->layer;
     w->key.len = 0;
     if (e->layer != MGR_NONE)
-        MGR_TRY(mgr_buf_text(&w->key, LAYERS, err));
+        MGR_TRY(mgr_buf_text(&w->key, MGR_MEGATRON_LAYERS, err));
     if (e->layer != MGR_NONE && !w->target->stacked)
-        MGR_TRY(mgr_buf_fmt(&w->key, err, "%u.", e->layer));
+        MGR_TRY(mgr_buf_fmt(&w->key, err, "%" PRIu64 ".", layer));
     if (e->key && e->key->place == INNER)
         MGR_TRY(mgr_buf_text(&w->key, e->expert == MGR_NONE ? FFN : EXPERTS, err));
     return mgr_buf_text(&w->key, name, err);
@@ -661,12 +680,12 @@ static int add_chunk(writer *w, const entry *e, uint64_t row, uint64_t rows, mgr
     if (t->ndim == 2)
         shape[n++] = t->cols;
     w->name.len = 0;
-    MGR_TRY(make_key(w, e, e->key->name, err));
+    MGR_TRY(make_key(w, e, e->key->role, e->key->name, err));
     MGR_TRY(mgr_megatron_dist_name(&w->name, w->key.data, n, offset, err));
     MGR_TRY(choose_file(w, e->expert, rows * mgr_layout_row_bytes(w->layout, e->idx), &file, err));
     MGR_TRY(mgr_layout_tensor(w->layout, file, w->name.data, n, shape, &at.stored, err));
     MGR_TRY(link_chunk(w, e, at.stored, err));
-    if (!read_piece(&w->layout->cat->stored[at.stored], &c))
+    if (!read_piece(&w->layout->cat->stored[at.stored], w->target->hybrid, &c))
         return mgr_fail(err, MGR_ERR_INTERNAL, "chunk '%s' is not read back", w->name.data);
     return put_all(&at, err);
 }
@@ -716,6 +735,10 @@ static bool is_used(const writer *w, key_use use, uint32_t layer)
         return !by_itself;
     case BY_ITSELF:
         return by_itself;
+    case OF_GPT:
+        return !w->target->hybrid;
+    case OF_HYBRID:
+        return w->target->hybrid;
     case NEVER:
         break;
     }
@@ -789,12 +812,13 @@ static bool is_owner(const writer *w, state_owner owner, uint32_t layer)
 }
 
 /* ShardedObject.unique_key: "<key>/shard_<offset>.<offset>_<size>.<size>" (mapping.py). */
-static int add_state(writer *w, const char *name, uint32_t layer, uint32_t expert, mgr_err *err)
+static int add_state(writer *w, const char *name, mgr_role role, uint32_t layer, uint32_t expert,
+                     mgr_err *err)
 {
     const entry e = {.layer = layer, .expert = expert};
     const bool axis = layer != MGR_NONE && w->target->stacked;
     const unsigned long long layers = w->model->layers, experts = w->model->experts;
-    MGR_TRY(make_key(w, &e, name, err));
+    MGR_TRY(make_key(w, &e, role, name, err));
     MGR_TRY(mgr_buf_text(&w->key, EXTRA, err));
     if (axis && expert != MGR_NONE)
         MGR_TRY(mgr_buf_fmt(&w->key, err, "%u.%u_%llu.%llu", layer, expert, layers, experts));
@@ -807,16 +831,23 @@ static int add_state(writer *w, const char *name, uint32_t layer, uint32_t exper
     return mgr_layout_object(w->layout, 0, w->key.data, err);
 }
 
+/* A role of the layer's half that owns the state. */
+static mgr_role half_of(state_owner owner)
+{
+    return owner == OF_ANY || owner == OF_QK_NORM ? MGR_ROLE_ATTN_NORM : MGR_ROLE_MLP_NORM;
+}
+
 static int add_states(writer *w, uint32_t layer, mgr_err *err)
 {
     for (size_t i = 0; i < sizeof stateful / sizeof stateful[0]; i++) {
         if (!is_owner(w, stateful[i].owner, layer))
             continue;
+        const mgr_role role = half_of(stateful[i].owner);
         if (stateful[i].owner != OF_EXPERT)
-            MGR_TRY(add_state(w, stateful[i].name, layer, MGR_NONE, err));
+            MGR_TRY(add_state(w, stateful[i].name, role, layer, MGR_NONE, err));
         else
             for (uint32_t e = 0; e < w->model->experts; e++)
-                MGR_TRY(add_state(w, stateful[i].name, layer, e, err));
+                MGR_TRY(add_state(w, stateful[i].name, role, layer, e, err));
     }
     return MGR_OK;
 }
@@ -830,7 +861,11 @@ static int declare_all(writer *w, mgr_err *err)
     MGR_TRY(add_keys(w, middle, N_KEYS, TOP, MGR_NONE, MGR_NONE, err));
     for (uint32_t l = 0; l < w->model->layers; l++)
         MGR_TRY(add_states(w, l, err));
-    return add_state(w, "decoder.final_layernorm", MGR_NONE, MGR_NONE, err);
+    const mgr_role norm = MGR_ROLE_FINAL_NORM;
+    if (!w->target->hybrid)
+        return add_state(w, "decoder.final_layernorm", norm, MGR_NONE, MGR_NONE, err);
+    MGR_TRY(add_state(w, "decoder.final_norm", norm, MGR_NONE, MGR_NONE, err));
+    return add_state(w, "output_layer", MGR_ROLE_LM_HEAD, MGR_NONE, MGR_NONE, err);
 }
 
 int mgr_megatron_dist_declare(mgr_layout *layout, const mgr_megatron_dist_target *target,

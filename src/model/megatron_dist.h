@@ -22,6 +22,7 @@ typedef struct mgr_megatron_dist {
     uint64_t padded_vocab;
     bool stacked;   /* layers are an axis of their tensors, otherwise a part of their keys */
     bool singleton; /* gate and up are tensors of their own */
+    bool hybrid;    /* HybridModel's keys: attention and FFN are layers of their own */
 } mgr_megatron_dist;
 
 /* The name of the chunk of `key` at `offset`, appended to *out, and back: *key_len bytes of the
@@ -48,7 +49,7 @@ typedef struct mgr_megatron_dist_target {
     uint64_t vocab_rows;      /* of a chunk of the vocabulary, at most */
     uint64_t max_shard_size;  /* of the tensors of a file, unless one alone is larger */
     uint32_t expert_parallel; /* above 1: the experts of each such rank have files of their own */
-    bool stacked;
+    bool stacked, hybrid;
     mgr_norm_names names;
 } mgr_megatron_dist_target;
 

@@ -1,10 +1,11 @@
-"""Megatron-LM's own trainer on a CPU: its parser, its GPT builder, its reader and writer of checkpoints.
+"""Megatron-LM's own trainer on a CPU: its parser, its builders, its reader and writer of checkpoints.
 
     PYTHONPATH=.venv/megatron-core-0.19.2 python megatron_trainer.py
 
 The wheel of megatron-core 0.19 holds megatron/training. One line of JSON in, one out:
 {"world": ranks, "steps": [...]}, and {"results": [...]} of rank 0 once the ranks, forked for it, have
-ended; or {"failed": text}. Every step has the options of pretrain_gpt.py in "cli". What a step does:
+ended; or {"failed": text}. Every step has the options of pretrain_gpt.py, or of pretrain_hybrid.py, in "cli". What a
+step does:
 
     {"do": "save", "to": F, "format": X, "logits": L}   a model whose values depend on the tensors' names;
                                                          "plain": without enums in its args
@@ -85,6 +86,38 @@ def on_cpu():
     return Mode()
 
 
+def hybrid_builder(args, config):
+    """Of HybridModels without Transformer Engine: its stack of layers has no other spec, so this one is put
+    together from those of a GPT's layers, with the keys that Transformer Engine's would have."""
+    from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
+    from megatron.core.models.hybrid import hybrid_block
+    from megatron.core.ssm.mlp_layer import MLPLayer
+    from megatron.core.transformer import transformer_layer as layers
+    from megatron.core.transformer.spec_utils import ModuleSpec
+    from megatron.core.transformer.torch_norm import WrappedTorchNorm
+    from megatron.training import argument_utils
+    from megatron.training.models.hybrid import HybridModelBuilder
+
+    hybrid_block.TENorm = WrappedTorchNorm
+
+    def half(module, fused, experts, *names):
+        gpt = get_gpt_layer_local_spec(num_experts=experts, normalization=args.normalization).submodules
+        parts = {name: getattr(gpt, name) for name in names}
+        return ModuleSpec(module, submodules=layers.TransformerLayerSubmodules(sharded_state_dict_keys_map=fused, **parts))
+
+    attention = {"input_layernorm.": "self_attention.linear_qkv.layer_norm_"}
+    dense, ffn = {"pre_mlp_layernorm.": "mlp.linear_fc1.layer_norm_"}, ("pre_mlp_layernorm", "mlp", "mlp_bda")
+    made = argument_utils.hybrid_config_from_args(args, config)
+    made.hybrid_stack_spec = ModuleSpec(hybrid_block.HybridStack, submodules=hybrid_block.HybridStackSubmodules(
+        attention_layer=half(
+            layers.TransformerLayer, attention, None, "input_layernorm", "self_attention", "self_attn_bda"
+        ),
+        mlp_layer=half(MLPLayer, dense, None, *ffn),
+        moe_layer=half(layers.MoETransformerLayer, {}, args.num_experts, *ffn) if args.num_experts else None,
+    ))
+    return HybridModelBuilder(made)
+
+
 # ---- one rank ------------------------------------------------------------------------------------
 
 
@@ -112,7 +145,10 @@ class Rank:
         from megatron.training.models.gpt import GPTModelBuilder
 
         def provide(pre_process, post_process, vp_stage=None, config=None, pg_collection=None):
-            builder = GPTModelBuilder(argument_utils.gpt_config_from_args(args, config))
+            if args.hybrid_layer_pattern:
+                builder = hybrid_builder(args, config)
+            else:
+                builder = GPTModelBuilder(argument_utils.gpt_config_from_args(args, config))
             return builder.build_model(pg_collection, pre_process, post_process, vp_stage)
 
         model = training.get_model(provide, wrap_with_ddp=False)

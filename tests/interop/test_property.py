@@ -93,7 +93,9 @@ def megatron_torch(r, m):
 
 def megatron_dist(r, m):
     changes = {"tensor_parallel": r.choice(powers(4)), "names": r.choice(("te", "local"))}
-    changes["dist_keys"] = r.choice(("auto", "per-layer"))
+    changes["dist_keys"] = r.choice(("per-layer", "hybrid") + ("stacked",) * (not m.layer_freq))
+    if changes["dist_keys"] == "hybrid":
+        changes["names"] = "te"
     if m.experts:
         changes["expert_parallel"] = r.choice([n for n in (1, 2, 3) if m.experts % n == 0])
     return changes

@@ -214,7 +214,7 @@ static void test_types(void)
     s.type = "float8_e4m3fn";
     CHECK_INT(read_spec(&s), MGR_OK);
     CHECK(dcp.entries[0].fp8);
-    CHECK_INT(dcp.entries[0].dtype, MGR_DTYPE_OTHER);
+    CHECK_INT(dcp.entries[0].dtype, MGR_DTYPE_F8_E4M3);
     mgr_dcp_clear(&dcp);
 }
 

@@ -98,7 +98,7 @@ static void test_dtypes(void)
         {"F6_E2M3", 6, MGR_DTYPE_OTHER},
         {"F6_E3M2", 6, MGR_DTYPE_OTHER},
         {"F8_E5M2", 8, MGR_DTYPE_OTHER},
-        {"F8_E4M3", 8, MGR_DTYPE_OTHER},
+        {"F8_E4M3", 8, MGR_DTYPE_F8_E4M3},
         {"F8_E8M0", 8, MGR_DTYPE_OTHER},
         {"F8_E4M3FNUZ", 8, MGR_DTYPE_OTHER},
         {"F8_E5M2FNUZ", 8, MGR_DTYPE_OTHER},
