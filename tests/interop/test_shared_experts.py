@@ -12,6 +12,7 @@ import harness
 import megatron_core_server as server
 import runner
 import test_megatron_core_dist as dist
+import transformers_judge as judge
 from test_megatron_moe import NEWEST, core, logits as gathered  # noqa: F401 (a fixture)
 
 torch.set_num_threads(1)  # tiny models: a second thread only waits
@@ -64,10 +65,10 @@ KINDS = {
 NOT_IN_MEGATRON = ["glm4_moe, not normalised"]  # whose sigmoid is normalised but for a top 1
 
 
-def real(kind):
+def real(kind, **more):
     torch.manual_seed(2)
     name, changes = KINDS[kind]
-    config = getattr(transformers, name + "Config")(**{**SIZES, **changes})
+    config = getattr(transformers, name + "Config")(**{**SIZES, **changes, **more})
     lm = getattr(transformers, name + "ForCausalLM")(config).to(torch.float32).eval()
     with torch.no_grad():
         for p in list(lm.parameters()) + [b for n, b in lm.named_buffers() if "correction" in n]:
@@ -150,6 +151,16 @@ def test_each_part_counts(scratch, kind):
         save_file({**tensors, name: tensors[name] * -3}, path, metadata={"format": "pt"})
         assert not torch.allclose(logits(load(out)), before, atol=1e-4), part
         save_file(tensors, path, metadata={"format": "pt"})
+
+
+def test_the_last_release_4_computes_the_same(scratch):
+    with judge.Releases() as releases:
+        for kind in ("qwen2_moe", "glm4_moe, all of it"):
+            lm = real(kind, head_dim=8)  # its Qwen2-MoE has heads of hidden size by heads alone
+            lm.save_pretrained(scratch / kind, save_original_format=False)
+            out = reshard(scratch, scratch / kind, kind + "-out")
+            got = releases.ask(judge.pinned()[-1], do="logits", folder=out, ids=IDS.tolist())["logits"]
+            assert harness.relative_difference(torch.tensor(got), logits(lm)) < 1e-5, kind
 
 
 def test_the_selection_bias_stays_float32(scratch):
