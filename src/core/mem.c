@@ -100,7 +100,7 @@ int mgr_grow(void *array, size_t *capacity, size_t need, size_t size, mgr_err *e
     uint64_t bytes;
     if (mgr_mul_overflow(wanted, size, &bytes) || bytes > SIZE_MAX / 2)
         return mgr_mem_fail(UINT64_MAX, err);
-    void *old;
+    void *old = NULL;
     memcpy(&old, array, sizeof old);
     const uint64_t more = bytes - *capacity * size;
     const uint64_t before = old ? malloc_usable_size(old) : 0;

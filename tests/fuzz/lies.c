@@ -216,7 +216,7 @@ static void change_text(lied *in, const lied *other)
                                          "%s%n",
                                          "\\",
                                          "\xf4\x90\x80\x80",
-                                         "\xe2\x80\xae",
+                                         "\xe2\x80\x8b",
                                          "weight_map"};
     const char *const value = values[draw(sizeof values / sizeof values[0])];
     const size_t at = find_any(in, "\"':_.");

@@ -48,9 +48,9 @@ static int run_file(const char *path)
     const size_t len = all ? fread(all, 1, 1 << 24, f) : 0;
     const int bad = ferror(f);
     fclose(f);
-    if (!bad)
+    if (!bad && all)
         run_bytes(all, len);
-    if (!bad && len > 0 && len <= LIES_MOST && seeds.n + 1 < SEEDS) {
+    if (!bad && all && len > 0 && len <= LIES_MOST && seeds.n + 1 < SEEDS) {
         memcpy(seed->bytes, all, len);
         seed->len = len;
         seeds.n++;
@@ -81,14 +81,13 @@ static int run_folder(const char *folder)
     return n;
 }
 
-static uint64_t at_work;
+/* What a signal's handler says. */
+static char at_work[63];
 
 static void say_number(int signal_number)
 {
-    char text[80];
-    const int len = snprintf(text, sizeof text, "ended by signal %d at lie %" PRIu64 "\n",
-                             signal_number, at_work);
-    if (write(STDERR_FILENO, text, (size_t)len) < 0)
+    const size_t len = sizeof at_work - 1;
+    if (write(STDERR_FILENO, at_work, len) != (ssize_t)len)
         _exit(2);
     signal(signal_number, SIG_DFL);
     raise(signal_number);
@@ -108,7 +107,7 @@ static double tell(uint64_t number, lied *in)
     memcpy(in->bytes, seed->bytes, seed->len);
     in->len = seed->len;
     lies_tell(in, &seeds.list[number / seeds.n % seeds.n], number);
-    at_work = number;
+    snprintf(at_work, sizeof at_work, "ended at lie %-48" PRIu64 "\n", number);
     run_bytes(in->bytes, in->len);
     return (double)(clock() - start) / CLOCKS_PER_SEC;
 }
