@@ -86,7 +86,8 @@ int mgr_alloc(void *out, size_t n, size_t size, mgr_err *err)
         planted_failure() || !has_room(bytes) ? NULL : calloc(1, bytes ? (size_t)bytes : 1);
     if (!p)
         return mgr_mem_fail(bytes, err);
-    memcpy(out, &(void *){counted(p)}, sizeof p); /* *out is a pointer of any type */
+    counted(p);
+    memcpy(out, &p, sizeof p); /* *out is a pointer of any type */
     return MGR_OK;
 }
 
@@ -142,7 +143,8 @@ int mgr_alloc_aligned(void *out, size_t bytes, mgr_err *err)
     void *p = NULL;
     if (planted_failure() || !has_room(bytes) || posix_memalign(&p, page, bytes ? bytes : 1) != 0)
         return mgr_mem_fail(bytes, err);
-    memcpy(out, &(void *){counted(p)}, sizeof p);
+    counted(p);
+    memcpy(out, &p, sizeof p);
     return MGR_OK;
 }
 
