@@ -57,8 +57,8 @@ int mgr_mem_fail(uint64_t bytes, mgr_err *err)
              mgr_format_bytes(named, bound, sizeof bound),
              mgr_format_bytes(left, room, sizeof room),
              mgr_format_bytes(bytes, asked, sizeof asked));
-    return mgr_hint(err, "set memory_per_rank to %lluMiB or more",
-                    (unsigned long long)(need + need / 4));
+    mgr_hint(err, "set memory_per_rank to %lluMiB or more", (unsigned long long)(need + need / 4));
+    return MGR_ERR_NOMEM;
 }
 
 static void *counted(void *p)
