@@ -40,6 +40,7 @@ typedef struct mgr_config {
         char tokenizer[MGR_CONFIG_TEXT];
         char unknown[16]; /* refuse | warn */
         bool allow_nonfinite;
+        bool sha256;
     } source;
 
     /* What the checkpoint should say itself; 0 (or a negative number) is "not given". Given values

@@ -81,6 +81,7 @@ typedef struct mgr_job {
     uint64_t synth_seed;
 
     mgr_side source, target;
+    size_t manifest_records; /* records of the source from here on are its manifest's word */
     void *target_state;
     struct mgr_found *found;        /* --verify: the output that `target` is compared with */
     mgr_origin origin;              /* of the target: the source */

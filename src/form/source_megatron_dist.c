@@ -328,7 +328,12 @@ static int summary(const void *opaque, mgr_buf *out, mgr_err *err)
                        s->dist.singleton ? ", gate and up apart" : "");
 }
 
-static const mgr_key keys[] = {MGR_ROW_SOURCE_ITERATION, MGR_ROW_UNKNOWN};
+static const mgr_key keys[] = {
+    MGR_ROW_SOURCE_ITERATION,
+    MGR_ROW_UNKNOWN,
+    MGR_ROW_BOOL("source.sha256", source.sha256, "false",
+                 "compare every file with integrity.json; reads the source once more"),
+};
 
 static int review(const void *opaque, const mgr_catalogue *cat, const mgr_config *config,
                   mgr_remarks *remarks, mgr_err *err)

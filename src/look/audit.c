@@ -43,12 +43,6 @@ typedef struct audit {
 
 /* ---- the manifest ---- */
 
-static bool is_safe(const char *path)
-{
-    return path[0] && path[0] != '/' && strcmp(path, "..") != 0 && !mgr_has_prefix(path, "../") &&
-           !strstr(path, "/../") && !mgr_has_suffix(path, "/..");
-}
-
 static int old_manifest(const audit *a, mgr_err *err)
 {
     return mgr_fail(err, MGR_ERR_UNSUPPORTED,
@@ -84,7 +78,7 @@ static int take_file(audit *a, const json_t *entry, mgr_err *err)
     mgr_buf path = {0};
     uint64_t found = 0;
     char what[128];
-    if (!name || !crc || !is_safe(name))
+    if (!name || !crc || !mgr_manifest_is_safe(name))
         return mgr_fail(err, MGR_ERR_FORMAT, "'" MGR_MANIFEST "' lists a file without path or sum");
     int rc = mgr_buf_fmt(&path, err, "%s/%s", a->path, name);
     const bool plain = rc == MGR_OK && mgr_is_plain_file(path.data);

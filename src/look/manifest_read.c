@@ -1,6 +1,6 @@
 #include "look/manifest_read.h"
 
-#include <stdbool.h>
+#include <string.h>
 
 #include "core/str.h"
 #include "fmt/json.h"
@@ -8,6 +8,12 @@
 #include "io/file.h"
 
 #define MAX_MANIFEST ((uint64_t)1 << 30)
+
+bool mgr_manifest_is_safe(const char *path)
+{
+    return path[0] && path[0] != '/' && strcmp(path, "..") != 0 && !mgr_has_prefix(path, "../") &&
+           !strstr(path, "/../") && !mgr_has_suffix(path, "/..");
+}
 
 static int judge(mgr_buf *text, mgr_manifest_state *state, json_t **out, mgr_err *err)
 {

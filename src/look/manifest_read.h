@@ -4,6 +4,8 @@
 #ifndef MGR_LOOK_MANIFEST_READ_H
 #define MGR_LOOK_MANIFEST_READ_H
 
+#include <stdbool.h>
+
 #include <jansson.h>
 
 #include "mgr/err.h"
@@ -22,5 +24,8 @@ typedef enum mgr_manifest_state {
  * and of the file system. Local. */
 int mgr_manifest_read(const char *folder, mgr_manifest_state *state, json_t **out,
                       mgr_err *err) MGR_NODISCARD;
+
+/* Does a path that a manifest lists stay in its folder? Pure. */
+bool mgr_manifest_is_safe(const char *path);
 
 #endif

@@ -7,6 +7,7 @@
 
 #include "core/mem.h"
 #include "io/file.h"
+#include "run/source_sums.h"
 
 int mgr_settle_gather(mgr_comm *comm, mgr_extents *extents, mgr_err *err)
 {
@@ -142,9 +143,12 @@ static int settle_record(mgr_job *job, uint32_t i, const mgr_extent *extents, si
     job->tally.records_checked += n > 0;
     if (n == 0 || crc == r->crc32)
         return MGR_OK;
-    return mgr_fail(err, MGR_ERR_FORMAT,
-                    "'%s' is damaged: CRC-32 of '%s' at byte %llu is %08x, the archive says %08x",
-                    path, r->name, (unsigned long long)r->offset, crc, r->crc32);
+    const bool ours = i >= job->manifest_records;
+    mgr_fail(err, MGR_ERR_FORMAT,
+             "'%s' is damaged: CRC-32 of '%s' at byte %llu is %08x, %s says %08x", path, r->name,
+             (unsigned long long)r->offset, crc, ours ? "its " MGR_MANIFEST : "the archive",
+             r->crc32);
+    return ours ? mgr_hint(err, MGR_HINT_MANIFEST) : MGR_ERR_FORMAT;
 }
 
 int mgr_settle_source(mgr_job *job, mgr_extents *read, mgr_err *err)

@@ -15,6 +15,7 @@
 #include "run/recipe.h"
 #include "run/router_file.h"
 #include "run/run.h"
+#include "run/source_sums.h"
 
 #define BASELINE_UNIT ((uint64_t)8 << 20)
 
@@ -438,6 +439,10 @@ static int prepare(mgr_job *job, const mgr_run_options *o, mgr_err *err)
         rc = read_headers(job, err);
     if (rc == MGR_OK)
         rc = mgr_router_file_read(job, err);
+    if (rc == MGR_OK)
+        rc = mgr_source_integrity(job, err);
+    if (rc == MGR_OK)
+        rc = mgr_source_sums(job, err);
     const double found = mgr_now();
     mgr_say_phase("plan");
     if (rc == MGR_OK)

@@ -87,7 +87,7 @@ def synth(
     names="te",
     timeout=60,
 ):
-    """A deterministic dense checkpoint by mgr-synth; returns its root."""
+    """A deterministic dense checkpoint by mgr-synth, without its manifest, as others save one; returns its root."""
     result = run(
         [
             program("mgr-synth"),
@@ -118,11 +118,12 @@ def synth(
         timeout,
     )
     assert result.status == 0, str(result)
+    (pathlib.Path(out) / MANIFEST).unlink()
     return pathlib.Path(out)
 
 
 def synth_folder(out, *words):
-    """A small Hugging Face folder by mgr-synth, a Mixtral's where `words` ask for experts."""
+    """A small Hugging Face folder by mgr-synth, a Mixtral's where `words` ask for experts; without a manifest."""
     sizes = dict(layers=2, hidden=64, ffn=96, heads=4, kv_heads=2, vocab=128, seed=7)
     words = [str(word) for word in words]
     options = ["--format", "moe-recipes" if "--experts" in words else "huggingface"]
@@ -131,6 +132,7 @@ def synth_folder(out, *words):
         options += [] if option in words else [option, size]
     result = run([program("mgr-synth"), out] + options + words)
     assert result.status == 0, str(result)
+    (pathlib.Path(out) / MANIFEST).unlink()
     return pathlib.Path(out)
 
 

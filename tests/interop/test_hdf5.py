@@ -373,6 +373,7 @@ def test_mutants(scratch, compression):
                        "--vocab", 256, "--heads", 4, "--kv-heads", 2, "--format", "hdf5", "-q"])
     assert made.status == 0, str(made)
     source = reshard(scratch, scratch / "dense", "h5", target__format="hdf5", target__compression=compression)
+    (source / runner.MANIFEST).unlink()  # which would find each of them
     config = runner.write_config(
         scratch / "run.yaml", source, scratch / "out", mode="reshard", upcycle=None, target__format="hdf5"
     )

@@ -39,7 +39,7 @@ _mgr() {
         --set)
             compopt -o nospace 2>/dev/null
             _mgr_words "mode= memory_per_rank= source.path= source.format= source.iteration=
-                source.tokenizer= source.unknown= source.allow_nonfinite= model.num_layers= model.hidden_size= model.ffn_hidden_size=
+                source.tokenizer= source.unknown= source.allow_nonfinite= source.sha256= model.num_layers= model.hidden_size= model.ffn_hidden_size=
                 model.num_attention_heads= model.num_query_groups= model.kv_channels=
                 model.vocab_size= model.max_position_embeddings= model.moe_router_topk=
                 model.tensor_parallel= model.pipeline_parallel= model.norm_epsilon= model.rotary_base= model.bos_token_id=
