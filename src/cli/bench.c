@@ -7,6 +7,7 @@
 #include "core/mem.h"
 #include "io/file.h"
 #include "kern/kern.h"
+#include "look/audit.h"
 #include "mgr/upcycle.h"
 #include "run/run.h"
 
@@ -101,6 +102,7 @@ typedef struct bench {
     char source[512], target[512], config[512], plain[512];
     unsigned char *block; /* BLOCK bytes */
     uint64_t bytes;       /* that a run writes */
+    uint64_t read_bytes;  /* of all files of its output */
 } bench;
 
 /* A run, and the least that could be asked of the same ranks and the same file system instead. */
@@ -198,17 +200,34 @@ static int floor_seconds(const bench *b, const contest *c, double *seconds, mgr_
     return rc != MGR_OK ? rc : mgr_agree(b->comm, removed, &ignored);
 }
 
-static int run_seconds(const bench *b, double *seconds, mgr_tally *tally, mgr_err *err)
+static const mgr_run_options *run_options(const bench *b, mgr_run_options *o)
 {
-    const mgr_run_options options = {
+    *o = (mgr_run_options){
         .config_path = b->config, .verbosity = -1, .write = {.journal = MGR_JOURNAL_SECONDS}};
+    return o;
+}
+
+/* A whole run, whose output stays. */
+static int kept_seconds(const bench *b, double *seconds, mgr_tally *tally, mgr_err *err)
+{
+    mgr_run_options options;
     mgr_barrier(b->comm);
     const double start = mgr_now();
-    int rc = mgr_run_upcycle(b->comm, &options, tally, err);
+    const int rc = mgr_run_upcycle(b->comm, run_options(b, &options), tally, err);
     *seconds = mgr_now() - start;
-    if (rc == MGR_OK && mgr_comm_rank(b->comm) == 0)
-        rc = mgr_remove_tree(b->target, err);
+    return rc;
+}
+
+static int remove_target(const bench *b, mgr_err *err)
+{
+    const int rc = mgr_comm_rank(b->comm) == 0 ? mgr_remove_tree(b->target, err) : MGR_OK;
     return mgr_agree(b->comm, rc, err);
+}
+
+static int run_seconds(const bench *b, double *seconds, mgr_tally *tally, mgr_err *err)
+{
+    const int rc = kept_seconds(b, seconds, tally, err);
+    return rc == MGR_OK ? remove_target(b, err) : rc;
 }
 
 /* A model of which the run makes about the bytes asked for. */
@@ -217,6 +236,7 @@ static int make_source(const bench *b, const contest *c, mgr_err *err)
     const uint64_t layers = b->options->output_bytes / c->bytes_per_layer / 2 * 2;
     const mgr_synth_options o = {.out = b->source,
                                  .format = "megatron-torch",
+                                 .names = "auto",
                                  .model = {.layers = layers ? layers : 2,
                                            .hidden = HIDDEN,
                                            .ffn = FFN,
@@ -305,19 +325,135 @@ static int measure(bench *b, const contest *c, mgr_err *err)
     return MGR_OK;
 }
 
-static int hold_contest(bench *b, const contest *c, mgr_err *err)
+/* --- reading back --- */
+
+typedef struct tree {
+    mgr_arena arena;
+    const char **names; /* below the target; folders end in a slash */
+    size_t n;
+} tree;
+
+typedef int (*visit)(const bench *b, const char *path, uint64_t begin, uint64_t size, mgr_err *err);
+
+/* Each file of the target, as one stretch of bytes behind the other. */
+static int each_file(const bench *b, visit see, uint64_t *all, mgr_err *err)
 {
-    const int root = mgr_comm_rank(b->comm) == 0;
-    int rc = make_source(b, c, err);
-    if (rc == MGR_OK)
-        rc = mgr_agree(b->comm, root ? write_config(b, c, err) : MGR_OK, err);
-    if (rc == MGR_OK)
-        rc = measure(b, c, err);
-    mgr_err ignored = MGR_ERR_INIT;
-    if (root && (mgr_remove_tree(b->source, &ignored) != MGR_OK ||
-                 mgr_remove_tree(b->config, &ignored) != MGR_OK))
-        fprintf(stderr, "mgr-bench: warning: %s\n", ignored.msg);
+    tree t = {0};
+    int rc = mgr_list_tree(b->target, &t.arena, &t.names, &t.n, err);
+    *all = 0;
+    for (size_t i = 0; rc == MGR_OK && i < t.n; i++) {
+        const char *path;
+        uint64_t size = 0;
+        if (mgr_has_suffix(t.names[i], "/"))
+            continue;
+        rc = mgr_arena_fmt(&t.arena, &path, err, "%s/%s", b->target, t.names[i]);
+        if (rc == MGR_OK)
+            rc = mgr_file_bytes(path, &size, err);
+        if (rc == MGR_OK && see)
+            rc = see(b, path, *all, size, err);
+        *all += size;
+    }
+    mgr_arena_clear(&t.arena);
     return rc;
+}
+
+/* This rank's share of one file, in blocks, and nothing done with it. */
+static int plain_read(const bench *b, const char *path, uint64_t begin, uint64_t size, mgr_err *err)
+{
+    const uint64_t ranks = (uint64_t)mgr_comm_size(b->comm),
+                   rank = (uint64_t)mgr_comm_rank(b->comm);
+    const uint64_t from = b->read_bytes * rank / ranks, to = b->read_bytes * (rank + 1) / ranks;
+    const uint64_t first = from > begin ? from : begin;
+    const uint64_t end = to < begin + size ? to : begin + size;
+    int fd, rc = MGR_OK;
+    if (first >= end)
+        return MGR_OK;
+    MGR_TRY(mgr_open_read(path, &fd, err));
+    for (uint64_t at = first; rc == MGR_OK && at < end; at += BLOCK)
+        rc = mgr_pread_full(fd, path, b->block, (size_t)(end - at < BLOCK ? end - at : BLOCK),
+                            at - begin, err);
+    mgr_close(fd);
+    return rc;
+}
+
+static int drop(const bench *b, const char *path, uint64_t begin, uint64_t size, mgr_err *err)
+{
+    (void)b, (void)begin, (void)size;
+    return mgr_drop_cached(path, err);
+}
+
+/* What the run wrote is to come from the disk again. */
+static int drop_all(const bench *b, mgr_err *err)
+{
+    uint64_t all;
+    const int rc = mgr_comm_rank(b->comm) == 0 ? each_file(b, drop, &all, err) : MGR_OK;
+    return mgr_agree(b->comm, rc, err);
+}
+
+/* Seconds of three ways of reading the target, each from the disk. */
+static int read_seconds(bench *b, double *plain, double *checked, double *again, mgr_err *err)
+{
+    const mgr_audit_options audit = {.path = b->target, .quiet = true};
+    mgr_run_options options;
+    bool good = true, same = true;
+    uint64_t all;
+    MGR_TRY(drop_all(b, err));
+    double start = mgr_now();
+    MGR_TRY(mgr_agree(b->comm, each_file(b, plain_read, &all, err), err));
+    *plain = mgr_now() - start;
+    MGR_TRY(drop_all(b, err));
+    start = mgr_now();
+    MGR_TRY(mgr_audit(b->comm, &audit, &good, err));
+    *checked = mgr_now() - start;
+    MGR_TRY(drop_all(b, err));
+    start = mgr_now();
+    MGR_TRY(mgr_run_verify(b->comm, run_options(b, &options), &same, NULL, err));
+    *again = mgr_now() - start;
+    return good && same ? MGR_OK : mgr_fail(err, MGR_ERR_INTERNAL, "the output is not whole");
+}
+
+/* One round; ratios of mgr-verify's rate, of --verify's seconds, and the share of the checks. */
+static int read_round(bench *b, uint64_t round, double ratio[3], mgr_err *err)
+{
+    double run, plain, checked, again;
+    mgr_tally tally = {0};
+    MGR_TRY(kept_seconds(b, &run, &tally, err));
+    MGR_TRY(mgr_agree(b->comm, each_file(b, NULL, &b->read_bytes, err), err));
+    MGR_TRY(read_seconds(b, &plain, &checked, &again, err));
+    MGR_TRY(remove_target(b, err));
+    ratio[0] = plain / checked;
+    ratio[1] = again / run;
+    ratio[2] = (tally.seconds_proof + tally.seconds_publish) / run;
+    if (mgr_comm_rank(b->comm) == 0)
+        printf("  %-6llu %8.2f GB/s %8.2f GB/s %6.2f %8.2f s %8.2f s %6.2f %8.1f %%\n",
+               (unsigned long long)round, (double)b->read_bytes / plain / 1e9,
+               (double)b->read_bytes / checked / 1e9, ratio[0], run, again, ratio[1],
+               ratio[2] * 100);
+    fflush(stdout);
+    return MGR_OK;
+}
+
+static int measure_reading(bench *b, mgr_err *err)
+{
+    double ratios[3][MAX_ROUNDS];
+    const uint64_t n = b->options->rounds;
+    const int root = mgr_comm_rank(b->comm) == 0;
+    if (root)
+        printf("reading back, from the disk\n  %-6s %13s %13s %6s %10s %10s %6s %10s\n", "round",
+               "plain read", "mgr-verify", "ratio", "run", "--verify", "ratio", "checks");
+    for (uint64_t i = 0; i < n; i++) {
+        double ratio[3];
+        MGR_TRY(read_round(b, i + 1, ratio, err));
+        for (int k = 0; k < 3; k++)
+            ratios[k][i] = ratio[k];
+    }
+    for (int k = 0; k < 3; k++)
+        qsort(ratios[k], n, sizeof **ratios, by_size);
+    if (root)
+        printf("  medians: mgr-verify at %.2f of plain reading; --verify in %.2f of the run; "
+               "checksums, journal and reading back %.1f %% of it\n",
+               ratios[0][n / 2], ratios[1][n / 2], ratios[2][n / 2] * 100);
+    return MGR_OK;
 }
 
 /* With the expert-parallel size of the source, so that what is written is as much as what there is
@@ -338,6 +474,23 @@ static const contest contests[] = {
      "  expert_parallel: 8\n",
      0, 4 * EXPERT_BYTES, plain_writes},
 };
+
+static int hold_contest(bench *b, const contest *c, mgr_err *err)
+{
+    const int root = mgr_comm_rank(b->comm) == 0;
+    int rc = make_source(b, c, err);
+    if (rc == MGR_OK)
+        rc = mgr_agree(b->comm, root ? write_config(b, c, err) : MGR_OK, err);
+    if (rc == MGR_OK)
+        rc = measure(b, c, err);
+    if (rc == MGR_OK && c == contests)
+        rc = measure_reading(b, err);
+    mgr_err ignored = MGR_ERR_INIT;
+    if (root && (mgr_remove_tree(b->source, &ignored) != MGR_OK ||
+                 mgr_remove_tree(b->config, &ignored) != MGR_OK))
+        fprintf(stderr, "mgr-bench: warning: %s\n", ignored.msg);
+    return rc;
+}
 
 int mgr_bench_end_to_end(mgr_comm *comm, const mgr_bench_options *options, mgr_err *err)
 {

@@ -24,7 +24,12 @@ int mgr_bench_kernels(mgr_err *err) MGR_NODISCARD;
  * both, the ratio of each round, and its median. Upcycling is held against plain 8 MiB pwrites of
  * the same number of bytes by the same ranks, each to a file of its own, with fsync; resharding a
  * mixture of experts against copying as many bytes in the same way. Everything it makes below
- * `scratch` is removed. Collective. */
+ * `scratch` is removed. Collective.
+ *
+ * Behind upcycling, what it wrote is read back, each time dropped from the page cache before
+ * (posix_fadvise): plainly in 8 MiB pieces, by mgr-verify, and by --verify, which is held against
+ * the run; and the share of the run's time that went into checksums, journal and reading back is
+ * told. */
 int mgr_bench_end_to_end(mgr_comm *comm, const mgr_bench_options *options,
                          mgr_err *err) MGR_NODISCARD;
 

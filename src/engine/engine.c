@@ -547,6 +547,7 @@ int mgr_engine_run(mgr_job *job, const mgr_engine_options *o, mgr_extents *read,
     }
     *read = e.read_extents;
     *written = e.write_extents;
+    job->tally.seconds_proof += journal.spent;
     mgr_journal_close(&journal);
     engine_clear(&e);
     return rc;

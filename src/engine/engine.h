@@ -107,6 +107,9 @@ int mgr_engine_write(mgr_engine *engine, uint32_t target, uint64_t row, uint64_t
 int mgr_engine_sums(mgr_engine *engine, const mgr_group *group, const mgr_unit *unit,
                     const unsigned char *data, mgr_err *err) MGR_NODISCARD;
 
+/* CRC-32 of what was read or made; its time counts as the proof's. Local. */
+uint32_t mgr_engine_crc(mgr_engine *engine, const void *bytes, size_t len);
+
 /* Make every target tensor of a unit from its data. Local. */
 int mgr_engine_make(mgr_engine *engine, const mgr_group *group, const mgr_unit *unit,
                     const unsigned char *data, mgr_err *err) MGR_NODISCARD;

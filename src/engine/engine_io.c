@@ -221,6 +221,14 @@ static size_t run_length(const mgr_engine *e, size_t first, uint64_t *bytes)
     return n;
 }
 
+uint32_t mgr_engine_crc(mgr_engine *e, const void *bytes, size_t len)
+{
+    const double start = mgr_now();
+    const uint32_t crc = libdeflate_crc32(0, bytes, len);
+    e->job->tally.seconds_proof += mgr_now() - start;
+    return crc;
+}
+
 /* Bytes of a source file: as they lie there, or as its format makes them. */
 static int read_bytes(mgr_engine *e, uint32_t file, uint64_t offset, uint64_t bytes, mgr_err *err)
 {
@@ -242,7 +250,7 @@ static int read_run(mgr_engine *e, size_t first, size_t n, uint64_t bytes, bool 
     mgr_progress_add(e->progress, bytes, 0);
     if (count && lead->record != MGR_NONE) {
         const mgr_extent extent = {lead->record,
-                                   libdeflate_crc32(0, e->bounce, bytes),
+                                   mgr_engine_crc(e, e->bounce, bytes),
                                    lead->offset - lead->record_offset,
                                    bytes,
                                    e->unit_idx,
@@ -282,7 +290,7 @@ static int put_into_file(mgr_engine *e, const mgr_stretch *at, mgr_err *err)
     if (at->len >= WRITEBACK_MIN)
         mgr_begin_writeback(fd, at->offset, at->len);
     const mgr_extent extent = {at->stored,
-                               libdeflate_crc32(0, at->bytes, at->len),
+                               mgr_engine_crc(e, at->bytes, at->len),
                                at->offset - s->offset,
                                at->len,
                                e->unit_idx,
@@ -387,7 +395,7 @@ static int note_rows(mgr_engine *e, uint32_t target, uint64_t row, uint64_t n,
     if (e->sink || e->job->defines[target].op != MGR_OP_EXPERT || mgr_is_whole(layout, target))
         return MGR_OK;
     const mgr_extent extent = {mgr_note_what(e->job, MGR_NOTE_ROWS, target),
-                               libdeflate_crc32(0, rows, n * row_bytes),
+                               mgr_engine_crc(e, rows, n * row_bytes),
                                row * row_bytes,
                                n * row_bytes,
                                e->unit_idx,

@@ -30,7 +30,8 @@ typedef struct mgr_tally {
     uint64_t bytes_read, bytes_written;
     uint64_t records_checked, records_total; /* of the source, by CRC-32 */
     double seconds_find, seconds_plan, seconds_sums, seconds_write, seconds_sync, seconds_publish;
-    uint64_t peak_rss; /* of the largest rank */
+    double seconds_proof; /* within these, before publishing: checksums and journal */
+    uint64_t peak_rss;    /* of the largest rank */
 } mgr_tally;
 
 /* What a rank did, for the ledger's timeline. */

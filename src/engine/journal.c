@@ -159,6 +159,7 @@ int mgr_journal_flush(mgr_journal *j, mgr_open_files *files, const mgr_extents *
     mgr_buf block = {0};
     uint32_t *place = NULL;
     MGR_TRY(mgr_open_files_sync(files, err));
+    const double start = mgr_now();
     int rc = mgr_alloc(&place, j->plan->n_units, sizeof *place, err);
     if (rc == MGR_OK)
         rc = make_block(&block, j, place, read, written, err);
@@ -175,6 +176,7 @@ int mgr_journal_flush(mgr_journal *j, mgr_open_files *files, const mgr_extents *
     }
     mgr_buf_clear(&block);
     mgr_free(place);
+    j->spent += mgr_now() - start;
     return rc;
 }
 

@@ -31,6 +31,7 @@ typedef struct mgr_journal {
     const mgr_plan *plan;
     uint8_t *state;       /* mgr_unit_state of every unit of the plan */
     double seconds, last; /* between blocks, -1 for none; when the last one was written */
+    double spent;         /* on blocks, without the sync of what they speak of */
 } mgr_journal;
 
 /* Of everything that gives a stored tensor's place and bytes their meaning: the build, the

@@ -195,6 +195,8 @@ static bool is_plain(const mgr_stored *s)
 /* The first value that is no number, or `n`. */
 static size_t first_odd(const void *values, mgr_dtype dtype, size_t n)
 {
+    if (mgr_largest_magnitude(values, dtype, n) < mgr_infinity_bits(dtype))
+        return n;
     return mgr_find_magnitude(values, dtype, n, mgr_infinity_bits(dtype), UINT32_MAX);
 }
 

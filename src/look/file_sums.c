@@ -79,6 +79,7 @@ static int read_stretch(int fd, const char *path, uint64_t from, uint64_t to, un
         const size_t len = (size_t)(end - at);
         MGR_TRY(mgr_check_stop(err));
         MGR_TRY(mgr_pread_full(fd, path, buffer, len, at, err));
+        mgr_begin_reading(fd, end, to - end < PIECE ? to - end : PIECE);
         out->crc32 = libdeflate_crc32(out->crc32, buffer, len);
         out->bytes += len;
         if (visitor)

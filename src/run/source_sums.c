@@ -245,7 +245,8 @@ static int check_others(sums *s, mgr_err *err)
     {
         bool is_weight = false;
         json_array_foreach(weights, k, weight) is_weight =
-            is_weight || json_equal(json_object_get(entry, "path"), json_object_get(weight, "path"));
+            is_weight ||
+            json_equal(json_object_get(entry, "path"), json_object_get(weight, "path"));
         if (!is_weight)
             MGR_TRY(check_small(s, entry, err));
     }
