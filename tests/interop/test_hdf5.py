@@ -350,7 +350,7 @@ def test_what_is_not_in_the_file(scratch, dense):
     (scratch / "secret").write_bytes(b"secret!!" * (1 << 17))
     for kind, (make, word) in ELSEWHERE.items():
         copy = scratch / kind
-        shutil.copytree(source, copy)
+        shutil.copytree(source, copy, ignore=shutil.ignore_patterns(runner.MANIFEST))  # which would find it first
         libver = ("v110", "v110") if kind == "virtual" else ("v108", "v108")
         with h5py.File(copy / "shared.h5", "r+", libver=libver) as file:
             name = "model.embed_tokens.weight"
