@@ -55,6 +55,9 @@ static mgr_step_zero of_slices(const mgr_job *job)
     if (r->source_width % r->width != 0 || m->experts % n != 0)
         return not_identical("experts of %u neurons are no whole slices of %u", r->width,
                              r->source_width);
+    if (m->router.unnormalised)
+        return not_identical("without normalisation the weights of the chosen experts add up to "
+                             "less than 1, how much less depends on the token");
     if (job->router.kind == MGR_ROUTER_FILE)
         return not_identical(
             "that takes a router whose rows are equal for each %u experts in turn, "
