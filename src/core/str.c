@@ -224,6 +224,25 @@ const char *mgr_printable(const char *text, size_t len, char *out, size_t size)
     return out;
 }
 
+const char *mgr_shell_word(const char *text, char *out, size_t size)
+{
+    static const char plain[] = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789"
+                                "_-+.,:=@%/";
+    size_t n = 1;
+    if (text[0] && strspn(text, plain) == strlen(text)) {
+        snprintf(out, size, "%s", text);
+        return out;
+    }
+    out[0] = '\'';
+    for (; *text && n + 6 < size; text++)
+        if (*text == '\'')
+            n += (size_t)snprintf(out + n, size - n, "'\\''");
+        else
+            out[n++] = *text;
+    snprintf(out + n, size - n, "'");
+    return out;
+}
+
 bool mgr_has_suffix(const char *text, const char *suffix)
 {
     const size_t lt = strlen(text), ls = strlen(suffix);

@@ -51,6 +51,10 @@ const char *mgr_printable(const char *text, size_t len, char *out, size_t size);
 /* The code point at `text` and its bytes; 0 bytes if it is none (RFC 3629). */
 size_t mgr_utf8(const unsigned char *text, size_t left, uint32_t *point);
 
+/* `text` as one word of a shell's command, in quotes where it needs them, cut at size-1. Returns
+ * out. */
+const char *mgr_shell_word(const char *text, char *out, size_t size);
+
 bool mgr_has_suffix(const char *text, const char *suffix);
 bool mgr_has_prefix(const char *text, const char *prefix);
 

@@ -4,6 +4,7 @@
 #include <stdio.h>
 
 #include "form/huggingface_compose.h"
+#include "form/huggingface_next.h"
 #include "form/sidecar.h"
 #include "io/file.h"
 #include "model/huggingface.h"
@@ -111,22 +112,6 @@ int mgr_huggingface_small_files(const mgr_output *target, const char *directory,
     return rc;
 }
 
-/* What an older release of transformers makes of this directory: 4.46 has no head_dim in Mixtral
- * and, with Mistral, no scaled RoPE (modeling_mixtral.py of 4.46, 4.47, 4.48). */
-static int consumers(const mgr_model *m, mgr_hf_class class, mgr_remarks *remarks, mgr_err *err)
-{
-    const bool square = m->head_dim * m->heads == m->hidden;
-    if (class == MGR_HF_MIXTRAL && m->rope.kind != MGR_ROPE_PLAIN)
-        MGR_TRY(mgr_remarks_say(remarks, MGR_REMARK_WARNING, err,
-                                "RoPE scaling in a Mixtral directory is right from transformers "
-                                "4.48 on; older ones load it and ignore the scaling"));
-    if (class == MGR_HF_MIXTRAL && !square)
-        MGR_TRY(mgr_remarks_say(remarks, MGR_REMARK_WARNING, err,
-                                "a head_dim other than hidden_size by heads loads as a Mixtral "
-                                "from transformers 4.47 on"));
-    return MGR_OK;
-}
-
 static int speak_of_tokens(const mgr_output *output, const mgr_tokenizer_facts *facts,
                            const json_t *config, mgr_remarks *remarks, mgr_err *err)
 {
@@ -147,15 +132,12 @@ static int speak_of_tokens(const mgr_output *output, const mgr_tokenizer_facts *
 
 int mgr_huggingface_review(const mgr_output *output, mgr_remarks *remarks, mgr_err *err)
 {
-    const mgr_model *const m = &output->layout->tensors->model;
     mgr_tokenizer_facts facts;
     json_t *config = NULL;
     MGR_TRY(mgr_sidecar_check(output, err));
     MGR_TRY(look_up(output, &facts, err));
     MGR_TRY(mgr_huggingface_compose(output, &facts, &config, remarks, err));
-    const mgr_hf_class class =
-        mgr_huggingface_type(json_string_value(json_object_get(config, "model_type")));
-    int rc = consumers(m, class, remarks, err);
+    int rc = mgr_huggingface_next(output, config, remarks, err);
     if (rc == MGR_OK && json_is_false(json_object_get(config, "output_router_logits")))
         rc = mgr_remarks_say(remarks, MGR_REMARK_WARNING, err,
                              "config.json has output_router_logits: false, so that generate() "

@@ -112,26 +112,6 @@ static bool is_true(const mgr_attr *a)
     return a && (a->kind == MGR_ATTR_BOOL || a->kind == MGR_ATTR_INT) && a->i != 0;
 }
 
-/* Safe as a word of a shell's command, or in quotes. */
-static const char *quoted(const char *text, char *out, size_t size)
-{
-    static const char plain[] = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789"
-                                "_-+.,:=@%/~";
-    size_t n = 1;
-    if (text[0] && strspn(text, plain) == strlen(text)) {
-        snprintf(out, size, "%s", text);
-        return out;
-    }
-    out[0] = '\'';
-    for (; *text && n + 6 < size; text++)
-        if (*text == '\'')
-            n += (size_t)snprintf(out + n, size - n, "'\\''");
-        else
-            out[n++] = *text;
-    snprintf(out + n, size - n, "'");
-    return out;
-}
-
 /* As Megatron-LM's parser takes lists: it refuses spaces in them. */
 static void close_up(char *text)
 {
@@ -155,7 +135,7 @@ static int put_flag(lines *l, const flag *f, const mgr_attr *a)
     mgr_attr_text(a, text, sizeof text);
     if (a->kind == MGR_ATTR_LITERAL)
         close_up(text);
-    return put(l, f->option, quoted(text, word, sizeof word));
+    return put(l, f->option, mgr_shell_word(text, word, sizeof word));
 }
 
 static bool of_rope(const char *name)
@@ -226,7 +206,7 @@ static int put_load(lines *l, const mgr_config *config, bool dist, bool hybrid)
     if (hybrid) /* of pretrain_hybrid.py; a kept arg `spec` says another */
         MGR_TRY(
             put(l, "--spec", "megatron.core.models.hybrid.hybrid_layer_specs hybrid_stack_spec"));
-    MGR_TRY(put(l, "--load", quoted(config->target.path, path, sizeof path)));
+    MGR_TRY(put(l, "--load", mgr_shell_word(config->target.path, path, sizeof path)));
     MGR_TRY(put(l, "--ckpt-format", dist ? "torch_dist" : "torch"));
     if (strcmp(config->target.names, "local") == 0)
         MGR_TRY(put(l, "--transformer-impl", "local"));

@@ -111,23 +111,6 @@ int mgr_sidecar_find_generation(const mgr_output *output, mgr_arena *arena, cons
     return MGR_OK;
 }
 
-int mgr_sidecar_check_link(const char *path, const char *directory, mgr_err *err)
-{
-    mgr_buf snapshots = {0}, blobs = {0};
-    int rc = mgr_buf_fmt(&snapshots, err, "%s/../../snapshots", directory);
-    if (rc == MGR_OK)
-        rc = mgr_buf_fmt(&blobs, err, "%s/../../blobs", directory);
-    if (rc == MGR_OK && mgr_path_exists(path) && !mgr_is_inside(path, directory) &&
-        !(mgr_is_inside(directory, snapshots.data) && mgr_is_inside(path, blobs.data))) {
-        mgr_fail(err, MGR_ERR_UNSUPPORTED, "'%s' is a link to a place outside of '%s'", path,
-                 directory);
-        rc = mgr_hint(err, "put a copy in its place");
-    }
-    mgr_buf_clear(&snapshots);
-    mgr_buf_clear(&blobs);
-    return rc;
-}
-
 /* ---- what is carried ---- */
 
 typedef int (*visit)(const char *from, const char *to, const char *name, mgr_err *err);
@@ -152,7 +135,7 @@ static int check_one(const char *from, const char *to, const char *name, mgr_err
     (void)to;
     int rc = mgr_buf_fmt(&path, err, "%s/%s", from, name);
     if (rc == MGR_OK)
-        rc = mgr_sidecar_check_link(path.data, from, err);
+        rc = mgr_check_link(path.data, from, err);
     if (rc == MGR_OK && !mgr_is_dir(path.data))
         rc = mgr_check_file(path.data, MAX_SIDECAR, err);
     mgr_buf_clear(&path);
@@ -269,7 +252,7 @@ static int check_all(const mgr_output *output, mgr_arena *arena, mgr_err *err)
         return MGR_OK;
     MGR_TRY(mgr_check_file(generation, MAX_SIDECAR, err));
     MGR_TRY(mgr_dirname(generation, arena, &folder, err));
-    return mgr_sidecar_check_link(generation, folder, err);
+    return mgr_check_link(generation, folder, err);
 }
 
 int mgr_sidecar_check(const mgr_output *output, mgr_err *err)

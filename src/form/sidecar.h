@@ -35,9 +35,6 @@ int mgr_sidecar_copy_folder(const char *from, const char *to, mgr_err *err) MGR_
 int mgr_sidecar_find_generation(const mgr_output *output, mgr_arena *arena, const char **out,
                                 mgr_err *err) MGR_NODISCARD;
 
-/* Refuse a link that leads out of `directory`, unless to the blobs of a snapshot of the hub. */
-int mgr_sidecar_check_link(const char *path, const char *directory, mgr_err *err) MGR_NODISCARD;
-
 /* Is there a tokenizer where source.tokenizer says? MGR_OK where none is given. */
 int mgr_sidecar_check_tokenizer(const mgr_config *config, mgr_err *err) MGR_NODISCARD;
 

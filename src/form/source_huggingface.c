@@ -629,6 +629,7 @@ const mgr_source_format mgr_source_moe_recipes = {
     .describe = describe,
     .layout = layout,
     .summary = summary,
+    .review = review,
     .release = release,
     .fetch = mgr_huggingface_fp8_fetch,
     .fetched = mgr_huggingface_fp8_fetched,

@@ -145,6 +145,23 @@ bool mgr_is_inside(const char *path, const char *directory)
     return inside;
 }
 
+int mgr_check_link(const char *path, const char *directory, mgr_err *err)
+{
+    mgr_buf snapshots = {0}, blobs = {0};
+    int rc = mgr_buf_fmt(&snapshots, err, "%s/../../snapshots", directory);
+    if (rc == MGR_OK)
+        rc = mgr_buf_fmt(&blobs, err, "%s/../../blobs", directory);
+    if (rc == MGR_OK && mgr_path_exists(path) && !mgr_is_inside(path, directory) &&
+        !(mgr_is_inside(directory, snapshots.data) && mgr_is_inside(path, blobs.data))) {
+        mgr_fail(err, MGR_ERR_UNSUPPORTED, "'%s' is a link to a place outside of '%s'", path,
+                 directory);
+        rc = mgr_hint(err, "put a copy or a hard link in its place");
+    }
+    mgr_buf_clear(&snapshots);
+    mgr_buf_clear(&blobs);
+    return rc;
+}
+
 static int sync_parent(const char *path, mgr_err *err)
 {
     mgr_arena arena = {0};

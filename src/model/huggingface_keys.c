@@ -292,8 +292,8 @@ static bool is_nil(const mgr_attr *a)
 static bool is_neutral(const mgr_attr *a, const char *neutral)
 {
     const bool number = a->kind == MGR_ATTR_INT || a->kind == MGR_ATTR_REAL;
-    if (a->kind == MGR_ATTR_NULL)
-        return true;
+    if (a->kind == MGR_ATTR_NULL) /* which is no truth: is_causal, to transformers 4 */
+        return !neutral || strcmp(neutral, "true") != 0;
     if (!neutral)
         return false;
     if (strcmp(neutral, "true") == 0)

@@ -120,16 +120,41 @@ static int declare_tensor(mgr_layout *layout, uint32_t file, const char *name, u
     return mgr_catalogue_add_stored(layout->cat, &s, err);
 }
 
-/* All leading axes must fold into one row axis, and rows must be dense along the last axis. */
-static int check_strides(const mgr_layout *layout, const mgr_stored *s, mgr_err *err)
+/* All leading axes fold into one row axis, and rows are dense along the last axis. */
+static bool is_plain(const mgr_stored *s)
 {
     bool plain = s->ndim < 2 || s->shape[s->ndim - 1] <= 1 || s->stride[s->ndim - 1] == 1;
     for (uint32_t d = 0; d + 2 < s->ndim; d++)
         plain = plain && (s->shape[d] <= 1 || s->stride[d] == s->stride[d + 1] * s->shape[d + 1]);
-    if (plain)
-        return MGR_OK;
+    return plain;
+}
+
+/* A view of a matrix whose columns lie one behind the other, as torch's t() makes it. */
+static bool is_transposed(const mgr_stored *s)
+{
+    return s->ndim == 2 && !is_plain(s) && s->stride[0] == 1 && s->stride[1] >= s->shape[0];
+}
+
+static int fail_strides(const mgr_layout *layout, const mgr_stored *s, mgr_err *err)
+{
     return mgr_fail(err, MGR_ERR_UNSUPPORTED, "tensor '%s' in '%s' is stored transposed", s->name,
                     layout->cat->files[s->file].path);
+}
+
+/* A box of a transposed view is the transposed box of what lies there. */
+static int turn(const mgr_layout *layout, mgr_box *b, mgr_err *err)
+{
+    const mgr_stored *const s = &layout->cat->stored[b->stored];
+    const uint64_t row = b->stored_row;
+    if (!is_transposed(s))
+        return MGR_OK;
+    if (b->row_stride || b->transposed || layout->tensors->list[b->tensor].ndim != 2)
+        return fail_strides(layout, s, err);
+    b->stored_row = b->stored_col;
+    b->stored_col = row;
+    b->row_stride = s->stride[1];
+    b->transposed = true;
+    return MGR_OK;
 }
 
 static int find_tensor(mgr_layout *layout, uint32_t file, const char *name, uint32_t ndim,
@@ -152,7 +177,7 @@ static int find_tensor(mgr_layout *layout, uint32_t file, const char *name, uint
                         mgr_dtype_name(s->dtype) ? mgr_dtype_name(s->dtype) : "of another kind");
     layout->used[at] = 1;
     *stored = at;
-    return check_strides(layout, s, err);
+    return is_plain(s) || is_transposed(s) ? MGR_OK : fail_strides(layout, s, err);
 }
 
 int mgr_layout_tensor(mgr_layout *layout, uint32_t file, const char *name, uint32_t ndim,
@@ -197,6 +222,7 @@ int mgr_layout_box(mgr_layout *layout, const mgr_box *box, mgr_err *err)
     MGR_TRY(mgr_grow(&layout->boxes, &layout->cap_boxes, layout->n_boxes + 1, sizeof *box, err));
     mgr_box *const b = &layout->boxes[layout->n_boxes++];
     *b = *box;
+    MGR_TRY(turn(layout, b, err));
     const mgr_stored *const s = &layout->cat->stored[b->stored];
     const bool matrix = layout->tensors->list[b->tensor].ndim == 2;
     layout->transposed = layout->transposed || b->transposed;

@@ -185,11 +185,22 @@ static void print_next(const mgr_remarks *remarks)
     }
 }
 
-/* moe-recipes picks the model class by words in the path (its src/llama_recipes/get_models.py). */
+/* moe-recipes picks the model class by the first of these words in the path, the whole of it (its
+ * src/llama_recipes/get_models.py). */
 static void warn_of_path(const mgr_job *job)
 {
-    const char *const path = job->config.target.path;
-    if (strcmp(job->target_format->name, "moe-recipes") == 0 && !strstr(path, "Mixtral"))
+    static const char *const earlier[] = {"Llama", "Mistral", "mistral"};
+    const char *const path = job->config.target.path, *taken = NULL;
+    if (strcmp(job->target_format->name, "moe-recipes") != 0)
+        return;
+    for (size_t i = 0; i < sizeof earlier / sizeof earlier[0] && !taken; i++)
+        taken = strstr(path, earlier[i]) ? earlier[i] : NULL;
+    if (taken)
+        mgr_say(stderr,
+                "mgr-upcycle: warning: moe-recipes takes a checkpoint for another model by the\n"
+                "word %s in its path, as '%s' has it\n",
+                taken, path);
+    else if (!strstr(path, "Mixtral"))
         mgr_say(stderr,
                 "mgr-upcycle: warning: moe-recipes takes a checkpoint for Mixtral by that\n"
                 "word in its path; '%s' does not have it\n",

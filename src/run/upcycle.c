@@ -83,6 +83,14 @@ static int settle_format(mgr_job *job, mgr_err *err)
     return mgr_config_settle(c, mgr_config_tables, err);
 }
 
+/* No file of the source lies elsewhere than it seems to. */
+static int check_links(const mgr_job *job, mgr_err *err)
+{
+    for (size_t i = 0; i < job->source_files.n; i++)
+        MGR_TRY(mgr_check_link(job->source_files.paths[i], job->config.source.path, err));
+    return MGR_OK;
+}
+
 static int detect_source(mgr_job *job, mgr_err *err)
 {
     const mgr_config *const c = &job->config;
@@ -94,7 +102,8 @@ static int detect_source(mgr_job *job, mgr_err *err)
     if (!job->source_format)
         return mgr_strange_path(c->source.path, err);
     MGR_TRY(settle_format(job, err));
-    return job->source_format->find(c, &job->arena, &job->source_files, err);
+    MGR_TRY(job->source_format->find(c, &job->arena, &job->source_files, err));
+    return check_links(job, err);
 }
 
 /* The list of files travels as NUL-terminated strings: format, directory, paths. */

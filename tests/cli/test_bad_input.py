@@ -141,13 +141,19 @@ class Checkpoint(BadInput):
         path.mkdir()
         self.refused(runner.DATA, "mp_rank_01_000", "not a regular file")
 
-    def test_links_are_followed(self):
+    def test_links_within_the_source_are_followed(self):
+        path = self.file(1, 0)
+        path.rename(self.source / "shard.pt")
+        path.symlink_to(self.source / "shard.pt")
+        self.accepted()
+        (self.source / "shard.pt").unlink()
+        self.refused(runner.NO_INPUT, "mp_rank_01_000", left=["Mixtral"], options=["--force"])
+
+    def test_a_link_out_of_the_source(self):
         path = self.file(1, 0)
         path.rename(self.place / "shard.pt")
         path.symlink_to(self.place / "shard.pt")
-        self.accepted()
-        (self.place / "shard.pt").unlink()
-        self.refused(runner.NO_INPUT, "mp_rank_01_000", left=["Mixtral"], options=["--force"])
+        self.refused(runner.DATA, "is a link to a place outside", "hint:")
 
     def test_tracker_that_is_no_word(self):
         for text in ("rel", "", "released", "-1", "1 2", "0x1"):
@@ -466,7 +472,7 @@ class Target(BadInput):
         self.target.mkdir()
         self.file(0, 1).rename(self.target / "shard.pt")
         self.file_path(0, 1).symlink_to(self.target / "shard.pt")
-        self.refused(runner.CANNOT_CREATE, "holds the source", options=["--force"], left=["Mixtral"])
+        self.refused(runner.DATA, "is a link to a place outside", options=["--force"], left=["Mixtral"])
 
     def test_force_replaces_a_link_and_not_what_it_points_to(self):
         kept = self.place / "kept"

@@ -193,6 +193,16 @@ def test_parameters_and_metadata_in_a_bin(scratch):
     naive(scratch, source, model)
 
 
+def test_transposed_views_in_a_bin(scratch):
+    """As a model leaves them whose layers were made for x @ w."""
+    model = ml.dense_model(SHAPE)
+    source = save(scratch / "dense", model, form="bin")
+    views = {k: v.t().contiguous().t() if v.dim() == 2 else v for k, v in model.items()}
+    assert not views[EMBEDDING].is_contiguous()
+    torch.save(views, source / "pytorch_model.bin")
+    naive(scratch, source, model, np=3)
+
+
 def test_the_file_that_transformers_would_take(scratch):
     """model.safetensors before its index, that before the .bin."""
     model, other = ml.dense_model(SHAPE), ml.dense_model(SHAPE, seed=2)
@@ -218,6 +228,14 @@ def test_links_as_in_the_hub_cache(scratch):
     (scratch / "elsewhere.json").write_text("{}")
     (snapshot / "tokenizer.json").symlink_to(scratch / "elsewhere.json")
     refused(scratch, snapshot, "tokenizer.json", "is a link to a place outside")
+    (snapshot / "tokenizer.json").unlink()
+    for name in ("config.json", shard(snapshot, 0)):  # the same outside of the cache
+        (scratch / name).write_bytes((snapshot / name).read_bytes())
+        (snapshot / name).unlink()
+        (snapshot / name).symlink_to(scratch / name)
+        refused(scratch, snapshot, name, "is a link to a place outside")
+        (snapshot / name).unlink()
+        (scratch / name).rename(snapshot / name)
 
 
 def test_a_cut_vocabulary(scratch):

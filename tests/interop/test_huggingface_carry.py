@@ -95,6 +95,7 @@ def test_a_field_that_the_user_sets(scratch):
     "changes,words",
     [
         ({"is_causal": False}, ["is_causal", "false"]),
+        ({"is_causal": None}, ["is_causal", "null"]),  # false, to transformers 4
         ({"attention_multiplier": 2.0}, ["attention_multiplier", "source.unknown: warn"]),
         ({"auto_map": {"AutoModel": "x.Y"}, "model_type": "mine"}, ["mine"]),
         ({"architectures": ["MistralForCausalLM"]}, ["contradicts itself"]),

@@ -121,6 +121,18 @@ def generate(job):
     return {"tokens": out[:, len(job["ids"][0]) :].tolist()}
 
 
+def follow(job):
+    """What the lines that an output's manifest tells make of it."""
+    import torch
+
+    names = {}
+    exec("\n".join(job["lines"]), names)
+    model = names["model"].eval()
+    with torch.no_grad():
+        logits = model(torch.tensor(job["ids"])).logits.float().tolist()
+    return {"logits": logits, "dtype": str(model.dtype), "class": type(model).__name__}
+
+
 def fields(job):
     """Every key that a config.json of these model_types may have, for all that the classes show."""
     import inspect
@@ -143,7 +155,7 @@ def fields(job):
 
 
 def answer(job):
-    return {"about": about, "logits": logits, "generate": generate, "fields": fields}[job["do"]](job)
+    return {"about": about, "logits": logits, "generate": generate, "fields": fields, "follow": follow}[job["do"]](job)
 
 
 def main():
