@@ -151,7 +151,7 @@ int mgr_check_link(const char *path, const char *directory, mgr_err *err)
     int rc = mgr_buf_fmt(&snapshots, err, "%s/../../snapshots", directory);
     if (rc == MGR_OK)
         rc = mgr_buf_fmt(&blobs, err, "%s/../../blobs", directory);
-    if (rc == MGR_OK && mgr_path_exists(path) && !mgr_is_inside(path, directory) &&
+    if (rc == MGR_OK && access(path, F_OK) == 0 && !mgr_is_inside(path, directory) &&
         !(mgr_is_inside(directory, snapshots.data) && mgr_is_inside(path, blobs.data))) {
         mgr_fail(err, MGR_ERR_UNSUPPORTED, "'%s' is a link to a place outside of '%s'", path,
                  directory);

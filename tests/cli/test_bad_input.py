@@ -564,6 +564,9 @@ class CommandLine(BadInput):
         self.target = self.outputs / "8x1.5B"
         shutil.rmtree(self.outputs / "Mixtral")
         self.assertRegex(self.accepted().err, r"warning: .*Mixtral")
+        shutil.rmtree(self.target)
+        self.target = self.outputs / "Llama-to-Mixtral"  # the first word counts
+        self.assertRegex(self.accepted().err, r"(?s)warning: .*another model.*word Llama")
 
     def test_alone_it_is_one_rank(self):
         result = self.alone("mgr-upcycle", self.config(), timeout=60)
