@@ -7,6 +7,7 @@
 
 #include "core/mem.h"
 #include "fmt/json.h"
+#include "form/strange.h"
 #include "io/file.h"
 
 #define MAX_SIDECAR ((uint64_t)256 << 20)
@@ -129,6 +130,16 @@ static int for_each(const char *from, const char *to, visit act, mgr_err *err)
     return rc;
 }
 
+/* What stands for a tokenizer's file and is none would be copied as if it were one. */
+static int check_pointer(const char *path, mgr_err *err)
+{
+    mgr_reader reader;
+    MGR_TRY(mgr_reader_open(&reader, path, err));
+    const int rc = reader.size ? mgr_strange_file(&reader, err) : MGR_OK;
+    mgr_reader_close(&reader);
+    return rc;
+}
+
 static int check_one(const char *from, const char *to, const char *name, mgr_err *err)
 {
     mgr_buf path = {0};
@@ -138,6 +149,8 @@ static int check_one(const char *from, const char *to, const char *name, mgr_err
         rc = mgr_check_link(path.data, from, err);
     if (rc == MGR_OK && !mgr_is_dir(path.data))
         rc = mgr_check_file(path.data, MAX_SIDECAR, err);
+    if (rc == MGR_OK && !mgr_is_dir(path.data) && mgr_tokenizer_is_file(name))
+        rc = check_pointer(path.data, err);
     mgr_buf_clear(&path);
     return rc;
 }
@@ -239,6 +252,12 @@ int mgr_sidecar_copy(const mgr_output *output, const char *directory, mgr_err *e
     return rc;
 }
 
+static int check_named(const char *path, mgr_err *err)
+{
+    MGR_TRY(mgr_check_file(path, MAX_SIDECAR, err));
+    return check_pointer(path, err);
+}
+
 static int check_all(const mgr_output *output, mgr_arena *arena, mgr_err *err)
 {
     const char *tokenizer, *generation, *folder;
@@ -247,7 +266,7 @@ static int check_all(const mgr_output *output, mgr_arena *arena, mgr_err *err)
     if (tokenizer && mgr_is_dir(tokenizer))
         MGR_TRY(for_each(tokenizer, NULL, check_one, err));
     else if (tokenizer)
-        MGR_TRY(mgr_check_file(tokenizer, MAX_SIDECAR, err));
+        MGR_TRY(check_named(tokenizer, err));
     if (!generation)
         return MGR_OK;
     MGR_TRY(mgr_check_file(generation, MAX_SIDECAR, err));

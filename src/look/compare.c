@@ -20,8 +20,21 @@ typedef struct side {
     unsigned char *rows; /* BLOCK, or one row */
 } side;
 
+/* The largest difference, and the largest in relation to the larger of two values. */
+typedef struct extremes {
+    double absolute, relative;
+} extremes;
+
+/* The tensors of a layer, or those outside of layers. */
+typedef struct group {
+    uint64_t tensors, differ;
+    extremes most;
+} group;
+
 typedef struct comparison {
     side a, b;
+    group *groups; /* outside of layers, layer 0, layer 1, ...; NULL without models */
+    group *here;   /* of the tensor at hand, or NULL */
     unsigned most, shown;
     uint64_t tensors, differ;
     unsigned fields; /* that differ */
@@ -52,11 +65,6 @@ static float value_at(const side *s, mgr_dtype dtype, uint64_t i)
     return value;
 }
 
-/* The largest difference, and the largest in relation to the larger of two values. */
-typedef struct extremes {
-    double absolute, relative;
-} extremes;
-
 static void widen(extremes *most, double x, double y)
 {
     const double ax = x < 0 ? -x : x, ay = y < 0 ? -y : y;
@@ -64,6 +72,12 @@ static void widen(extremes *most, double x, double y)
     most->absolute = by > most->absolute ? by : most->absolute;
     if (larger > 0 && by / larger > most->relative)
         most->relative = by / larger;
+}
+
+static void join(extremes *most, const extremes *more)
+{
+    most->absolute = more->absolute > most->absolute ? more->absolute : most->absolute;
+    most->relative = more->relative > most->relative ? more->relative : most->relative;
 }
 
 /* Elements that differ in a block, and the first of them. */
@@ -92,6 +106,8 @@ static uint64_t count_different(const comparison *c, const matrix *a, const matr
 static void report(comparison *c, const char *format, const char *name)
 {
     c->differ++;
+    if (c->here)
+        c->here->differ++;
     if (c->shown++ < c->most)
         mgr_say(stdout, "  %-9s %s\n", format, name);
 }
@@ -128,6 +144,8 @@ static int compare_values(comparison *c, const matrix *a, const matrix *b, mgr_e
              (unsigned long long)(place / a->cols), (unsigned long long)(place % a->cols),
              (double)x, (double)y, largest.absolute, largest.relative);
     report(c, "differs", text);
+    if (c->here)
+        join(&c->here->most, &largest);
     return MGR_OK;
 }
 
@@ -158,7 +176,32 @@ static matrix stored_matrix(const mgr_stored *s)
     return (matrix){s->name, MGR_NONE, s, s->dtype, mgr_stored_rows(s), cols ? cols : 1};
 }
 
-static int compare_logical(comparison *c, mgr_err *err)
+static void enter(comparison *c, const mgr_tensor *t)
+{
+    c->here = &c->groups[t->layer == MGR_NONE ? 0 : 1 + t->layer];
+    c->here->tensors++;
+}
+
+/* Where the differences are, whatever part of them was shown. */
+static void print_groups(const comparison *c, uint64_t n)
+{
+    for (uint64_t i = 0; i < n; i++) {
+        const group *const g = &c->groups[i];
+        char name[32] = "no layer";
+        if (g->differ == 0)
+            continue;
+        if (i > 0)
+            snprintf(name, sizeof name, "layer %llu", (unsigned long long)(i - 1));
+        mgr_say(stdout, "%-9s %llu of %llu tensors differ", name, (unsigned long long)g->differ,
+                (unsigned long long)g->tensors);
+        if (g->most.absolute > 0)
+            mgr_say(stdout, ", at most %.3g apart (%.3g of the value)", g->most.absolute,
+                    g->most.relative);
+        mgr_say(stdout, "\n");
+    }
+}
+
+static int compare_tensors(comparison *c, mgr_err *err)
 {
     const mgr_tensors *const ta = &c->a.view.tensors, *const tb = &c->b.view.tensors;
     char name[96];
@@ -166,6 +209,7 @@ static int compare_logical(comparison *c, mgr_err *err)
         const mgr_tensor *const t = &ta->list[i];
         const uint32_t j = mgr_tensors_find(tb, t->role, t->layer, t->expert);
         mgr_tensor_label(t, name, sizeof name);
+        enter(c, t);
         if (j == MGR_NONE) {
             report(c, "only in 1", name);
             continue;
@@ -175,10 +219,28 @@ static int compare_logical(comparison *c, mgr_err *err)
     }
     for (uint32_t j = 0; j < tb->n; j++) {
         const mgr_tensor *const t = &tb->list[j];
-        if (mgr_tensors_find(ta, t->role, t->layer, t->expert) == MGR_NONE)
-            report(c, "only in 2", mgr_tensor_label(t, name, sizeof name));
+        if (mgr_tensors_find(ta, t->role, t->layer, t->expert) != MGR_NONE)
+            continue;
+        enter(c, t);
+        report(c, "only in 2", mgr_tensor_label(t, name, sizeof name));
     }
     return MGR_OK;
+}
+
+static int compare_logical(comparison *c, mgr_err *err)
+{
+    const uint64_t la = c->a.view.tensors.model.layers, lb = c->b.view.tensors.model.layers;
+    const uint64_t n = 1 + (la > lb ? la : lb);
+    MGR_TRY(mgr_alloc(&c->groups, n, sizeof *c->groups, err));
+    const int rc = compare_tensors(c, err);
+    if (c->shown > c->most)
+        mgr_say(stdout, "  and %u more\n", c->shown - c->most);
+    if (rc == MGR_OK)
+        print_groups(c, n);
+    mgr_free(c->groups);
+    c->groups = c->here = NULL;
+    c->shown = 0;
+    return rc;
 }
 
 static int by_name(const void *x, const void *y)

@@ -854,19 +854,6 @@ static int windows(const evidence *ev, mgr_model *m, mgr_err *err)
     return MGR_OK;
 }
 
-/* The source has no ranks; who says it has means another checkpoint. */
-static int check_parallel(const mgr_config *c, mgr_err *err)
-{
-    const char *const key = c->model.tensor_parallel > 1     ? "model.tensor_parallel"
-                            : c->model.pipeline_parallel > 1 ? "model.pipeline_parallel"
-                                                             : NULL;
-    return !key ? MGR_OK
-                : mgr_config_fail(c, key, err,
-                                  "'%s' is above 1, but a Hugging Face directory is "
-                                  "not split over ranks",
-                                  key);
-}
-
 int mgr_huggingface_model(const mgr_catalogue *cat, const mgr_config *config, mgr_huggingface *hf,
                           mgr_model *model, mgr_err *err)
 {
@@ -875,7 +862,6 @@ int mgr_huggingface_model(const mgr_catalogue *cat, const mgr_config *config, mg
     MGR_TRY(check_type(&ev, err));
     hf->class = ev.class;
     MGR_TRY(check_supported(&ev, err));
-    MGR_TRY(check_parallel(config, err));
     MGR_TRY(features(&ev, &m, err));
     MGR_TRY(layer_sizes(&ev, &m, err));
     MGR_TRY(expert_layers(&ev, &m, err));

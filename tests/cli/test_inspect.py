@@ -54,6 +54,7 @@ class Inspect(unittest.TestCase):
         out = self.look(self.one, deeper, status=1).out
         self.assertIn("only in 2 layer 2 gate", out)
         self.assertIn("21 logical tensors compared, 9 differ", out)
+        self.assertRegex(out, r"\nlayer 2 +9 of 9 tensors differ\n")
 
     def test_one_byte(self):
         changed = self.folder / "changed"
@@ -65,6 +66,8 @@ class Inspect(unittest.TestCase):
         out = self.look(self.moe, changed, status=1).out
         self.assertRegex(out, r"differs +layer 1 expert \d .*: 1 of 6144 elements, first at \[\d+, \d+\]: ")
         self.assertIn("41 logical tensors compared, 1 differ", out)
+        self.assertRegex(out, r"\nlayer 1 +1 of \d+ tensors differ, at most \S+ apart \(\S+ of the value\)\n")
+        self.assertNotIn("layer 0 ", out)
         self.look(self.moe, self.moe)
 
     def test_nothing_there(self):

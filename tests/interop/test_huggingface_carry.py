@@ -170,6 +170,12 @@ ROOTS = {
     "consolidated.00.pth": "convert_llama_weights_to_hf.py",
     "x.nemo": "NeMo",
     "x.gguf": "GGUF",
+    "zero_to_fp32.py": "DeepSpeed run",
+    "bf16_zero_pp_rank_0_mp_rank_00_optim_states.pt": "zero_to_fp32.py",
+    "mp_rank_00_model_states.pt": "zero_to_fp32.py",
+    "__0_0.distcp": "fetch it, too",
+    "iter_0000005/x": "without an iteration that is whole",
+    "model_weights/x": "NeMo",
 }
 
 
@@ -226,4 +232,162 @@ def test_a_link_out_of_the_source(scratch):
     assert result.status == runner.DATA and "is a link to a place outside" in result.err, str(result)
 
 
-assert harness  # its path is set up there
+# ---- there and back, by way of every format
+
+TYPES = {
+    "bf16": lambda name: torch.bfloat16,
+    "fp16": lambda name: torch.float16,
+    "fp32": lambda name: torch.float32,
+    "mixed": lambda name: torch.float32 if "norm" in name or "embed" in name else torch.bfloat16,
+}
+NAMED = ("set", "altered", "dropped")
+
+
+def differences(want, got):
+    return {key for key in {*want, *got} if want.get(key, "absent") != got.get(key, "absent")}
+
+
+def summary_names(result):
+    """What the summary says of fields: the words of its lines, however they are wrapped."""
+    words, kind = set(), None
+    for line in result.out.splitlines():
+        kind = line.split()[0] if line[:1].strip() else kind
+        if kind in NAMED:
+            words |= {part.split()[0] for part in line[9:].split(",") if part.split()}
+    return words
+
+
+@pytest.mark.parametrize("types", TYPES)
+@pytest.mark.parametrize("way", ["huggingface", "hdf5", "megatron-torch", "megatron-dist"])
+def test_there_and_back(scratch, way, types):
+    """config.json, generation_config.json and the tokenizer's files are equal, or the summaries name
+    each difference; every value is, bit for bit."""
+    source = folder(scratch / "a", sep_token_id=7, tokenizer_class="X", transformers_version="4.46.0")
+    tensors = {k: v.to(TYPES[types](k)).contiguous() for k, v in ml.dense_model(SHAPE).items()}
+    save_file(tensors, source / "model.safetensors")
+    beside = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "LICENSE")
+    for name in beside:
+        (source / name).write_text('{"model": {"vocab": {}}}')
+    split = {"target__tensor_parallel": 2} if way.startswith("megatron") else {}
+    there, first = reshard(scratch, source, "there", target__format=way, **split)
+    out, second = reshard(scratch, there, "out")
+    want, got = (json.loads((f / "config.json").read_text()) for f in (source, out))
+    named = set().union(*(remarks(o).get(kind, set()) for o in (there, out) for kind in NAMED))
+    assert differences(want, got) <= named, differences(want, got) - named
+    assert differences(want, got) <= summary_names(first) | summary_names(second), second.out
+    for name in (*beside, "generation_config.json"):
+        assert (out / name).read_bytes() == (source / name).read_bytes(), name
+    back = harness.read_output(out)
+    assert back.keys() == tensors.keys()
+    assert all(harness.same_bits(back[name], tensors[name]) for name in tensors)
+
+
+def test_the_comparison_of_summaries_would_notice():
+    class Shown:
+        out = "set       head_dim 16,\n          rope 2\ncarried   17 fields\naltered   a 1 -> 2\n"
+
+    assert summary_names(Shown) == {"head_dim", "rope", "a"}
+    assert differences({"a": 1, "b": None}, {"a": 1.5, "b": None, "c": None}) == {"a", "c"}
+
+
+# ---- tokenizers
+
+
+def megatron(scratch):
+    return ml.save(ml.dense_model(SHAPE), SHAPE, scratch / "megatron", 2, 1)
+
+
+SPECIALS = {
+    "added_tokens_decoder": {"7": {"content": "<s>"}, "9": {"content": "</s>"}, "11": {"content": "<pad>"}},
+    "bos_token": "<s>",
+    "eos_token": {"content": "</s>", "lstrip": False},
+    "pad_token": "<pad>",
+    "model_max_length": 10**30,
+}
+
+
+def test_ids_of_special_tokens_come_from_the_tokenizer(scratch):
+    (scratch / "tokenizer").mkdir()
+    (scratch / "tokenizer" / "tokenizer_config.json").write_text(json.dumps(SPECIALS))
+    changes = {"source__tokenizer": scratch / "tokenizer", "model__vocab_size": SHAPE.vocab}
+    out, _ = reshard(scratch, megatron(scratch), "out", **changes)
+    for name in ("config.json", "generation_config.json"):
+        ids = json.loads((out / name).read_text())
+        assert (ids["bos_token_id"], ids["eos_token_id"], ids["pad_token_id"]) == (7, 9, 11), name
+
+
+def test_ids_that_config_json_gives_win(scratch):
+    source = folder(scratch / "a")
+    (source / "tokenizer_config.json").write_text(json.dumps(SPECIALS))
+    got = json.loads((reshard(scratch, source, "out")[0] / "config.json").read_text())
+    assert (got["bos_token_id"], got["eos_token_id"], got["pad_token_id"]) == (1, [2, 3, 4], 5)
+
+
+@pytest.mark.parametrize(
+    "name,becomes", [("llm.model", "tokenizer.model"), ("v3.json", "tokenizer.json"), ("vocab.txt", "vocab.txt")]
+)
+def test_a_tokenizer_that_is_one_file(scratch, name, becomes):
+    (scratch / name).write_text("{}")
+    changes = {"source__tokenizer": scratch / name, "model__vocab_size": SHAPE.vocab}
+    out, _ = reshard(scratch, megatron(scratch), "out", **changes)
+    assert (out / becomes).read_text() == "{}"
+    (scratch / "thesis.tex").write_text("me")
+    result = run(scratch, scratch / "megatron", "no", source__tokenizer=scratch / "thesis.tex")
+    assert result.status == runner.CONFIG and "no file of a tokenizer" in result.err, str(result)
+
+
+@pytest.mark.parametrize(
+    "name,content",
+    [
+        ("tokenizer.json", {"model": {"vocab": {"a": 0, "b": SHAPE.vocab}}}),
+        ("tokenizer.json", {"model": {"vocab": [["a", 0.0]] * (SHAPE.vocab + 1)}}),
+        ("tokenizer.json", {"added_tokens": [{"id": SHAPE.vocab, "content": "x"}], "model": {"vocab": {"a": 0}}}),
+        ("tokenizer_config.json", {"added_tokens_decoder": {str(SHAPE.vocab): {"content": "x"}}}),
+        ("vocab.json", {"a": SHAPE.vocab}),
+    ],
+)
+def test_a_tokenizer_longer_than_the_vocabulary_is_said(scratch, name, content):
+    source = folder(scratch / "a")
+    (source / name).write_text(json.dumps(content))
+    _, result = reshard(scratch, source, "out")
+    words = " ".join(result.out.split())
+    assert f"gives out {SHAPE.vocab + 1} ids, the vocabulary has {SHAPE.vocab} rows" in words, str(result)
+    assert any("gives out" in e["why"] for e in json.loads((scratch / "out" / runner.MANIFEST).read_text())["remarks"]["warning"])
+
+
+def test_a_tokenizer_that_is_a_git_lfs_pointer(scratch):
+    source = folder(scratch / "a")
+    (source / "tokenizer.model").write_bytes(LFS)
+    result = run(scratch, source, "out", "--dry-run")
+    assert result.status == runner.DATA, str(result)
+    assert "tokenizer.model' is a git-lfs pointer" in result.err and "git lfs pull" in result.err, str(result)
+
+
+# ---- what people write
+
+
+@pytest.mark.parametrize(
+    "place,status,words",
+    [
+        ("~/model", runner.CONFIG, ["~", "write the home folder in full"]),
+        ("$SCRATCH/model", runner.CONFIG, ["$SCRATCH", "--set source.path"]),
+        ("someone/some-model-7b", runner.NO_INPUT, ["hf download someone/some-model-7b"]),
+    ],
+)
+def test_a_place_that_is_no_folder(scratch, place, status, words):
+    result = run(scratch, place, "out")
+    assert result.status == status and len(result.errors()) == 1, str(result)
+    assert all(word in result.err for word in words), str(result)
+
+
+def test_other_spellings_of_values(scratch):
+    source = folder(scratch / "a")
+    (scratch / "run.yaml").write_text(
+        f"mode: reshard\nsource: {{path: {source}, allow_nonfinite: True}}\n"
+        f"target: {{path: {scratch / 'out'}, format: huggingface, dtype: bf16}}\n"
+    )
+    result = runner.run([runner.program("mgr-upcycle"), scratch / "run.yaml"])
+    assert result.status == 0, str(result)
+    assert {t.dtype for t in harness.read_output(scratch / "out").values()} == {torch.bfloat16}
+    refused = run(scratch, source, "no", memory_per_rank="2G")
+    assert refused.status == runner.CONFIG and "2GiB" in refused.err, str(refused)
