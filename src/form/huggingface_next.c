@@ -11,7 +11,6 @@
 #define HEAD_DIM "a head_dim other than hidden_size by heads loads as a", "", ""
 #define FUSED                                                                                      \
     "experts under fused names load as a", "", "; older ones leave theirs at random values"
-#define OLDEST 446 /* the oldest release of transformers that our tests load outputs with: 4.46 */
 
 /* ---- releases ---- */
 
@@ -45,13 +44,12 @@ static const struct {
     unsigned since;                /* 448: 4.48 */
     const char *what, *is, *else_; /* "what CLASS is from RELEASE on else_", if it must be said */
 } bounds[] = {
-    {"mistral", is_scaled, 448, SCALING},
-    {"mixtral", is_scaled, 448, SCALING},
-    {"mixtral", has_own_head_dim, 447, HEAD_DIM},
-    {"qwen2", has_own_head_dim, 448, HEAD_DIM},
-    {"qwen3", always, 451, NULL, NULL, NULL},
-    {"qwen3_moe", always, 451, NULL, NULL, NULL},
-    {"mixtral", is_fused, 500, FUSED},
+    {"llama", always, 446, NULL, NULL, NULL}, /* the oldest that the tests load outputs with */
+    {"mistral", always, 446, NULL, NULL, NULL},   {"qwen2", always, 446, NULL, NULL, NULL},
+    {"mixtral", always, 446, NULL, NULL, NULL},   {"mistral", is_scaled, 448, SCALING},
+    {"mixtral", is_scaled, 448, SCALING},         {"mixtral", has_own_head_dim, 447, HEAD_DIM},
+    {"qwen2", has_own_head_dim, 448, HEAD_DIM},   {"qwen3", always, 451, NULL, NULL, NULL},
+    {"qwen3_moe", always, 451, NULL, NULL, NULL}, {"mixtral", is_fused, 500, FUSED},
 };
 
 /* "4.48" */
@@ -61,7 +59,8 @@ static const char *release(unsigned number, char out[16])
     return out;
 }
 
-/* Say each bound of this output; *least is the release that keeps them all. */
+/* Say each bound of this output; *least is the release that keeps them all, 0 where
+ * none is known. */
 static int say_bounds(const mgr_output *out, const json_t *config, unsigned *least,
                       mgr_remarks *remarks, mgr_err *err)
 {
@@ -70,7 +69,7 @@ static int say_bounds(const mgr_output *out, const json_t *config, unsigned *lea
         json_string_value(json_array_get(json_object_get(config, "architectures"), 0));
     const int shown = class ? (int)strcspn(class, "F") : 0; /* "Mixtral" of "MixtralForCausalLM" */
     char since[16];
-    *least = OLDEST;
+    *least = 0;
     for (size_t i = 0; type && class && i < sizeof bounds / sizeof bounds[0]; i++) {
         if (strcmp(bounds[i].type, type) != 0 || !bounds[i].when(out))
             continue;
@@ -111,8 +110,9 @@ static int next_transformers(const mgr_output *out, unsigned least, mgr_remarks 
     char number[16];
     json_t *const path = json_string(out->config->target.path);
     char *const text = path ? json_dumps(path, JSON_ENCODE_ANY | JSON_ENSURE_ASCII) : NULL;
-    int rc = mgr_remarks_say(remarks, MGR_REMARK_NEXT, err,
-                             "# transformers %s or later:", release(least, number));
+    int rc = least ? mgr_remarks_say(remarks, MGR_REMARK_NEXT, err,
+                                     "# transformers %s or later:", release(least, number))
+                   : say(remarks, err, "# transformers that has the class:");
     if (rc == MGR_OK)
         rc = say(remarks, err, "from transformers import AutoModelForCausalLM");
     if (rc == MGR_OK && text)
