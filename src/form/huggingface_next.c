@@ -1,10 +1,10 @@
 #include "form/huggingface_next.h"
 
 #include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
 
 #include "core/str.h"
+#include "fmt/json.h"
 
 #define SCALING                                                                                    \
     "RoPE scaling in a", " directory is right", "; older ones load it and ignore the scaling"
@@ -108,18 +108,20 @@ static int next_transformers(const mgr_output *out, unsigned least, mgr_remarks 
                              mgr_err *err)
 {
     char number[16];
+    mgr_buf text = {0};
     json_t *const path = json_string(out->config->target.path);
-    char *const text = path ? json_dumps(path, JSON_ENCODE_ANY | JSON_ENSURE_ASCII) : NULL;
-    int rc = least ? mgr_remarks_say(remarks, MGR_REMARK_NEXT, err,
+    int rc = mgr_json_dump(path, 0, &text, err);
+    if (rc == MGR_OK)
+        rc = least ? mgr_remarks_say(remarks, MGR_REMARK_NEXT, err,
                                      "# transformers %s or later:", release(least, number))
                    : say(remarks, err, "# transformers that has the class:");
     if (rc == MGR_OK)
         rc = say(remarks, err, "from transformers import AutoModelForCausalLM");
-    if (rc == MGR_OK && text)
+    if (rc == MGR_OK)
         rc = mgr_remarks_say(remarks, MGR_REMARK_NEXT, err,
                              "model = AutoModelForCausalLM.from_pretrained(%s, torch_dtype=\"%s\")",
-                             text, mgr_dtype_name(out->layout->dtype));
-    free(text); /* jansson's allocator is the C library's */
+                             text.data, mgr_dtype_name(out->layout->dtype));
+    mgr_buf_clear(&text);
     json_decref(path);
     return rc;
 }
