@@ -699,9 +699,9 @@ def test_one_target_for_dense_models_and_mixtures(scratch, names):
     assert all(other == first for other in others) and "config.json" in first
 
 
-def test_a_mixtral_is_not_upcycled(scratch):
+def test_a_mixtral_grows_by_multiples_only(scratch):
     _, source = mixtral(scratch)
-    refused(scratch, source, "mixture of 4 experts", "reshard")
+    refused(scratch, source, "mixture of 4 experts", "multiple", "reshard", status=runner.CONFIG)
 
 
 @pytest.mark.parametrize(
