@@ -8,48 +8,65 @@
 
 #define SCALING                                                                                    \
     "RoPE scaling in a", " directory is right", "; older ones load it and ignore the scaling"
+#define WINDOWS                                                                                    \
+    "a window of some layers in a", " directory is right",                                         \
+        "; with older ones, such as 4.46, it is of all layers"
 #define HEAD_DIM "a head_dim other than hidden_size by heads loads as a", "", ""
 #define FUSED                                                                                      \
     "experts under fused names load as a", "", "; older ones leave theirs at random values"
 
 /* ---- releases ---- */
 
-static bool always(const mgr_output *out)
+static bool always(const mgr_output *out, const json_t *config)
 {
+    (void)config;
     return out != NULL;
 }
 
-static bool is_scaled(const mgr_output *out)
+static bool is_scaled(const mgr_output *out, const json_t *config)
 {
+    (void)config;
     return out->layout->tensors->model.rope.kind != MGR_ROPE_PLAIN;
 }
 
-static bool has_own_head_dim(const mgr_output *out)
+static bool has_own_head_dim(const mgr_output *out, const json_t *config)
 {
+    (void)config;
     const mgr_model *const m = &out->layout->tensors->model;
     return m->head_dim * m->heads != m->hidden;
 }
 
-static bool is_fused(const mgr_output *out)
+static bool is_fused(const mgr_output *out, const json_t *config)
 {
+    (void)config;
     return out->layout->tensors->model.experts && strcmp(out->config->target.names, "fused") == 0;
 }
 
+/* max_window_layers may be more than there are: then no layer has the window that is given. */
+static bool has_window_of_some(const mgr_output *out, const json_t *config)
+{
+    const mgr_model *const m = &out->layout->tensors->model;
+    return json_is_true(json_object_get(config, "use_sliding_window")) &&
+           json_is_integer(json_object_get(config, "sliding_window")) &&
+           mgr_model_window_layers(m) < m->layers;
+}
+
 /* From which release on a class does what config.json says. Seen in its modeling file and in its
- * configuration of 4.46.3, 4.47.1, 4.48.0 and 4.57.6: whether they read rope_scaling and head_dim;
- * and in the models of 4.50.3 and 4.51.0. */
+ * configuration of 4.46.3, 4.47.1, 4.48.0 and 4.57.6: whether they read rope_scaling and head_dim,
+ * and which layers a window is of; and in the models of 4.50.3 and 4.51.0. */
 static const struct {
     const char *type;
-    bool (*when)(const mgr_output *out);
+    bool (*when)(const mgr_output *out, const json_t *config);
     unsigned since;                /* 448: 4.48 */
     const char *what, *is, *else_; /* "what CLASS is from RELEASE on else_", if it must be said */
 } bounds[] = {
     {"llama", always, 446, NULL, NULL, NULL}, /* the oldest that the tests load outputs with */
-    {"mistral", always, 446, NULL, NULL, NULL},   {"qwen2", always, 446, NULL, NULL, NULL},
-    {"mixtral", always, 446, NULL, NULL, NULL},   {"mistral", is_scaled, 448, SCALING},
-    {"mixtral", is_scaled, 448, SCALING},         {"mixtral", has_own_head_dim, 447, HEAD_DIM},
-    {"qwen2", has_own_head_dim, 448, HEAD_DIM},   {"qwen3", always, 451, NULL, NULL, NULL},
-    {"qwen3_moe", always, 451, NULL, NULL, NULL}, {"mixtral", is_fused, 500, FUSED},
+    {"mistral", always, 446, NULL, NULL, NULL}, {"qwen2", always, 446, NULL, NULL, NULL},
+    {"mixtral", always, 446, NULL, NULL, NULL}, {"mistral", is_scaled, 448, SCALING},
+    {"mixtral", is_scaled, 448, SCALING},       {"mixtral", has_own_head_dim, 447, HEAD_DIM},
+    {"qwen2", has_own_head_dim, 448, HEAD_DIM}, {"qwen2", has_window_of_some, 457, WINDOWS},
+    {"qwen3", always, 451, NULL, NULL, NULL},   {"qwen3_moe", always, 451, NULL, NULL, NULL},
+    {"mixtral", is_fused, 500, FUSED},
 };
 
 /* "4.48" */
@@ -71,7 +88,7 @@ static int say_bounds(const mgr_output *out, const json_t *config, unsigned *lea
     char since[16];
     *least = 0;
     for (size_t i = 0; type && class && i < sizeof bounds / sizeof bounds[0]; i++) {
-        if (strcmp(bounds[i].type, type) != 0 || !bounds[i].when(out))
+        if (strcmp(bounds[i].type, type) != 0 || !bounds[i].when(out, config))
             continue;
         *least = bounds[i].since > *least ? bounds[i].since : *least;
         if (bounds[i].what)

@@ -116,6 +116,8 @@ OLD = judge.pinned()[0]
         ("Mixtral", {"rope_scaling": SCALED}, "4.48"),
         ("Mixtral", {"head_dim": 6}, "4.47"),
         ("Qwen2", {"head_dim": 6}, "4.48"),
+        ("Qwen2", {"use_sliding_window": True, "sliding_window": 3, "max_window_layers": 1}, "4.57"),
+        ("Qwen2", {"use_sliding_window": True, "sliding_window": 3}, "4.57"),
         ("Qwen3", {}, "4.51"),
     ],
 )
@@ -128,7 +130,7 @@ def test_what_an_older_release_does_is_said(releases, scratch, family, changes, 
     settings = dict(vocab_size=50, hidden_size=32, intermediate_size=40, num_hidden_layers=2, num_attention_heads=4)
     settings |= dict(num_key_value_heads=2, max_position_embeddings=64, rope_theta=1e4, sliding_window=None)
     model = getattr(transformers, family + "ForCausalLM")(
-        getattr(transformers, family + "Config")(**settings, **changes)
+        getattr(transformers, family + "Config")(**(settings | changes))
     )
     with torch.no_grad():
         for parameter in model.parameters():
