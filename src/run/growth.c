@@ -102,10 +102,10 @@ static int take_all(mgr_job *job, uint64_t sources, mgr_err *err)
     mgr_config *const c = &job->config;
     uint32_t *from;
     const uint64_t n = c->upcycle.experts;
-    if (!mgr_config_place(c, "upcycle.experts") || n < sources || n % sources != 0) {
+    if (!mgr_config_place(c, "upcycle.experts") || n <= sources || n % sources != 0) {
         mgr_config_fail(c, "upcycle.experts", err,
                         "the source is a mixture of %llu experts already, and 'upcycle.experts' "
-                        "%llu%s is no multiple of that",
+                        "%llu%s is not two or more times that",
                         (unsigned long long)sources, (unsigned long long)n,
                         mgr_config_place(c, "upcycle.experts") ? "" : " by default");
         return mgr_hint(err, "set 'upcycle.experts' to a multiple, name experts in "

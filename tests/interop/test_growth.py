@@ -170,9 +170,9 @@ def test_selection_takes_the_experts_and_their_rows(scratch, sources):
 
 
 REFUSED = [
-    (dict(), "is no multiple of that"),
-    (dict(experts=12), "is no multiple of that"),
-    (dict(experts=4), "is no multiple of that"),
+    (dict(), "is not two or more times that"),
+    (dict(experts=12), "is not two or more times that"),
+    (dict(experts=4), "is not two or more times that"),
     (dict(experts=16, slices=2), "'upcycle.slices' is for a dense source"),
     (dict(experts=16, scale="exact"), "'upcycle.scale' is for a dense source"),
     (dict(experts=16, router="virtual-groups"), "virtual-groups"),

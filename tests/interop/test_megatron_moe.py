@@ -661,7 +661,7 @@ def test_a_missing_expert_rank(saved, scratch):
     assert "mp_rank_00_001" in result.errors()[0], str(result)
 
 
-def test_a_mixture_of_experts_is_not_upcycled(saved, scratch):
+def test_a_mixture_of_as_many_experts_is_not_upcycled(saved, scratch):
     source = saved({**LLAMA, "experts": EXPERTS}, {"ep": 2})
-    result = upcycle(scratch, source.root, {"tp": 1}, status=runner.DATA)
+    result = upcycle(scratch, source.root, {"tp": 1}, status=runner.CONFIG)
     assert "already" in result.errors()[0] and "reshard" in result.err, str(result)
