@@ -403,4 +403,4 @@ def test_mutants(scratch, compression):
 def test_upcycling_a_mixture_is_refused(scratch, dense):
     out = upcycled(scratch, dense, "h5")
     result = runner.upcycle(runner.write_config(scratch / "run.yaml", out, scratch / "Mixtral"))
-    assert result.status == runner.DATA and "already" in result.err, str(result)
+    assert result.status == runner.CONFIG and "already" in result.err, str(result)
