@@ -108,8 +108,8 @@ bool mgr_is_dir(const char *path);
 bool mgr_is_link(const char *path);
 /* Is the one the other, or below it, once links are followed? False if one is not there. */
 bool mgr_is_inside(const char *path, const char *directory);
-/* Refuse a link that leads out of `directory`, unless to the blobs of a snapshot of the hub's cache:
- * MGR_ERR_UNSUPPORTED. */
+/* Refuse a link that leads out of `directory`, unless to the blobs of a snapshot of the hub's
+ * cache: MGR_ERR_UNSUPPORTED. */
 int mgr_check_link(const char *path, const char *directory, mgr_err *err) MGR_NODISCARD;
 
 /* The names in a directory, sorted bytewise, without "." and ".."; owned by `arena`. Local. */
