@@ -1,5 +1,6 @@
 #include "core/mem.h"
 
+#include <assert.h>
 #include <malloc.h>
 #include <stdlib.h>
 #include <string.h>
@@ -12,6 +13,7 @@ static uint64_t fail_at;
 /* What is allocated, as the allocator counts it, and the most that may be; 0: no bound. */
 static _Atomic uint64_t held;
 static uint64_t most, named;
+static _Atomic bool missed; /* a library's allocation failed */
 
 void mgr_alloc_fail_at(uint64_t k)
 {
@@ -67,14 +69,24 @@ static void *counted(void *p)
     return p;
 }
 
+/* Only what was counted: a block that a library allocated is freed as it says, not here. */
 static void uncounted(void *p)
 {
-    held -= p ? malloc_usable_size(p) : 0;
+    const uint64_t bytes = p ? malloc_usable_size(p) : 0;
+    assert(held >= bytes);
+    held -= bytes;
 }
 
 void *mgr_mem_take(size_t bytes)
 {
-    return has_room(bytes) ? counted(malloc(bytes ? bytes : 1)) : NULL;
+    void *const p = has_room(bytes) ? counted(malloc(bytes ? bytes : 1)) : NULL;
+    missed = missed || !p;
+    return p;
+}
+
+bool mgr_mem_missed(void)
+{
+    return missed;
 }
 
 int mgr_alloc(void *out, size_t n, size_t size, mgr_err *err)

@@ -5,6 +5,7 @@
 #ifndef MGR_CORE_MEM_H
 #define MGR_CORE_MEM_H
 
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
@@ -36,6 +37,8 @@ void mgr_mem_trim(void);
 
 /* For libraries that want a malloc; NULL past the bound. mgr_free frees it. */
 void *mgr_mem_take(size_t bytes);
+/* Has one of these failed since the program started? */
+bool mgr_mem_missed(void);
 
 /* The error of an allocation of `bytes` bytes that failed. */
 int mgr_mem_fail(uint64_t bytes, mgr_err *err) MGR_NODISCARD;

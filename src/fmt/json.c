@@ -117,9 +117,18 @@ static int dump_string(const json_t *value, mgr_buf *out, mgr_err *err)
     return MGR_OK;
 }
 
+/* jansson's makers give NULL where memory ran out, and leave members out that are NULL: a tree made
+ * then is not what it should be, and nothing of it is printed. */
+static int check_memory(mgr_err *err)
+{
+    return mgr_mem_missed() ? mgr_fail(err, MGR_ERR_NOMEM, "no memory for JSON") : MGR_OK;
+}
+
 int mgr_json_text(const char *text, mgr_buf *out, mgr_err *err)
 {
     json_t *value = json_string(text);
+    if (!value)
+        MGR_TRY(check_memory(err));
     if (!value)
         return mgr_fail(err, MGR_ERR_INTERNAL, "a text for JSON is not valid UTF-8");
     const int rc = dump_string(value, out, err);
@@ -212,6 +221,7 @@ static int dump_value(const json_t *value, int indent, int depth, mgr_buf *out, 
 
 int mgr_json_dump(const json_t *value, int indent, mgr_buf *out, mgr_err *err)
 {
+    MGR_TRY(check_memory(err));
     MGR_TRY(dump_value(value, indent, 0, out, err));
     return indent > 0 ? mgr_buf_text(out, "\n", err) : MGR_OK;
 }

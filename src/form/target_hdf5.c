@@ -76,7 +76,7 @@ static int add_json(mgr_h5 *h, const char *name, const json_t *value, mgr_err *e
 {
     mgr_buf text = {0};
     int rc = value ? mgr_json_dump(value, 2, &text, err)
-                   : mgr_fail(err, MGR_ERR_INTERNAL, "cannot make '%s'", name);
+                   : mgr_fail(err, MGR_ERR_NOMEM, "no memory to make '%s'", name);
     if (rc == MGR_OK)
         rc = mgr_h5_add_text(h, name, text.data, text.len, err);
     mgr_buf_clear(&text);

@@ -2,6 +2,7 @@
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <limits.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -136,13 +137,11 @@ bool mgr_is_held(const char *path, int fd)
 
 bool mgr_is_inside(const char *path, const char *directory)
 {
-    char *const inner = realpath(path, NULL), *const outer = realpath(directory, NULL);
-    const size_t len = outer ? strlen(outer) : 0;
-    const bool inside = inner && outer && strncmp(inner, outer, len) == 0 &&
-                        (inner[len] == '/' || inner[len] == '\0' || len == 1);
-    mgr_free(inner);
-    mgr_free(outer);
-    return inside;
+    char inner[PATH_MAX], outer[PATH_MAX];
+    if (!realpath(path, inner) || !realpath(directory, outer))
+        return false;
+    const size_t len = strlen(outer);
+    return strncmp(inner, outer, len) == 0 && (inner[len] == '/' || inner[len] == '\0' || len == 1);
 }
 
 int mgr_check_link(const char *path, const char *directory, mgr_err *err)

@@ -150,7 +150,7 @@ static int add_run(ledger *l, mgr_err *err)
         json_object_set_new(run, "top_k", json_integer((json_int_t)c->upcycle.top_k));
     }
     const int rc = run ? add_json(l, "run", run, err)
-                       : mgr_fail(err, MGR_ERR_INTERNAL, "cannot describe the run");
+                       : mgr_fail(err, MGR_ERR_NOMEM, "no memory to describe the run");
     json_decref(run);
     return rc;
 }

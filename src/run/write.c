@@ -506,6 +506,7 @@ void mgr_job_clear(mgr_job *job)
     mgr_free(job->defines);
     mgr_free(job->stored_crc);
     mgr_free(job->file_crc);
+    mgr_free(job->file_sha256);
     mgr_free(job->tensor_crc);
     mgr_free(job->target_moment);
     mgr_free(job->source_moment);

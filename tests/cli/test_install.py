@@ -21,7 +21,7 @@ ABI = {
     "sizeof(mgr_err)": 856,
     "MGR_DTYPE_BF16": 1,
     "MGR_DTYPE_F32": 3,
-    "MGR_DTYPE_OTHER": 11,
+    "MGR_DTYPE_OTHER": 12,
     "MGR_STORED": 1,
     "MGR_ERR_USAGE": 10,
     "MGR_ERR_INTERNAL": 110,
