@@ -21,7 +21,7 @@ static int fail_parse(const char *name, uint64_t base, size_t len, const json_er
     char shown[JSON_ERROR_TEXT_LENGTH];
     mgr_printable(error->text, strlen(error->text), shown, sizeof shown);
     const uint64_t byte = base + (error->position > 0 ? (uint64_t)error->position : 0);
-    if (json_error_code(error) == json_error_out_of_memory)
+    if (json_error_code(error) == json_error_out_of_memory || mgr_mem_missed())
         return mgr_mem_fail(TREE_BYTES * len, err);
     return mgr_fail(err, MGR_ERR_FORMAT, "'%s' is not valid JSON at byte %" PRIu64 ": %s", name,
                     byte, shown);
