@@ -138,32 +138,39 @@ uint64_t mgr_model_moe_layers(const mgr_model *m)
     return n;
 }
 
-void mgr_model_set_window(mgr_model *m, uint64_t layer)
+/* Of a bit for each layer. */
+static void set_layer(uint8_t bits[MGR_MAX_LAYERS / 8], uint64_t layer)
 {
     if (layer < MGR_MAX_LAYERS)
-        m->window_layers[layer / 8] |= (uint8_t)(1u << layer % 8);
+        bits[layer / 8] |= (uint8_t)(1u << layer % 8);
+}
+
+static uint64_t count_layers(const mgr_model *m, const uint8_t bits[MGR_MAX_LAYERS / 8])
+{
+    uint64_t n = 0;
+    for (uint64_t l = 0; l < m->layers && l < MGR_MAX_LAYERS; l++)
+        n += bits[l / 8] >> l % 8 & 1;
+    return n;
+}
+
+void mgr_model_set_window(mgr_model *m, uint64_t layer)
+{
+    set_layer(m->window_layers, layer);
 }
 
 uint64_t mgr_model_window_layers(const mgr_model *m)
 {
-    uint64_t n = 0;
-    for (uint64_t l = 0; l < m->layers && l < MGR_MAX_LAYERS; l++)
-        n += m->window_layers[l / 8] >> l % 8 & 1;
-    return n;
+    return count_layers(m, m->window_layers);
 }
 
 void mgr_model_set_nope(mgr_model *m, uint64_t layer)
 {
-    if (layer < MGR_MAX_LAYERS)
-        m->nope_layers[layer / 8] |= (uint8_t)(1u << layer % 8);
+    set_layer(m->nope_layers, layer);
 }
 
 uint64_t mgr_model_nope_layers(const mgr_model *m)
 {
-    uint64_t n = 0;
-    for (uint64_t l = 0; l < m->layers && l < MGR_MAX_LAYERS; l++)
-        n += m->nope_layers[l / 8] >> l % 8 & 1;
-    return n;
+    return count_layers(m, m->nope_layers);
 }
 
 bool mgr_model_is_multiplied(const mgr_model *m)

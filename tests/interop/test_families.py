@@ -12,6 +12,7 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 import harness
+import real_models
 import runner
 import transformers_judge as judge
 
@@ -38,26 +39,12 @@ THETA = dict(rope_parameters={"rope_type": "default", "rope_theta": 5e4})
 
 def real(kind, **changes):
     """A real model with random weights; norms and biases are not what they are born as."""
-    torch.manual_seed(2)
-    config = getattr(transformers, kind + "Config")(**{**SIZES, **changes})
-    lm = getattr(transformers, kind + "ForCausalLM")(config).to(torch.float32).eval()
-    with torch.no_grad():
-        for p in lm.parameters():
-            p.add_(torch.randn_like(p) * 0.15)
-    return lm
+    return real_models.born(kind, {**SIZES, **changes})
 
 
 def logits(lm):
     with torch.no_grad():
         return lm(IDS).logits
-
-
-def load(folder):
-    lm, info = transformers.AutoModelForCausalLM.from_pretrained(
-        folder, dtype=torch.float32, attn_implementation="eager", output_loading_info=True
-    )
-    assert not any(info.values()), info
-    return lm.eval()
 
 
 def run(scratch, source, name, **changes):
@@ -121,7 +108,7 @@ def test_naive_copies_compute_what_the_dense_model_does(scratch, releases, pair)
     out = convert(scratch, scratch / "dense", "out", upcycle__method="naive", upcycle__ratio=None, **how)
     config = json.loads((out / "config.json").read_text())
     assert config["architectures"] == [mixture]
-    assert harness.relative_difference(logits(load(out)), logits(dense)) < 1e-5
+    assert harness.relative_difference(logits(real_models.load(out)), logits(dense)) < 1e-5
     if pair in IN_4:
         got = releases.ask(judge.pinned()[-1], do="logits", folder=out, ids=IDS.tolist())["logits"]
         assert harness.relative_difference(torch.tensor(got), logits(dense)) < 1e-5
@@ -168,10 +155,10 @@ def test_each_expert_counts_and_drop_changes_its_neurons(scratch, pair):
     real(kind, **options).save_pretrained(scratch / "dense")
     naive = convert(scratch, scratch / "dense", "naive", upcycle__method="naive", upcycle__ratio=None, **how)
     drop = convert(scratch, scratch / "dense", "drop", upcycle__ratio=0.5, **how)
-    before = logits(load(naive))
+    before = logits(real_models.load(naive))
     for expert in range(4):
         was = changed_expert(naive, expert)
-        assert not torch.allclose(logits(load(naive)), before, atol=1e-5), expert
+        assert not torch.allclose(logits(real_models.load(naive)), before, atol=1e-5), expert
         for path, held in was.items():
             save_file(held, path, metadata={"format": "pt"})
     copied, dropped = experts_of(naive), experts_of(drop)
@@ -220,7 +207,7 @@ def there_and_back(scratch, lm, megatron):
         back = there if name == "same" else reshard(scratch, there, name + "-back")
         config = json.loads((back / "config.json").read_text())
         assert config["model_type"] == lm.config.model_type, name
-        again = load(back)
+        again = real_models.load(back)
         if name != "dist":  # whose vocabulary is padded
             same_tensors(scratch / "a", back)
         assert torch.equal(logits(again)[..., : SIZES["vocab_size"]], logits(lm)), name

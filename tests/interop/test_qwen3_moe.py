@@ -5,10 +5,10 @@ import json
 
 import pytest
 import torch
-import transformers
 from safetensors.torch import load_file, save_file
 
 import harness
+import real_models
 import runner
 import transformers_judge as judge
 
@@ -31,26 +31,12 @@ EXPERTS = dict(num_experts=6, num_experts_per_tok=3, moe_intermediate_size=20)
 
 
 def real(kind, **changes):
-    torch.manual_seed(2)
-    config = getattr(transformers, kind + "Config")(**{**SIZES, **changes})
-    lm = getattr(transformers, kind + "ForCausalLM")(config).to(torch.float32).eval()
-    with torch.no_grad():
-        for p in lm.parameters():
-            p.add_(torch.randn_like(p) * 0.15)
-    return lm
+    return real_models.born(kind, {**SIZES, **changes})
 
 
 def logits(lm):
     with torch.no_grad():
         return lm(IDS).logits
-
-
-def load(folder):
-    lm, info = transformers.AutoModelForCausalLM.from_pretrained(
-        folder, dtype=torch.float32, attn_implementation="eager", output_loading_info=True
-    )
-    assert not any(info.values()), info
-    return lm.eval()
 
 
 def convert(scratch, source, name, **changes):
@@ -75,7 +61,7 @@ def test_a_dense_qwen3_becomes_one(scratch, changes):
     assert (config["num_experts"], config["num_local_experts"], config["norm_topk_prob"]) == (4, 4, True)
     assert config["moe_intermediate_size"] == SIZES["intermediate_size"]
     assert config["eos_token_id"] == [2, 3]
-    moe = load(out)
+    moe = real_models.load(out)
     assert harness.relative_difference(logits(moe), logits(dense)) < 1e-5
     with judge.Releases() as releases:  # the last 4 knows it, too
         got = releases.ask(judge.pinned()[-1], do="logits", folder=out, ids=IDS.tolist())["logits"]
@@ -86,13 +72,13 @@ def test_each_expert_counts(scratch):
     """Equality of copies would pass on a class that evaluates only some of them."""
     real("Qwen3").save_pretrained(scratch / "dense")
     out = convert(scratch, scratch / "dense", "out", upcycle__method="naive", upcycle__ratio=None)
-    before = logits(load(out))
+    before = logits(real_models.load(out))
     for expert in range(4):
         name = f"model.layers.1.mlp.experts.{expert}.down_proj.weight"
         path = out / harness.read_index(out)[name]
         tensors = load_file(path)
         save_file({**tensors, name: tensors[name] * 2}, path, metadata={"format": "pt"})
-        assert not torch.allclose(logits(load(out)), before, atol=1e-4), expert
+        assert not torch.allclose(logits(real_models.load(out)), before, atol=1e-4), expert
         save_file(tensors, path, metadata={"format": "pt"})
 
 
@@ -113,7 +99,7 @@ def test_there_and_back(scratch, kind, fused):
     lm.save_pretrained(scratch / "a", save_original_format=not fused)
     assert any("gate_up_proj" in name for name in load_file(scratch / "a" / "model.safetensors")) == fused
     same = reshard(scratch, scratch / "a", "same", target__names="per-expert" if fused else "fused")
-    assert torch.equal(logits(load(same)), logits(lm))
+    assert torch.equal(logits(real_models.load(same)), logits(lm))
     if fused:
         return
     ways = [("hdf5", {"target__format": "hdf5", "target__expert_parallel": 2})]
@@ -122,7 +108,7 @@ def test_there_and_back(scratch, kind, fused):
     for name, way in ways:
         there = reshard(scratch, scratch / "a", name, **way)
         back = reshard(scratch, there, name + "-back", target__expert_parallel=3)
-        again = load(back)
+        again = real_models.load(back)
         want, got = lm.state_dict(), again.state_dict()
         assert want.keys() == got.keys()
         for key in want:

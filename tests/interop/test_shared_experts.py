@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 
 import harness
 import megatron_core_server as server
+import real_models
 import runner
 import test_megatron_core_dist as dist
 import transformers_judge as judge
@@ -81,14 +82,6 @@ def logits(lm):
         return lm(IDS).logits
 
 
-def load(folder):
-    lm, info = transformers.AutoModelForCausalLM.from_pretrained(
-        folder, dtype=torch.float32, attn_implementation="eager", output_loading_info=True
-    )
-    assert not any(info.values()), info
-    return lm.eval()
-
-
 def run(scratch, source, name, **changes):
     changes = {"target__format": "huggingface", "target__dtype": "source", **changes}
     config = runner.write_config(
@@ -104,7 +97,7 @@ def reshard(scratch, source, name, **changes):
 
 
 def same_model(folder, lm):
-    again = load(folder)
+    again = real_models.load(folder)
     want, got = lm.state_dict(), again.state_dict()
     assert want.keys() == got.keys()
     for key in want:
@@ -138,7 +131,7 @@ def test_each_part_counts(scratch, kind):
     """Equality would pass on a class that leaves some of them out."""
     real(kind).save_pretrained(scratch / "fused", save_original_format=False)
     out = reshard(scratch, scratch / "fused", "a")
-    before = logits(load(out))
+    before = logits(real_models.load(out))
     parts = [f"mlp.experts.{e}.down_proj.weight" for e in range(6)]
     if kind == "glm4_moe":
         parts += ["mlp.shared_experts.down_proj.weight", "mlp.gate.e_score_correction_bias"]
@@ -149,7 +142,7 @@ def test_each_part_counts(scratch, kind):
         path = out / harness.read_index(out)[name]
         tensors = load_file(path)
         save_file({**tensors, name: tensors[name] * -3}, path, metadata={"format": "pt"})
-        assert not torch.allclose(logits(load(out)), before, atol=1e-4), part
+        assert not torch.allclose(logits(real_models.load(out)), before, atol=1e-4), part
         save_file(tensors, path, metadata={"format": "pt"})
 
 
@@ -243,7 +236,7 @@ def test_megatron_core_computes_the_same(core, scratch, kind):  # noqa: F811
     back = reshard(scratch, scratch / "saved/torch", "back")
     assert json.loads((back / "config.json").read_text())["model_type"] == kind.split(",")[0]
     with torch.no_grad():
-        got = load(back)(ids).logits
+        got = real_models.load(back)(ids).logits
     assert harness.relative_difference(gathered(scratch / "saved/logits").float(), got) < 1e-4, kind
 
 

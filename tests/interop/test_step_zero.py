@@ -15,6 +15,7 @@ import torch
 import transformers
 
 import harness
+import real_models
 import runner
 import test_megatron_moe as moe
 
@@ -68,13 +69,7 @@ CELLS = [
 
 
 def real(kind):
-    torch.manual_seed(2)
-    config = getattr(transformers, kind + "Config")(**SIZES)
-    lm = getattr(transformers, kind + "ForCausalLM")(config).to(torch.float32).eval()
-    with torch.no_grad():
-        for p in lm.parameters():
-            p.add_(torch.randn_like(p) * 0.15)
-    return lm
+    return real_models.born(kind, SIZES)
 
 
 def logits(lm):

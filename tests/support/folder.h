@@ -11,10 +11,12 @@
 #include "io/file.h"
 #include "support/check.h"
 
-static char folder_path[] = "/tmp/mgr-test-XXXXXX";
+static char folder_path[32];
 
 static void folder_begin(void)
 {
+    const int used = snprintf(folder_path, sizeof folder_path, "/tmp/mgr-test-");
+    memset(folder_path + used, 'X', 6); /* what mkdtemp replaces */
     CHECK(mkdtemp(folder_path) != NULL);
 }
 

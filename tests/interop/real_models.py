@@ -1,0 +1,24 @@
+"""Models of transformers' own classes, tiny and with random weights."""
+
+import torch
+import transformers
+
+
+def born(kind, sizes):
+    """A real model of class KIND; norms and biases are not what they are born as."""
+    torch.manual_seed(2)
+    config = getattr(transformers, kind + "Config")(**sizes)
+    lm = getattr(transformers, kind + "ForCausalLM")(config).to(torch.float32).eval()
+    with torch.no_grad():
+        for p in lm.parameters():
+            p.add_(torch.randn_like(p) * 0.15)
+    return lm
+
+
+def load(folder):
+    """What from_pretrained makes of a folder, with nothing missing and nothing left over."""
+    lm, info = transformers.AutoModelForCausalLM.from_pretrained(
+        folder, dtype=torch.float32, attn_implementation="eager", output_loading_info=True
+    )
+    assert not any(info.values()), info
+    return lm.eval()
