@@ -18,6 +18,7 @@
 enum {
     DRY_RUN,
     PLAN_RANKS,
+    BANDWIDTH,
     FORCE,
     VERIFY,
     JSON,
@@ -38,6 +39,9 @@ enum {
 static const mgr_option options[] = {
     [DRY_RUN] = {"dry-run", 'n', NULL, "read headers, print the plan, check space; write nothing"},
     [PLAN_RANKS] = {"ranks", 0, "N", "with --dry-run: plan for N ranks, without starting MPI"},
+    [BANDWIDTH] = {"bandwidth", 0, "SIZE",
+                   "with --dry-run: bytes a second of all ranks together, for the time; or "
+                   "'measure'"},
     [FORCE] = {"force", 'f', NULL, "replace an existing checkpoint once the new one is complete"},
     [VERIFY] = {"verify", 0, NULL,
                 "write nothing: make every weight again and compare it with the target"},
@@ -168,6 +172,11 @@ static int take(void *context, size_t idx, const char *value, mgr_err *err)
         return MGR_OK;
     case PLAN_RANKS:
         return mgr_cli_uint("ranks", value, 1, 1 << 20, &a->run.plan_ranks, err);
+    case BANDWIDTH:
+        a->run.measure = strcmp(value, "measure") == 0;
+        return a->run.measure
+                   ? MGR_OK
+                   : mgr_cli_uint("bandwidth", value, 1, UINT64_C(1) << 50, &a->run.bandwidth, err);
     case FORCE:
         a->run.write.force = true;
         return MGR_OK;
@@ -229,6 +238,8 @@ static int check_options(const arguments *a, mgr_err *err)
     if (a->run.plan_ranks && !w->dry_run)
         return mgr_fail(err, MGR_ERR_USAGE,
                         "--ranks is for --dry-run; how many ranks run is mpiexec's business");
+    if ((a->run.bandwidth || a->run.measure) && !w->dry_run)
+        return mgr_fail(err, MGR_ERR_USAGE, "--bandwidth is for --dry-run");
     return MGR_OK;
 }
 

@@ -107,6 +107,7 @@ typedef struct mgr_job {
 
     mgr_tally tally;
     mgr_occupant replaced; /* by the output, on rank 0; without a kind nothing */
+    bool reserved;         /* all the room was reserved once, and given back; rank 0 */
 } mgr_job;
 
 #endif

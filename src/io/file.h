@@ -140,9 +140,10 @@ size_t mgr_path_max(void);
 uint64_t mgr_file_room(const char *path);
 
 /* Does the place of `path`, which is made and removed again, take folders of this name, files of
- * `largest` bytes, `bytes` in all by quota, and the calls of a run? Local. Errors: MGR_ERR_CREATE,
- * MGR_ERR_SPACE. */
-int mgr_try_folder(const char *path, uint64_t largest, uint64_t bytes, mgr_err *err) MGR_NODISCARD;
+ * `largest` bytes, `bytes` in all by quota, and the calls of a run? *reserved tells whether all of
+ * `bytes` was reserved, and given back. Local. Errors: MGR_ERR_CREATE, MGR_ERR_SPACE. */
+int mgr_try_folder(const char *path, uint64_t largest, uint64_t bytes, bool *reserved,
+                   mgr_err *err) MGR_NODISCARD;
 
 /* Peak (of this program, not of what it was started from) and current resident memory of this
  * process in bytes; 0 where unknown. */

@@ -34,7 +34,7 @@ uint64_t mgr_file_room(const char *path)
 
 /* Is there a quota that would end the run? Only a reservation tells, on any file system; where it
  * would take much of what others may want, or real memory, it is not asked. */
-static int check_quota(int fd, const char *path, uint64_t bytes, mgr_err *err)
+static int check_quota(int fd, const char *path, uint64_t bytes, bool *reserved, mgr_err *err)
 {
     struct statfs fs;
     char wants[32];
@@ -45,6 +45,7 @@ static int check_quota(int fd, const char *path, uint64_t bytes, mgr_err *err)
     const int sys = fault                                                      ? fault
                     : fallocate(fd, FALLOC_FL_KEEP_SIZE, 0, (off_t)bytes) != 0 ? errno
                                                                                : 0;
+    *reserved = sys == 0;
     if (sys != EDQUOT)
         return MGR_OK;
     mgr_fail_errno(err, MGR_ERR_SPACE, sys, "the plan writes %s, '%s' cannot take it",
@@ -107,14 +108,15 @@ static int try_calls(int folder, int fd, const char *path, mgr_err *err)
     return mgr_hint(err, "choose another target.path");
 }
 
-static int try_file(int folder, const char *path, uint64_t largest, uint64_t bytes, mgr_err *err)
+static int try_file(int folder, const char *path, uint64_t largest, uint64_t bytes, bool *reserved,
+                    mgr_err *err)
 {
     const int fd = openat(folder, "a", O_RDWR | O_CREAT | O_TRUNC | O_NOFOLLOW | O_CLOEXEC, 0666);
     if (fd < 0)
         return mgr_fail_errno(err, MGR_ERR_CREATE, errno, "cannot create a file in '%s'", path);
     int rc = check_size(fd, path, largest, err);
     if (rc == MGR_OK)
-        rc = check_quota(fd, path, bytes, err);
+        rc = check_quota(fd, path, bytes, reserved, err);
     if (rc == MGR_OK)
         rc = try_calls(folder, fd, path, err);
     close(fd);
@@ -123,14 +125,15 @@ static int try_file(int folder, const char *path, uint64_t largest, uint64_t byt
     return rc;
 }
 
-int mgr_try_folder(const char *path, uint64_t largest, uint64_t bytes, mgr_err *err)
+int mgr_try_folder(const char *path, uint64_t largest, uint64_t bytes, bool *reserved, mgr_err *err)
 {
+    *reserved = false;
     if (mkdir(path, 0777) != 0 && errno != EEXIST)
         return mgr_fail_errno(err, MGR_ERR_CREATE, errno, "cannot create directory '%s'", path);
     const int fd = open(path, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
     if (fd < 0)
         return mgr_fail_errno(err, MGR_ERR_CREATE, errno, "cannot open directory '%s'", path);
-    const int rc = try_file(fd, path, largest, bytes, err);
+    const int rc = try_file(fd, path, largest, bytes, reserved, err);
     close(fd);
     (void)rmdir(path);
     return rc;

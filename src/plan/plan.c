@@ -285,8 +285,27 @@ static uint64_t cost(const mgr_unit *unit, bool summed)
     return (unit->done && !summed ? 0 : unit->in_bytes) + (unit->done ? 0 : unit->out_bytes);
 }
 
+static uint32_t least_loaded(const uint64_t *load, uint32_t ranks)
+{
+    uint32_t least = 0;
+    for (uint32_t r = 1; r < ranks; r++)
+        if (load[r] < load[least])
+            least = r;
+    return least;
+}
+
+/* The first rank from `rank` on whose share a unit fits in, or nearly; `ranks` if there is none. */
+static uint32_t next_with_room(const uint64_t *load, uint32_t ranks, uint32_t rank, uint64_t bytes,
+                               uint64_t share)
+{
+    while (rank < ranks && load[rank] + bytes / 2 > share)
+        rank++;
+    return rank;
+}
+
 /* Deal each group so that, after it, every rank has done the same share of all bytes so far: ranks
- * take consecutive units, and what one group leaves uneven the next one evens out. */
+ * take consecutive units, and what one group leaves uneven the next one evens out. Units larger
+ * than the shares, as with more ranks than units, go to whoever has least. */
 static int deal(mgr_plan *plan, mgr_err *err)
 {
     uint64_t *load = NULL;
@@ -302,10 +321,9 @@ static int deal(mgr_plan *plan, mgr_err *err)
         uint32_t rank = 0;
         for (uint32_t u = 0; u < group->n_units; u++) {
             const uint64_t bytes = cost(&units[u], summed);
-            while (rank + 1 < plan->ranks && load[rank] + bytes / 2 > share)
-                rank++;
-            units[u].rank = rank;
-            load[rank] += bytes;
+            rank = next_with_room(load, plan->ranks, rank, bytes, share);
+            units[u].rank = rank < plan->ranks ? rank : least_loaded(load, plan->ranks);
+            load[units[u].rank] += bytes;
         }
     }
     for (uint32_t rank = 0; rank < plan->ranks; rank++)

@@ -277,7 +277,7 @@ void mgr_print_summary(const mgr_job *job, const mgr_run_options *options)
     if (job->complete) {
         mgr_say(stdout, "\nalready complete: %s\n", job->config.target.path);
     } else if (options->write.dry_run) {
-        mgr_print_page(job, options->verbosity > 0);
+        mgr_print_page(job, options);
         print_next(&job->remarks);
         if (job->replaced.kind)
             mgr_say(stdout, "\na run would replace what is there: %s, %zu files\n",

@@ -5,6 +5,7 @@
 
 #include "core/say.h"
 #include "io/file.h"
+#include "run/bandwidth.h"
 #include "run/report_line.h"
 #include "run/run.h"
 
@@ -58,23 +59,37 @@ static void print_parameters(const mgr_job *job)
         mgr_report_line("size", "%s parameters", from);
 }
 
-/* What the experts keep of the dense FFN, and what starts anew. */
-static void print_redrawn(const mgr_job *job)
+/* Bytes of the expert's tensor `t` that a method changes. Biases stay as they are, and so does the
+ * first expert that is made of one of a mixture. */
+static uint64_t changed_bytes(const mgr_job *job, const mgr_tensor *t, uint64_t bytes)
 {
-    const mgr_model *const m = &job->source.tensors.model;
-    uint64_t bytes = 0;
-    char text[32];
-    if (!job->method)
-        return;
+    const mgr_recipe *const r = &job->recipe;
+    if (t->ndim == 1 || (r->from && !mgr_recipe_is_copy(r, t->expert)))
+        return 0;
+    return bytes / r->width * r->n_selected;
+}
+
+/* How much of the target is the source's, and what is not. */
+static void print_origins(const mgr_job *job)
+{
+    uint64_t changed = 0, made = 0, all = 0;
+    char of_source[32], other[32], routers[32];
     for (uint32_t i = 0; i < job->target.tensors.n; i++) {
         const mgr_tensor *const t = &job->target.tensors.list[i];
-        if (job->defines[i].op == MGR_OP_EXPERT)
-            bytes += t->rows * t->cols * mgr_dtype_size(job->target.layout.types[i]);
+        const uint64_t bytes = t->rows * t->cols * mgr_dtype_size(job->target.layout.types[i]);
+        const mgr_op op = job->defines[i].op;
+        all += bytes;
+        changed += op == MGR_OP_EXPERT ? changed_bytes(job, t, bytes) : 0;
+        made += op == MGR_OP_ROUTER || op == MGR_OP_ZERO ? bytes : 0;
     }
-    mgr_say(stdout, "experts   %s, of which %.4g %% %s\n",
-            mgr_format_bytes(bytes, text, sizeof text),
-            m->ffn ? 100.0 * job->recipe.n_selected / (double)m->ffn : 0.0,
-            job->method->needs_moments ? "are drawn anew" : "have noise added");
+    mgr_format_bytes(all - changed - made, of_source, sizeof of_source);
+    if (job->method)
+        mgr_report_line("weights", "%s kept from the source, %s %s, %s of new routers", of_source,
+                        mgr_format_bytes(changed, other, sizeof other),
+                        job->method->needs_moments || !changed ? "drawn anew" : "with noise added",
+                        mgr_format_bytes(made, routers, sizeof routers));
+    else
+        mgr_report_line("weights", "%s, all of them the source's", of_source);
 }
 
 static void print_files(const mgr_job *job, bool verbose)
@@ -92,20 +107,94 @@ static void print_files(const mgr_job *job, bool verbose)
             mgr_format_bytes(mgr_run_output_bytes(job), text, sizeof text));
 }
 
-/* The folder that is or will be the target's parent. */
+/* The folder that is or will be the target's parent; false where there is no name for it. */
+static bool parent_of(const mgr_job *job, char *out, size_t size)
+{
+    size_t len = strlen(job->config.target.path);
+    while (len > 1 && job->config.target.path[len - 1] == '/')
+        len--;
+    const int n = snprintf(out, size, "%.*s", (int)len, job->config.target.path);
+    char *const slash = strrchr(out, '/');
+    if (slash)
+        slash[slash == out] = '\0';
+    else
+        snprintf(out, size, ".");
+    return n > 0 && (size_t)n < size;
+}
+
+/* What the check before this page has found; it ends a run that cannot be. */
 static void print_space(const mgr_job *job)
 {
     char parent[MGR_CONFIG_TEXT], needed[32], there[32];
     uint64_t space = 0;
     mgr_err ignored = MGR_ERR_INIT;
-    snprintf(parent, sizeof parent, "%s", job->config.target.path);
-    char *const slash = strrchr(parent, '/');
-    if (slash)
-        slash[slash == parent] = '\0';
-    if (mgr_free_space(slash ? parent : ".", &space, &ignored) == MGR_OK)
-        mgr_say(stdout, "space     %s needed, %s free (a quota may allow less)\n",
+    if (job->complete || !parent_of(job, parent, sizeof parent))
+        return;
+    if (mgr_free_space(parent, &space, &ignored) == MGR_OK)
+        mgr_say(stdout, "space     %s needed, %s free\n",
                 mgr_format_bytes(mgr_run_output_bytes(job), needed, sizeof needed),
                 mgr_format_bytes(space, there, sizeof there));
+    mgr_report_line("quota", "%s",
+                    job->reserved
+                        ? "none in the way: all of it was reserved once, and given back"
+                        : "not asked: a run may meet one (the file system reserves nothing, "
+                          "lies in memory, or more than half of it is needed)");
+    mgr_report_line("writable", "create, grow, write, sync, rename and remove were tried in");
+    mgr_report_line("", "%s", parent);
+}
+
+/* "40 s", "12 min", "3 h 20 min". */
+static const char *format_time(double seconds, char *out, size_t size)
+{
+    const double most = 1e6 * 3600;
+    const uint64_t s = (uint64_t)(seconds < 1 ? 1 : seconds < most ? seconds + 0.5 : most);
+    if (s < 120)
+        snprintf(out, size, "%" PRIu64 " s", s);
+    else if (s < 7200)
+        snprintf(out, size, "%" PRIu64 " min", (s + 59) / 60);
+    else
+        snprintf(out, size, "%" PRIu64 " h %" PRIu64 " min", s / 3600, s / 60 % 60);
+    return out;
+}
+
+static void print_measured(const mgr_job *job)
+{
+    const mgr_plan *const plan = &job->plan;
+    mgr_bandwidth found;
+    mgr_err err = MGR_ERR_INIT;
+    char time[32], in[32], out[32];
+    if (mgr_bandwidth_measure(job, &found, &err) != MGR_OK) {
+        mgr_report_line("time", "not measured: %s", err.msg);
+        return;
+    }
+    const double reading = found.read > 0 ? (double)plan->total_in / found.read : 0;
+    const double seconds = reading + (double)plan->total_out / found.write;
+    mgr_report_line("time",
+                    "%s if all ranks together are no faster than one process here, which "
+                    "reads %s and writes %s a second",
+                    format_time(seconds, time, sizeof time),
+                    found.read > 0 ? mgr_format_bytes((uint64_t)found.read, in, sizeof in)
+                                   : "too little to tell",
+                    mgr_format_bytes((uint64_t)found.write, out, sizeof out));
+}
+
+/* Reading and writing decide; arithmetic hides behind them. */
+static void print_time(const mgr_job *job, const mgr_run_options *options)
+{
+    const double bytes = (double)job->plan.total_in + (double)job->plan.total_out;
+    char time[32], slow[32], rate[32];
+    if (options->measure)
+        print_measured(job);
+    else if (options->bandwidth)
+        mgr_report_line("time", "%s at %s a second",
+                        format_time(bytes / (double)options->bandwidth, time, sizeof time),
+                        mgr_format_bytes(options->bandwidth, rate, sizeof rate));
+    else
+        mgr_report_line("time",
+                        "%s at 1 GiB a second for all ranks together, %s at 10 GiB (yours: "
+                        "--bandwidth)",
+                        format_time(bytes / 0x1p30, slow, sizeof slow),
+                        format_time(bytes / (10 * 0x1p30), time, sizeof time));
 }
 
 static void print_details(const mgr_job *job)
@@ -119,12 +208,19 @@ static void print_details(const mgr_job *job)
                     plan->n_units, plan->n_groups, most);
 }
 
-void mgr_print_page(const mgr_job *job, bool verbose)
+void mgr_print_page(const mgr_job *job, const mgr_run_options *options)
 {
+    const bool verbose = options->verbosity > 0;
+    char memory[32];
     print_parameters(job);
-    print_redrawn(job);
+    print_origins(job);
     print_files(job, verbose);
     print_space(job);
+    mgr_report_line(
+        "memory", "%s on %u rank%s together, at most",
+        mgr_format_bytes(job->config.memory_per_rank * job->plan.ranks, memory, sizeof memory),
+        job->plan.ranks, job->plan.ranks == 1 ? "" : "s");
+    print_time(job, options);
     if (verbose)
         print_details(job);
 }

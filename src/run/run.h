@@ -32,6 +32,8 @@ typedef struct mgr_run_options {
     size_t n_sets;
     int verbosity;       /* -1 quiet, 0, 1 verbose */
     uint64_t plan_ranks; /* of a dry run: plan for so many ranks, 0: for those that run */
+    uint64_t bandwidth;  /* of a dry run: bytes a second of all ranks together, 0: not stated */
+    bool measure;        /* of a dry run: measure it */
     uint64_t unit_min;   /* bytes of the smallest unit of work, 0: as it is best */
     bool json;           /* mgr_run_verify: print JSON */
     mgr_write_options write;
@@ -107,7 +109,7 @@ void mgr_say_done(const mgr_job *job, const mgr_run_options *options);
 
 void mgr_print_summary(const mgr_job *job, const mgr_run_options *options);
 /* The page of a dry run: what there will be, and what it needs. */
-void mgr_print_page(const mgr_job *job, bool verbose);
+void mgr_print_page(const mgr_job *job, const mgr_run_options *options);
 void mgr_print_others(const char *others); /* leftovers of other configurations */
 void mgr_print_synth(const mgr_job *job, const char *out);
 

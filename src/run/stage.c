@@ -170,7 +170,7 @@ static int try_place(mgr_stage *s, const mgr_catalogue *files, uint64_t wanted, 
     for (size_t i = 0; i < files->n_files; i++)
         largest = files->files[i].bytes > largest ? files->files[i].bytes : largest;
     MGR_TRY(mgr_arena_fmt(&s->arena, &probe, err, "%s" PROBE, s->directory));
-    return mgr_try_folder(probe, largest, wanted, err);
+    return mgr_try_folder(probe, largest, wanted, &s->reserved, err);
 }
 
 static int set_names(mgr_stage *s, const char *target, const char *id, mgr_err *err)

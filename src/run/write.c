@@ -439,6 +439,7 @@ static int check(mgr_job *job, mgr_stage *stage, const char *out, bool quiet, mg
     MGR_TRY(check_apart(job, out, err));
     MGR_TRY(mgr_stage_check(stage, out, job->id, &plan, err));
     job->replaced = stage->replaced;
+    job->reserved = stage->reserved;
     if (stage->others && !quiet)
         mgr_print_others(stage->others);
     return MGR_OK;

@@ -19,6 +19,7 @@ OTHERS = ("set", "note", "next", "carried", "altered", "dropped", "unknown")
 MASKS = (
     (r"mgr-upcycle \d+\.\d+\.\d+", "mgr-upcycle VERSION"),
     (r"[\d.]+ [KMGT]iB free", "N free"),
+    (r"^quota .*", "quota     N"),
     (r"[\d.]+ GiB/s", "N GiB/s"),
     (r"with [\d.]+ MiB of", "with N of"),
     (r"^memory +[\d.]+ MiB +peak", "memory    N   peak"),
@@ -71,12 +72,26 @@ class Terminal(unittest.TestCase):
             kept += [] if skip else [line]
         return "\n".join(kept) + "\n"
 
+    @staticmethod
+    def shapes(lines):
+        """Each form of a line once, without its numbers."""
+        masked = (re.sub(r"[\d:]+ left", "TIME left", re.sub(r"^\d\d [\d:]{8}", "DD HH:MM:SS", x)) for x in lines)
+        masked = (re.sub(r"[\d.]+ ([KM]iB|B|GiB/s|%)", r"N \1", re.sub(r" +", " ", line)) for line in masked)
+        masked = (re.sub(r"N (KiB|B) of", "N KiB of", line) for line in masked)
+        steady = (line for line in masked if re.search(r"\b(write|publish)\b", line))  # others may be too short to say
+        return "\n".join(dict.fromkeys(steady)) + "\n"
+
     def capture(self):
         """{title: what is said}"""
         options = self.alone("--help").out.split("CONFIG is YAML")[0]
         config = self.config("golden", target__expert_parallel=2)
         said = {"options": options, "dry run": self.alone("-n", "--ranks", 64, config).out}
         said["run"] = runner.upcycle(config, np=2).out
+        again = self.config("golden-log")
+        said["progress in a log"] = self.shapes(runner.upcycle(again, np=2, options=("-p", "0.001")).err.splitlines())
+        again = self.config("golden-tty")
+        lines = self.on_a_terminal("-p", "0.001", again)[1].decode().split("\r")
+        said["progress on a terminal"] = self.shapes(line.strip() for line in lines)
         for title, (text, words) in ERRORS.items():
             path = self.place / "run.yaml"
             path.write_text(text.replace("SOURCE", str(self.source)).replace("OUT", str(self.place / "Mixtral-x")))
@@ -152,9 +167,58 @@ class Terminal(unittest.TestCase):
         self.assertIn("%d rank" % np, plan)
         read, written = re.search(r"read (\S+ \S+) and write (\S+ \S+)$", plan).groups()
         self.assertRegex(done, r"(?m)^written +%s +" % re.escape(written))
+        (taken,) = re.findall(r"^read +([\d.]+) KiB", done, re.M)
+        self.assertLess(float(taken) - float(read.split()[0]), 2 * np)  # nothing is read twice, but for headers
+        kept, anew, routers = re.search(
+            r"(?m)^weights +(\S+ \S+) kept from the source, (\S+ \S+) (?:drawn|with) [a-z ]+,\s+(\S+\s+\S+)\s+of\s",
+            page,
+        ).groups()
+        parts = [float(n) * unit[name] for n, name in (text.split() for text in (kept, anew, routers))]
+        whole = float(written.split()[0]) * unit[written.split()[1]]
+        if self.target.name != "Mixtral-torch":  # which stores some for each rank
+            self.assertLess(abs(sum(parts) - whole), 40, page)
+        self.assertRegex(page, r"(?m)^memory +%d\.00 GiB on %d ranks? together, at most$" % (2 * np, np))
         (memory,) = re.findall(r"at most ([\d.]+) GiB on each rank", page)
         (peak,) = re.findall(r"memory +([\d.]+) MiB +peak of the largest rank", done)
         self.assertLess(float(peak), float(memory) * 1024)
+
+    def test_what_is_drawn_anew(self):
+        """The page's bytes are those that differ from copies; a draw may hit the number that was there."""
+        config = self.config("anew")
+        page = self.alone("--dry-run", config)
+        self.assertEqual((page.status, runner.upcycle(config).status), (0, 0), str(page))
+        drawn = self.target
+        copies = self.config("copied", upcycle__method="naive")
+        self.assertIn(" 0 B drawn anew", self.alone("--dry-run", copies).out)
+        self.assertEqual(runner.upcycle(copies).status, 0)
+        differ = 0
+        for path in sorted(drawn.glob("*.safetensors")):
+            a, b = path.read_bytes(), (self.target / path.name).read_bytes()
+            start = 8 + int.from_bytes(a[:8], "little")
+            differ += sum(a[i : i + 2] != b[i : i + 2] for i in range(start, len(a), 2))
+        planned = float(re.search(r"([\d.]+) KiB drawn anew", page.out)[1]) * 512
+        self.assertTrue(0.97 * planned < differ <= planned, (differ, planned))
+
+    @unittest.skipUnless(os.environ.get("MGR_MANY_RANKS"), "a run of 64 ranks takes a while: cli.Terminal_many")
+    def test_64_ranks_do_what_their_page_says(self):
+        config = self.config("many", target__expert_parallel=4)
+        page = self.alone("--dry-run", "--ranks", 64, config)
+        done = runner.upcycle(config, np=64, timeout=300)
+        self.assertEqual((page.status, done.status), (0, 0), str(done))
+        self.same(page.out, done.out, 64)
+
+    def test_the_time(self):
+        """From what is stated, or measured; nothing stays behind."""
+        config = self.config("time")
+        said = [self.alone("-n", "--bandwidth", speed, config) for speed in ("10KiB", "2GiB", "measure")]
+        self.assertEqual([r.status for r in said], [0, 0, 0], str(said[-1]))
+        for result, text in zip(said, ("52 s at 10.00 KiB a second", "1 s at 2.00 GiB a second", "1 s if all ranks")):
+            self.assertIn("\ntime      " + text, result.out)
+            self.fits(result.out.split("\nnext ")[0])
+        self.assertRegex(said[-1].out, r"writes\s[\d.]+\s[MG]iB\sa\ssecond")
+        self.assertEqual([p.name for p in self.place.iterdir() if p.name.startswith("Mixtral-time")], [])
+        for words in (("--bandwidth", "2GiB"), ("-n", "--bandwidth", "quick")):
+            self.assertEqual(self.alone(*words, config).status, runner.USAGE)
 
     def test_a_plan_for_64_ranks_needs_no_mpi(self):
         config = self.config("wide")
@@ -187,18 +251,36 @@ class Terminal(unittest.TestCase):
         self.assertRegex(lines[-1], " publish$")
         self.fits(result.err)
 
-    def test_progress_on_a_terminal(self):
-        """One line, written over again."""
+    def on_a_terminal(self, *words):
+        """Exit status, and what a terminal of 80 columns is told on stderr."""
         ours, theirs = os.openpty()
-        words = [runner.program("mgr-upcycle"), "--progress", "0.001", self.config("tty")]
-        done = subprocess.run([str(w) for w in words], stdout=subprocess.DEVNULL, stderr=theirs, timeout=60)
+        words = [str(word) for word in (runner.program("mgr-upcycle"), *words)]
+        done = subprocess.run(words, stdout=subprocess.DEVNULL, stderr=theirs, timeout=300)
         os.close(theirs)
         text = b""
         with contextlib.suppress(OSError):  # the other end is closed
             while piece := os.read(ours, 1 << 16):
                 text += piece
         os.close(ours)
-        self.assertEqual(done.returncode, 0, text)
+        return done.returncode, text
+
+    def test_errors_fit_a_terminal(self):
+        """Broken between words, and the same words as the one line of a log."""
+        path = self.place / "run.yaml"
+        for title, (text, words) in ERRORS.items():
+            path.write_text(text.replace("SOURCE", str(self.source)).replace("OUT", str(self.place / "Mixtral-x")))
+            log = self.alone(*words, path).err
+            status, said = self.on_a_terminal(*words, path)
+            said = said.decode().replace("\r\n", "\n")
+            self.assertNotIn(status, (0, None), title)
+            self.fits(said)
+            self.assertEqual(said.split(), log.split(), title)
+            self.assertEqual(len(log.splitlines()), 1 + ("hint: " in log), title)
+
+    def test_progress_on_a_terminal(self):
+        """One line, written over again."""
+        status, text = self.on_a_terminal("--progress", "0.001", self.config("tty"))
+        self.assertEqual(status, 0, text)
         self.assertEqual((text.count(b"\n"), text[-1:]), (1, b"\r"), text)
         self.assertIn(b"\rpublish ", text)
         self.assertNotIn(b"\x1b", text)  # no colours, with or without NO_COLOR

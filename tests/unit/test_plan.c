@@ -131,6 +131,18 @@ static void check_plan(const world *w, const mgr_plan *plan, uint64_t memory)
     mgr_free(made);
 }
 
+/* No rank has more than the mean and one unit, also where there are more ranks than units. */
+static void check_even(const mgr_plan *plan)
+{
+    const uint64_t mean = (plan->total_in + plan->total_out) / plan->ranks;
+    uint64_t largest = 0;
+    for (size_t u = 0; u < plan->n_units; u++) {
+        const uint64_t bytes = plan->units[u].in_bytes + plan->units[u].out_bytes;
+        largest = bytes > largest ? bytes : largest;
+    }
+    CHECK(plan->max_rank_bytes <= mean + largest + 1);
+}
+
 static void test_small(void)
 {
     const mgr_model m = {.layers = 5,
@@ -153,6 +165,7 @@ static void test_small(void)
             r.unit_min = ranks % 3 ? 0 : 4096;
             CHECK_INT(mgr_plan_make(&plan, &r, &err), MGR_OK);
             check_plan(&w, &plan, memory[k]);
+            check_even(&plan);
             CHECK(r.unit_min == 0 || r.shuffle || plan.n_units > 500);
             mgr_plan_clear(&plan);
         }

@@ -14,7 +14,7 @@ _mgr_paths() {
 _mgr() {
     local tool=${1##*/} current=${2-} previous=${3-} options=
     case $tool in
-        mgr-upcycle) options="--dry-run --ranks --force --verify --json --resume --discard --journal --set --quiet --verbose --progress
+        mgr-upcycle) options="--dry-run --ranks --bandwidth --force --verify --json --resume --discard --journal --set --quiet --verbose --progress
             --get --simd --unit-bytes --log-json --schema" ;;
         mgr-inspect) options="--json --summary" ;;
         mgr-verify) options="--json --quiet" ;;
