@@ -19,7 +19,6 @@ import runner  # noqa: E402
 
 FORMATS = ("moe-recipes", "megatron-torch", "megatron-dist", "hdf5")
 JOBS = "2"
-MIRROR = os.environ.get("MGR_DEBIAN_MIRROR", "http://deb.debian.org/debian")
 SKIPPED = (runner.MANIFEST, runner.LEDGER, "model.h5")  # they quote paths and times
 ARM = "aarch64-linux-gnu"
 
@@ -41,6 +40,13 @@ def shell(command, log, timeout=1500):
         done = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT, timeout=timeout)
     tail = "\n".join(pathlib.Path(log).read_text(errors="replace").splitlines()[-25:])
     assert done.returncode == 0, "%s: %d\n%s" % (shlex.join(map(str, command)), done.returncode, tail)
+
+
+def mirror():
+    """Where this machine itself gets Debian's packages from."""
+    targets = ["apt-get", "indextargets", "--format", "$(SITE)", "Created-By: Packages"]
+    sites = subprocess.run(targets, capture_output=True, text=True, check=True).stdout.split()
+    return next(site for site in sites if site.rstrip("/").endswith("/debian"))
 
 
 def copy_source(to):
@@ -101,7 +107,7 @@ class Systems(Builds):
         root = pathlib.Path(kept or self.folder) / (name or suite)
         if not (root / "etc" / "debian_version").exists():
             root.mkdir(parents=True, exist_ok=True)
-            shell(["debootstrap", "--variant=minbase", suite, root, MIRROR], self.log)
+            shell(["debootstrap", "--variant=minbase", suite, root, mirror()], self.log)
         shutil.copy("/etc/resolv.conf", root / "etc" / "resolv.conf")
         for old in ("src", "build", "build-arm"):
             shutil.rmtree(root / old, ignore_errors=True)

@@ -70,7 +70,7 @@ class UnderSlurm(Jobs):
                 self.assertEqual("already complete" in log, again, log)
             # Slurm warns 50 s before the end of the first minute; it restarts a requeued job after some time
             script = self.slurm_script("requeued", self.packed("requeued"), ("02:00:00", "00:01:00"), ("TERM@300", "TERM@55"))
-            state, code, log = site.run(script, seconds=400)
+            state, code, log = site.run(script, seconds=800)
             self.assertEqual((state, code), ("COMPLETED", "0:0"), log)
             self.assertIn("start 1", log)
             self.same_as_in_one_go("requeued")
