@@ -587,6 +587,8 @@ def test_what_mixtral_can_express_is_upcycled(scratch, changes):
     out = harness.convert(scratch, source, **{**NAIVE, "upcycle__experts": 4})
     moe = harness.mixtral_logits(out, harness.token_ids(SHAPE))
     assert harness.relative_difference(moe, logits(lm)) < 2e-5
+    remarks = json.loads((out / runner.MANIFEST).read_text())["remarks"]["warning"]
+    assert any("transformers 4.48" in remark["why"] for remark in remarks) == ("rope_parameters" in changes)
 
 
 @pytest.mark.parametrize(

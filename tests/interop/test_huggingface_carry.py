@@ -32,6 +32,8 @@ LLAMA = {
     "pad_token_id": 5,
     "torch_dtype": "bfloat16",
 }
+LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+LLAMA3["original_max_position_embeddings"] = 16
 GENERATION = {"eos_token_id": [2, 3, 4], "do_sample": True, "temperature": 0.6, "top_p": 0.9}
 
 
@@ -80,6 +82,37 @@ def test_every_field_arrives_or_is_named(scratch, way):
     assert not (out / "secret.txt").exists()
 
 
+ROUTER = {"router_aux_loss_coef": 0.001, "output_router_logits": False, "router_jitter_noise": 0.01}
+
+
+@pytest.mark.parametrize("way", [None, "hdf5"])
+def test_settings_of_a_mixture_arrive(scratch, way):
+    """Of its router above all: nothing but the trainer reads them."""
+    source = runner.synth_folder(scratch / "a", "--experts", 4)
+    config = json.loads((source / "config.json").read_text())
+    settings = {**ROUTER, "attention_dropout": 0.1, "use_cache": False, "eos_token_id": [2, 3, 4], "pad_token_id": 5}
+    (source / "config.json").write_text(json.dumps({**config, **settings}))
+    there = reshard(scratch, source, "there", target__format=way)[0] if way else source
+    out, _ = reshard(scratch, there, "Mixtral", target__format="moe-recipes")
+    got = json.loads((out / "config.json").read_text())
+    assert {key: got[key] for key in settings} == settings
+
+
+def test_settings_of_the_dense_model_arrive_in_the_mixture(scratch):
+    source = folder(scratch / "a")
+    (source / "adapter_model.safetensors").write_bytes(b"x")
+    upcycle = {"experts": 4, "top_k": 2, "ratio": 0.5, "seed": 1}
+    result = run(scratch, source, "Mixtral", mode="upcycle", upcycle=upcycle, target__format="moe-recipes")
+    assert result.status == 0 and "adapter_model.safetensors" in result.out, str(result)
+    got = json.loads((scratch / "Mixtral" / "config.json").read_text())
+    for key in ("eos_token_id", "pad_token_id", "attention_dropout", "use_cache", "rope_theta"):
+        assert got[key] == LLAMA[key], key
+    generation = (scratch / "Mixtral" / "generation_config.json").read_bytes()
+    assert generation == (source / "generation_config.json").read_bytes()
+    kept = json.loads((scratch / "Mixtral" / runner.MANIFEST).read_text())["remarks"]["warning"]
+    assert any("adapter_model.safetensors" in remark["why"] for remark in kept)
+
+
 def test_a_field_that_the_user_sets(scratch):
     source = folder(scratch / "a")
     result = run(scratch, source, "out", "--set", 'target.config={"use_cache": true, "pad_token_id": 6}')
@@ -103,6 +136,10 @@ def test_a_field_that_the_user_sets(scratch):
         ({"layer_types": ["full_attention", "sliding_attention"]}, ["layer_types.1"]),
         ({"tie_word_embeddings": True}, ["tied", "lm_head.weight"]),
         ({"rope_scaling": {"type": "linear", "rope_type": "llama3", "factor": 2.0}}, ["differ"]),
+        ({"rope_scaling": LLAMA3, "original_max_position_embeddings": 8}, ["two values of original_max", "8", "16"]),
+        # a window that is not switched on: transformers 5 fails on it, 4 computes without
+        ({"model_type": "qwen3", "architectures": ["Qwen3ForCausalLM"], "sliding_window": 8,
+          "layer_types": ["full_attention", "sliding_attention"]}, ["layer_types.1", "sliding_window"]),
     ],
 )
 def test_refused_in_a_dry_run_too(scratch, changes, words):

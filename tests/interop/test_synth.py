@@ -112,6 +112,7 @@ KINDS = [
     (DENSE, ["--bias"], "Llama"),
     (DENSE, ["--activation", "geglu", "--tied"], "Llama"),
     (MOE, ["--experts", 4, "--expert-ffn", 48, "--top-k", 3], "Mixtral"),
+    (["huggingface", "megatron-dist"], ["--experts", 4, "--expert-ffn", 48, "--qk-norm"], "Qwen3Moe"),
     (MEGATRON, ["--norm", "layernorm", "--activation", "gelu", "--positions", "learned", *QK_BIAS], None),
     (MEGATRON, ["--activation", "squared-relu", "--experts", 4, "--bias"], None),
 ]
