@@ -12,29 +12,25 @@
 #include "core/str.h"
 #include "form/source.h"
 #include "io/file.h"
-#include "kern/kern.h"
 #include "look/audit_experts.h"
 #include "look/file_sums.h"
 #include "look/flip.h"
+#include "look/scan.h"
 #include "look/view.h"
 
 #define BLOCK ((uint64_t)8 << 20)
-
-/* A weight that is no number: by the rank that read it, for rank 0. */
-typedef struct oddity {
-    uint64_t stored, offset; /* in the file */
-} oddity;
 
 typedef struct audit {
     mgr_comm *comm;
     bool root;
     const char *path; /* without a slash at the end */
     json_t *manifest; /* rank 0 */
+    json_t *tensors;  /* rank 0: the files that hold tensors, by path */
     mgr_findings report;
     mgr_file_sums sums; /* files that are there with the right size */
     uint32_t *wanted;   /* their CRC-32s by the manifest; rank 0 */
     mgr_catalogue cat;  /* all ranks: what the view has */
-    mgr_buf odd;        /* of this rank */
+    mgr_scan scan;      /* of what this rank reads */
     mgr_view view;      /* rank 0 */
     mgr_buf refusal;    /* why it shows no model */
     bool viewed, late;
@@ -97,37 +93,36 @@ static int take_file(audit *a, const json_t *entry, mgr_err *err)
     return mgr_file_sums_add(&a->sums, name, bytes, err);
 }
 
-static bool is_listed(const json_t *files, const char *name)
+/* How many files lie there that the manifest does not name. */
+static int count_extra(audit *a, const json_t *files, mgr_err *err)
 {
-    size_t i;
-    const json_t *entry;
-    json_array_foreach(files, i, entry)
-    {
-        const char *const path = json_string_value(json_object_get(entry, "path"));
-        if (path && strcmp(path, name) == 0)
-            return true;
-    }
-    return strcmp(name, MGR_MANIFEST) == 0;
+    const char **names = NULL;
+    mgr_arena arena = {0};
+    json_t *listed = NULL;
+    size_t n = 0;
+    int rc = mgr_manifest_by_path(files, &listed, err);
+    if (rc == MGR_OK)
+        rc = mgr_list_tree(a->path, &arena, &names, &n, err);
+    for (size_t i = 0; rc == MGR_OK && i < n; i++)
+        a->extra += !mgr_has_suffix(names[i], "/") && strcmp(names[i], MGR_MANIFEST) != 0 &&
+                    !json_object_get(listed, names[i]);
+    json_decref(listed);
+    mgr_arena_clear(&arena);
+    return rc;
 }
 
 static int take_files(audit *a, mgr_err *err)
 {
     const json_t *const files = json_object_get(a->manifest, "files");
+    const json_t *const target = json_object_get(a->manifest, "target");
     const size_t n = json_array_size(files);
-    const char **names = NULL;
-    mgr_arena arena = {0};
-    size_t there = 0;
     if (n == 0)
         return old_manifest(a, err);
-    int rc = mgr_alloc(&a->wanted, n, sizeof *a->wanted, err);
-    for (size_t i = 0; rc == MGR_OK && i < n; i++)
-        rc = take_file(a, json_array_get(files, i), err);
-    if (rc == MGR_OK)
-        rc = mgr_list_tree(a->path, &arena, &names, &there, err);
-    for (size_t i = 0; rc == MGR_OK && i < there; i++)
-        a->extra += !mgr_has_suffix(names[i], "/") && !is_listed(files, names[i]);
-    mgr_arena_clear(&arena);
-    return rc;
+    MGR_TRY(mgr_alloc(&a->wanted, n, sizeof *a->wanted, err));
+    for (size_t i = 0; i < n; i++)
+        MGR_TRY(take_file(a, json_array_get(files, i), err));
+    MGR_TRY(mgr_manifest_by_path(json_object_get(target, "files"), &a->tensors, err));
+    return count_extra(a, files, err);
 }
 
 static const char *target_format(const audit *a)
@@ -174,131 +169,12 @@ static int share_catalogue(audit *a, mgr_err *err)
     return mgr_agree(a->comm, rc, err);
 }
 
-/* Is `path`, as it was opened, the file `name` of the output? */
-static bool is_file(const audit *a, const char *path, const char *name)
-{
-    const size_t root = strlen(a->path);
-    return strncmp(path, a->path, root) == 0 && path[root] == '/' &&
-           strcmp(path + root + 1, name) == 0;
-}
-
-/* Only weights whose elements lie one behind the other are looked at in place. */
-static bool is_plain(const mgr_stored *s)
-{
-    uint64_t stride = 1;
-    bool plain = mgr_dtype_is_weight(s->dtype) && s->offset < MGR_VIRTUAL_OFFSET;
-    for (uint32_t d = s->ndim; d-- > 0; stride *= s->shape[d])
-        plain = plain && (s->shape[d] <= 1 || s->stride[d] == stride);
-    return plain;
-}
-
-/* The first value that is no number, or `n`. */
-static size_t first_odd(const void *values, mgr_dtype dtype, size_t n)
-{
-    if (mgr_largest_magnitude(values, dtype, n) < mgr_infinity_bits(dtype))
-        return n;
-    return mgr_find_magnitude(values, dtype, n, mgr_infinity_bits(dtype), UINT32_MAX);
-}
-
-static int note_odd(audit *a, size_t stored, uint64_t offset, mgr_err *err)
-{
-    const oddity o = {stored, offset};
-    return mgr_buf_add(&a->odd, &o, sizeof o, err);
-}
-
-/* The part of a tensor that lies in a piece of its file. */
-static int see_tensor(audit *a, size_t stored, uint64_t offset, const unsigned char *bytes,
-                      size_t len, mgr_err *err)
-{
-    const mgr_stored *const s = &a->cat.stored[stored];
-    const size_t element = mgr_dtype_size(s->dtype);
-    const uint64_t end = s->offset + mgr_view_elements(s) * element;
-    uint64_t from = s->offset > offset ? s->offset : offset;
-    const uint64_t to = end < offset + len ? end : offset + len;
-    from += (element - (from - s->offset) % element) % element;
-    if (from >= to)
-        return MGR_OK;
-    const uint64_t n = (to - from) / element;
-    const uint64_t at = first_odd(bytes + (from - offset), s->dtype, (size_t)n);
-    return at == n ? MGR_OK : note_odd(a, stored, from + at * element, err);
-}
-
-static int see_piece(void *context, uint32_t file, uint64_t offset, const void *bytes, size_t len,
-                     mgr_err *err)
-{
-    audit *const a = context;
-    uint32_t f = 0;
-    while (f < a->cat.n_files && !is_file(a, a->cat.files[f].path, a->sums.list[file].path))
-        f++;
-    for (size_t i = 0; f < a->cat.n_files && i < a->cat.n_stored; i++)
-        if (a->cat.stored[i].file == f && is_plain(&a->cat.stored[i]))
-            MGR_TRY(see_tensor(a, i, offset, bytes, len, err));
-    return MGR_OK;
-}
-
-/* A tensor that a library keeps, by rows. */
-static int see_stored(audit *a, const mgr_source_format *format, void **fetcher, size_t stored,
-                      unsigned char *buffer, mgr_err *err)
-{
-    const mgr_stored *const s = &a->cat.stored[stored];
-    const uint64_t row = s->stride[0] * mgr_dtype_size(s->dtype), fit = BLOCK / row;
-    for (uint64_t r = 0; r < s->shape[0]; r += fit) {
-        const uint64_t n = s->shape[0] - r < fit ? s->shape[0] - r : fit;
-        const uint64_t offset = s->offset + r * row;
-        if (offset >= MGR_VIRTUAL_OFFSET) {
-            MGR_TRY(format->fetch(fetcher, &a->cat, s->file, offset, buffer, n * row, err));
-        } else {
-            const char *const path = a->cat.files[s->file].path;
-            int fd;
-            MGR_TRY(mgr_open_read(path, &fd, err));
-            const int rc = mgr_pread_full(fd, path, buffer, n * row, offset, err);
-            mgr_close(fd);
-            MGR_TRY(rc);
-        }
-        const uint64_t all = n * row / mgr_dtype_size(s->dtype);
-        const uint64_t at = first_odd(buffer, s->dtype, all);
-        if (at < all)
-            return note_odd(a, stored, offset + at * mgr_dtype_size(s->dtype), err);
-    }
-    return MGR_OK;
-}
-
-/* Where a library keeps tensors, each rank reads its own, once the files are known to be whole. */
-static int see_all(audit *a, mgr_err *err)
-{
-    const mgr_source_format *const format = mgr_source_find("hdf5");
-    const size_t first = (size_t)mgr_comm_rank(a->comm), step = (size_t)mgr_comm_size(a->comm);
-    void *fetcher = NULL;
-    unsigned char *buffer = NULL;
-    int rc = mgr_alloc_aligned(&buffer, BLOCK, err);
-    for (size_t i = first; rc == MGR_OK && i < a->cat.n_stored; i += step) {
-        assert(a->cat.stored);
-        const mgr_stored *const s = &a->cat.stored[i];
-        const uint64_t row = s->stride[0] * mgr_dtype_size(s->dtype);
-        if (mgr_dtype_is_weight(s->dtype) && row && row <= BLOCK)
-            rc = see_stored(a, format, &fetcher, i, buffer, err);
-    }
-    if (fetcher)
-        format->fetched(fetcher);
-    mgr_free_aligned(buffer);
-    return rc;
-}
-
 /* ---- what differs ---- */
 
 /* The manifest's entry of a tensor. */
 static const json_t *tensor_entry(const audit *a, const char *file, const char *tensor)
 {
-    const json_t *const target = json_object_get(a->manifest, "target");
-    const json_t *const files = json_object_get(target, "files"), *entry;
-    size_t i;
-    json_array_foreach(files, i, entry)
-    {
-        const char *const path = json_string_value(json_object_get(entry, "path"));
-        if (path && strcmp(path, file) == 0)
-            return json_object_get(json_object_get(entry, "tensors"), tensor);
-    }
-    return NULL;
+    return json_object_get(json_object_get(json_object_get(a->tensors, file), "tensors"), tensor);
 }
 
 static int crc_of(const char *path, uint64_t offset, uint64_t bytes, uint32_t *crc, mgr_err *err)
@@ -327,14 +203,19 @@ static int find_tensor(const audit *a, const char *file, const mgr_stored **out,
                        mgr_err *err)
 {
     const mgr_catalogue *const cat = &a->cat;
+    const size_t root = strlen(a->path) + 1;
+    uint32_t f = 0;
     *out = NULL;
-    for (size_t i = 0; i < cat->n_stored; i++) {
+    while (f < cat->n_files && strcmp(cat->files[f].path + root, file) != 0)
+        f++;
+    for (size_t i = 0; f < cat->n_files && i < cat->n_stored; i++) {
         const mgr_stored *const s = &cat->stored[i];
+        if (s->file != f || !mgr_scan_is_plain(s) || (*out && (*out)->offset < s->offset))
+            continue;
         const json_t *const entry = tensor_entry(a, file, s->name);
         const char *const said = json_string_value(json_object_get(entry, "crc32"));
         uint32_t crc;
-        if (!said || !is_plain(s) || !is_file(a, cat->files[s->file].path, file) ||
-            (*out && (*out)->offset < s->offset))
+        if (!said)
             continue;
         MGR_TRY(crc_of(cat->files[s->file].path, s->offset,
                        mgr_view_elements(s) * mgr_dtype_size(s->dtype), &crc, err));
@@ -380,13 +261,13 @@ static int compare_sums(audit *a, mgr_err *err)
 /* Keys and sizes: the manifest's on the one side, what the files show on the other. */
 static int compare_keys(audit *a, mgr_err *err)
 {
-    const json_t *const target = json_object_get(a->manifest, "target");
-    const json_t *const files = json_object_get(target, "files"), *entry;
     const mgr_catalogue *const cat = &a->view.cat;
-    size_t i, planned = 0;
-    json_array_foreach(files, i, entry) planned +=
+    const char *path;
+    json_t *entry;
+    size_t planned = 0;
+    json_object_foreach(a->tensors, path, entry) planned +=
         json_object_size(json_object_get(entry, "tensors"));
-    for (i = 0; i < cat->n_stored; i++) {
+    for (size_t i = 0; i < cat->n_stored; i++) {
         const mgr_stored *const s = &cat->stored[i];
         const char *const file = cat->files[s->file].path + strlen(a->path) + 1;
         const json_t *const t = tensor_entry(a, file, s->name);
@@ -406,9 +287,9 @@ static int compare_keys(audit *a, mgr_err *err)
 static int gather_odd(audit *a, mgr_err *err)
 {
     mgr_buf all = {0};
-    int rc = mgr_gather_bytes(a->comm, &a->odd, &all, err);
-    for (size_t at = 0; rc == MGR_OK && at < all.len; at += sizeof(oddity)) {
-        oddity o;
+    int rc = mgr_gather_bytes(a->comm, &a->scan.odd, &all, err);
+    for (size_t at = 0; rc == MGR_OK && at < all.len; at += sizeof(mgr_odd)) {
+        mgr_odd o;
         memcpy(&o, all.data + at, sizeof o);
         assert(a->cat.stored && o.stored < a->cat.n_stored);
         const mgr_stored *const s = &a->cat.stored[o.stored];
@@ -443,16 +324,20 @@ static int finish(audit *a, mgr_err *err)
     if (!a->viewed || a->report.list)
         return MGR_OK;
     MGR_TRY(compare_keys(a, err));
-    return a->view.has_model ? mgr_audit_experts(&a->report, a->path, &a->view, a->manifest, err)
-                             : MGR_OK;
+    return a->view.has_model
+               ? mgr_audit_experts(&a->report, a->path, &a->view, a->manifest, a->tensors, err)
+               : MGR_OK;
 }
 
 static int read_all(audit *a, mgr_err *err)
 {
-    const mgr_sum_visitor visitor = {see_piece, a};
+    const mgr_sum_visitor visitor = {mgr_scan_piece, &a->scan};
+    const size_t rank = (size_t)mgr_comm_rank(a->comm), ranks = (size_t)mgr_comm_size(a->comm);
     int rc = share_catalogue(a, err);
     if (rc == MGR_OK)
         rc = mgr_file_sums_share(a->comm, &a->sums, err);
+    if (rc == MGR_OK)
+        rc = mgr_agree(a->comm, mgr_scan_begin(&a->scan, &a->cat, a->path, &a->sums, err), err);
     if (rc == MGR_OK)
         rc = mgr_file_sums_take(a->comm, a->path, &a->sums, &visitor, err);
     if (rc == MGR_OK && a->root)
@@ -462,21 +347,22 @@ static int read_all(audit *a, mgr_err *err)
         rc = mgr_agree(a->comm, late_view(a, err), err);
     if (rc == MGR_OK)
         rc = mgr_agree(a->comm, tell_refusal(a, err), err);
-    if (rc == MGR_OK && a->cat.n_stored == 0) { /* the same on all ranks */
+    if (rc == MGR_OK && a->cat.n_stored == 0) { /* the same on all ranks: a library keeps them */
         rc = share_catalogue(a, err);
         if (rc == MGR_OK)
-            rc = mgr_agree(a->comm, see_all(a, err), err);
+            rc = mgr_agree(a->comm, mgr_scan_kept(&a->scan, rank, ranks, err), err);
     }
     return rc == MGR_OK ? gather_odd(a, err) : rc;
 }
 
 static void clear(audit *a)
 {
+    json_decref(a->tensors);
     json_decref(a->manifest);
     mgr_file_sums_clear(&a->sums);
     mgr_free(a->wanted);
     mgr_catalogue_clear(&a->cat);
-    mgr_buf_clear(&a->odd);
+    mgr_scan_clear(&a->scan);
     if (a->root)
         mgr_view_close(&a->view);
     mgr_buf_clear(&a->refusal);

@@ -7,6 +7,7 @@
 #include "core/mem.h"
 #include "fmt/h5_read.h"
 #include "io/file.h"
+#include "look/audit_draws.h"
 #include "mgr/config.h"
 #include "mgr/upcycle.h"
 
@@ -16,12 +17,14 @@
 typedef struct experts {
     mgr_findings *report;
     const mgr_view *view;
-    const json_t *manifest;
+    const json_t *manifest, *files; /* of these what holds tensors, by path */
+    size_t root;                    /* where a path below the folder begins */
     mgr_config config;
     uint64_t layers, n, neurons, selected; /* layers with experts, experts, F, |S| */
     uint32_t sets;
     int64_t *crc, *counts; /* [layers][n][3] */
     double *kept;
+    float *mean, *std;   /* NaN: nothing was drawn */
     unsigned char *mask; /* [layers][n][sets][(F + 7) / 8] */
 } experts;
 
@@ -86,6 +89,10 @@ static int read_ledger(experts *x, const char *path, mgr_err *err)
     if (rc == MGR_OK)
         rc = read_array(&in, "experts/kept", n * MATRICES, sizeof *x->kept, &x->kept, err);
     if (rc == MGR_OK)
+        rc = read_array(&in, "experts/mean", n * MATRICES, sizeof *x->mean, &x->mean, err);
+    if (rc == MGR_OK)
+        rc = read_array(&in, "experts/std", n * MATRICES, sizeof *x->std, &x->std, err);
+    if (rc == MGR_OK)
         rc = read_array(&in, "experts/mask", n * x->sets, row, &x->mask, err);
     mgr_reader_close(&in);
     return rc;
@@ -103,18 +110,12 @@ static bool crc_in_output(const experts *x, mgr_role role, uint32_t layer, uint3
     const mgr_stored *const s = &l->cat->stored[b->stored];
     if (b->transposed || mgr_view_elements(s) != b->rows * b->cols)
         return false;
-    const json_t *const target = json_object_get(x->manifest, "target"), *entry;
-    size_t i;
-    json_array_foreach(json_object_get(target, "files"), i, entry)
-    {
-        const json_t *const found = json_object_get(json_object_get(entry, "tensors"), s->name);
-        const char *const text = json_string_value(json_object_get(found, "crc32"));
-        if (text) {
-            *crc = strtoll(text, NULL, 16);
-            return true;
-        }
-    }
-    return false;
+    const json_t *const file = json_object_get(x->files, l->cat->files[s->file].path + x->root);
+    const json_t *const found = json_object_get(json_object_get(file, "tensors"), s->name);
+    const char *const text = json_string_value(json_object_get(found, "crc32"));
+    if (text)
+        *crc = strtoll(text, NULL, 16);
+    return text;
 }
 
 static bool has_matrix(const experts *x, size_t matrix)
@@ -184,7 +185,42 @@ static int check_sets(const experts *x, uint64_t i, uint64_t expert, mgr_err *er
     return MGR_OK;
 }
 
-static int check_all(const experts *x, mgr_err *err)
+/* What was drawn of one expert has the moments that the ledger gives. What is scaled, has not. */
+static int check_draws(const experts *x, mgr_rows *in, uint64_t i, uint32_t layer, uint32_t expert,
+                       mgr_err *err)
+{
+    const mgr_tensors *const ts = &x->view->tensors;
+    const uint64_t row = (x->neurons + 7) / 8, at = i * x->n + expert;
+    char text[120];
+    for (size_t m = 0; m < MATRICES; m++) {
+        const uint32_t t = mgr_tensors_find(ts, (mgr_role)(MGR_ROLE_GATE + (int)m), layer, expert);
+        bool good;
+        if (t == MGR_NONE)
+            continue;
+        const mgr_drawn drawn = {t,
+                                 m == MGR_MATRIX_DOWN,
+                                 ts->list[t].rows,
+                                 ts->list[t].cols,
+                                 x->mask + (at * x->sets + m % x->sets) * row,
+                                 x->mean[at * MATRICES + m],
+                                 x->std[at * MATRICES + m]};
+        MGR_TRY(mgr_drawn_check(in, &drawn, &good, err));
+        snprintf(text, sizeof text, "%s has other moments than what was drawn had",
+                 matrix_names[m]);
+        if (!good)
+            MGR_TRY(find(x, i, expert, text, err));
+    }
+    return MGR_OK;
+}
+
+static bool was_drawn(const experts *x)
+{
+    return strcmp(x->config.upcycle.method, "drop") == 0 &&
+           strcmp(x->config.upcycle.scale, "none") == 0;
+}
+
+/* Moments are looked at of one expert in each layer. */
+static int check_all(const experts *x, mgr_rows *in, mgr_err *err)
 {
     const mgr_model *const m = &x->view->tensors.model;
     uint64_t i = 0;
@@ -195,6 +231,8 @@ static int check_all(const experts *x, mgr_err *err)
             MGR_TRY(check_sums(x, i, layer, e, err));
             MGR_TRY(check_sets(x, i, e, err));
         }
+        if (was_drawn(x))
+            MGR_TRY(check_draws(x, in, i, layer, (uint32_t)(x->n - 1 - i % x->n), err));
         i++;
     }
     return MGR_OK;
@@ -211,22 +249,28 @@ static int add_fact(const experts *x, mgr_err *err)
 }
 
 int mgr_audit_experts(mgr_findings *report, const char *directory, const mgr_view *view,
-                      const json_t *manifest, mgr_err *err)
+                      const json_t *manifest, const json_t *files, mgr_err *err)
 {
     experts *x = NULL;
     mgr_buf path = {0};
+    mgr_rows in = {.fd = -1};
     bool made = false;
     MGR_TRY(mgr_alloc(&x, 1, sizeof *x, err));
     x->report = report;
     x->view = view;
     x->manifest = manifest;
+    x->files = files;
+    x->root = strlen(directory) + 1;
     int rc = read_config(x, &made, err);
     if (rc == MGR_OK)
         rc = mgr_buf_fmt(&path, err, "%s/" LEDGER, directory);
     if (rc == MGR_OK && made && mgr_path_exists(path.data)) {
         rc = read_ledger(x, path.data, err);
         if (rc == MGR_OK)
-            rc = check_all(x, err);
+            rc = mgr_rows_open(&in, view, err);
+        if (rc == MGR_OK)
+            rc = check_all(x, &in, err);
+        mgr_rows_close(&in);
         if (rc == MGR_OK)
             rc = add_fact(x, err);
     }
@@ -234,6 +278,8 @@ int mgr_audit_experts(mgr_findings *report, const char *directory, const mgr_vie
     mgr_free(x->crc);
     mgr_free(x->counts);
     mgr_free(x->kept);
+    mgr_free(x->mean);
+    mgr_free(x->std);
     mgr_free(x->mask);
     mgr_free(x);
     return rc;

@@ -48,3 +48,17 @@ int mgr_manifest_read(const char *folder, mgr_manifest_state *state, json_t **ou
     mgr_buf_clear(&text);
     return rc;
 }
+
+int mgr_manifest_by_path(const json_t *files, json_t **out, mgr_err *err)
+{
+    size_t i;
+    json_t *entry;
+    *out = json_object();
+    bool good = *out;
+    json_array_foreach(files, i, entry)
+    {
+        const char *const path = json_string_value(json_object_get(entry, "path"));
+        good = good && (!path || json_object_set(*out, path, entry) == 0);
+    }
+    return good ? MGR_OK : mgr_fail(err, MGR_ERR_NOMEM, "no memory for the list of files");
+}

@@ -25,6 +25,10 @@ typedef enum mgr_manifest_state {
 int mgr_manifest_read(const char *folder, mgr_manifest_state *state, json_t **out,
                       mgr_err *err) MGR_NODISCARD;
 
+/* A list of objects with a `path` by that; *out is the caller's, its values are the list's own.
+ * Errors: MGR_ERR_NOMEM. Local. */
+int mgr_manifest_by_path(const json_t *files, json_t **out, mgr_err *err) MGR_NODISCARD;
+
 /* Does a path that a manifest lists stay in its folder? Pure. */
 bool mgr_manifest_is_safe(const char *path);
 

@@ -1,6 +1,7 @@
 """provenance.h5: what it says is what numpy finds in the source and in the output."""
 
 import binascii
+import hashlib
 import json
 import math
 
@@ -241,3 +242,52 @@ def test_other_methods(scratch, dense, method, ratio):
     assert np.isnan(ledger["experts/mean"][()]).all() == (method != "drop" or ratio == 0)
     if size == SHAPE.ffn:
         assert (ledger["experts/overlap"][()] == 0).all()
+
+
+# ---- mgr-verify against it
+
+
+def change(out, name, how):
+    """A ledger that says something else, in an output whose checksums are right again."""
+    path, manifest = out / runner.LEDGER, out / runner.MANIFEST
+    before = binascii.crc32(path.read_bytes())
+    with h5py.File(path, "r+") as ledger:
+        ledger[name][...] = how(ledger[name][()])
+    text = manifest.read_text().replace(f"{before:08x}", f"{binascii.crc32(path.read_bytes()):08x}")
+    was = json.loads(text)["digest"]
+    text = text.replace(was, "0" * 64)
+    manifest.write_text(text.replace("0" * 64, hashlib.sha256(text.encode()).hexdigest()))
+
+
+def scaled(values):
+    """Somewhat larger in each layer's expert that a sample is taken of."""
+    values[..., 0] *= 1.5
+    return values
+
+
+@pytest.mark.parametrize("format", ["moe-recipes", "megatron-dist", "hdf5"])
+def test_verify_finds_what_the_ledger_has_wrong(scratch, dense, format):
+    def verify():
+        return runner.run([runner.program("mgr-verify"), "--json", out])
+
+    out = scratch / "Mixtral"
+    settings = {"target__format": format, "model__vocab_size": SHAPE.vocab, "target__dtype": "source"}
+    result = runner.upcycle(runner.write_config(scratch / "run.yaml", dense[1], out, **settings), np=1)
+    assert result.status == 0, str(result)
+    assert verify().status == 0
+    wrongs = [
+        ("std", scaled, "gate has other moments"),
+        ("mean", lambda v: v + 0.1, "up has other moments"),
+        ("kept", lambda v: v * 0.5, "another share of neurons is kept"),
+        ("mask", lambda v: v ^ 1, "its set has another size"),
+        ("crc32", lambda v: v ^ 4, "has another checksum"),
+    ]
+    whole = (out / runner.LEDGER).read_bytes(), (out / runner.MANIFEST).read_bytes()
+    for name, how, words in wrongs:
+        change(out, "experts/" + name, how)
+        result = verify()
+        found = [difference["what"] for difference in json.loads(result.out)["differences"]]
+        assert result.status == 1 and any(words in what for what in found), str(result)
+        (out / runner.LEDGER).write_bytes(whole[0])
+        (out / runner.MANIFEST).write_bytes(whole[1])
+    assert verify().status == 0
