@@ -106,7 +106,7 @@ static void add_optional(json_t *object, const mgr_model *m)
     add_router(object, m);
     if (m->shared_ffn)
         json_object_set_new(object, "shared_ffn", json_integer((json_int_t)m->shared_ffn));
-    if (m->shared_ffn && m->shared_switch)
+    if (m->shared_switch)
         json_object_set_new(object, "shared_switch", json_true());
     if (m->rotary_part > 0)
         json_object_set_new(object, "rotary_part", json_real(m->rotary_part));

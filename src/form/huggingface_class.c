@@ -46,6 +46,12 @@ mgr_hf_class mgr_huggingface_pick(const mgr_config *config, const mgr_model *mod
     return mgr_huggingface_class_like(model, free ? type : said);
 }
 
+void mgr_huggingface_fill(const mgr_config *config, mgr_model *model)
+{
+    const bool may_say = strcmp(config->target.format, "huggingface") == 0;
+    mgr_huggingface_complete(model, may_say ? config->target.model_class : "");
+}
+
 int mgr_huggingface_choose(const mgr_config *config, const mgr_origin *origin,
                            const mgr_model *model, mgr_hf_class *class, mgr_err *err)
 {

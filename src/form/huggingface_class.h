@@ -20,6 +20,10 @@
  * caller's to decref. `origin` may be NULL. Local. */
 int mgr_huggingface_base(const mgr_origin *origin, json_t **base, mgr_err *err) MGR_NODISCARD;
 
+/* Complete a new mixture to be of the class that target.class names, else of the first that it can
+ * become one of. Pure. */
+void mgr_huggingface_fill(const mgr_config *config, mgr_model *model);
+
 /* The class, where the source's is of model_type `type`, "" if there is none. Pure. */
 mgr_hf_class mgr_huggingface_pick(const mgr_config *config, const mgr_model *model,
                                   const char *type);

@@ -57,22 +57,49 @@ static void add_sparse_step(json_t *object, const mgr_model *m)
     json_object_set_new(object, "mlp_only_layers", dense);
 }
 
+static json_t *shared_count(const mgr_model *m)
+{
+    return json_integer((json_int_t)(m->shared_ffn / mgr_model_expert_ffn(m)));
+}
+
 /* The first layers are dense, or none is. */
-static void add_glm(json_t *object, const mgr_model *m)
+static void add_grouped(json_t *object, const mgr_model *m)
 {
     const mgr_router_kind *const r = &m->router;
     const field fields[] = {
-        {"n_shared_experts", json_integer((json_int_t)(m->shared_ffn / mgr_model_expert_ffn(m)))},
+        {"n_shared_experts", shared_count(m)},
         {"first_k_dense_replace", json_integer((json_int_t)(m->layers - mgr_model_moe_layers(m)))},
         {"n_group", json_integer(r->groups ? (json_int_t)r->groups : 1)},
         {"topk_group", json_integer(r->groups ? (json_int_t)r->top_groups : 1)},
         {"routed_scaling_factor", json_real(mgr_model_router_scale(m))},
-        {"use_qk_norm", json_boolean(m->qk_norm)},
-        {"partial_rotary_factor", json_real(mgr_model_rotary_part(m))},
     };
     add_fields(object, fields, sizeof fields / sizeof fields[0]);
+}
+
+static void add_ernie(json_t *object, const mgr_model *m)
+{
+    mgr_hf_steps steps;
+    mgr_huggingface_steps(m, &steps);
+    const field fields[] = {
+        {"moe_k", json_integer((json_int_t)m->top_k)},
+        {"moe_num_shared_experts", shared_count(m)},
+        {"moe_layer_start_index", json_integer((json_int_t)steps.first)},
+        {"moe_layer_end_index", json_integer((json_int_t)steps.last)},
+        {"moe_layer_interval", json_integer((json_int_t)steps.step)},
+    };
+    json_object_del(object, "num_experts_per_tok");
+    add_fields(object, fields, sizeof fields / sizeof fields[0]);
+}
+
+static void add_part_rope(json_t *object, const mgr_model *m, const mgr_hf_family *f)
+{
+    const double part = mgr_model_rotary_part(m);
+    json_object_set_new(object, "partial_rotary_factor", json_real(part));
     json_object_set_new(json_object_get(object, "rope_parameters"), "partial_rotary_factor",
-                        json_real(mgr_model_rotary_part(m)));
+                        json_real(part));
+    if (f->keys & MGR_HF_KEY_ROTARY_DIM)
+        json_object_set_new(object, "rotary_dim",
+                            json_integer((json_int_t)(part * (double)m->head_dim + 0.5)));
 }
 
 /* What norm_topk_prob is by default nobody should have to know. */
@@ -89,11 +116,16 @@ static void add_experts(json_t *object, const mgr_model *m, const mgr_hf_family 
         json_object_set_new(object, "norm_topk_prob", json_boolean(!m->router.unnormalised));
     if (f->keys & MGR_HF_KEY_SPARSE_STEP)
         add_sparse_step(object, m);
-    if (f->shared_ffn)
-        json_object_set_new(object, "shared_expert_intermediate_size",
-                            json_integer((json_int_t)m->shared_ffn));
+    if (f->shared_key)
+        json_object_set_new(object, f->shared_key, json_integer((json_int_t)m->shared_ffn));
+    if (f->keys & MGR_HF_KEY_GROUPED)
+        add_grouped(object, m);
+    if (f->keys & MGR_HF_KEY_ERNIE)
+        add_ernie(object, m);
     if (f->keys & MGR_HF_KEY_GLM)
-        add_glm(object, m);
+        json_object_set_new(object, "use_qk_norm", json_boolean(m->qk_norm));
+    if (f->keys & MGR_HF_KEY_PART_ROPE)
+        add_part_rope(object, m, f);
 }
 
 /* Of the other classes they are fixed. */
@@ -182,6 +214,22 @@ static json_t *window_of(const mgr_model *m)
     return m->window ? json_integer((json_int_t)m->window) : json_null();
 }
 
+/* layer_types decides, and max_window_layers where there is none. */
+static void add_window_layers(json_t *object, const mgr_model *m, const mgr_hf_family *f)
+{
+    json_t *const types = json_array();
+    uint64_t first = m->layers;
+    for (uint64_t l = m->layers; l-- > 0;) {
+        const bool slides = m->window && (m->window_layers[l / 8] >> l % 8 & 1);
+        first = slides ? l : first;
+        json_array_insert_new(types, 0,
+                              json_string(slides ? "sliding_attention" : "full_attention"));
+    }
+    json_object_set_new(object, "layer_types", types);
+    if (f->first_window)
+        json_object_set_new(object, "max_window_layers", json_integer((json_int_t)first));
+}
+
 /* output_router_logits makes transformers compute the balancing loss in training, and lets
  * generate() of a padded batch fail (modeling_mixtral.py, load_balancing_loss_func). */
 json_t *mgr_huggingface_defaults(const mgr_model *m, mgr_hf_class class)
@@ -195,7 +243,7 @@ json_t *mgr_huggingface_defaults(const mgr_model *m, mgr_hf_class class)
         json_object_set_new(object, "sliding_window", window_of(m));
     if (f->keys & MGR_HF_KEY_WINDOW_SWITCH)
         json_object_set_new(object, "use_sliding_window", json_boolean(m->window));
-    if (f->keys & MGR_HF_KEY_WINDOW_LAYERS)
-        json_object_set_new(object, "max_window_layers", json_integer((json_int_t)m->layers));
+    if (f->keys & MGR_HF_KEY_WINDOW_LAYERS && m->window)
+        add_window_layers(object, m, f);
     return object;
 }

@@ -61,12 +61,12 @@ static const struct {
     const char *what, *is, *else_; /* "what CLASS is from RELEASE on else_", if it must be said */
 } bounds[] = {
     {"llama", always, 446, NULL, NULL, NULL}, /* the oldest that the tests load outputs with */
-    {"mistral", always, 446, NULL, NULL, NULL}, {"qwen2", always, 446, NULL, NULL, NULL},
-    {"mixtral", always, 446, NULL, NULL, NULL}, {"mistral", is_scaled, 448, SCALING},
-    {"mixtral", is_scaled, 448, SCALING},       {"mixtral", has_own_head_dim, 447, HEAD_DIM},
-    {"qwen2", has_own_head_dim, 448, HEAD_DIM}, {"qwen2", has_window_of_some, 457, WINDOWS},
-    {"qwen3", always, 451, NULL, NULL, NULL},   {"qwen3_moe", always, 451, NULL, NULL, NULL},
-    {"mixtral", is_fused, 500, FUSED},
+    {"mistral", always, 446, NULL, NULL, NULL},   {"qwen2", always, 446, NULL, NULL, NULL},
+    {"mixtral", always, 446, NULL, NULL, NULL},   {"mistral", is_scaled, 448, SCALING},
+    {"mixtral", is_scaled, 448, SCALING},         {"mixtral", has_own_head_dim, 447, HEAD_DIM},
+    {"qwen2", has_own_head_dim, 448, HEAD_DIM},   {"qwen2_moe", has_own_head_dim, 500, HEAD_DIM},
+    {"qwen2", has_window_of_some, 457, WINDOWS},  {"qwen3", always, 451, NULL, NULL, NULL},
+    {"qwen3_moe", always, 451, NULL, NULL, NULL}, {"mixtral", is_fused, 500, FUSED},
 };
 
 /* "4.48" */

@@ -62,6 +62,8 @@ static const char *unsaid_of_experts(const mgr_model *m)
         return r->unnormalised
                    ? "a router whose sigmoid scores are not normalised, and more than one expert"
                    : "a router whose sigmoid score is normalised, of one expert";
+    if (m->shared_switch && !m->shared_ffn)
+        return "a gate of a shared expert that has no neurons";
     if (r->selection_bias && !sigmoid)
         return "a router with a selection bias and no sigmoid scores";
     if (r->groups && r->group_best != m->top_k / r->top_groups)

@@ -41,6 +41,10 @@ typedef struct mgr_target_format {
     /* NULL, or: fill in what the configuration leaves to the source. Pure. */
     void (*settle)(const mgr_origin *origin, mgr_config *config);
 
+    /* NULL, or: give a mixture that was just made of a dense model what this format's class for it
+     * always has, and what says nothing yet. Pure. */
+    void (*complete)(const mgr_config *config, mgr_model *model);
+
     /* Declare files and tensors of `layout`; *state is handed to the container and to the rest as
      * their context. `origin`, NULL without a source, lives longer. Local. */
     int (*layout)(const mgr_config *config, const mgr_origin *origin, mgr_layout *layout,
@@ -60,9 +64,9 @@ typedef struct mgr_target_format {
 const mgr_target_format *mgr_target_find(const char *name);
 const mgr_target_format *mgr_target_at(size_t idx);
 
-/* The format's check; where it is the model that is refused, the hint names the formats that would
- * take it. Local. */
+/* Complete the model and check it; where it is the model that is refused, the hint names the
+ * formats that would take it. Local. */
 int mgr_target_check(const mgr_target_format *format, const mgr_config *config,
-                     const mgr_model *model, mgr_err *err) MGR_NODISCARD;
+                     const mgr_origin *origin, mgr_model *model, mgr_err *err) MGR_NODISCARD;
 
 #endif

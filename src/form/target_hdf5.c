@@ -13,6 +13,7 @@
 #include "fmt/json.h"
 #include "form/format_keys.h"
 #include "form/hdf5_model.h"
+#include "form/huggingface_class.h"
 #include "form/huggingface_sidecars.h"
 #include "form/sidecar.h"
 #include "io/file.h"
@@ -163,6 +164,7 @@ static const mgr_key keys[] = {
 
 const mgr_target_format mgr_target_hdf5 = {
     .name = "hdf5",
+    .complete = mgr_huggingface_fill,
     .keys = MGR_KEY_TABLE(MGR_OWNER_TARGET, "hdf5", keys),
     .container = &mgr_container_hdf5,
     .choose = choose,

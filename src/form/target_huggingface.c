@@ -143,6 +143,7 @@ static const mgr_key free_keys[] = {
 
 const mgr_target_format mgr_target_huggingface = {
     .name = "huggingface",
+    .complete = mgr_huggingface_fill,
     .keys = MGR_KEY_TABLE(MGR_OWNER_TARGET, "huggingface", free_keys),
     .container = &mgr_container_safetensors,
     .check = check,

@@ -25,7 +25,7 @@ static int file_of(const mgr_layout *layout, const mgr_flat *flat, uint32_t hint
 
 bool mgr_flat_name(const mgr_tensors *ts, const mgr_tensor *t, char name[MGR_HF_NAME_BYTES])
 {
-    const bool dense = t->role != MGR_ROLE_ROUTER && t->expert == MGR_NONE;
+    const bool dense = mgr_role_is_ffn(t->role) && t->expert == MGR_NONE;
     const mgr_hf_ffn ffn = dense ? MGR_HF_DENSE : mgr_huggingface_ffn(&ts->model);
     return mgr_huggingface_name(mgr_huggingface_class(&ts->model), ffn, t->role, t->layer,
                                 t->expert, name);

@@ -76,15 +76,27 @@ static const char *const ffn_names[][MGR_ROLE_COUNT] = {
 
 #define FUSED_QKV "model.layers.%u.self_attn.qkv_proj.weight"
 #define FUSED_GATE_UP "model.layers.%u.mlp.gate_up_proj.weight"
+#define FUSED_SHARED "model.layers.%u.shared_mlp.input_linear.weight"
+
+static const char *own_name(const mgr_hf_name *names, mgr_role role)
+{
+    for (; names && names->name; names++)
+        if (names->role == role)
+            return names->name;
+    return NULL;
+}
 
 /* The class's own name, else the common one, else the FFN's. */
 static const char *format_of(mgr_hf_class class, mgr_hf_ffn ffn, mgr_role role)
 {
     const mgr_hf_family *const family = mgr_huggingface_family(class);
-    for (const mgr_hf_name *n = family ? family->names : NULL; n && n->name; n++)
-        if (n->role == role)
-            return n->name;
-    return common_names[role] ? common_names[role] : ffn_names[ffn][role];
+    const bool in_memory = family && ffn == mgr_huggingface_memory(family);
+    const char *const fused = in_memory ? own_name(family->memory_names, role) : NULL;
+    const char *const own = family ? own_name(family->names, role) : NULL;
+    return fused                ? fused
+           : own                ? own
+           : common_names[role] ? common_names[role]
+                                : ffn_names[ffn][role];
 }
 
 bool mgr_huggingface_name(mgr_hf_class class, mgr_hf_ffn ffn, mgr_role role, uint32_t layer,
@@ -102,7 +114,15 @@ bool mgr_huggingface_name(mgr_hf_class class, mgr_hf_ffn ffn, mgr_role role, uin
 }
 
 /* Tensors that share a stored one. */
-typedef enum fusion { APART, QKV, GATE_UP, EXPERTS_GATE_UP, EXPERTS_DOWN, N_FUSIONS } fusion;
+typedef enum fusion {
+    APART,
+    QKV,
+    GATE_UP,
+    SHARED_GATE_UP,
+    EXPERTS_GATE_UP,
+    EXPERTS_DOWN,
+    N_FUSIONS
+} fusion;
 
 /* What a pass over the tensors needs. */
 typedef struct walk {
@@ -125,6 +145,8 @@ static fusion fusion_of(const mgr_huggingface *hf, const mgr_tensor *t)
                halves = t->role == MGR_ROLE_GATE || t->role == MGR_ROLE_UP;
     if (t->role == MGR_ROLE_Q || t->role == MGR_ROLE_K || t->role == MGR_ROLE_V)
         return fuses(hf) & MGR_HF_FUSES_QKV ? QKV : APART;
+    if (t->role == MGR_ROLE_SHARED_GATE || t->role == MGR_ROLE_SHARED_UP)
+        return fuses(hf) & MGR_HF_FUSES_SHARED ? SHARED_GATE_UP : APART;
     if (!down && !halves)
         return APART;
     if (t->expert == MGR_NONE)
@@ -140,6 +162,8 @@ static bool leads(const mgr_huggingface *hf, const mgr_tensor *t)
         return t->role == MGR_ROLE_Q;
     case GATE_UP:
         return t->role == MGR_ROLE_GATE;
+    case SHARED_GATE_UP:
+        return t->role == MGR_ROLE_SHARED_GATE;
     case EXPERTS_GATE_UP:
     case EXPERTS_DOWN:
         return t->expert == 0 && t->role != MGR_ROLE_UP;
@@ -166,6 +190,7 @@ static uint64_t stored_rows(const walk *w, const mgr_tensor *t)
     case QKV:
         return qkv_rows(w->layout->tensors, t, true);
     case GATE_UP:
+    case SHARED_GATE_UP:
     case EXPERTS_GATE_UP:
         return 2 * t->rows;
     case APART:
@@ -179,11 +204,12 @@ static uint64_t stored_rows(const walk *w, const mgr_tensor *t)
 /* First row of the tensor in the stored one, seen as a matrix. */
 static uint64_t first_row(const walk *w, const mgr_tensor *t)
 {
-    const uint64_t e = t->expert, up = t->role == MGR_ROLE_UP;
+    const uint64_t e = t->expert, up = t->role == MGR_ROLE_UP || t->role == MGR_ROLE_SHARED_UP;
     switch (fusion_of(w->hf, t)) {
     case QKV:
         return qkv_rows(w->layout->tensors, t, false);
     case GATE_UP:
+    case SHARED_GATE_UP:
         return up * t->rows;
     case EXPERTS_GATE_UP:
         return (2 * e + up) * t->rows;
@@ -206,6 +232,11 @@ static uint32_t stored_shape(const walk *w, const mgr_tensor *t, uint64_t shape[
     shape[1] = shape[2] = 1;
     matrix[0] = stored_rows(w, t);
     matrix[1] = t->cols;
+    if (t->role == MGR_ROLE_SELECTION_BIAS && mgr_huggingface_family(w->hf->class)->row_bias) {
+        shape[0] = 1;
+        shape[1] = t->rows;
+        return 2;
+    }
     return t->ndim + experts;
 }
 
@@ -285,13 +316,16 @@ static uint32_t file_of(const walk *w, const char *name)
 /* The name of what is stored of `t`, as that of `role`. */
 static bool name_of(const walk *w, const mgr_tensor *t, mgr_role role, char name[MGR_HF_NAME_BYTES])
 {
-    const bool dense = t->role != MGR_ROLE_ROUTER && t->expert == MGR_NONE;
+    const bool dense = mgr_role_is_ffn(t->role) && t->expert == MGR_NONE;
     switch (fusion_of(w->hf, t)) {
     case QKV:
         snprintf(name, MGR_HF_NAME_BYTES, FUSED_QKV, t->layer);
         return true;
     case GATE_UP:
         snprintf(name, MGR_HF_NAME_BYTES, FUSED_GATE_UP, t->layer);
+        return true;
+    case SHARED_GATE_UP:
+        snprintf(name, MGR_HF_NAME_BYTES, FUSED_SHARED, t->layer);
         return true;
     case APART:
     case EXPERTS_GATE_UP:
@@ -364,6 +398,37 @@ static int tied_head(walk *w, mgr_err *err)
         err);
 }
 
+/* The matrices of a shared expert without neurons, which hold nothing and are there. transformers
+ * writes them, too, and takes a file without them. */
+static int hollow(const walk *w, uint32_t layer, mgr_err *err)
+{
+    static const mgr_role roles[] = {MGR_ROLE_SHARED_GATE, MGR_ROLE_SHARED_UP,
+                                     MGR_ROLE_SHARED_DOWN};
+    const uint64_t hidden = w->layout->tensors->model.hidden;
+    char name[MGR_HF_NAME_BYTES];
+    uint32_t stored;
+    for (size_t i = 0; i < sizeof roles / sizeof roles[0]; i++) {
+        const bool down = roles[i] == MGR_ROLE_SHARED_DOWN;
+        const uint64_t shape[2] = {down ? hidden : 0, down ? 0 : hidden};
+        mgr_huggingface_name(w->hf->class, w->hf->ffn, roles[i], layer, 0, name);
+        const uint32_t file = w->shard ? w->shard[0] : file_of(w, name);
+        if (file != MGR_NONE)
+            MGR_TRY(mgr_layout_tensor(w->layout, file, name, 2, shape, &stored, err));
+    }
+    return MGR_OK;
+}
+
+static int hollow_layers(const walk *w, mgr_err *err)
+{
+    const mgr_model *const m = &w->layout->tensors->model;
+    const mgr_hf_family *const f = mgr_huggingface_family(w->hf->class);
+    const bool is = f && f->hollow && m->experts && !m->shared_ffn;
+    for (uint32_t layer = 0; is && layer < m->layers; layer++)
+        if (mgr_model_is_moe(m, layer))
+            MGR_TRY(hollow(w, layer, err));
+    return MGR_OK;
+}
+
 int mgr_huggingface_layout(mgr_layout *layout, const mgr_huggingface *hf, mgr_err *err)
 {
     const uint32_t n = layout->tensors->n;
@@ -380,6 +445,8 @@ int mgr_huggingface_layout(mgr_layout *layout, const mgr_huggingface *hf, mgr_er
         rc = place(&w, i, err);
     if (rc == MGR_OK && layout->tensors->model.tied)
         rc = tied_head(&w, err);
+    if (rc == MGR_OK)
+        rc = hollow_layers(&w, err);
     mgr_free(shard);
     return rc;
 }

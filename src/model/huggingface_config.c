@@ -180,7 +180,7 @@ static int layer_sizes(const mgr_hf_evidence *ev, mgr_model *m, mgr_err *err)
 {
     const mgr_attr *const said = mgr_hf_arg(ev, "num_hidden_layers");
     const uint64_t found = count_layers(ev);
-    if ((ev->kind->keys & MGR_HF_KEY_GLM) && said && said->i > 0 && found > (uint64_t)said->i)
+    if ((ev->kind->keys & MGR_HF_KEY_GROUPED) && said && said->i > 0 && found > (uint64_t)said->i)
         return mgr_fail(err, MGR_ERR_UNSUPPORTED,
                         "'%s' has layers for multi-token prediction behind its %lld layers "
                         "('model.layers.%llu...'), which are not supported",
@@ -202,13 +202,13 @@ static int64_t token_id(const mgr_hf_evidence *ev, const char *name, int64_t giv
     return given >= 0 ? given : a && a->kind == MGR_ATTR_INT ? a->i : -1;
 }
 
-/* GLM-4.5 turns half of a head where nothing is said (Glm4MoeConfig.__post_init__). */
-static int glm_features(const mgr_hf_evidence *ev, mgr_model *m, mgr_err *err)
+/* The part of a head that RoPE turns, as three places may say it, or rotary_dim. */
+static int rotary_part(const mgr_hf_evidence *ev, mgr_model *m, mgr_err *err)
 {
     static const char *const keys[] = {"partial_rotary_factor",
                                        "rope_parameters.partial_rotary_factor",
                                        "rope_scaling.partial_rotary_factor"};
-    double found = 0;
+    double found = 0, dim = 0;
     for (size_t i = 0; i < sizeof keys / sizeof keys[0]; i++) {
         double part;
         MGR_TRY(mgr_hf_real(ev, keys[i], 0, &part, err));
@@ -217,8 +217,17 @@ static int glm_features(const mgr_hf_evidence *ev, mgr_model *m, mgr_err *err)
                             found, part, keys[0]);
         found = part > 0 ? part : found;
     }
-    found = found > 0 ? found : 0.5;
-    m->rotary_part = found < 1 ? found : 0;
+    if (ev->kind->keys & MGR_HF_KEY_ROTARY_DIM)
+        MGR_TRY(mgr_hf_real(ev, "rotary_dim", 0, &dim, err));
+    found = found > 0 ? found : dim > 0 ? dim / (double)m->head_dim : ev->kind->rotary_part;
+    m->rotary_part = found > 0 && found < 1 ? found : 0;
+    return found <= 1 ? MGR_OK
+                      : mgr_fail(err, MGR_ERR_FORMAT, "rotary_dim in '%s' is wider than a head",
+                                 mgr_hf_path(ev));
+}
+
+static int glm_features(const mgr_hf_evidence *ev, mgr_model *m, mgr_err *err)
+{
     MGR_TRY(mgr_hf_flag(ev, "use_qk_norm", &m->qk_norm, err));
     return mgr_hf_flag(ev, "attention_bias", &m->bias_qkv, err);
 }
@@ -317,6 +326,8 @@ int mgr_huggingface_model(const mgr_catalogue *cat, const mgr_config *config, mg
     MGR_TRY(mgr_hf_ffn_sizes(&ev, &m, err));
     MGR_TRY(mgr_hf_expert_sizes(&ev, &m, err));
     MGR_TRY(multipliers(&ev, &m, err));
+    if (ev.kind->keys & MGR_HF_KEY_PART_ROPE)
+        MGR_TRY(rotary_part(&ev, &m, err));
     MGR_TRY(mgr_hf_nope_layers(&ev, &m, err));
     MGR_TRY(scalars(&ev, &m, err));
     MGR_TRY(mgr_hf_windows(&ev, &m, err));

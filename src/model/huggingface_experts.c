@@ -49,20 +49,39 @@ static bool is_listed(const mgr_hf_evidence *ev, uint64_t layer)
     return false;
 }
 
-/* Which layers have experts, as the decoder layers of Qwen3-MoE and of GLM-4.5 decide; and the
- * first of either kind. */
+/* What the keys of a class say of the layers with experts. */
+typedef struct expert_places {
+    uint64_t step, first, last;
+} expert_places;
+
+static int find_places(const mgr_hf_evidence *ev, const mgr_model *m, expert_places *out,
+                       mgr_err *err)
+{
+    const mgr_attr *const end = mgr_hf_arg(ev, "moe_layer_end_index");
+    const bool to_the_last = !end || (end->kind == MGR_ATTR_INT && end->i == -1);
+    *out = (expert_places){.step = 1, .last = m->layers};
+    if (ev->kind->keys & MGR_HF_KEY_GROUPED)
+        return mgr_hf_number(ev, "first_k_dense_replace", ev->kind->first_dense, &out->first, err);
+    if (ev->kind->keys & MGR_HF_KEY_SPARSE_STEP)
+        return mgr_hf_whole(ev, (mgr_hf_size){"decoder_sparse_step", "", 1, 0, 0}, &out->step, err);
+    MGR_TRY(mgr_hf_whole(ev, (mgr_hf_size){"moe_layer_interval", "", 1, 0, 0}, &out->step, err));
+    MGR_TRY(mgr_hf_number(ev, "moe_layer_start_index", 1, &out->first, err));
+    return to_the_last ? MGR_OK : mgr_hf_number(ev, "moe_layer_end_index", 0, &out->last, err);
+}
+
+/* Which layers have experts, as the decoder layers of the classes decide; and the first of either
+ * kind. */
 int mgr_hf_expert_layers(mgr_hf_evidence *ev, mgr_model *m, mgr_err *err)
 {
-    const bool glm = ev->kind->keys & MGR_HF_KEY_GLM;
-    uint64_t step = 1, first = 0;
-    if (!glm && !(ev->kind->keys & MGR_HF_KEY_SPARSE_STEP))
+    const bool listed = ev->kind->keys & MGR_HF_KEY_SPARSE_STEP;
+    expert_places at;
+    if (!listed && !(ev->kind->keys & (MGR_HF_KEY_GROUPED | MGR_HF_KEY_ERNIE)))
         return MGR_OK;
-    MGR_TRY(glm ? mgr_hf_number(ev, "first_k_dense_replace", 1, &first, err)
-                : mgr_hf_whole(ev, (mgr_hf_size){"decoder_sparse_step", "", 1, 0, 0}, &step, err));
+    MGR_TRY(find_places(ev, m, &at, err));
     ev->dense_layer = ev->moe_layer = MGR_NONE;
     for (uint64_t layer = m->layers; layer-- > 0 && m->layers <= MGR_MAX_LAYERS;) {
-        const bool dense =
-            layer < first || (layer + 1) % step != 0 || (!glm && is_listed(ev, layer));
+        const bool dense = layer < at.first || layer > at.last || (layer + 1) % at.step != 0 ||
+                           (listed && is_listed(ev, layer));
         *(dense ? &ev->dense_layer : &ev->moe_layer) = (uint32_t)layer;
         if (dense)
             mgr_model_set_dense(m, layer);
@@ -92,7 +111,8 @@ int mgr_hf_ffn_sizes(const mgr_hf_evidence *ev, mgr_model *m, mgr_err *err)
 /* The number of experts has several names, and some classes write it twice. */
 static int expert_count(const mgr_hf_evidence *ev, mgr_model *m, mgr_err *err)
 {
-    static const char *const names[] = {"num_local_experts", "num_experts", "n_routed_experts"};
+    static const char *const names[] = {"num_local_experts", "num_experts", "n_routed_experts",
+                                        "moe_num_experts"};
     const uint64_t rows = mgr_hf_rows_of(ev, MGR_ROLE_ROUTER);
     bool said = false;
     for (size_t i = 0; i < sizeof names / sizeof names[0]; i++) {
@@ -107,7 +127,7 @@ static int expert_count(const mgr_hf_evidence *ev, mgr_model *m, mgr_err *err)
 }
 
 /* Glm4MoeTopkRouter: a group is as good as its two best experts. One group is none. */
-static int glm_router(const mgr_hf_evidence *ev, mgr_model *m, mgr_err *err)
+static int grouped_router(const mgr_hf_evidence *ev, mgr_model *m, mgr_err *err)
 {
     mgr_router_kind *const r = &m->router;
     uint64_t groups, top;
@@ -115,8 +135,6 @@ static int glm_router(const mgr_hf_evidence *ev, mgr_model *m, mgr_err *err)
     MGR_TRY(mgr_hf_whole(ev, (mgr_hf_size){"n_group", "", 1, 0, 0}, &groups, err));
     MGR_TRY(mgr_hf_whole(ev, (mgr_hf_size){"topk_group", "", 1, 0, 0}, &top, err));
     MGR_TRY(mgr_hf_real(ev, "routed_scaling_factor", 1, &scale, err));
-    r->score = MGR_SCORE_SIGMOID;
-    r->selection_bias = true;
     r->scale = scale < 1 || scale > 1 ? scale : 0;
     if (m->experts % groups != 0 || m->experts / groups < 2 || top > groups ||
         m->top_k > m->experts / groups * top)
@@ -136,29 +154,43 @@ static int glm_router(const mgr_hf_evidence *ev, mgr_model *m, mgr_err *err)
 
 static int router(const mgr_hf_evidence *ev, mgr_model *m, mgr_err *err)
 {
+    const mgr_hf_family *const f = ev->kind;
     bool normalised = true;
-    if (ev->kind->keys & MGR_HF_KEY_NORM_TOPK)
-        MGR_TRY(mgr_hf_flag_or(ev, "norm_topk_prob", ev->kind->normalises, &normalised, err));
+    if (f->keys & MGR_HF_KEY_NORM_TOPK)
+        MGR_TRY(mgr_hf_flag_or(ev, "norm_topk_prob", f->normalises, &normalised, err));
     m->router.unnormalised = !normalised;
-    return ev->kind->keys & MGR_HF_KEY_GLM ? glm_router(ev, m, err) : MGR_OK;
+    m->router.score = f->must & MGR_HF_HAS_SIGMOID ? MGR_SCORE_SIGMOID : MGR_SCORE_SOFTMAX;
+    m->router.selection_bias = f->must & MGR_HF_HAS_SELECTION;
+    return f->keys & MGR_HF_KEY_GROUPED ? grouped_router(ev, m, err) : MGR_OK;
 }
 
-/* The shared expert: of a width of its own, or as wide as so many routed ones. */
+/* The shared expert: of a width of its own, or as wide as so many routed ones. Without neurons it
+ * is none. */
 static int shared_sizes(const mgr_hf_evidence *ev, mgr_model *m, mgr_err *err)
 {
-    uint64_t n;
-    m->shared_switch = ev->kind->must & MGR_HF_HAS_SWITCH;
-    if (ev->kind->shared_ffn)
-        return mgr_hf_whole(
-            ev, (mgr_hf_size){"shared_expert_intermediate_size", "", ev->kind->shared_ffn, 0, 0},
-            &m->shared_ffn, err);
-    if (!(ev->kind->keys & MGR_HF_KEY_GLM))
-        return MGR_OK;
-    MGR_TRY(mgr_hf_number(ev, "n_shared_experts", 1, &n, err));
-    if (n == 0) /* transformers makes empty tensors then, and misses them when they are not there */
-        return mgr_hf_unsupported(ev, "n_shared_experts", "no shared expert", err);
+    const mgr_hf_family *const f = ev->kind;
+    const char *const count = f->keys & MGR_HF_KEY_GROUPED ? "n_shared_experts"
+                              : f->keys & MGR_HF_KEY_ERNIE ? "moe_num_shared_experts"
+                                                           : NULL;
+    uint64_t n = 0;
+    m->shared_switch = f->must & MGR_HF_HAS_SWITCH;
+    if (f->shared_key)
+        return mgr_hf_number(ev, f->shared_key, f->shared_ffn, &m->shared_ffn, err);
+    if (count)
+        MGR_TRY(mgr_hf_number(ev, count, f->keys & MGR_HF_KEY_ERNIE ? 2 : 1, &n, err));
     m->shared_ffn = n * m->expert_ffn;
     return MGR_OK;
+}
+
+/* Its number for each token has two names. */
+static int experts_per_token(const mgr_hf_evidence *ev, mgr_model *m, mgr_err *err)
+{
+    const bool ernie = ev->kind->keys & MGR_HF_KEY_ERNIE;
+    const char *const name = ernie && mgr_hf_arg(ev, "moe_k") ? "moe_k" : "num_experts_per_tok";
+    return mgr_hf_whole(ev,
+                        (mgr_hf_size){name, "model.moe_router_topk", ev->kind->top_k,
+                                      ev->config->model.moe_router_topk, 0},
+                        &m->top_k, err);
 }
 
 int mgr_hf_expert_sizes(const mgr_hf_evidence *ev, mgr_model *m, mgr_err *err)
@@ -166,10 +198,7 @@ int mgr_hf_expert_sizes(const mgr_hf_evidence *ev, mgr_model *m, mgr_err *err)
     if (!ev->kind->count)
         return MGR_OK;
     MGR_TRY(expert_count(ev, m, err));
-    MGR_TRY(mgr_hf_whole(ev,
-                         (mgr_hf_size){"num_experts_per_tok", "model.moe_router_topk",
-                                       ev->kind->top_k, ev->config->model.moe_router_topk, 0},
-                         &m->top_k, err));
+    MGR_TRY(experts_per_token(ev, m, err));
     if (m->top_k > m->experts)
         return mgr_fail(err, MGR_ERR_FORMAT, "'%s' uses %llu of %llu experts", mgr_hf_path(ev),
                         (unsigned long long)m->top_k, (unsigned long long)m->experts);

@@ -8,7 +8,12 @@
 #define ALL_WINDOWS (MGR_HF_HAS_WINDOW | MGR_HF_HAS_SOME_WINDOWS)
 #define OLMO (MGR_HF_HAS_QK_NORM | MGR_HF_HAS_QK_NORM_FULL)
 #define MOST (MGR_HF_HAS_SCALED_ROPE | MGR_HF_HAS_WIDE_HEADS) /* classes compute with it */
-#define ANY_DENSE (MGR_HF_HAS_FIRST_DENSE | MGR_HF_HAS_SOME_DENSE)
+#define STEPS (MGR_HF_HAS_FIRST_DENSE | MGR_HF_HAS_DENSE_STEPS)
+#define ANY_DENSE (STEPS | MGR_HF_HAS_SOME_DENSE)
+#define V3_ROUTER (MGR_HF_HAS_SIGMOID | MGR_HF_HAS_SELECTION) /* DeepSeek's */
+#define V3_MAY                                                                                     \
+    (MGR_HF_HAS_SHARED | MGR_HF_HAS_FIRST_DENSE | MGR_HF_HAS_UNNORMALISED | MGR_HF_HAS_SCALE |     \
+     MGR_HF_HAS_GROUPS)
 
 static const mgr_hf_name qwen2_moe_names[] = {
     {MGR_ROLE_SHARED_GATE, "model.layers.%u.mlp.shared_expert.gate_proj.weight"},
@@ -23,6 +28,36 @@ static const mgr_hf_name glm4_moe_names[] = {
     {MGR_ROLE_SHARED_GATE, "model.layers.%u.mlp.shared_experts.gate_proj.weight"},
     {MGR_ROLE_SHARED_UP, "model.layers.%u.mlp.shared_experts.up_proj.weight"},
     {MGR_ROLE_SHARED_DOWN, "model.layers.%u.mlp.shared_experts.down_proj.weight"},
+    {MGR_ROLE_COUNT, NULL},
+};
+
+static const mgr_hf_name ernie_moe_names[] = {
+    {MGR_ROLE_SELECTION_BIAS, "model.layers.%u.mlp.moe_statics.e_score_correction_bias"},
+    {MGR_ROLE_SHARED_GATE, "model.layers.%u.mlp.shared_experts.gate_proj.weight"},
+    {MGR_ROLE_SHARED_UP, "model.layers.%u.mlp.shared_experts.up_proj.weight"},
+    {MGR_ROLE_SHARED_DOWN, "model.layers.%u.mlp.shared_experts.down_proj.weight"},
+    {MGR_ROLE_COUNT, NULL},
+};
+
+static const mgr_hf_name ernie_moe_memory[] = {
+    {MGR_ROLE_SELECTION_BIAS, "model.layers.%u.mlp.gate.moe_statics.e_score_correction_bias"},
+    {MGR_ROLE_COUNT, NULL},
+};
+
+static const mgr_hf_name minimax_names[] = {
+    {MGR_ROLE_SELECTION_BIAS, "model.layers.%u.block_sparse_moe.e_score_correction_bias"},
+    {MGR_ROLE_COUNT, NULL},
+};
+
+static const mgr_hf_name minimax_memory[] = {
+    {MGR_ROLE_SELECTION_BIAS, "model.layers.%u.mlp.e_score_correction_bias"},
+    {MGR_ROLE_COUNT, NULL},
+};
+
+static const mgr_hf_name granite_shared_names[] = {
+    {MGR_ROLE_SHARED_GATE, "model.layers.%u.shared_mlp.gate_proj.weight"}, /* in HDF5 */
+    {MGR_ROLE_SHARED_UP, "model.layers.%u.shared_mlp.up_proj.weight"},
+    {MGR_ROLE_SHARED_DOWN, "model.layers.%u.shared_mlp.output_linear.weight"},
     {MGR_ROLE_COUNT, NULL},
 };
 
@@ -42,13 +77,13 @@ static const mgr_hf_family families[] = {
         .type = "qwen2", .name = "Qwen2", .architecture = "Qwen2ForCausalLM",
         .must = MGR_HF_HAS_QKV_BIAS, .may = ALL_WINDOWS,
         .keys = MGR_HF_KEY_WINDOW_SWITCH | MGR_HF_KEY_WINDOW_LAYERS,
-        .groups = 32, .positions = 32768, .window = 4096, .epsilon = 1e-6, .theta = 1e4},
+        .groups = 32, .positions = 32768, .window = 4096, .first_window = 28, .epsilon = 1e-6, .theta = 1e4},
     [MGR_HF_QWEN3] = {
         .type = "qwen3", .name = "Qwen3", .architecture = "Qwen3ForCausalLM",
         .must = MGR_HF_HAS_QK_NORM, .may = MGR_HF_HAS_ATTN_BIAS | ALL_WINDOWS,
         .keys = MGR_HF_KEY_ATTENTION_BIAS | MGR_HF_KEY_WINDOW_SWITCH | MGR_HF_KEY_WINDOW_LAYERS,
-        .groups = 32, .head_dim = 128, .positions = 32768, .window = 4096, .epsilon = 1e-6,
-        .theta = 1e4},
+        .groups = 32, .head_dim = 128, .positions = 32768, .window = 4096, .first_window = 28,
+        .epsilon = 1e-6, .theta = 1e4},
     [MGR_HF_OLMO2] = {
         .type = "olmo2", .name = "OLMo 2", .architecture = "Olmo2ForCausalLM",
         .must = OLMO | MGR_HF_HAS_POST_NORM, .may = MGR_HF_HAS_ATTN_BIAS,
@@ -81,6 +116,10 @@ static const mgr_hf_family families[] = {
         .may = MGR_HF_HAS_WINDOW, .never = MGR_HF_HAS_SCALED_ROPE,
         .fuses = MGR_HF_FUSES_QKV | MGR_HF_FUSES_GATE_UP,
         .positions = 4096, .epsilon = 1e-5, .theta = 1e4},
+    [MGR_HF_MINISTRAL] = { /* Mistral, and layer_types says which layers have the window */
+        .type = "ministral", .name = "Ministral", .architecture = "MinistralForCausalLM",
+        .may = ALL_WINDOWS, .keys = MGR_HF_KEY_WINDOW_LAYERS,
+        .groups = 8, .positions = 131072, .window = 4096, .epsilon = 1e-6, .theta = 1e4},
     [MGR_HF_MIXTRAL] = { /* renormalises behind top-k */
         .type = "mixtral", .name = "Mixtral", .architecture = "MixtralForCausalLM",
         .must = MGR_HF_HAS_EXPERTS, .may = MGR_HF_HAS_WINDOW, .ffn = MGR_HF_PER_EXPERT,
@@ -100,26 +139,26 @@ static const mgr_hf_family families[] = {
         .written = "{\"output_router_logits\": false, \"router_aux_loss_coef\": 0.001}"},
     [MGR_HF_QWEN2_MOE] = { /* its shared expert is always there, and has a gate */
         .type = "qwen2_moe", .name = "Qwen2-MoE", .architecture = "Qwen2MoeForCausalLM",
-        .must = MGR_HF_HAS_EXPERTS | MGR_HF_HAS_SWITCH,
+        .must = MGR_HF_HAS_EXPERTS | MGR_HF_HAS_SWITCH, .gains = MGR_HF_HAS_SWITCH,
         .may = MGR_HF_HAS_SHARED | MGR_HF_HAS_ODD_SHARED | MGR_HF_HAS_QKV_BIAS | ANY_DENSE |
                MGR_HF_HAS_UNNORMALISED,
         .keys = MGR_HF_KEY_QKV_BIAS | MGR_HF_KEY_WINDOW_SWITCH | MGR_HF_KEY_SPARSE_STEP |
                 MGR_HF_KEY_NORM_TOPK,
         .names = qwen2_moe_names, .ffn = MGR_HF_QWEN_EXPERT,
         .groups = 16, .positions = 32768, .window = 4096, .epsilon = 1e-6, .theta = 1e4,
-        .count = "num_experts", .experts = 60, .top_k = 4, .expert_ffn = 1408, .shared_ffn = 5632,
+        .count = "num_experts", .experts = 60, .top_k = 4, .expert_ffn = 1408,
+        .shared_key = "shared_expert_intermediate_size", .shared_ffn = 5632, .hollow = true,
         .written = "{\"output_router_logits\": false, \"router_aux_loss_coef\": 0.001}"},
     [MGR_HF_GLM4_MOE] = { /* as many shared experts as one wants, side by side as one */
         .type = "glm4_moe", .name = "GLM-4.5", .architecture = "Glm4MoeForCausalLM",
-        .must = MGR_HF_HAS_EXPERTS | MGR_HF_HAS_SIGMOID | MGR_HF_HAS_SELECTION | MGR_HF_HAS_SHARED,
-        .may = MGR_HF_HAS_QKV_BIAS | MGR_HF_HAS_QK_NORM | MGR_HF_HAS_FIRST_DENSE |
-               MGR_HF_HAS_UNNORMALISED | MGR_HF_HAS_SCALE | MGR_HF_HAS_GROUPS |
-               MGR_HF_HAS_PART_ROPE,
-        .keys = MGR_HF_KEY_GLM | MGR_HF_KEY_NORM_TOPK | MGR_HF_KEY_NO_WINDOWS,
+        .must = MGR_HF_HAS_EXPERTS | V3_ROUTER, .gains = V3_ROUTER,
+        .may = MGR_HF_HAS_QKV_BIAS | MGR_HF_HAS_QK_NORM | MGR_HF_HAS_PART_ROPE | V3_MAY,
+        .keys = MGR_HF_KEY_GLM | MGR_HF_KEY_GROUPED | MGR_HF_KEY_PART_ROPE | MGR_HF_KEY_NORM_TOPK |
+                MGR_HF_KEY_NO_WINDOWS,
         .names = glm4_moe_names, .ffn = MGR_HF_QWEN_EXPERT,
         .groups = 8, .positions = 131072, .epsilon = 1e-5, .theta = 1e4,
         .count = "n_routed_experts", .experts = 128, .top_k = 8, .expert_ffn = 1408,
-        .normalises = true,
+        .normalises = true, .first_dense = 1, .hollow = true, .rotary_part = 0.5,
         .written = "{\"output_router_logits\": false, \"num_nextn_predict_layers\": 0}"},
     [MGR_HF_FLEX_OLMO] = {
         .type = "flex_olmo", .name = "FlexOlmo", .architecture = "FlexOlmoForCausalLM",
@@ -147,6 +186,48 @@ static const mgr_hf_family families[] = {
         .positions = 2048, .epsilon = 1e-6, .theta = 1e4,
         .count = "num_local_experts", .experts = 8, .top_k = 2,
         .written = "{\"output_router_logits\": false, \"router_aux_loss_coef\": 0.001}"},
+    [MGR_HF_GRANITE_SHARED] = { /* the same with a shared expert, which may be none */
+        .type = "granitemoeshared", .name = "Granite-MoE-Shared",
+        .architecture = "GraniteMoeSharedForCausalLM", .must = MGR_HF_HAS_EXPERTS,
+        .may = MGR_HF_HAS_ATTN_BIAS | MGR_HF_HAS_MULTIPLIERS | MGR_HF_HAS_SHARED |
+               MGR_HF_HAS_ODD_SHARED,
+        .keys = MGR_HF_KEY_ATTENTION_BIAS | MGR_HF_KEY_NO_WINDOWS | MGR_HF_KEY_MULTIPLIERS,
+        .names = granite_shared_names, .fuses = MGR_HF_FUSES_SHARED,
+        .ffn = MGR_HF_INPUT_LINEAR, .memory = MGR_HF_GRANITE_FUSED,
+        .positions = 2048, .epsilon = 1e-6, .theta = 1e4,
+        .count = "num_local_experts", .experts = 8, .top_k = 2,
+        .shared_key = "shared_intermediate_size",
+        .written = "{\"output_router_logits\": false, \"router_aux_loss_coef\": 0.001}"},
+    [MGR_HF_ERNIE_MOE] = { /* renormalises behind top-k, which a bias may turn */
+        .type = "ernie4_5_moe", .name = "Ernie 4.5 MoE", .architecture = "Ernie4_5_MoeForCausalLM",
+        .must = MGR_HF_HAS_EXPERTS | MGR_HF_HAS_NEIGHBOURS | MGR_HF_HAS_SELECTION,
+        .may = MGR_HF_HAS_SHARED | STEPS, .gains = MGR_HF_HAS_SELECTION,
+        .keys = MGR_HF_KEY_ERNIE | MGR_HF_KEY_TIED | MGR_HF_KEY_NO_WINDOWS,
+        .names = ernie_moe_names, .memory_names = ernie_moe_memory, .ffn = MGR_HF_QWEN_EXPERT,
+        .groups = 4, .positions = 131072, .epsilon = 1e-5, .theta = 5e5,
+        .count = "moe_num_experts", .experts = 64, .top_k = 6, .expert_ffn = 1536, .row_bias = true,
+        .written = "{\"output_router_logits\": false, \"router_aux_loss_coef\": 0.001}"},
+    [MGR_HF_DOTS1] = { /* GLM-4.5's FFNs, Qwen3's attention */
+        .type = "dots1", .name = "dots.llm1", .architecture = "Dots1ForCausalLM",
+        .must = MGR_HF_HAS_EXPERTS | MGR_HF_HAS_QK_NORM | V3_ROUTER, .gains = V3_ROUTER,
+        .may = MGR_HF_HAS_ATTN_BIAS | ALL_WINDOWS | V3_MAY,
+        .keys = MGR_HF_KEY_GROUPED | MGR_HF_KEY_ATTENTION_BIAS | MGR_HF_KEY_NORM_TOPK |
+                MGR_HF_KEY_WINDOW_LAYERS,
+        .names = glm4_moe_names, .ffn = MGR_HF_QWEN_EXPERT,
+        .groups = 32, .positions = 2048, .window = 4096, .first_window = 62, .epsilon = 1e-6,
+        .theta = 1e4,
+        .count = "n_routed_experts", .expert_ffn = 1408, .hollow = true,
+        .written = "{\"output_router_logits\": false}"},
+    [MGR_HF_MINIMAX_M2] = { /* renormalises behind top-k */
+        .type = "minimax_m2", .name = "MiniMax-M2", .architecture = "MiniMaxM2ForCausalLM",
+        .must = MGR_HF_HAS_EXPERTS | OLMO | V3_ROUTER, .gains = V3_ROUTER,
+        .may = MGR_HF_HAS_PART_ROPE,
+        .keys = MGR_HF_KEY_PART_ROPE | MGR_HF_KEY_ROTARY_DIM | MGR_HF_KEY_NO_WINDOWS,
+        .names = minimax_names, .memory_names = minimax_memory, .ffn = MGR_HF_PER_EXPERT,
+        .groups = 8, .head_dim = 128, .positions = 196608, .epsilon = 1e-6, .theta = 5e6,
+        .count = "num_local_experts", .experts = 256, .top_k = 8,
+        .written = "{\"output_router_logits\": false, \"router_aux_loss_coef\": 0.001,"
+                   " \"router_jitter_noise\": 0.0}"},
 };
 /* clang-format on */
 
@@ -188,7 +269,6 @@ static const struct {
     {"gpt2", "learned positions and LayerNorm"},
     {"gpt_neox", "LayerNorm and biases"},
     {"phimoe", "LayerNorm and a router of its own"},
-    {"ministral", "sliding-window layers"},
     {"gpt_oss", "experts that are fused transposed, with gate and up in turn"},
     {"llama4_text", "experts that are fused transposed"},
 };
@@ -219,6 +299,35 @@ static bool first_are_dense(const mgr_model *m)
     return true;
 }
 
+bool mgr_huggingface_steps(const mgr_model *m, mgr_hf_steps *out)
+{
+    uint64_t n = 0;
+    *out = (mgr_hf_steps){.step = 1};
+    for (uint64_t l = 0; l < m->layers; l++) {
+        if (!mgr_model_is_moe(m, l))
+            continue;
+        if (n == 0)
+            out->first = l;
+        else if (n == 1)
+            out->step = l - out->last;
+        else if (l - out->last != out->step)
+            return false;
+        out->last = l;
+        n++;
+    }
+    return n > 0 && (out->first + 1) % out->step == 0;
+}
+
+static unsigned dense_among(const mgr_model *m)
+{
+    mgr_hf_steps steps;
+    if (mgr_model_moe_layers(m) == m->layers)
+        return 0;
+    return first_are_dense(m)                 ? MGR_HF_HAS_FIRST_DENSE
+           : mgr_huggingface_steps(m, &steps) ? MGR_HF_HAS_DENSE_STEPS
+                                              : MGR_HF_HAS_SOME_DENSE;
+}
+
 static unsigned has_of_router(const mgr_model *m)
 {
     const mgr_router_kind *const r = &m->router;
@@ -234,11 +343,9 @@ static unsigned has_of_router(const mgr_model *m)
 static unsigned has_of_experts(const mgr_model *m)
 {
     const bool odd = m->shared_ffn && m->shared_ffn % mgr_model_expert_ffn(m) != 0;
-    return MGR_HF_HAS_EXPERTS | has_of_router(m) |
-           bit(mgr_model_moe_layers(m) < m->layers,
-               first_are_dense(m) ? MGR_HF_HAS_FIRST_DENSE : MGR_HF_HAS_SOME_DENSE) |
+    return MGR_HF_HAS_EXPERTS | has_of_router(m) | dense_among(m) |
            bit(m->shared_ffn, odd ? MGR_HF_HAS_ODD_SHARED : MGR_HF_HAS_SHARED) |
-           bit(m->shared_ffn && m->shared_switch, MGR_HF_HAS_SWITCH);
+           bit(m->shared_switch, MGR_HF_HAS_SWITCH);
 }
 
 static unsigned has_of_positions(const mgr_model *m)
@@ -297,6 +404,31 @@ mgr_hf_class mgr_huggingface_class_like(const mgr_model *m, const char *type)
                                                                        : mgr_huggingface_class(m);
 }
 
+static void give(mgr_model *m, unsigned bits)
+{
+    m->router.selection_bias = m->router.selection_bias || bits & MGR_HF_HAS_SELECTION;
+    m->shared_switch = m->shared_switch || bits & MGR_HF_HAS_SWITCH;
+    if (bits & MGR_HF_HAS_SIGMOID)
+        m->router.score = MGR_SCORE_SIGMOID;
+}
+
+void mgr_huggingface_complete(mgr_model *m, const char *type)
+{
+    const unsigned what = has(m);
+    const mgr_hf_class said = mgr_huggingface_type(type);
+    for (size_t i = 0; i < N_FAMILIES && said == MGR_HF_NO_CLASS; i++)
+        if (computes(&families[i], what))
+            return;
+    for (size_t i = 0; i < N_FAMILIES; i++) {
+        const mgr_hf_family *const f = &families[i];
+        const unsigned gained = needed(f, what);
+        if ((said != MGR_HF_NO_CLASS && i != said) || lacking(f, what) || gained & ~f->gains)
+            continue;
+        give(m, gained);
+        return;
+    }
+}
+
 /* ---- what is in the way ---- */
 
 static const struct {
@@ -321,7 +453,8 @@ static const struct {
     {MGR_HF_HAS_WINDOW, "sliding-window attention"},
     {MGR_HF_HAS_SOME_WINDOWS, "sliding windows in some layers"},
     {MGR_HF_HAS_FIRST_DENSE, "dense layers before those with experts"},
-    {MGR_HF_HAS_SOME_DENSE, "dense layers between those with experts"},
+    {MGR_HF_HAS_DENSE_STEPS, "dense layers between those with experts"},
+    {MGR_HF_HAS_SOME_DENSE, "dense layers here and there"},
     {MGR_HF_HAS_UNNORMALISED, "a router that does not normalise"},
     {MGR_HF_HAS_SIGMOID, "a router with sigmoid scores"},
     {MGR_HF_HAS_SELECTION, "a router with a selection bias"},

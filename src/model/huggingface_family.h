@@ -23,6 +23,7 @@ typedef enum mgr_hf_class {
     MGR_HF_ERNIE,
     MGR_HF_SEED_OSS,
     MGR_HF_PHI3,
+    MGR_HF_MINISTRAL,
     MGR_HF_MIXTRAL,
     MGR_HF_QWEN3_MOE,
     MGR_HF_QWEN2_MOE,
@@ -30,6 +31,10 @@ typedef enum mgr_hf_class {
     MGR_HF_FLEX_OLMO,
     MGR_HF_OLMOE,
     MGR_HF_GRANITE_MOE,
+    MGR_HF_GRANITE_SHARED,
+    MGR_HF_ERNIE_MOE,
+    MGR_HF_DOTS1,
+    MGR_HF_MINIMAX_M2,
     MGR_HF_NO_CLASS
 } mgr_hf_class;
 
@@ -46,8 +51,9 @@ enum {
     MGR_HF_HAS_WINDOW = 1 << 5,       /* of all layers */
     MGR_HF_HAS_SOME_WINDOWS = 1 << 6, /* of some layers */
     MGR_HF_HAS_EXPERTS = 1 << 7,
-    MGR_HF_HAS_FIRST_DENSE = 1 << 8, /* the first layers are dense, and only those */
-    MGR_HF_HAS_SOME_DENSE = 1 << 9,  /* other ones are */
+    MGR_HF_HAS_FIRST_DENSE = 1 << 8,  /* the first layers are dense, and only those */
+    MGR_HF_HAS_SOME_DENSE = 1 << 9,   /* other ones are */
+    MGR_HF_HAS_DENSE_STEPS = 1 << 27, /* each so-manieth of a range has experts, the others none */
     MGR_HF_HAS_UNNORMALISED = 1 << 10,
     MGR_HF_HAS_SIGMOID = 1 << 11,
     MGR_HF_HAS_SELECTION = 1 << 12,  /* a selection bias */
@@ -77,12 +83,17 @@ enum {
     MGR_HF_KEY_ATTENTION_BIAS = 1 << 0, /* attention_bias: of q, k, v and o */
     MGR_HF_KEY_MLP_BIAS = 1 << 1,       /* mlp_bias */
     MGR_HF_KEY_WINDOW_SWITCH = 1 << 2,  /* sliding_window counts with use_sliding_window alone */
-    MGR_HF_KEY_WINDOW_LAYERS = 1 << 3,  /* from max_window_layers on, or as layer_types says */
+    MGR_HF_KEY_WINDOW_LAYERS = 1 << 3,  /* as layer_types says, or from max_window_layers on */
     MGR_HF_KEY_NO_WINDOWS = 1 << 4,
     MGR_HF_KEY_SPARSE_STEP = 1 << 5, /* decoder_sparse_step and mlp_only_layers: dense layers */
     MGR_HF_KEY_NORM_TOPK = 1 << 6,   /* norm_topk_prob */
     MGR_HF_KEY_QKV_BIAS = 1 << 7,    /* qkv_bias: of q, k and v; true where it is left out */
-    MGR_HF_KEY_GLM = 1 << 8          /* GLM-4.5's own; its attention_bias is of q, k and v alone */
+    MGR_HF_KEY_GLM = 1 << 8,         /* use_qk_norm, and attention_bias is of q, k and v alone */
+    MGR_HF_KEY_GROUPED = 1 << 9,     /* the router of DeepSeek-V3, first_k_dense_replace and shared
+                                        experts that are counted */
+    MGR_HF_KEY_PART_ROPE = 1 << 10,  /* partial_rotary_factor */
+    MGR_HF_KEY_ROTARY_DIM = 1 << 11, /* rotary_dim, where that is left out */
+    MGR_HF_KEY_ERNIE = 1 << 12 /* moe_k, moe_num_experts, moe_num_shared_experts, moe_layer_* */
 };
 
 /* How a class names experts that are stored one by one, and how they may be stored. */
@@ -100,8 +111,9 @@ bool mgr_huggingface_is_fused(mgr_hf_ffn ffn);
 
 /* What else is fused, by rows. */
 enum {
-    MGR_HF_FUSES_QKV = 1,    /* qkv_proj: q, k, v */
-    MGR_HF_FUSES_GATE_UP = 2 /* gate_up_proj of a dense FFN: gate, up */
+    MGR_HF_FUSES_QKV = 1,     /* qkv_proj: q, k, v */
+    MGR_HF_FUSES_GATE_UP = 2, /* gate_up_proj of a dense FFN: gate, up */
+    MGR_HF_FUSES_SHARED = 4   /* shared_mlp.input_linear: gate, up */
 };
 
 /* A name of the class's own, in place of or beside the common ones; %u is the layer. */
@@ -113,8 +125,11 @@ typedef struct mgr_hf_name {
 typedef struct mgr_hf_family {
     const char *type, *name, *architecture; /* model_type; for people; of architectures */
     unsigned must, may, never;              /* MGR_HF_HAS_* */
-    unsigned keys;                          /* MGR_HF_KEY_* */
-    const mgr_hf_name *names;               /* NULL: the common ones */
+    unsigned gains; /* of `must`, what a mixture that is just made may be given: it says nothing
+                       while the router is new and the bias is zero */
+    unsigned keys;  /* MGR_HF_KEY_* */
+    const mgr_hf_name *names;        /* NULL: the common ones */
+    const mgr_hf_name *memory_names; /* before `names`, where experts are fused */
     mgr_hf_ffn ffn;
     mgr_hf_ffn
         memory;     /* of fused experts, as transformers 5 has them; MGR_HF_DENSE: MGR_HF_FUSED */
@@ -123,14 +138,20 @@ typedef struct mgr_hf_family {
     uint64_t groups;   /* num_key_value_heads; 0: as many as heads */
     uint64_t head_dim; /* 0: hidden size by heads */
     uint64_t positions;
-    int64_t window; /* sliding_window; 0: none */
+    int64_t window;       /* sliding_window; 0: none */
+    int64_t first_window; /* max_window_layers */
+    double rotary_part;   /* partial_rotary_factor; 0: 1 */
     double epsilon, theta;
     /* of a mixture of experts */
     const char *count; /* keys that its number of experts is written to, side by side */
     uint64_t experts, top_k;
-    uint64_t expert_ffn; /* moe_intermediate_size; 0: experts have intermediate_size */
-    uint64_t shared_ffn; /* shared_expert_intermediate_size; 0: there is no such key */
-    bool normalises;     /* norm_topk_prob */
+    uint64_t expert_ffn;    /* moe_intermediate_size; 0: experts have intermediate_size */
+    const char *shared_key; /* of the shared expert's width; NULL: there is no such key */
+    uint64_t shared_ffn;    /* its default */
+    uint64_t first_dense;   /* first_k_dense_replace */
+    bool normalises;        /* norm_topk_prob */
+    bool hollow;            /* a shared expert of no width has tensors all the same */
+    bool row_bias;          /* the selection bias is [1, E] */
     /* An object of keys that no logit follows from, written where the source has none. */
     const char *written;
 } mgr_hf_family;
@@ -154,6 +175,18 @@ const char *mgr_huggingface_lacks(mgr_hf_class class, const mgr_model *model, ch
                                   size_t size);
 const char *mgr_huggingface_needs(mgr_hf_class class, const mgr_model *model, char *out,
                                   size_t size);
+
+/* Make of a mixture that is just made one that `type` computes, or, where that is no class's name,
+ * the first class that would: give it what that class always has and what says nothing yet. Left
+ * alone where a class computes it as it is, or none would. Pure. */
+void mgr_huggingface_complete(mgr_model *model, const char *type);
+
+/* What the first layers with experts are: the first of them, the last, and the step between. False
+ * if they are not evenly spaced as moe_layer_interval says it. Pure. */
+typedef struct mgr_hf_steps {
+    uint64_t first, last, step;
+} mgr_hf_steps;
+bool mgr_huggingface_steps(const mgr_model *model, mgr_hf_steps *out);
 
 /* The class that lacks least, of those that need nothing. Pure. */
 mgr_hf_class mgr_huggingface_nearest(const mgr_model *model);

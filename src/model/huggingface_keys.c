@@ -24,11 +24,20 @@
 #define FLEX_OLMO MGR_HF_BIT(MGR_HF_FLEX_OLMO)
 #define OLMOE MGR_HF_BIT(MGR_HF_OLMOE)
 #define GRANITEMOE MGR_HF_BIT(MGR_HF_GRANITE_MOE)
+#define MINISTRAL MGR_HF_BIT(MGR_HF_MINISTRAL)
+#define GRANITEMOESHARED MGR_HF_BIT(MGR_HF_GRANITE_SHARED)
+#define ERNIE4_5_MOE MGR_HF_BIT(MGR_HF_ERNIE_MOE)
+#define DOTS1 MGR_HF_BIT(MGR_HF_DOTS1)
+#define MINIMAX_M2 MGR_HF_BIT(MGR_HF_MINIMAX_M2)
+#define GROUPED (GLM4_MOE | DOTS1)
+#define PART_ROPE (GLM4_MOE | MINIMAX_M2)
 #define OLMOS (OLMO2 | FLEX_OLMO | OLMOE)
 #define OLMO_MOE (FLEX_OLMO | OLMOE)
-#define GRANITES (GRANITE | GRANITEMOE)
-#define MOE (MIXTRAL | SPARSE | GLM4_MOE | OLMO_MOE | GRANITEMOE)
-#define BIAS_KEY (LLAMA | QWEN3 | QWEN3_MOE | GLM4_MOE | OLMOS | GRANITES | SMOLLM3 | SEED_OSS)
+#define GRANITE_MOES (GRANITEMOE | GRANITEMOESHARED)
+#define GRANITES (GRANITE | GRANITE_MOES)
+#define NEWER_MOE (GRANITE_MOES | ERNIE4_5_MOE | MINIMAX_M2)
+#define MOE (MIXTRAL | SPARSE | GROUPED | OLMO_MOE | NEWER_MOE)
+#define BIAS_KEY (LLAMA | QWEN3 | QWEN3_MOE | GROUPED | OLMOS | GRANITES | SMOLLM3 | SEED_OSS)
 #define MLP_BIAS_KEY (LLAMA | GRANITE | SMOLLM3 | SEED_OSS)
 #define QWENS (QWEN2 | QWEN3 | QWEN3_MOE)
 #define ALL (MGR_HF_BIT(MGR_HF_NO_CLASS) - 1)
@@ -55,8 +64,8 @@
         READ(place ".low_freq_factor", ALL, ROPE_UTILS),                                           \
         READ(place ".high_freq_factor", ALL, ROPE_UTILS),                                          \
         READ(place ".original_max_position_embeddings", ALL, ROPE_UTILS),                          \
-        READ(place ".partial_rotary_factor", GLM4_MOE, ROPE_UTILS),                                \
-        NEUTRAL(place ".partial_rotary_factor", ALL & ~GLM4_MOE, "1", PARTIAL, ROPE_UTILS),        \
+        READ(place ".partial_rotary_factor", PART_ROPE, ROPE_UTILS),                               \
+        NEUTRAL(place ".partial_rotary_factor", ALL & ~PART_ROPE, "1", PARTIAL, ROPE_UTILS),       \
         NEUTRAL(place ".attention_factor", ALL, "1", "scaled RoPE", ROPE_UTILS),                   \
         NEUTRAL(place ".full_attention", ALL, NULL, PER_LAYER_ROPE, ROPE_UTILS),                   \
         NEUTRAL(place ".sliding_attention", ALL, NULL, PER_LAYER_ROPE, ROPE_UTILS)
@@ -103,15 +112,16 @@ static const mgr_hf_key keys[] = {
     READ("original_max_position_embeddings", ALL, ROPE_UTILS),
     ROPE("rope_parameters"),
     ROPE("rope_scaling"),
-    READ("partial_rotary_factor", GLM4_MOE, CONFIGS),
-    NEUTRAL("partial_rotary_factor", ALL & ~GLM4_MOE, "1", PARTIAL, ROPE_UTILS),
+    READ("partial_rotary_factor", PART_ROPE, CONFIGS),
+    READ("rotary_dim", MINIMAX_M2, CONFIGS ": where there is no partial_rotary_factor"),
+    NEUTRAL("partial_rotary_factor", ALL & ~PART_ROPE, "1", PARTIAL, ROPE_UTILS),
 
     READ("attention_bias", BIAS_KEY, CONFIGS),
     IGNORED("attention_bias", ALL & ~BIAS_KEY, MODELING ": biases are fixed"),
     READ("attention_out_bias", SEED_OSS, MODELING),
     READ("mlp_bias", MLP_BIAS_KEY, CONFIGS),
     IGNORED("mlp_bias", ALL & ~MLP_BIAS_KEY, MODELING ": no bias"),
-    NEUTRAL("use_bias", ERNIE4_5, "false", "biases of all linear layers", MODELING),
+    NEUTRAL("use_bias", ERNIE4_5 | ERNIE4_5_MOE, "false", "biases of all linear layers", MODELING),
     CARRIED("pretraining_tp", LLAMA | SEED_OSS, MODELING " of 4: slices the same product"),
     IGNORED("pretraining_tp", ALL & ~(LLAMA | SEED_OSS), MODELING),
     READ("no_rope_layers", SMOLLM3, MODELING),
@@ -121,7 +131,7 @@ static const mgr_hf_key keys[] = {
     READ("attention_multiplier", GRANITES, MODELING),
     READ("logits_scaling", GRANITES, MODELING),
     NEUTRAL("clip_qkv", OLMOE, NULL, "q, k and v that are clipped", MODELING),
-    CARRIED("position_embedding_type", GRANITEMOE, CONFIGS " of 4: a constant"),
+    CARRIED("position_embedding_type", GRANITE_MOES, CONFIGS " of 4: a constant"),
     CARRIED("resid_pdrop", PHI3, MODELING ": in training alone"),
     CARRIED("embd_pdrop", PHI3, CONFIGS ": read by no class"),
     CARRIED("residual_dropout", SEED_OSS, MODELING ": in training alone"),
@@ -131,9 +141,9 @@ static const mgr_hf_key keys[] = {
     READ("use_sliding_window", QWENS | SMOLLM3, CONFIGS),
     NEUTRAL("use_sliding_window", QWEN2_MOE, "false", "windows in every second layer", CONFIGS),
     IGNORED("use_sliding_window", ALL & ~(QWENS | SMOLLM3 | QWEN2_MOE), MODELING),
-    READ("max_window_layers", QWEN2 | QWEN3, CONFIGS),
+    READ("max_window_layers", QWEN2 | QWEN3 | DOTS1, CONFIGS),
     CARRIED("max_window_layers", SPARSE, CONFIGS " of 4"),
-    IGNORED("max_window_layers", ALL & ~(QWENS | QWEN2_MOE), MODELING),
+    IGNORED("max_window_layers", ALL & ~(QWENS | QWEN2_MOE | DOTS1), MODELING),
     NEUTRAL("is_causal", ALL, "true", "attention that is not causal", MASKS),
     NEUTRAL("attention_chunk_size", ALL, NULL, "attention in chunks", MASKS ", " CACHES),
 
@@ -144,21 +154,29 @@ static const mgr_hf_key keys[] = {
     NEUTRAL("num_experts", ALL & ~MOE, "false", "a mixture of experts", CONFIGS),
     CARRIED("output_router_logits", MOE, MODELING ": a loss for training"),
     CARRIED("router_aux_loss_coef", MOE, MODELING ": a loss for training"),
-    CARRIED("router_jitter_noise", MIXTRAL, MODELING ": in training alone"),
-    IGNORED("router_jitter_noise", MOE & ~MIXTRAL, MODELING),
-    READ("norm_topk_prob", SPARSE | GLM4_MOE | OLMO_MOE, MODELING),
-    IGNORED("norm_topk_prob", MIXTRAL | GRANITEMOE, MODELING ": always normalised"),
-    READ("moe_intermediate_size", SPARSE | GLM4_MOE, CONFIGS),
+    CARRIED("router_jitter_noise", MIXTRAL | MINIMAX_M2, MODELING ": in training alone"),
+    IGNORED("router_jitter_noise", MOE & ~(MIXTRAL | MINIMAX_M2), MODELING),
+    READ("norm_topk_prob", SPARSE | GROUPED | OLMO_MOE, MODELING),
+    IGNORED("norm_topk_prob", MIXTRAL | NEWER_MOE, MODELING ": always normalised"),
+    READ("moe_intermediate_size", SPARSE | GROUPED | ERNIE4_5_MOE, CONFIGS),
     READ("decoder_sparse_step", SPARSE, MODELING),
     READ("mlp_only_layers", SPARSE, MODELING),
     READ("shared_expert_intermediate_size", QWEN2_MOE, MODELING),
     READ("qkv_bias", QWEN2_MOE, MODELING),
-    READ("n_routed_experts", GLM4_MOE, CONFIGS),
-    READ("n_shared_experts", GLM4_MOE, MODELING),
-    READ("first_k_dense_replace", GLM4_MOE, MODELING),
-    READ("n_group", GLM4_MOE, MODELING),
-    READ("topk_group", GLM4_MOE, MODELING),
-    READ("routed_scaling_factor", GLM4_MOE, MODELING),
+    READ("shared_intermediate_size", GRANITEMOESHARED, MODELING),
+    READ("moe_num_experts", ERNIE4_5_MOE, CONFIGS),
+    READ("moe_k", ERNIE4_5_MOE, CONFIGS),
+    READ("moe_num_shared_experts", ERNIE4_5_MOE, MODELING),
+    READ("moe_layer_start_index", ERNIE4_5_MOE, MODELING),
+    READ("moe_layer_end_index", ERNIE4_5_MOE, MODELING),
+    READ("moe_layer_interval", ERNIE4_5_MOE, MODELING),
+    CARRIED("moe_norm_min", ERNIE4_5_MOE, MODELING ": below any sum of scores"),
+    READ("n_routed_experts", GROUPED, CONFIGS),
+    READ("n_shared_experts", GROUPED, MODELING),
+    READ("first_k_dense_replace", GROUPED, MODELING),
+    READ("n_group", GROUPED, MODELING),
+    READ("topk_group", GROUPED, MODELING),
+    READ("routed_scaling_factor", GROUPED, MODELING),
     READ("use_qk_norm", GLM4_MOE, MODELING),
     CARRIED("num_nextn_predict_layers", GLM4_MOE, "generation alone; its layers are refused"),
     CARRIED("num_mtp_layers", GLM4_MOE, CONFIGS ": attribute_map"),

@@ -189,7 +189,7 @@ static int first_window(const mgr_hf_evidence *ev, uint64_t *out, mgr_err *err)
     *out = 0;
     if (!(ev->kind->keys & MGR_HF_KEY_WINDOW_LAYERS))
         return MGR_OK;
-    *out = 28;
+    *out = (uint64_t)ev->kind->first_window;
     if (a && (a->kind != MGR_ATTR_INT || a->i < 0 || a->i >= MGR_HF_MAX_SIZE))
         return mgr_fail(err, MGR_ERR_FORMAT, "'max_window_layers' in '%s' is no whole number",
                         mgr_hf_path(ev));

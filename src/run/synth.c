@@ -62,7 +62,8 @@ static int set_up(mgr_job *job, const mgr_synth_options *o, mgr_err *err)
     job->target_format = mgr_target_find(o->format);
     if (!job->target_format)
         return mgr_fail(err, MGR_ERR_USAGE, "no format '%s'", o->format);
-    MGR_TRY(mgr_target_check(job->target_format, c, &o->model, err));
+    mgr_model model = o->model;
+    MGR_TRY(mgr_target_check(job->target_format, c, NULL, &model, err));
     MGR_TRY(mgr_tensors_init(&t->tensors, &o->model, err));
     MGR_TRY(mgr_alloc(&job->defines, t->tensors.n, sizeof *job->defines, err));
     for (uint32_t i = 0; i < t->tensors.n; i++)

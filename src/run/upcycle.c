@@ -242,7 +242,8 @@ static mgr_define define(const mgr_job *job, const mgr_tensor *t)
         return define_of_mixture(job, t);
     if (t->role == MGR_ROLE_ROUTER)
         return (mgr_define){MGR_OP_ROUTER, MGR_NONE};
-    if (t->role == MGR_ROLE_ROUTER_BIAS)
+    if (t->role == MGR_ROLE_ROUTER_BIAS || t->role == MGR_ROLE_SELECTION_BIAS ||
+        t->role == MGR_ROLE_SHARED_SWITCH)
         return (mgr_define){MGR_OP_ZERO, MGR_NONE};
     const bool of_neurons = t->role != MGR_ROLE_DOWN_BIAS; /* that bias is the same for all */
     return (mgr_define){t->expert != MGR_NONE && of_neurons ? MGR_OP_EXPERT : MGR_OP_COPY,
@@ -295,7 +296,7 @@ static int describe_target(mgr_job *job, mgr_err *err)
     const mgr_dtype dtype = as_source ? model.dtype : mgr_dtype_from_name(c->target.dtype);
     if (job->target_format->settle)
         job->target_format->settle(&job->origin, &job->config);
-    MGR_TRY(mgr_target_check(job->target_format, c, &model, err));
+    MGR_TRY(mgr_target_check(job->target_format, c, &job->origin, &model, err));
     MGR_TRY(mgr_tensors_init(&t->tensors, &model, err));
     MGR_TRY(define_targets(job, err));
     MGR_TRY(mgr_layout_init(&t->layout, &t->tensors, &t->cat, true, dtype, err));

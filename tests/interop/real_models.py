@@ -5,12 +5,13 @@ import transformers
 
 
 def born(kind, sizes):
-    """A real model of class KIND; norms and biases are not what they are born as."""
+    """A real model of class KIND; norms, biases and selection biases are not what they are born as."""
     torch.manual_seed(2)
     config = getattr(transformers, kind + "Config")(**sizes)
     lm = getattr(transformers, kind + "ForCausalLM")(config).to(torch.float32).eval()
+    buffers = [b for name, b in lm.named_buffers() if "correction" in name]
     with torch.no_grad():
-        for p in lm.parameters():
+        for p in [*lm.parameters(), *buffers]:
             p.add_(torch.randn_like(p) * 0.15)
     return lm
 

@@ -89,9 +89,17 @@ PAIRS = {
     "olmo2": ("Olmo2", THETA, "FlexOlmoForCausalLM", {}),
     "granite": ("Granite", GRANITE, "GraniteMoeForCausalLM", {}),
     "llama to granitemoe": ("Llama", {}, "GraniteMoeForCausalLM", {"target__class": "granitemoe"}),
+    "ministral": ("Ministral", {"sliding_window": 8, "head_dim": 8}, "MixtralForCausalLM", {}),
+    "qwen2": ("Qwen2", {}, "Qwen2MoeForCausalLM", {}),
+    "seed-oss": ("SeedOss", {"head_dim": 16}, "Qwen2MoeForCausalLM", {}),
+    "ernie": ("Ernie4_5", {"head_dim": 8, "tie_word_embeddings": True}, "Ernie4_5_MoeForCausalLM", {}),
+    "seed-oss to glm4_moe": ("SeedOss", {"head_dim": 16}, "Glm4MoeForCausalLM", {"target__class": "glm4_moe"}),
+    "llama to glm4_moe": ("Llama", {}, "Glm4MoeForCausalLM", {"target__class": "glm4_moe"}),
+    "qwen3 to dots1": ("Qwen3", {"head_dim": 16}, "Dots1ForCausalLM", {"target__class": "dots1"}),
+    "llama to granitemoeshared": ("Llama", {}, "GraniteMoeSharedForCausalLM", {"target__class": "granitemoeshared"}),
     "llama with biases": ("Llama", {"attention_bias": True}, "GraniteMoeForCausalLM", {}),
 }
-IN_4 = ("olmo2", "granite")  # the others' classes are judged elsewhere
+IN_4 = ("olmo2", "granite", "qwen2", "ernie", "seed-oss to glm4_moe", "qwen3 to dots1", "llama to granitemoeshared")  # the others' classes are judged elsewhere
 
 
 @pytest.fixture(scope="module")
@@ -179,6 +187,11 @@ def test_each_expert_counts_and_drop_changes_its_neurons(scratch, pair):
 
 # class, its options, can Megatron say it?
 DENSE = {
+    "ministral": (
+        "Ministral",
+        {"sliding_window": 8, "head_dim": 8, "layer_types": ["sliding_attention", "full_attention"]},
+        False,
+    ),
     "phi3": ("Phi3", {}, True),
     "phi3 with a window": ("Phi3", {"sliding_window": 8}, False),
     "seed-oss": ("SeedOss", {"head_dim": 16}, True),
@@ -189,12 +202,49 @@ DENSE = {
     "granite with neutral multipliers": ("Granite", {"attention_multiplier": 8**-0.5, "mlp_bias": True}, False),
     "olmo2": ("Olmo2", {"attention_bias": True}, False),
 }
+ERNIE = dict(moe_num_experts=6, moe_k=3, moe_intermediate_size=20, moe_num_shared_experts=2, moe_layer_start_index=1)
+DOTS1 = dict(
+    n_routed_experts=6,
+    n_shared_experts=2,
+    num_experts_per_tok=3,
+    moe_intermediate_size=20,
+    norm_topk_prob=True,
+    routed_scaling_factor=2.5,
+    attention_bias=True,
+)
 MIXTURES = {
     "flex_olmo": ("FlexOlmo", {"num_experts": 6, "num_experts_per_tok": 3, "norm_topk_prob": True, **THETA}),
     "olmoe": ("Olmoe", {"num_experts": 6, "num_experts_per_tok": 3}),
     "granitemoe": ("GraniteMoe", {"num_local_experts": 6, "num_experts_per_tok": 3, **GRANITE}),
     "mixtral": ("Mixtral", {"num_local_experts": 6, "num_experts_per_tok": 3}),
+    "granitemoeshared": (
+        "GraniteMoeShared",
+        {"num_local_experts": 6, "num_experts_per_tok": 3, "shared_intermediate_size": 20, **GRANITE},
+    ),
+    "ernie4_5_moe": ("Ernie4_5_Moe", ERNIE),
+    "ernie4_5_moe, every second": (
+        "Ernie4_5_Moe",
+        {**ERNIE, "num_hidden_layers": 4, "moe_layer_interval": 2, "moe_num_shared_experts": 0},
+    ),
+    "dots1": ("Dots1", {**DOTS1, "sliding_window": 8, "max_window_layers": 1}),
+    "dots1, groups": (
+        "Dots1",
+        {**DOTS1, "n_group": 3, "topk_group": 2, "first_k_dense_replace": 1, "norm_topk_prob": False},
+    ),
+    "minimax_m2": (
+        "MiniMaxM2",
+        {"num_local_experts": 6, "num_experts_per_tok": 3, "head_dim": 16, "rotary_dim": 8},
+    ),
+    "glm4_moe without a shared expert": (
+        "Glm4Moe",
+        {"n_routed_experts": 6, "n_shared_experts": 0, "moe_intermediate_size": 20, "num_experts_per_tok": 3},
+    ),
+    "qwen2_moe without a shared expert": (
+        "Qwen2Moe",
+        {"num_experts": 6, "shared_expert_intermediate_size": 0, "moe_intermediate_size": 20, "num_experts_per_tok": 3},
+    ),
 }
+IN_MEGATRON = {"mixtral", "dots1, full attention", "glm4_moe without a shared expert"}
 
 
 def there_and_back(scratch, lm, megatron):
@@ -229,7 +279,7 @@ def test_a_mixture_there_and_back(scratch, kind):
     name, options = MIXTURES[kind]
     lm = real(name, **options)
     lm.save_pretrained(scratch / "a")
-    there_and_back(scratch, lm, name == "Mixtral")
+    there_and_back(scratch, lm, kind in IN_MEGATRON)
     lm.save_pretrained(scratch / "fused", save_original_format=False)  # as version 5 has it in memory
     assert any("gate_up_proj" in n for n in tensors(scratch / "fused"))
     same_tensors(reshard(scratch, scratch / "fused", "unfused"), scratch / "a")
@@ -239,7 +289,7 @@ def test_a_mixture_there_and_back(scratch, kind):
 # ---- what has no mixture
 
 NO_MIXTURE = {
-    "seed-oss": ("SeedOss", {"head_dim": 8}, ["biases of q, k and v"]),
+    "seed-oss": ("SeedOss", {"attention_bias": False, "attention_out_bias": True}, ["bias of the attention"]),
     "smollm3": ("SmolLM3", {"no_rope_layer_interval": 2}, ["mixtral", "no layers without RoPE"]),
 }
 

@@ -169,7 +169,6 @@ def test_the_selection_bias_stays_float32(scratch):
 
 REFUSED = {
     "a layer behind the last": ("num_hidden_layers", 2, "multi-token prediction"),
-    "no shared expert": ("n_shared_experts", 0, "no shared expert"),
     "groups that do not divide": ("n_group", 4, "groups"),
     "more groups than there are": ("topk_group", 2, "groups"),
 }
