@@ -1,9 +1,9 @@
 /* The I/O half of engine/engine.h: boxes to extents, extents to bytes. */
 #include <assert.h>
-#include <libdeflate.h>
 #include <stdlib.h>
 #include <string.h>
 
+#include "core/crc.h"
 #include "core/mem.h"
 #include "core/stop.h"
 #include "engine/engine.h"
@@ -224,7 +224,7 @@ static size_t run_length(const mgr_engine *e, size_t first, uint64_t *bytes)
 uint32_t mgr_engine_crc(mgr_engine *e, const void *bytes, size_t len)
 {
     const double start = mgr_now();
-    const uint32_t crc = libdeflate_crc32(0, bytes, len);
+    const uint32_t crc = mgr_crc32(0, bytes, len);
     e->job->tally.seconds_proof += mgr_now() - start;
     return crc;
 }

@@ -1,11 +1,11 @@
 #include "engine/recall.h"
 
 #include <assert.h>
-#include <libdeflate.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
+#include "core/crc.h"
 #include "core/mem.h"
 #include "core/stop.h"
 #include "engine/journal.h"
@@ -150,7 +150,7 @@ static int same_crc(const recalling *r, int fd, const char *name, uint64_t offse
         const size_t n = left < BUFFER_BYTES ? (size_t)left : BUFFER_BYTES;
         MGR_TRY(mgr_check_stop(err));
         MGR_TRY(mgr_pread_full(fd, name, r->buffer, n, offset + at, err));
-        crc = libdeflate_crc32(crc, r->buffer, n);
+        crc = mgr_crc32(crc, r->buffer, n);
         at += n;
     }
     *same = crc == e->crc32;

@@ -1,9 +1,9 @@
 #include "fmt/torch_write.h"
 
-#include <libdeflate.h>
 #include <stdio.h>
 #include <string.h>
 
+#include "core/crc.h"
 #include "core/mem.h"
 #include "fmt/pickle_write.h"
 #include "fmt/zip.h"
@@ -36,7 +36,7 @@ static void add(archive *a, const char *folder, const char *name, const char *by
 static void add_bytes(archive *a, const char *folder, const char *name, const char *bytes,
                       size_t size)
 {
-    add(a, folder, name, bytes, size, libdeflate_crc32(0, bytes, size));
+    add(a, folder, name, bytes, size, mgr_crc32(0, bytes, size));
 }
 
 static int make(archive *a, const char *folder, const mgr_buf *pickle, const uint64_t *elements,

@@ -5,8 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include <libdeflate.h>
-
+#include "core/crc.h"
 #include "core/le.h"
 #include "core/mem.h"
 
@@ -469,7 +468,7 @@ int mgr_zip_read(const mgr_zip *zip, const mgr_reader *reader, const mgr_zip_mem
     int rc = mgr_reader_read(reader, member->offset, bytes, (size_t)member->size, err);
     if (rc)
         goto out;
-    const uint32_t crc = libdeflate_crc32(0, bytes, (size_t)member->size);
+    const uint32_t crc = mgr_crc32(0, bytes, (size_t)member->size);
     if (crc != member->crc32 && has_crcs(zip)) {
         rc =
             mgr_fail(err, MGR_ERR_FORMAT,

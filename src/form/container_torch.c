@@ -4,10 +4,10 @@
  * data.pkl, byteorder, data/0 .. data/n-1, version. Keys are numbered in the order of the file's
  * tensors; every tensor is all of its storage.
  */
-#include <libdeflate.h>
 #include <stdio.h>
 #include <string.h>
 
+#include "core/crc.h"
 #include "core/mem.h"
 #include "fmt/pickle_write.h"
 #include "fmt/zip.h"
@@ -121,8 +121,8 @@ static int archive_make(archive *a, const mgr_layout *layout, uint32_t file,
     MGR_TRY(mgr_alloc(&a->stored, most, sizeof *a->stored, err));
     MGR_TRY(mgr_alloc(&a->names, most, sizeof *a->names, err));
     MGR_TRY(emit(layout, file, context, &a->pickle, err));
-    add(a, "data.pkl", a->pickle.len, libdeflate_crc32(0, a->pickle.data, a->pickle.len), MGR_NONE);
-    add(a, "byteorder", 6, libdeflate_crc32(0, "little", 6), MGR_NONE);
+    add(a, "data.pkl", a->pickle.len, mgr_crc32(0, a->pickle.data, a->pickle.len), MGR_NONE);
+    add(a, "byteorder", 6, mgr_crc32(0, "little", 6), MGR_NONE);
     char name[24];
     unsigned n = 0;
     for (uint32_t i = 0; i < layout->cat->n_stored; i++) {
@@ -131,7 +131,7 @@ static int archive_make(archive *a, const mgr_layout *layout, uint32_t file,
         snprintf(name, sizeof name, "data/%u", n++);
         add(a, name, mgr_stored_bytes(&layout->cat->stored[i]), crc ? crc[i] : 0, i);
     }
-    add(a, "version", 2, libdeflate_crc32(0, "3\n", 2), MGR_NONE);
+    add(a, "version", 2, mgr_crc32(0, "3\n", 2), MGR_NONE);
     return mgr_zip_layout(a->entries, a->n, ALIGN, &a->directory, &a->total, err);
 }
 

@@ -3,11 +3,11 @@
 #include <assert.h>
 #include <inttypes.h>
 #include <jansson.h>
-#include <libdeflate.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
+#include "core/crc.h"
 #include "core/say.h"
 #include "core/str.h"
 #include "form/source.h"
@@ -189,7 +189,7 @@ static int crc_of(const char *path, uint64_t offset, uint64_t bytes, uint32_t *c
         const size_t len = (size_t)(bytes - at < BLOCK ? bytes - at : BLOCK);
         rc = mgr_pread_full(fd, path, buffer, len, offset + at, err);
         if (rc == MGR_OK)
-            *crc = libdeflate_crc32(*crc, buffer, len);
+            *crc = mgr_crc32(*crc, buffer, len);
     }
     if (fd >= 0)
         mgr_close(fd);

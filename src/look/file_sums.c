@@ -1,9 +1,9 @@
 #include "look/file_sums.h"
 
-#include <libdeflate.h>
 #include <string.h>
 #include <zlib.h>
 
+#include "core/crc.h"
 #include "core/stop.h"
 #include "core/str.h"
 #include "io/file.h"
@@ -80,7 +80,7 @@ static int read_stretch(int fd, const char *path, uint64_t from, uint64_t to, un
         MGR_TRY(mgr_check_stop(err));
         MGR_TRY(mgr_pread_full(fd, path, buffer, len, at, err));
         mgr_begin_reading(fd, end, to - end < PIECE ? to - end : PIECE);
-        out->crc32 = libdeflate_crc32(out->crc32, buffer, len);
+        out->crc32 = mgr_crc32(out->crc32, buffer, len);
         out->bytes += len;
         if (visitor)
             MGR_TRY(visitor->see(visitor->context, out->file, at, buffer, len, err));

@@ -1,11 +1,11 @@
 #include "run/seal.h"
 
-#include <libdeflate.h>
 #include <string.h>
 #define XXH_INLINE_ALL
 #include <xxhash.h>
 #include <zlib.h>
 
+#include "core/crc.h"
 #include "core/mem.h"
 #include "core/stop.h"
 #include "engine/journal.h"
@@ -56,7 +56,7 @@ static int crc_of_part(int fd, const char *path, uint64_t at, uint64_t end, part
         if (rc == MGR_OK)
             rc = mgr_pread_full(fd, path, buffer, n, at, err);
         if (rc == MGR_OK)
-            out->crc32 = libdeflate_crc32(out->crc32, buffer, n);
+            out->crc32 = mgr_crc32(out->crc32, buffer, n);
         at += n;
     }
     mgr_free(buffer);

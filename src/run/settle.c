@@ -1,10 +1,10 @@
 #include "run/settle.h"
 
-#include <libdeflate.h>
 #include <stdlib.h>
 #include <string.h>
 #include <zlib.h>
 
+#include "core/crc.h"
 #include "core/mem.h"
 #include "io/file.h"
 #include "run/source_sums.h"
@@ -173,7 +173,7 @@ static uint32_t crc_of_zeros(uint64_t bytes)
     uint32_t crc = 0;
     for (uint64_t at = 0; at < bytes; at += sizeof zeros) {
         const uint64_t left = bytes - at;
-        crc = libdeflate_crc32(crc, zeros, left < sizeof zeros ? (size_t)left : sizeof zeros);
+        crc = mgr_crc32(crc, zeros, left < sizeof zeros ? (size_t)left : sizeof zeros);
     }
     return crc;
 }
@@ -257,7 +257,7 @@ static int put_blob(void *context, const mgr_blob *blob, mgr_err *err)
     const blob_writer *const w = context;
     MGR_TRY(mgr_pwrite_full(w->fd, w->name, blob->bytes, blob->len, blob->offset, err));
     const mgr_extent extent = {
-        w->file, libdeflate_crc32(0, blob->bytes, blob->len), blob->offset, blob->len, 0, 0};
+        w->file, mgr_crc32(0, blob->bytes, blob->len), blob->offset, blob->len, 0, 0};
     return mgr_extents_add(w->extents, &extent, err);
 }
 

@@ -1,11 +1,11 @@
 #include "run/source_sums.h"
 
-#include <libdeflate.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <zlib.h>
 
+#include "core/crc.h"
 #include "core/mem.h"
 #include "core/stop.h"
 #include "io/file.h"
@@ -147,7 +147,7 @@ static int sum_gap(sums *s, int fd, const char *path, uint64_t at, uint64_t end,
     while (at < end) {
         const size_t n = end - at < BLOCK ? (size_t)(end - at) : BLOCK;
         MGR_TRY(mgr_pread_full(fd, path, s->buffer, n, at, err));
-        *crc = libdeflate_crc32(*crc, s->buffer, n);
+        *crc = mgr_crc32(*crc, s->buffer, n);
         at += n;
     }
     return MGR_OK;
@@ -225,7 +225,7 @@ static int check_small(sums *s, const json_t *entry, mgr_err *err)
         mgr_file_bytes(path.data, &bytes, err) == MGR_OK && bytes <= BLOCK) {
         rc = mgr_read_file(path.data, BLOCK, &text, err);
         if (rc == MGR_OK &&
-            libdeflate_crc32(0, text.data ? text.data : "", text.len) != strtoul(said, NULL, 16))
+            mgr_crc32(0, text.data ? text.data : "", text.len) != strtoul(said, NULL, 16))
             rc = mgr_remarks_say(&s->job->remarks, MGR_REMARK_WARNING, err,
                                  "the source's %s is not the one that its " MGR_MANIFEST " lists",
                                  name);
