@@ -8,7 +8,8 @@
 #$ -j y
 #$ -N mgr-upcycle
 # The walltime, and nowhere else: 5 minutes before its end the run is told to stop in order, with
-# exit status 75, and Grid Engine's 99 puts the job back into the queue, where it continues.
+# exit status 75, and Grid Engine's 99 puts the job back into the queue, where it continues, 10 times
+# at most.
 #$ -l h_rt=02:00:00
 #$ -r y
 # EDIT 1: node type and number of nodes.
@@ -28,6 +29,11 @@ bin=$HOME/mgr-upcycle/build/release/bin config=$HOME/mgr-upcycle/configs/drop-8x
 [ -r "$config" ] || { echo "no file '$config': edit config in this script" >&2; exit 66; }
 [ -r "${PE_HOSTFILE:-}" ] || { echo "no PE_HOSTFILE: submit this script with qsub" >&2; exit 64; }
 
+# How often this job has begun: it keeps its number in the queue.
+cd "${SGE_O_WORKDIR:-.}" || exit
+starts=mgr-upcycle.starts.${JOB_ID:-0}
+start=$(cat "$starts" 2>/dev/null || echo 0)
+
 wall=$(sed -n 's/^#\$ -l h_rt=//p' "$0")
 IFS=: read -r hours minutes seconds <<<"$wall"
 limit=$((10#$hours * 3600 + 10#$minutes * 60 + 10#$seconds - 300))
@@ -43,7 +49,7 @@ awk -v s="$separator" -v n="$per_node" '{ print $1 s n }' "$PE_HOSTFILE" >"$host
 ranks=$(($(wc -l <"$hosts") * per_node))
 launch=(mpiexec -n "$ranks" "$option" "$hosts")
 
-echo "nodes $(wc -l <"$hosts"), ranks $ranks: ${launch[*]} $bin/mgr-upcycle $config"
+echo "nodes $(wc -l <"$hosts"), ranks $ranks, start $start: ${launch[*]} $bin/mgr-upcycle $config"
 status=0
 timeout --preserve-status --signal=TERM "$limit" "${launch[@]}" \
     "$bin/mgr-upcycle" --resume --progress 30 "$config" || status=$?
@@ -51,7 +57,10 @@ timeout --preserve-status --signal=TERM "$limit" "${launch[@]}" \
 # Launchers have been seen to lose an exit status: what counts is that the target is there, and whole.
 target=$("$bin/mgr-upcycle" --get target.path "$config") || exit
 [ $status != 0 ] || [ -e "$target" ] || status=75 # ended by the signal before it had begun
-[ $status != 75 ] || exit 99
+if [ $status = 75 ] && [ "$start" -lt 10 ]; then
+    echo $((start + 1)) >"$starts" && exit 99
+fi
+rm -f "$starts"
 [ $status = 0 ] || exit $status
 "${launch[@]}" "$bin/mgr-verify" "$target"
 # Every weight made again from source and seed, and compared:

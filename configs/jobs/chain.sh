@@ -3,8 +3,9 @@
 # Edit the line marked EDIT, then: configs/jobs/chain.sh
 #
 # The first is slurm.sh beside this file, with its own three lines edited; it may go through the
-# queue several times. The second is your training script; it finds the checkpoint in MGR_TARGET, and
-# in MGR_MANIFEST the manifest, which keeps the trainer's flags that the summary of the run printed.
+# queue several times. The second is your training script, train.sh beside this file or one like it; it
+# finds the checkpoint in MGR_TARGET, and in MGR_MANIFEST the manifest, which keeps the trainer's
+# options that the summary of the run printed.
 set -euo pipefail
 
 # EDIT: your training script.

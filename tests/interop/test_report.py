@@ -17,7 +17,7 @@ import megatron_like as ml
 import runner
 
 SHAPE = ml.Shape(layers=3, hidden=64, ffn=200, heads=4, kv_heads=2, head_dim=16, vocab=96)
-PICTURES = ["overlap", "statistics", "histograms", "timeline", "throughput"]
+PICTURES = ["overlap", "statistics", "histograms-2", "timeline", "throughput"]
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +52,7 @@ def test_all_checks_pass(scratch, dense, how):
     assert result.status == 0 and "11 checks, 0 failed" in result.out, str(result)
     assert outcomes(scratch / "page.html") == ["pass"] * 11
     text = (scratch / "page.html").read_text()
-    assert re.findall(r'<figure id="(\w+)">', text) == PICTURES
+    assert re.findall(r'<figure id="([\w-]+)">', text) == PICTURES
     assert not re.search(r'(src|href)="(?!data:)', text), "the page is self-contained"
 
 
@@ -112,8 +112,41 @@ def test_text_of_files_is_no_markup(scratch, dense):
     assert not re.search("[\x00-\x09\x0b-\x1f\x7f-\x9f\u202e\u2066]", text + result.out + result.err)
 
 
-def test_no_such_layer(scratch, dense):
-    result = report(make(scratch, dense), scratch / "page.html", "--layer", "9")
+def cells(text, table):
+    """The rows of a table as lists of text."""
+    body = re.search(r'<table id="%s">(.*?)</table>' % table, text, re.S).group(1)
+    return [re.findall(r"<t[dh][^>]*>(.*?)</t[dh]>", row, re.S) for row in body.split("</tr>") if row]
+
+
+def test_several_layers_and_what_was_expected(scratch, dense):
+    """One output, and ways to ask for it that are wrong: one line each."""
+    out, page = make(scratch, dense), scratch / "page.html"
+    result = report(out, page, "--layer", "0", "--layer", "2")
+    assert result.status == 0 and "14 checks, 0 failed" in result.out, str(result)
+    text = page.read_text()
+    assert re.findall(r'<figure id="histograms-(\d+)">', text) == ["0", "2"]
+    paths = dict(cells(text, "paths"))
+    assert paths["target"] == str(out.resolve()) and str(dense) in paths["source"]
+    found = {row[0]: row[1:] for row in cells(text, "expected")}
+    assert found["share of neurons kept"] == ["0.5000", "0.5000"]
+    for layer in (0, 2):
+        expected, measured = found["cosine of two experts, layer %d" % layer]
+        assert expected == "(1 - r)^2 = 0.2500"
+        assert abs(float(measured.split("mean ")[1]) - 0.25) < 0.03
+        assert [row[0] for row in cells(text, "experts-%d" % layer)[1:]] == [str(e) for e in range(4)]
+    assert "not identical to the source" in found["step 0"][0]
+    (scratch / "empty").mkdir()
+    (scratch / "text").mkdir()
+    (scratch / "text" / runner.LEDGER).write_text("no HDF5")
+    with h5py.File(scratch / "other.h5", "w") as other:
+        other["x"] = 1
+    for wrong in (scratch / "nothing", scratch / "empty", scratch / "text", scratch / "other.h5"):
+        result = report(wrong, page)
+        assert result.status == 1 and len(result.errors()) == 1 and "Traceback" not in result.err, str(result)
+        assert str(wrong) in result.errors()[0]
+    result = report(out, scratch / "no folder" / "page.html")
+    assert result.status == 1 and len(result.errors()) == 1 and "Traceback" not in result.err, str(result)
+    result = report(out, page, "--layer", "9")
     assert result.status == 1 and result.errors() == ["tools/report: error: layer 9 has no experts"]
 
 
@@ -124,7 +157,7 @@ def test_in_a_browser(scratch, dense):
         assert os.environ.get("CI") != "true", "no chromium"
         pytest.skip("no chromium (Debian: apt-get install chromium)")
     page, shot = scratch / "page.html", scratch / "page.png"
-    assert report(make(scratch, dense), page).status == 0
+    assert report(make(scratch, dense), page, "--layer", "2").status == 0
     # the browser says where the pictures are, and that they could be decoded
     probe = (
         "<script>onload=()=>{document.title=[...document.images].map(i=>[i.naturalWidth,"

@@ -141,8 +141,37 @@ class UnderTheirVariables(Jobs):
         self.assertEqual(done.returncode, 0, done.stdout + done.stderr)
         config = self.packed("age-stopped")
         script = self.script("age.sh", "age-stopped", config, (r"^#\$ -l h_rt=\S+", "#$ -l h_rt=00:05:03"), (r"^per_node=\d+", "per_node=2"))
-        done = self.run_job(script, PE_HOSTFILE=str(self.folder / "pe"))
-        self.assertEqual(done.returncode, 99, done.stdout + done.stderr)
+        again = dict(PE_HOSTFILE=str(self.folder / "pe"), SGE_O_WORKDIR=str(self.folder), JOB_ID="7")
+        starts = self.folder / "mgr-upcycle.starts.7"
+        done = self.run_job(script, **again)
+        self.assertEqual((done.returncode, starts.read_text()), (99, "1\n"), done.stdout + done.stderr)
+        starts.write_text("10\n")
+        done = self.run_job(script, **again)
+        self.assertEqual((done.returncode, starts.exists()), (75, False), "ten times at most")
+
+    def test_training_gets_the_options_that_were_printed(self):
+        target = self.folder / "Mixtral with blank"
+        config = runner.write_config(self.folder / "train.yaml", self.small, target, target__format="megatron-torch")
+        done = runner.upcycle(config)
+        self.assertEqual(done.status, 0, str(done))
+        script = self.folder / "train.sh"
+        text = (JOBS / "train.sh").read_text()
+        for name, value in (("trainer", "show"), ("data", "--mock-data")):
+            text, count = re.subn(r"^%s=.*" % name, "%s=(%s)" % (name, value), text, flags=re.M)
+            self.assertEqual(count, 1, name)
+        script.write_text(text)
+        show = self.folder / "bin" / "show"
+        show.write_text("#!/bin/sh\nprintf '%s\\n' \"$@\"\n")
+        show.chmod(0o755)
+        done = self.run_job(script, MGR_TARGET=str(target), MGR_MANIFEST=str(target / runner.MANIFEST))
+        words = done.stdout.splitlines()[1:]
+        self.assertEqual(done.returncode, 0, done.stdout + done.stderr)
+        self.assertIn("--mock-data", words)
+        self.assertEqual(words[words.index("--load") + 1], str(target))
+        self.assertEqual(words[words.index("--num-experts") + 1], "4")
+        self.assertNotIn("\\", words)
+        missing = self.run_job(script, MGR_TARGET="", MGR_MANIFEST="")
+        self.assertEqual(missing.returncode, 64, missing.stderr)
 
 
 if __name__ == "__main__":

@@ -35,6 +35,22 @@ class Ledger:
         self.phases = [name.decode() for name in self.timeline.pop("phases")]
         self.peak_rss = self.timeline.pop("peak_rss")
 
+    def manifest(self, *keys):
+        """A text of the manifest beside the ledger; "not known" where there is none."""
+        try:
+            found = json.loads((self.path.parent / "mgr-manifest.json").read_text())
+            for key in keys:
+                found = found[key]
+        except (OSError, ValueError, KeyError, TypeError):
+            return "not known"
+        return str(found)
+
+    def paths(self):
+        return [("source", self.manifest("source", "path")), ("target", self.path.parent.resolve())]
+
+    def step_zero(self):
+        return self.manifest("step_zero", "text")
+
     def mask(self, i, expert, matrix):
         """Which of the expert's neurons were drawn anew: a bool for each."""
         row = self.file["experts/mask"][i, expert, matrix % self.sets]

@@ -24,12 +24,15 @@ SAMPLE = 1 << 20
 plt.rcParams.update({"font.size": 9, "axes.spines.top": False, "axes.spines.right": False})
 
 
-def escape(text):
-    """Text of a file on a page: no markup, and no character that is not seen (control, C1, marks of
-    direction): as numbers."""
+def plain(text):
+    """Text of a file: no character that is not seen (control, C1, marks of direction): as numbers."""
     hidden = {"Cc", "Cf", "Cs", "Co", "Zl", "Zp"}
-    shown = (c if c == "\n" or unicodedata.category(c) not in hidden else "\\u%04x" % ord(c) for c in str(text))
-    return html.escape("".join(shown))
+    return "".join(c if c == "\n" or unicodedata.category(c) not in hidden else "\\u%04x" % ord(c) for c in str(text))
+
+
+def escape(text):
+    """And no markup, for a page."""
+    return html.escape(plain(text))
 
 
 def image(figure, name, words):
@@ -40,6 +43,11 @@ def image(figure, name, words):
     data = base64.b64encode(out.getvalue()).decode()
     return '<figure id="%s"><img alt="%s" src="data:image/png;base64,%s"><figcaption>%s</figcaption></figure>' % (
         name, escape(words), data, escape(words))
+
+
+def beside(axis):
+    """A legend that covers no data."""
+    axis.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False)
 
 
 def overlap(ledger, chosen):
@@ -60,7 +68,7 @@ def overlap(ledger, chosen):
     right.set(title="all pairs, by layer", xlabel="layer", ylabel="overlap")
     shown = x[:: max(1, len(x) // 16)]
     right.set_xticks(shown, ledger.layers[shown])
-    right.legend(fontsize=8)
+    beside(right)
     return image(figure, "overlap", "Of the neurons that one expert keeps, the share that another keeps too")
 
 
@@ -97,7 +105,7 @@ def statistics(ledger, weights):
     for axis in axes[0]:
         axis.ticklabel_format(axis="y", style="sci", scilimits=(-2, 2))
     axes[1, 0].xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes[0, 2].legend(fontsize=7)
+    beside(axes[0, 2])
     return image(figure, "statistics", "Mean and standard deviation by layer, before and after")
 
 
@@ -118,8 +126,8 @@ def histograms(ledger, weights, chosen):
         axes[m].set(title=kind, xlabel="weight")
         axes[m].xaxis.set_major_locator(MaxNLocator(5))
     axes[0].set_ylabel("density")
-    axes[0].legend(fontsize=7)
-    return image(figure, "histograms", "Weights of layer %d; the dense ones as far as some expert kept them" % layer)
+    beside(axes[2])
+    return image(figure, "histograms-%d" % layer, "Weights of layer %d; the dense ones as far as some expert kept them" % layer)
 
 
 def most_ranks(ledger, most=48):
@@ -140,7 +148,7 @@ def timeline(ledger):
     axis.set_yticks(range(len(ranks)), ranks)
     axis.invert_yaxis()
     axis.margins(y=0.02)
-    axis.legend(ncol=1, fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False)
+    beside(axis)
     return image(figure, "timeline", "Phases of each rank")
 
 
@@ -156,7 +164,7 @@ def throughput(ledger):
                 rate += np.where((grid >= start) & (grid < start + seconds), size / seconds, 0)
         left.plot(grid, rate / 1e9, color=colour, label=name.replace("bytes_", ""))
     left.set(xlabel="seconds", ylabel="GB/s, all ranks", title="throughput")
-    left.legend(fontsize=8)
+    left.legend(fontsize=8, ncols=2, loc="lower left", bbox_to_anchor=(0.0, 1.08), frameon=False)
     busy = t["bytes_written"] > 0
     per_rank = [t["bytes_written"][busy & (t["rank"] == r)].sum() / max(t["seconds"][busy & (t["rank"] == r)].sum(), 1e-9)
                 for r in ranks]
