@@ -21,6 +21,8 @@ extern "C" {
 #define MGR_CONFIG_TEXT 1024
 #define MGR_CONFIG_MAP 4096
 #define MGR_CONFIG_MAX_KEYS 128
+#define MGR_CONFIG_SOURCES 16
+#define MGR_CONFIG_SOURCE_KEYS 12
 #define MGR_PLACE_SET (-1) /* "line" of a key that --set gave */
 
 /* A key that the user wrote, and where: line and column (1-based), or MGR_PLACE_SET. */
@@ -29,19 +31,31 @@ typedef struct mgr_place {
     int32_t line, column;
 } mgr_place;
 
+/* A checkpoint to read. */
+typedef struct mgr_config_source {
+    char path[MGR_CONFIG_TEXT];
+    char format[32];    /* auto | a registered source format */
+    char iteration[32]; /* latest | release | a number */
+    char tokenizer[MGR_CONFIG_TEXT];
+    char unknown[16]; /* refuse | warn */
+    bool allow_nonfinite;
+    bool sha256;
+} mgr_config_source;
+
+/* One of 'sources', and where its keys were written, under their names in 'source'. */
+typedef struct mgr_config_listed {
+    mgr_config_source is;
+    mgr_place written[MGR_CONFIG_SOURCE_KEYS];
+    uint32_t n_written;
+} mgr_config_listed;
+
 typedef struct mgr_config {
     char mode[16];            /* upcycle | reshard */
     uint64_t memory_per_rank; /* bytes */
 
-    struct {
-        char path[MGR_CONFIG_TEXT];
-        char format[32];    /* auto | a registered source format */
-        char iteration[32]; /* latest | release | a number */
-        char tokenizer[MGR_CONFIG_TEXT];
-        char unknown[16]; /* refuse | warn */
-        bool allow_nonfinite;
-        bool sha256;
-    } source;
+    mgr_config_source source;
+    mgr_config_listed sources[MGR_CONFIG_SOURCES]; /* 'source' is one of these in turn; */
+    uint32_t n_sources;                            /* 0 where there is one alone */
 
     /* What the checkpoint should say itself; 0 (or a negative number) is "not given". Given values
      * are cross-checked against args and tensors. */
@@ -63,6 +77,7 @@ typedef struct mgr_config {
         bool router_pre_softmax;
         char router_file[MGR_CONFIG_TEXT];
         char experts_from[MGR_CONFIG_TEXT]; /* "0-3,7"; empty: all, as often as it takes */
+        char others[16];                    /* average | base | equal */
         double ratio;
         uint64_t seed;
         char index_sets[16]; /* shared | independent */
@@ -167,6 +182,11 @@ int mgr_config_settle(mgr_config *config, mgr_schema *schema, mgr_err *err) MGR_
 /* Report a wrong value of `key` ("target.names") at the place where it was written. */
 int mgr_config_fail(const mgr_config *config, const char *key, mgr_err *err, const char *fmt, ...)
     MGR_PRINTF(4, 5);
+
+/* Make `source` entry `idx` of 'sources', with the places of its keys; nothing without a list. And
+ * take what `source` has become back into that entry. Local. */
+void mgr_config_use_source(mgr_config *config, uint32_t idx);
+void mgr_config_keep_source(mgr_config *config, uint32_t idx);
 
 /* Where the user wrote `key`; NULL if nowhere. */
 const mgr_place *mgr_config_place(const mgr_config *config, const char *key);

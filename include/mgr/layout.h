@@ -108,6 +108,12 @@ int mgr_layout_object(mgr_layout *layout, uint32_t file, const char *name,
 int mgr_layout_link(mgr_layout *layout, uint32_t stored_a, uint32_t stored_b,
                     mgr_err *err) MGR_NODISCARD;
 
+/* Put the boxes of a finished `from` into `layout`: its tensor i is tensor place[i] here, MGR_NONE
+ * for one that is left out, its stored tensors follow `first_stored` others of the catalogue here.
+ * copies[i] counts how often tensor i is there: 0 at first. Local. */
+int mgr_layout_join(mgr_layout *layout, const mgr_layout *from, const uint32_t *place,
+                    uint32_t first_stored, uint32_t *copies, mgr_err *err) MGR_NODISCARD;
+
 /* Sort, index, and prove: every element of every logical tensor lies in exactly one box of copy 0,
  * every other copy lies inside it, no stored tensor of the catalogue is left over. The types of a
  * target are settled: what is stored in one tensor has one type, the narrowest that holds all of

@@ -173,6 +173,7 @@ const char *mgr_model_feature(const mgr_model *model, size_t idx);
 typedef struct mgr_tensor {
     mgr_role role;
     uint32_t layer, expert; /* MGR_NONE where it has none */
+    uint32_t source;        /* of several that are joined; else 0 */
     uint32_t ndim;          /* 1 or 2; a 1-D tensor of n elements has rows n and cols 1 */
     uint64_t rows, cols;
     /* Tensors of one bundle are cut into work units together, after each `step` rows: Q, K and V of
@@ -197,7 +198,29 @@ typedef struct mgr_tensors {
     uint32_t *first_of_layer;     /* [layers] */
     uint32_t top[MGR_ROLE_COUNT]; /* places of the roles outside of layers */
     mgr_layer_index kinds[2];     /* dense layers, layers with experts */
+    /* Of several models of one shape, joined: where in `list` tensor i of source s is, at
+     * s * n_each + i; MGR_NONE where it is left out. NULL of one model; then places are as they
+     * are numbered here. */
+    uint32_t *place;
+    uint32_t n_each, sources;
 } mgr_tensors;
+
+/* What becomes of the tensors that several sources have each and the target has once. */
+typedef enum mgr_others {
+    MGR_OTHERS_AVERAGE, /* all are there, in one bundle */
+    MGR_OTHERS_BASE,    /* those of the first source alone */
+    MGR_OTHERS_EQUAL,   /* one, of which the other sources have copies */
+    MGR_OTHERS_COUNT
+} mgr_others;
+
+/* "average", "base", "equal"; MGR_OTHERS_COUNT for another name. Pure. */
+mgr_others mgr_others_find(const char *name);
+
+/* The tensors of `sources` models like `model`, which is dense. In the layers that have experts in
+ * `target` each source's FFN is there for itself; of all else `others` says what is. Free with
+ * mgr_tensors_clear. Local. */
+int mgr_tensors_join(mgr_tensors *tensors, const mgr_model *model, uint32_t sources,
+                     mgr_others others, const mgr_model *target, mgr_err *err) MGR_NODISCARD;
 
 /* Enumerate the tensors of `model`. Free with mgr_tensors_clear. Local. */
 int mgr_tensors_init(mgr_tensors *tensors, const mgr_model *model, mgr_err *err) MGR_NODISCARD;
@@ -207,6 +230,10 @@ void mgr_tensors_clear(mgr_tensors *tensors);
  * model has no such tensor. Pure. */
 uint32_t mgr_tensors_find(const mgr_tensors *tensors, mgr_role role, uint32_t layer,
                           uint32_t expert);
+
+/* The same of the `idx`-th FFN of a layer: expert `idx` of a mixture, that of source `idx` of
+ * several, or the dense one that is alone. Pure. */
+uint32_t mgr_tensors_ffn(const mgr_tensors *tensors, mgr_role role, uint32_t layer, uint32_t idx);
 
 /* "layer 3 expert 1 gate" into a caller's buffer; returns it. */
 const char *mgr_tensor_label(const mgr_tensor *tensor, char *out, size_t size);

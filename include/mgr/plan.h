@@ -26,12 +26,13 @@ extern "C" {
 
 /* How a target tensor is made. */
 typedef enum mgr_op {
-    MGR_OP_COPY,   /* element by element from `source`, cast once if the types differ */
-    MGR_OP_EXPERT, /* by the upcycling method from the dense `source` */
-    MGR_OP_ROWS,   /* rows of `source`, each for the experts that are made of its expert */
-    MGR_OP_ROUTER, /* by the router init */
-    MGR_OP_ZERO,   /* zeros: a bias that training starts anew */
-    MGR_OP_SYNTH   /* N(0, std^2) by logical coordinate: mgr-synth */
+    MGR_OP_COPY,    /* element by element from `source`, cast once if the types differ */
+    MGR_OP_AVERAGE, /* the mean of `source` and of the same tensor of all other sources */
+    MGR_OP_EXPERT,  /* by the upcycling method from the dense `source` */
+    MGR_OP_ROWS,    /* rows of `source`, each for the experts that are made of its expert */
+    MGR_OP_ROUTER,  /* by the router init */
+    MGR_OP_ZERO,    /* zeros: a bias that training starts anew */
+    MGR_OP_SYNTH    /* N(0, std^2) by logical coordinate: mgr-synth */
 } mgr_op;
 
 typedef struct mgr_define {
@@ -52,8 +53,8 @@ typedef struct mgr_plan_request {
     const mgr_define *defines; /* one per target tensor */
     uint32_t ranks;
     bool moments; /* the method needs per-neuron sums before any expert can be made */
-    /* FFNs of each layer of a mixture that experts are made of, and their neurons; 0: one, the
-     * dense FFN of the model */
+    /* FFNs that the experts of a layer are made of, a mixture's or several sources', and their
+     * neurons; 0: one, the dense FFN of the model */
     uint64_t ffns, neurons;
     bool shuffle;             /* expert rows come from anywhere in the dense matrix */
     uint64_t selection_bytes; /* that a rank keeps for the experts of one layer */

@@ -45,10 +45,11 @@ typedef struct mgr_recipe {
     bool replicas;                 /* those of each copy of the source are, before it is cut */
     bool independent;              /* an S for each matrix, not one for all */
     float scale[MGR_MATRIX_COUNT]; /* 1: as it is */
-    /* Of a mixture: which of its `sources` experts each of `experts` is made of. The first that is
-     * made of one stays as it is, the others are what the method makes of them. */
+    /* Of a mixture, or of several dense sources: which of `sources` FFNs each of `experts` is made
+     * of. The first that is made of one stays as it is, the others are what the method makes of
+     * them. */
     uint32_t experts, sources;
-    const uint32_t *from; /* [experts]; NULL: the source is dense */
+    const uint32_t *from; /* [experts]; NULL: there is one dense FFN */
 } mgr_recipe;
 
 /* Is an earlier expert made of the same one of the source? Never of a dense one. */
@@ -70,9 +71,9 @@ bool mgr_recipe_is_scaled(const mgr_recipe *recipe);
 /* An expert as a map: where its neurons come from, which of them are drawn anew, and by what each
  * matrix is multiplied in the end. Made by a method, in arrays of its caller. */
 typedef struct mgr_map {
-    uint32_t source;                      /* expert of a mixture; 0 of a dense source */
-    uint32_t n_selected;                  /* |S|; 0 of an expert that is left as it is */
-    uint32_t *origin;                     /* [w]; NULL: neuron i comes from neuron i */
+    uint32_t source;     /* expert of a mixture, or one of several dense sources; else 0 */
+    uint32_t n_selected; /* |S|; 0 of an expert that is left as it is */
+    uint32_t *origin;    /* [w]; NULL: neuron i comes from neuron i */
     uint32_t *selected[MGR_MATRIX_COUNT]; /* [n_selected] S, expert neurons, ascending; without
                                              `independent` the first is for all */
     float scale[MGR_MATRIX_COUNT];        /* 1: as it is */
@@ -105,6 +106,7 @@ typedef struct mgr_method {
     mgr_key_table keys;   /* of the configuration, that this method reads */
     bool needs_selection; /* has an S of floor(ratio*w) neurons */
     bool needs_moments;   /* has a mean and a std per matrix */
+    bool takes_sources;   /* makes experts of several dense sources */
 
     int (*map)(const mgr_recipe *recipe, uint32_t layer, uint32_t expert, mgr_map *map,
                mgr_err *err);

@@ -16,6 +16,8 @@
 #include "core/str.h"
 #include "mgr/config.h"
 
+#define SOURCE_SECTION 0 /* of mgr_config_sections */
+
 typedef struct walk {
     mgr_config *config;
     mgr_schema *schema;
@@ -150,10 +152,36 @@ static int walk_value(walk *w, int section, const word *written, mgr_err *err)
     return mgr_config_fail(w->config, key->name, err, "%s", why);
 }
 
+/* 'source' and 'sources' in one text. */
+static int fail_second_source(const walk *w, const word *key, mgr_err *err)
+{
+    const int32_t line = w->section_line[SOURCE_SECTION];
+    if (!line)
+        return MGR_OK;
+    return mgr_yaml_fail(&w->yaml, key->mark, err,
+                         "'%s' beside '%s' at line %" PRId32 ": give one of them", key->text,
+                         w->config->n_sources ? "sources" : "source", line);
+}
+
+/* Read keys of a section up to the end of the mapping. */
+static int walk_keys(walk *w, int section, mgr_err *err)
+{
+    for (;;) {
+        word inner = {0};
+        MGR_TRY(mgr_yaml_next(&w->yaml, err));
+        if (w->yaml.event.type == YAML_MAPPING_END_EVENT)
+            return MGR_OK;
+        MGR_TRY(read_word(&w->yaml, &inner, err));
+        MGR_TRY(walk_value(w, section, &inner, err));
+    }
+}
+
 /* Read the mapping (the next event) of a section. */
 static int walk_section(walk *w, int section, const word *key, mgr_err *err)
 {
     const mgr_yaml *yaml = &w->yaml;
+    if (section == SOURCE_SECTION && w->config->n_sources)
+        return fail_second_source(w, key, err);
     if (w->section_line[section])
         return fail_duplicate(w, key, w->section_line[section], err);
     w->section_line[section] = (int32_t)(key->mark.line + 1);
@@ -164,14 +192,59 @@ static int walk_section(walk *w, int section, const word *key, mgr_err *err)
         return mgr_yaml_fail(yaml, key->mark, err, "'%s' is %s, must be a mapping of keys",
                              key->text, empty ? "empty" : mgr_yaml_event_name(yaml));
     }
+    return walk_keys(w, section, err);
+}
+
+/* An entry of 'sources': the keys of a 'source', or its path alone. */
+static int walk_source(walk *w, mgr_err *err)
+{
+    const yaml_event_t *const event = &w->yaml.event;
+    if (event->type == YAML_MAPPING_START_EVENT)
+        return walk_keys(w, SOURCE_SECTION, err);
+    if (event->type != YAML_SCALAR_EVENT)
+        return mgr_yaml_fail(&w->yaml, event->start_mark, err,
+                             "an entry of 'sources' is %s, must be a path or a mapping of keys",
+                             mgr_yaml_event_name(&w->yaml));
+    const mgr_scalar scalar = {(const char *)event->data.scalar.value, event->data.scalar.length,
+                               event->data.scalar.style == YAML_PLAIN_SCALAR_STYLE};
+    const mgr_key *const key = mgr_schema_find(w->schema, "source.path");
+    char why[320];
+    MGR_TRY(note_place(w->config, key, (int32_t)(event->start_mark.line + 1),
+                       (int32_t)(event->start_mark.column + 1), err));
+    return mgr_value_set(w->config, key, &scalar, why, sizeof why)
+               ? MGR_OK
+               : mgr_config_fail(w->config, key->name, err, "%s", why);
+}
+
+/* Read the list (the next event), each entry over the defaults. */
+static int walk_sources(walk *w, const word *key, mgr_err *err)
+{
+    mgr_config *const c = w->config;
+    const mgr_config_source fallback = c->source;
+    if (c->n_sources)
+        return fail_duplicate(w, key, w->section_line[SOURCE_SECTION], err);
+    MGR_TRY(fail_second_source(w, key, err));
+    w->section_line[SOURCE_SECTION] = (int32_t)(key->mark.line + 1);
+    MGR_TRY(mgr_yaml_next(&w->yaml, err));
+    if (w->yaml.event.type != YAML_SEQUENCE_START_EVENT)
+        return mgr_yaml_fail(&w->yaml, key->mark, err, "'sources' is %s, must be a list of sources",
+                             mgr_yaml_event_name(&w->yaml));
     for (;;) {
-        word inner = {0};
         MGR_TRY(mgr_yaml_next(&w->yaml, err));
-        if (yaml->event.type == YAML_MAPPING_END_EVENT)
-            return MGR_OK;
-        MGR_TRY(read_word(yaml, &inner, err));
-        MGR_TRY(walk_value(w, section, &inner, err));
+        if (w->yaml.event.type == YAML_SEQUENCE_END_EVENT)
+            break;
+        if (c->n_sources == MGR_CONFIG_SOURCES)
+            return mgr_yaml_fail(&w->yaml, w->yaml.event.start_mark, err,
+                                 "'sources' has more than %d entries", MGR_CONFIG_SOURCES);
+        c->source = fallback;
+        MGR_TRY(walk_source(w, err));
+        mgr_config_keep_source(c, c->n_sources++);
     }
+    return c->n_sources > 1 ? MGR_OK
+                            : mgr_yaml_fail(&w->yaml, key->mark, err,
+                                            "'sources' has %" PRIu32 " entries, must have two or "
+                                            "more; one alone is 'source'",
+                                            c->n_sources);
 }
 
 static int walk_root(walk *w, mgr_err *err)
@@ -183,7 +256,9 @@ static int walk_root(walk *w, mgr_err *err)
             return MGR_OK;
         MGR_TRY(read_word(&w->yaml, &key, err));
         const int section = mgr_config_section(key.text);
-        if (section >= 0)
+        if (strcmp(key.text, "sources") == 0)
+            MGR_TRY(walk_sources(w, &key, err));
+        else if (section >= 0)
             MGR_TRY(walk_section(w, section, &key, err));
         else
             MGR_TRY(walk_value(w, -1, &key, err));
@@ -257,6 +332,11 @@ static int apply_set(mgr_config *config, mgr_schema *schema, const char *set, mg
         return mgr_fail(err, MGR_ERR_USAGE, "--set: unknown key '%s'%s", name,
                         mgr_config_suggest_full(schema, name, suggestion, sizeof suggestion));
     }
+    if (config->n_sources && mgr_config_key_section(key) == SOURCE_SECTION)
+        return mgr_fail(err, MGR_ERR_USAGE,
+                        "--set %s: the configuration has 'sources', a list, which --set cannot "
+                        "change",
+                        name);
     MGR_TRY(note_place(config, key, MGR_PLACE_SET, MGR_PLACE_SET, err));
     if (key->kind == MGR_KEY_MAP)
         return set_map(config, key, equals + 1, err);
@@ -281,6 +361,12 @@ int mgr_config_parse(mgr_config *config, mgr_schema *schema, const char *file, c
     MGR_TRY(read_yaml(&made, schema, file, text, len, err));
     for (size_t i = 0; i < n_sets; i++)
         MGR_TRY(apply_set(&made, schema, sets[i], err));
+    for (uint32_t i = made.n_sources; i-- > 1;) { /* the first is the one that stays in `source` */
+        mgr_config_use_source(&made, i);
+        MGR_TRY(mgr_config_settle(&made, schema, err));
+        mgr_config_keep_source(&made, i);
+    }
+    mgr_config_use_source(&made, 0);
     MGR_TRY(mgr_config_settle(&made, schema, err));
     memcpy(config, &made, sizeof made);
     return MGR_OK;

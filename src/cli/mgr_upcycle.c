@@ -111,8 +111,9 @@ static void print_key(const mgr_key *first, const char *indent)
 static void print_keys(void)
 {
     static const char *const notes[MGR_N_SECTIONS] = {
-        "", "  (what the checkpoint does not say; what it says is checked)",
-        "  (with 'mode: upcycle')", ""};
+        "  (several: a list of these as 'sources')",
+        "  (what the checkpoint does not say; what it says is checked)", "  (with 'mode: upcycle')",
+        ""};
     mgr_key_list all;
     int section = -1;
     mgr_schema_list(mgr_config_tables, &all);

@@ -42,10 +42,11 @@ int mgr_engine_sums(mgr_engine *e, const mgr_group *group, const mgr_unit *unit,
     if (t->ndim == 1) /* a bias: moments are of the matrices */
         return MGR_OK;
     assert(unit->n_pieces == 1 && t->layer - group->layer < group->n_layers);
-    mgr_sums *const sums = e->sums + (t->layer - group->layer) * layer_sums(e->job) +
-                           ((t->expert == MGR_NONE ? 0 : t->expert) * (size_t)MGR_MATRIX_COUNT +
-                            mgr_matrix_of(t->role)) *
-                               width;
+    mgr_sums *const sums =
+        e->sums + (t->layer - group->layer) * layer_sums(e->job) +
+        ((t->expert == MGR_NONE ? t->source : t->expert) * (size_t)MGR_MATRIX_COUNT +
+         mgr_matrix_of(t->role)) *
+            width;
     assert((uint64_t)(sums + width - e->sums) * sizeof *sums <= e->job->plan.sums_bytes);
     const int bad = t->role == MGR_ROLE_DOWN
                         ? mgr_sums_add_cols(sums, data, dtype, piece->rows, t->cols, e->scratch)
@@ -285,7 +286,6 @@ int mgr_engine_make(mgr_engine *e, const mgr_group *group, const mgr_unit *unit,
 {
     const mgr_plan *const plan = &e->job->plan;
     const unsigned char *const first = data;
-    (void)first; /* without assertions */
     for (uint32_t p = unit->piece; p < unit->piece + unit->n_pieces; p++) {
         const mgr_piece *const piece = &plan->pieces[p];
         if (piece->source == MGR_NONE) {
@@ -297,9 +297,10 @@ int mgr_engine_make(mgr_engine *e, const mgr_group *group, const mgr_unit *unit,
              k < plan->first_target[piece->source + 1]; k++) {
             const uint32_t target = plan->targets[k];
             const mgr_op op = e->job->defines[target].op;
-            MGR_TRY(op == MGR_OP_EXPERT ? make_expert(e, group, target, piece, data, err)
-                    : op == MGR_OP_ROWS ? gather_rows(e, target, piece, data, err)
-                                        : copy_rows(e, target, piece, data, err));
+            MGR_TRY(op == MGR_OP_EXPERT    ? make_expert(e, group, target, piece, data, err)
+                    : op == MGR_OP_ROWS    ? gather_rows(e, target, piece, data, err)
+                    : op == MGR_OP_AVERAGE ? mgr_engine_average(e, unit, p, target, first, err)
+                                           : copy_rows(e, target, piece, data, err));
         }
         data += piece->rows * mgr_layout_row_bytes(&e->job->source.layout, piece->source);
         assert((uint64_t)(data - first) <= unit->in_bytes);
@@ -403,6 +404,11 @@ static int engine_init(mgr_engine *e, mgr_job *job, const char *directory, mgr_p
     return mgr_selection_init(e->selection, job, err);
 }
 
+static const mgr_source_format *format_of(const mgr_job *job, uint32_t branch)
+{
+    return job->n_branches ? job->branches[branch].format : job->source_format;
+}
+
 static void engine_clear(mgr_engine *e)
 {
     mgr_free(e->read_files.fd);
@@ -418,8 +424,9 @@ static void engine_clear(mgr_engine *e)
         mgr_selection_clear(e->selection);
     mgr_free(e->selection);
     mgr_free(e->items);
-    if (e->fetcher)
-        e->job->source_format->fetched(e->fetcher);
+    for (uint32_t i = 0; i < MGR_CONFIG_SOURCES; i++)
+        if (e->fetchers[i])
+            format_of(e->job, i)->fetched(e->fetchers[i]);
 }
 
 int mgr_note_event(mgr_job *job, mgr_phase phase, uint32_t group, double start, uint64_t read,

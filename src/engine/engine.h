@@ -69,7 +69,8 @@ typedef struct mgr_engine {
     mgr_placed placed;
     mgr_extents read_extents, write_extents;
     mgr_progress *progress;
-    void *fetcher; /* the source format's, where bytes do not lie in its files as they are */
+    void *fetchers[MGR_CONFIG_SOURCES]; /* the source formats', where bytes do not lie in their
+                                           files as they are */
     struct mgr_journal *journal;
     uint32_t unit_idx; /* the unit at hand */
 } mgr_engine;
@@ -106,6 +107,11 @@ int mgr_engine_write(mgr_engine *engine, uint32_t target, uint64_t row, uint64_t
 /* Add a unit's dense FFN rows to the sums. Local. */
 int mgr_engine_sums(mgr_engine *engine, const mgr_group *group, const mgr_unit *unit,
                     const unsigned char *data, mgr_err *err) MGR_NODISCARD;
+
+/* Write the mean of piece `p` of a unit and of the pieces that other sources have of it; `data` is
+ * the unit's. Local. */
+int mgr_engine_average(mgr_engine *engine, const mgr_unit *unit, uint32_t p, uint32_t target,
+                       const unsigned char *data, mgr_err *err) MGR_NODISCARD;
 
 /* CRC-32 of what was read or made; its time counts as the proof's. Local. */
 uint32_t mgr_engine_crc(mgr_engine *engine, const void *bytes, size_t len);

@@ -229,13 +229,28 @@ uint32_t mgr_engine_crc(mgr_engine *e, const void *bytes, size_t len)
     return crc;
 }
 
+/* By the format of the source that the file is of, in that source's own catalogue. */
+static int fetch(mgr_engine *e, uint32_t file, uint64_t offset, uint64_t bytes, mgr_err *err)
+{
+    const mgr_job *const job = e->job;
+    uint32_t i = 0;
+    if (!job->n_branches)
+        return job->source_format->fetch(&e->fetchers[0], &job->source.cat, file, offset, e->bounce,
+                                         bytes, err);
+    while (i + 1 < job->n_branches && file >= job->branches[i + 1].first_file)
+        i++;
+    const mgr_branch *const b = &job->branches[i];
+    return b->format->fetch(&e->fetchers[i], &b->side.cat, file - b->first_file, offset, e->bounce,
+                            bytes, err);
+}
+
 /* Bytes of a source file: as they lie there, or as its format makes them. */
 static int read_bytes(mgr_engine *e, uint32_t file, uint64_t offset, uint64_t bytes, mgr_err *err)
 {
     const mgr_catalogue *const cat = &e->job->source.cat;
     int fd;
     if (offset >= MGR_VIRTUAL_OFFSET)
-        return e->job->source_format->fetch(&e->fetcher, cat, file, offset, e->bounce, bytes, err);
+        return fetch(e, file, offset, bytes, err);
     MGR_TRY(mgr_open_files_get(&e->read_files, file, &fd, err));
     return mgr_pread_full(fd, cat->files[file].path, e->bounce, bytes, offset, err);
 }

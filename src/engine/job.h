@@ -24,6 +24,17 @@ typedef struct mgr_side {
     mgr_layout layout;
 } mgr_side;
 
+/* One of several sources. The job's own source is all of them joined, its format, files and state
+ * are the first one's. */
+typedef struct mgr_branch {
+    const mgr_source_format *format;
+    mgr_source_files files; /* strings in the job's arena */
+    void *state;
+    mgr_side side;
+    uint32_t first_file, first_record; /* in the joined catalogue */
+    size_t manifest_records;           /* as the job has it, of this one alone */
+} mgr_branch;
+
 /* What a run did, for the summary; byte and second counts are of this rank until they are summed.
  */
 typedef struct mgr_tally {
@@ -82,6 +93,8 @@ typedef struct mgr_job {
     uint64_t synth_seed;
 
     mgr_side source, target;
+    mgr_branch *branches; /* NULL of one source */
+    uint32_t n_branches;
     size_t manifest_records; /* records of the source from here on are its manifest's word */
     void *target_state;
     struct mgr_found *found;        /* --verify: the output that `target` is compared with */

@@ -54,6 +54,14 @@ static int note(mgr_engine *e, mgr_note kind, const mgr_piece *piece, uint64_t o
     return mgr_extents_add(&e->write_extents, &extent, err);
 }
 
+/* May the source that the piece is of hold what is not finite? */
+static bool is_allowed(const mgr_job *job, const mgr_piece *piece)
+{
+    const uint32_t branch = job->source.tensors.list[piece->source].source;
+    return job->n_branches ? job->config.sources[branch].is.allow_nonfinite
+                           : job->config.source.allow_nonfinite;
+}
+
 int mgr_engine_not_finite(const mgr_engine *e, const mgr_piece *piece, const unsigned char *data,
                           mgr_err *err)
 {
@@ -66,7 +74,7 @@ int mgr_engine_not_finite(const mgr_engine *e, const mgr_piece *piece, const uns
                                         mgr_infinity_bits(type) + 1, UINT32_MAX) == 0;
     mgr_fail(err, MGR_ERR_FORMAT, "%s is %s", place_in(e->job, piece, i).text,
              nan ? "NaN" : "infinite");
-    return mgr_hint(err, e->job->config.source.allow_nonfinite
+    return mgr_hint(err, is_allowed(e->job, piece)
                              ? "an upcycle.method without statistics, naive or noise, passes it on"
                              : "set 'source.allow_nonfinite: true' to pass such values on");
 }
@@ -76,11 +84,20 @@ static int look_at_not_finite(mgr_engine *e, const mgr_piece *piece, const unsig
 {
     const mgr_dtype type = e->job->source.layout.types[piece->source];
     const size_t n = elements(e->job, piece);
-    if (!e->job->config.source.allow_nonfinite)
+    if (!is_allowed(e->job, piece))
         return mgr_engine_not_finite(e, piece, data, err);
     const size_t i = mgr_find_magnitude(data, type, n, mgr_infinity_bits(type), UINT32_MAX);
     const uint64_t cols = e->job->source.tensors.list[piece->source].cols;
     return note(e, MGR_NOTE_SOURCE_NOT_FINITE, piece, piece->row * cols + i, 1, err);
+}
+
+/* The tensor that targets are defined by: of several that are averaged the first. */
+static uint32_t made_of(const mgr_job *job, uint32_t source)
+{
+    const mgr_tensor *const t = &job->source.tensors.list[source];
+    if (job->plan.first_target[source] != job->plan.first_target[source + 1] || !t->source)
+        return source;
+    return mgr_tensors_find(&job->source.tensors, t->role, t->layer, t->expert);
 }
 
 /* The narrowest of the types that the piece goes to. */
@@ -88,9 +105,9 @@ static uint32_t least_overflow(const mgr_job *job, const mgr_piece *piece, mgr_d
 {
     const mgr_plan *const plan = &job->plan;
     const mgr_dtype from = job->source.layout.types[piece->source];
+    const uint32_t of = made_of(job, piece->source);
     uint32_t least = mgr_infinity_bits(from);
-    for (uint32_t k = plan->first_target[piece->source]; k < plan->first_target[piece->source + 1];
-         k++) {
+    for (uint32_t k = plan->first_target[of]; k < plan->first_target[of + 1]; k++) {
         const mgr_dtype type = job->target.layout.types[plan->targets[k]];
         const uint32_t bits = mgr_overflow_bits(from, type);
         *to = bits < least ? type : *to;

@@ -14,6 +14,11 @@
  * types are copied bit for bit. No overlap. */
 void mgr_cast(void *dst, mgr_dtype to, const void *src, mgr_dtype from, size_t n);
 
+/* out[i] = the mean of element i of `n_sources` arrays: their sum in float64, one after the other,
+ * divided by their number in float64, then rounded once to `to`, to nearest even. */
+void mgr_average(void *out, mgr_dtype to, const void *const *sources, const mgr_dtype *from,
+                 uint32_t n_sources, size_t n);
+
 /* Magnitudes as bits: a value's without its sign. They are ordered as the values' magnitudes are;
  * infinity's come behind all finite ones, NaNs' behind that. Pure. */
 uint32_t mgr_infinity_bits(mgr_dtype dtype);

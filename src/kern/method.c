@@ -9,6 +9,7 @@ static const mgr_method *const methods[] = {
     &mgr_method_drop,
     &mgr_method_naive,
     &mgr_method_noise,
+    &mgr_method_mix,
 };
 
 #define N_METHODS (sizeof methods / sizeof methods[0])

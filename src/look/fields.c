@@ -119,6 +119,19 @@ static int compare_models(const mgr_model *a, const mgr_model *b, mgr_fields_dif
     return MGR_OK;
 }
 
+bool mgr_fields_differ(const mgr_model *a, const mgr_model *b, char *out, size_t size)
+{
+    char x[64], y[64];
+    for (size_t i = 0; i < sizeof fields / sizeof fields[0]; i++) {
+        if (fields[i].kind == TOKEN || fields[i].offset == offsetof(mgr_model, max_positions) ||
+            !show(a, i, x, sizeof x) || !show(b, i, y, sizeof y) || strcmp(x, y) == 0)
+            continue;
+        snprintf(out, size, "%s: %s and %s", fields[i].name, y, x);
+        return true;
+    }
+    return false;
+}
+
 /* The first file that has args. */
 static uint32_t args_file(const mgr_catalogue *cat)
 {

@@ -231,6 +231,38 @@ int mgr_layout_box(mgr_layout *layout, const mgr_box *box, mgr_err *err)
     return MGR_OK;
 }
 
+/* The boxes of one tensor, as tensor `to`. */
+static int join_tensor(mgr_layout *layout, const mgr_layout *from, uint32_t idx, uint32_t to,
+                       uint32_t first_stored, uint32_t copy, mgr_err *err)
+{
+    const size_t first = from->first_box[idx], end = from->first_box[idx + 1];
+    MGR_TRY(mgr_grow(&layout->boxes, &layout->cap_boxes, layout->n_boxes + (end - first),
+                     sizeof *layout->boxes, err));
+    for (size_t i = first; i < end; i++) {
+        mgr_box box = from->boxes[i];
+        box.tensor = to;
+        box.stored += first_stored;
+        box.copy += copy;
+        MGR_TRY(take_type(layout, &box, err));
+        layout->boxes[layout->n_boxes++] = box;
+    }
+    return MGR_OK;
+}
+
+int mgr_layout_join(mgr_layout *layout, const mgr_layout *from, const uint32_t *place,
+                    uint32_t first_stored, uint32_t *copies, mgr_err *err)
+{
+    layout->transposed = layout->transposed || from->transposed;
+    memset(layout->used + first_stored, 1, from->cat->n_stored); /* `from` has seen to that */
+    for (uint32_t i = 0; i < from->tensors->n; i++) {
+        if (place[i] == MGR_NONE)
+            continue;
+        MGR_TRY(join_tensor(layout, from, i, place[i], first_stored, copies[place[i]], err));
+        copies[place[i]] += from->boxes[from->first_box[i + 1] - 1].copy + 1;
+    }
+    return MGR_OK;
+}
+
 int mgr_layout_fill(mgr_layout *layout, uint32_t stored, uint64_t row, uint64_t rows, mgr_err *err)
 {
     if (!layout->declare || rows == 0)

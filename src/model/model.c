@@ -413,10 +413,12 @@ void mgr_tensors_clear(mgr_tensors *tensors)
 {
     mgr_free(tensors->list);
     mgr_free(tensors->first_of_layer);
+    mgr_free(tensors->place);
     *tensors = (mgr_tensors){0};
 }
 
-uint32_t mgr_tensors_find(const mgr_tensors *ts, mgr_role role, uint32_t layer, uint32_t expert)
+/* Where one model has it; of several joined, as each has it. */
+static uint32_t find_in_each(const mgr_tensors *ts, mgr_role role, uint32_t layer, uint32_t expert)
 {
     if (layer == MGR_NONE)
         return ts->top[role];
@@ -426,22 +428,46 @@ uint32_t mgr_tensors_find(const mgr_tensors *ts, mgr_role role, uint32_t layer, 
     const mgr_layer_index *const kind = &ts->kinds[moe];
     if (kind->at[role] == MGR_NONE || (expert != MGR_NONE && expert >= ts->model.experts))
         return MGR_NONE;
-    uint32_t idx = ts->first_of_layer[layer] + kind->at[role];
-    if (mgr_role_is_ffn(role))
-        idx += kind->ffn + kind->per_ffn * (expert == MGR_NONE ? 0 : expert);
-    const mgr_tensor *const t = &ts->list[idx];
-    return t->role == role && t->layer == layer && t->expert == expert ? idx : MGR_NONE;
+    const bool ffn = mgr_role_is_ffn(role);
+    return ts->first_of_layer[layer] + kind->at[role] +
+           (ffn ? kind->ffn + kind->per_ffn * (expert == MGR_NONE ? 0 : expert) : 0);
+}
+
+static uint32_t find_in(const mgr_tensors *ts, uint32_t source, mgr_role role, uint32_t layer,
+                        uint32_t expert)
+{
+    const uint32_t each = find_in_each(ts, role, layer, expert);
+    if (each == MGR_NONE)
+        return MGR_NONE;
+    const uint32_t idx = ts->place ? ts->place[(size_t)source * ts->n_each + each] : each;
+    const mgr_tensor *const t = idx == MGR_NONE ? NULL : &ts->list[idx];
+    return t && t->role == role && t->layer == layer && t->expert == expert ? idx : MGR_NONE;
+}
+
+uint32_t mgr_tensors_find(const mgr_tensors *ts, mgr_role role, uint32_t layer, uint32_t expert)
+{
+    return find_in(ts, 0, role, layer, expert);
+}
+
+uint32_t mgr_tensors_ffn(const mgr_tensors *ts, mgr_role role, uint32_t layer, uint32_t idx)
+{
+    if (ts->place)
+        return idx < ts->sources ? find_in(ts, idx, role, layer, MGR_NONE) : MGR_NONE;
+    return find_in(ts, 0, role, layer, ts->model.experts ? idx : MGR_NONE);
 }
 
 const char *mgr_tensor_label(const mgr_tensor *tensor, char *out, size_t size)
 {
     const char *const role = mgr_role_name(tensor->role);
+    int n = 0;
     if (tensor->layer == MGR_NONE)
-        snprintf(out, size, "%s", role);
+        n = snprintf(out, size, "%s", role);
     else if (tensor->expert == MGR_NONE)
-        snprintf(out, size, "layer %u %s", tensor->layer, role);
+        n = snprintf(out, size, "layer %u %s", tensor->layer, role);
     else
-        snprintf(out, size, "layer %u expert %u %s", tensor->layer, tensor->expert, role);
+        n = snprintf(out, size, "layer %u expert %u %s", tensor->layer, tensor->expert, role);
+    if (tensor->source && n > 0 && (size_t)n < size)
+        snprintf(out + n, size - (size_t)n, " of sources[%u]", tensor->source);
     return out;
 }
 

@@ -218,12 +218,12 @@ static uint64_t layer_sums_bytes(const mgr_plan_request *r)
     return 3 * ffns(r) * neurons(r) * sizeof(mgr_sums);
 }
 
-/* The FFN of a layer, or that of an expert of it. */
-static int cut_ffn(mgr_plan *plan, const mgr_plan_request *r, uint32_t layer, uint32_t expert,
+/* One of the FFNs of a layer. */
+static int cut_ffn(mgr_plan *plan, const mgr_plan_request *r, uint32_t layer, uint32_t ffn,
                    uint64_t wanted, mgr_err *err)
 {
     for (size_t k = 0; k < N_EXPERT_ROLES; k++) {
-        const uint32_t i = mgr_tensors_find(r->source->tensors, expert_roles[k], layer, expert);
+        const uint32_t i = mgr_tensors_ffn(r->source->tensors, expert_roles[k], layer, ffn);
         if (i != MGR_NONE && has_experts(plan, r, i))
             MGR_TRY(cut_bundle(plan, r, i, wanted, err));
     }
@@ -240,7 +240,7 @@ static int cut_experts(mgr_plan *plan, const mgr_plan_request *r, uint64_t wante
     uint32_t first_layer = 0;
     for (uint32_t l = 0; l < layers; l++) {
         for (uint32_t x = 0; x < ffns(r); x++)
-            MGR_TRY(cut_ffn(plan, r, l, r->ffns ? x : MGR_NONE, wanted, err));
+            MGR_TRY(cut_ffn(plan, r, l, x, wanted, err));
         if (l + 1 - first_layer < group_layers && l + 1 < layers)
             continue;
         MGR_TRY(

@@ -57,6 +57,10 @@ static int compare_configs(const mgr_job *job, const char *text, mgr_err *err)
     MGR_TRY(mgr_alloc(&made, 1, sizeof *made, err));
     int rc = mgr_config_parse(made, mgr_config_tables, "the configuration in " MGR_MANIFEST, text,
                               strlen(text), NULL, 0, err);
+    if (rc == MGR_OK && made->n_sources != job->config.n_sources)
+        rc = mgr_fail(err, MGR_ERR_CONFIG,
+                      "the output was made of %u sources, the configuration lists %u",
+                      made->n_sources, job->config.n_sources);
     for (size_t i = 0; rc == MGR_OK && i < all.n; i++)
         if (!is_of_no_matter(all.keys[i]->name))
             rc = compare_key(made, &job->config, all.keys[i]->name, err);

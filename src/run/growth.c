@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "core/mem.h"
+#include "run/branches.h"
 #include "run/recipe.h"
 
 /* "0-3, 7" */
@@ -72,7 +73,7 @@ static int refuse_dense_keys(const mgr_config *c, uint64_t experts, mgr_err *err
     return MGR_OK;
 }
 
-static int take_list(mgr_job *job, uint64_t sources, mgr_err *err)
+int mgr_experts_list(mgr_job *job, uint64_t sources, uint32_t **out, mgr_err *err)
 {
     mgr_config *const c = &job->config;
     const char *const text = c->upcycle.experts_from;
@@ -93,6 +94,14 @@ static int take_list(mgr_job *job, uint64_t sources, mgr_err *err)
     MGR_TRY(mgr_arena_alloc(&job->arena, &from, found.n * sizeof *from, err));
     found = (list){.out = from};
     parse(text, sources, 65536, &found);
+    *out = from;
+    return MGR_OK;
+}
+
+static int take_list(mgr_job *job, uint64_t sources, mgr_err *err)
+{
+    uint32_t *from;
+    MGR_TRY(mgr_experts_list(job, sources, &from, err));
     job->recipe.from = from;
     return MGR_OK;
 }
@@ -153,12 +162,14 @@ int mgr_run_growth(mgr_job *job, mgr_err *err)
     const mgr_config *const c = &job->config;
     const mgr_model *const m = &job->source.tensors.model;
     mgr_recipe *const r = &job->recipe;
-    if (!m->experts && c->upcycle.experts_from[0] != '\0')
+    if (!m->experts && !job->n_branches && c->upcycle.experts_from[0] != '\0')
         return mgr_config_fail(c, "upcycle.experts_from", err,
                                "'upcycle.experts_from' is for a mixture; the source is dense");
     if (!m->experts && job->router.kind == MGR_ROUTER_SOURCE)
         return mgr_config_fail(c, "upcycle.router", err,
                                "'upcycle.router: source' is for a mixture; the source is dense");
+    if (job->n_branches)
+        return mgr_branches_recipe(job, err);
     if (!m->experts)
         return MGR_OK;
     MGR_TRY(refuse_dense_keys(c, m->experts, err));

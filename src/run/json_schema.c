@@ -171,15 +171,23 @@ static int add_section(mgr_schema *schema, int section, json_t *properties, json
 
 int mgr_config_json_schema(mgr_schema *schema, mgr_buf *out, mgr_err *err)
 {
-    json_t *const properties = json_object(), *const required =
-                                                  json_pack("[s,s]", "source", "target");
+    json_t *const properties = json_object(), *const required = json_pack("[s]", "target");
     int rc = add_section(schema, -1, properties, required, err);
     for (int s = 0; rc == MGR_OK && s < MGR_N_SECTIONS; s++) {
         json_t *const inner = json_object(), *const inner_required = json_array();
         rc = add_section(schema, s, inner, inner_required, err);
         json_object_set_new(properties, mgr_config_sections[s], object_of(inner, inner_required));
     }
+    json_object_set_new(properties, "sources",
+                        json_pack("{s:s,s:s,s:i,s:i,s:{s:[{s:s},{s:s}]}}", "type", "array",
+                                  "description",
+                                  "several checkpoints, in the place of 'source': each its keys, "
+                                  "or its path alone",
+                                  "minItems", 2, "maxItems", MGR_CONFIG_SOURCES, "items", "anyOf",
+                                  "type", "string", "$ref", "#/properties/source"));
     json_t *const root = object_of(properties, required);
+    json_object_set_new(
+        root, "oneOf", json_pack("[{s:[s]},{s:[s]}]", "required", "source", "required", "sources"));
     json_object_set_new(root, "$schema",
                         json_string("https://json-schema.org/draft/2020-12/schema"));
     json_object_set_new(root, "title", json_string("mgr-upcycle"));

@@ -104,6 +104,14 @@ static int make_manifest(const mgr_job *job, json_t **out, mgr_err *err)
             json_array_append_new(from, json_integer(job->recipe.from[e]));
         json_object_set_new(*out, "experts_from", from);
     }
+    for (uint32_t i = 0; *out && i < job->n_branches; i++) {
+        const mgr_branch *const b = &job->branches[i];
+        if (i == 0)
+            json_object_set_new(*out, "sources", json_array());
+        json_array_append_new(
+            json_object_get(*out, "sources"),
+            json_pack("{s:s,s:s}", "format", b->format->name, "path", b->files.directory));
+    }
     if (*out && job->method) {
         const mgr_step_zero step = mgr_step_zero_of(job);
         json_object_set_new(*out, "step_zero",

@@ -13,6 +13,10 @@
  * them as often as it takes, or a list. Local. */
 int mgr_run_growth(mgr_job *job, mgr_err *err) MGR_NODISCARD;
 
+/* 'upcycle.experts_from' as a list of numbers below `most`, one for each expert, the arena's; their
+ * number into job->config where it is not written. Local. */
+int mgr_experts_list(mgr_job *job, uint64_t most, uint32_t **out, mgr_err *err) MGR_NODISCARD;
+
 /* job->recipe, job->router, job->moments; the source is described. What makes no sense together is
  * refused. Local. */
 int mgr_run_recipe(mgr_job *job, mgr_err *err) MGR_NODISCARD;

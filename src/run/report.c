@@ -10,20 +10,34 @@
 #include "run/report_line.h"
 #include "run/run.h"
 
+static void print_one(const mgr_source_format *format, const mgr_source_files *files,
+                      const void *state, size_t n_files)
+{
+    mgr_buf layout = {0};
+    mgr_err ignored = MGR_ERR_INIT;
+    if (format->summary(state, &layout, &ignored) != MGR_OK)
+        layout.len = 0;
+    mgr_report_line("source", "%s, %zu files: %s", format->name, n_files,
+                    layout.data ? layout.data : "");
+    mgr_report_line("", "%s", files->directory);
+    mgr_buf_clear(&layout);
+}
+
 static void print_source(const mgr_job *job)
 {
-    mgr_buf layout = {0}, model = {0};
+    mgr_buf model = {0};
     mgr_err ignored = MGR_ERR_INIT;
-    if (job->source_format->summary(job->source_state, &layout, &ignored) != MGR_OK)
-        layout.len = 0;
-    mgr_report_line("source", "%s, %zu files: %s", job->source_format->name,
-                    job->source.cat.n_files, layout.data ? layout.data : "");
-    mgr_report_line("", "%s", job->source_files.directory);
+    for (uint32_t i = 0; i < job->n_branches; i++) {
+        const mgr_branch *const b = &job->branches[i];
+        print_one(b->format, &b->files, b->state, b->side.cat.n_files);
+    }
+    if (!job->n_branches)
+        print_one(job->source_format, &job->source_files, job->source_state,
+                  job->source.cat.n_files);
     if (mgr_view_model(&job->source.tensors.model, &model, &ignored) == MGR_OK &&
         mgr_view_types(&job->source.layout, &model, &ignored) == MGR_OK)
         mgr_report_line("model", "%s", model.data);
     mgr_buf_clear(&model);
-    mgr_buf_clear(&layout);
 }
 
 /* The target's types, and where a format that keeps several tensors as one has widened some. */
@@ -77,6 +91,11 @@ static void print_mixture(const mgr_job *job)
     const uint64_t top = job->source.tensors.model.top_k;
     if (!job->recipe.from)
         return;
+    if (job->n_branches) {
+        mgr_report_line("", "%s of the %u sources; other tensors: %s", list[0] ? list : "in turn",
+                        job->recipe.sources, job->config.upcycle.others);
+        return;
+    }
     if (list[0] == '\0')
         mgr_report_line("", "all of the source's %u experts, top %llu there, %u times each",
                         job->recipe.sources, (unsigned long long)top,

@@ -7,6 +7,7 @@
 #include "core/crc.h"
 #include "core/mem.h"
 #include "io/file.h"
+#include "run/branches.h"
 #include "run/source_sums.h"
 
 int mgr_settle_gather(mgr_comm *comm, mgr_extents *extents, mgr_err *err)
@@ -143,7 +144,7 @@ static int settle_record(mgr_job *job, uint32_t i, const mgr_extent *extents, si
     job->tally.records_checked += n > 0;
     if (n == 0 || crc == r->crc32)
         return MGR_OK;
-    const bool ours = i >= job->manifest_records;
+    const bool ours = mgr_is_manifests(job, i);
     mgr_fail(err, MGR_ERR_FORMAT,
              "'%s' is damaged: CRC-32 of '%s' at byte %llu is %08x, %s says %08x", path, r->name,
              (unsigned long long)r->offset, crc, ours ? "its " MGR_MANIFEST : "the archive",

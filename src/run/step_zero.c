@@ -143,6 +143,8 @@ static mgr_step_zero of_mixture(const mgr_job *job)
 mgr_step_zero mgr_step_zero_of(const mgr_job *job)
 {
     const mgr_recipe *const r = &job->recipe;
+    if (job->n_branches)
+        return not_identical("the experts are those of %u models", job->n_branches);
     if (r->from)
         return of_mixture(job);
     if (r->n_selected > 0)

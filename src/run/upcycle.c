@@ -11,6 +11,7 @@
 #include "form/strange.h"
 #include "io/file.h"
 #include "model/moe_layers.h"
+#include "run/branches.h"
 #include "run/found.h"
 #include "run/recipe.h"
 #include "run/router_file.h"
@@ -44,6 +45,22 @@ static int read_config(mgr_job *job, const mgr_run_options *o, mgr_err *err)
     return rc;
 }
 
+/* Several sources are for a method that takes them, which takes no single one. */
+static int check_sources(const mgr_job *job, mgr_err *err)
+{
+    const mgr_config *const c = &job->config;
+    if (c->n_sources && !job->method)
+        return mgr_config_fail(c, "mode", err, "'sources' are for 'mode: upcycle'");
+    if (!job->method || job->method->takes_sources == (c->n_sources > 0))
+        return MGR_OK;
+    mgr_config_fail(c, "upcycle.method", err,
+                    c->n_sources ? "method '%s' makes experts of one model, and there are 'sources'"
+                                 : "method '%s' makes experts of several models: 'sources' lists "
+                                   "them",
+                    job->method->name);
+    return c->n_sources ? mgr_hint(err, "set 'upcycle.method: branch-train-mix'") : MGR_ERR_CONFIG;
+}
+
 /* Names of the configuration to entries of the registries; mgr_config_settle knows them all. */
 static int resolve(mgr_job *job, mgr_err *err)
 {
@@ -53,6 +70,13 @@ static int resolve(mgr_job *job, mgr_err *err)
         job->method = mgr_method_find(c->upcycle.method);
         job->router.kind = mgr_router_find(c->upcycle.router);
     }
+    MGR_TRY(check_sources(job, err));
+    MGR_TRY(mgr_branches_init(job, err));
+    for (uint32_t i = 0; i < c->n_sources; i++) {
+        mgr_config_use_source(&job->config, i);
+        MGR_TRY(mgr_sidecar_check_tokenizer(c, err));
+    }
+    mgr_config_use_source(&job->config, 0);
     return mgr_sidecar_check_tokenizer(c, err);
 }
 
@@ -199,18 +223,40 @@ static int read_headers(mgr_job *job, mgr_err *err)
     return mgr_agree(job->comm, rc, err);
 }
 
-static int describe_source(mgr_job *job, mgr_err *err)
+/* The checkpoint that job->config.source names. */
+static int describe_one(mgr_job *job, const mgr_source_format *format, void **state, mgr_side *s,
+                        mgr_err *err)
 {
     mgr_model model;
-    mgr_side *const s = &job->source;
-    MGR_TRY(job->source_format->describe(&s->cat, &job->config, &job->source_state, &model, err));
+    MGR_TRY(format->describe(&s->cat, &job->config, state, &model, err));
     MGR_TRY(mgr_tensors_init(&s->tensors, &model, err));
     MGR_TRY(mgr_layout_init(&s->layout, &s->tensors, &s->cat, false, model.dtype, err));
-    MGR_TRY(job->source_format->layout(job->source_state, &s->layout, err));
+    MGR_TRY(format->layout(*state, &s->layout, err));
     MGR_TRY(mgr_layout_finish(&s->layout, err));
     s->tensors.model.dtype = s->layout.dtype;
-    job->origin = (mgr_origin){job->source_format->name, job->source_files.directory, &s->cat,
-                               &s->tensors.model};
+    return MGR_OK;
+}
+
+static int describe_branches(mgr_job *job, mgr_err *err)
+{
+    int rc = MGR_OK;
+    for (uint32_t i = 0; rc == MGR_OK && i < job->n_branches; i++) {
+        mgr_branch *const b = &job->branches[i];
+        mgr_config_use_source(&job->config, i);
+        rc = describe_one(job, b->format, &b->state, &b->side, err);
+    }
+    mgr_config_use_source(&job->config, 0);
+    return rc == MGR_OK ? mgr_branches_join(job, err) : rc;
+}
+
+static int describe_source(mgr_job *job, mgr_err *err)
+{
+    mgr_side *const s = &job->source;
+    MGR_TRY(job->n_branches ? describe_branches(job, err)
+                            : describe_one(job, job->source_format, &job->source_state, s, err));
+    job->origin =
+        (mgr_origin){job->source_format->name, job->source_files.directory,
+                     job->n_branches ? &job->branches[0].side.cat : &s->cat, &s->tensors.model};
     return MGR_OK;
 }
 
@@ -231,6 +277,12 @@ static mgr_define define_of_mixture(const mgr_job *job, const mgr_tensor *t)
                         mgr_tensors_find(from, t->role, t->layer, job->recipe.from[t->expert])};
 }
 
+/* Is what several sources have each and the target once their mean? */
+static bool has_mean(const mgr_job *job)
+{
+    return job->n_branches && mgr_others_find(job->config.upcycle.others) == MGR_OTHERS_AVERAGE;
+}
+
 /* How the tensor `t` of the target is made. An expert's own tensors come from the dense FFN, all
  * others from the tensor of the same name. */
 static mgr_define define(const mgr_job *job, const mgr_tensor *t)
@@ -238,7 +290,7 @@ static mgr_define define(const mgr_job *job, const mgr_tensor *t)
     const mgr_tensors *const from = &job->source.tensors;
     if (!job->method)
         return (mgr_define){MGR_OP_COPY, mgr_tensors_find(from, t->role, t->layer, t->expert)};
-    if (job->recipe.from)
+    if (job->source.tensors.model.experts)
         return define_of_mixture(job, t);
     if (t->role == MGR_ROLE_ROUTER)
         return (mgr_define){MGR_OP_ROUTER, MGR_NONE};
@@ -246,8 +298,12 @@ static mgr_define define(const mgr_job *job, const mgr_tensor *t)
         t->role == MGR_ROLE_SHARED_SWITCH)
         return (mgr_define){MGR_OP_ZERO, MGR_NONE};
     const bool of_neurons = t->role != MGR_ROLE_DOWN_BIAS; /* that bias is the same for all */
-    return (mgr_define){t->expert != MGR_NONE && of_neurons ? MGR_OP_EXPERT : MGR_OP_COPY,
-                        mgr_tensors_find(from, t->role, t->layer, MGR_NONE)};
+    if (t->expert == MGR_NONE)
+        return (mgr_define){has_mean(job) ? MGR_OP_AVERAGE : MGR_OP_COPY,
+                            mgr_tensors_find(from, t->role, t->layer, MGR_NONE)};
+    const uint32_t ffn = job->recipe.from ? job->recipe.from[t->expert] : 0;
+    return (mgr_define){of_neurons ? MGR_OP_EXPERT : MGR_OP_COPY,
+                        mgr_tensors_ffn(from, t->role, t->layer, ffn)};
 }
 
 static int define_targets(mgr_job *job, mgr_err *err)
@@ -273,7 +329,7 @@ static int target_model(const mgr_job *job, mgr_model *model, mgr_err *err)
     model->experts = c->upcycle.experts;
     model->expert_ffn = job->recipe.width;
     model->top_k = c->upcycle.top_k;
-    if (job->recipe.from)
+    if (job->source.tensors.model.experts)
         return MGR_OK;
     model->router.unnormalised = c->upcycle.router_pre_softmax;
     /* with linear biases Megatron's router has one (transformer/moe/router.py, core 0.15) */
@@ -284,6 +340,22 @@ static int target_model(const mgr_job *job, mgr_model *model, mgr_err *err)
                                "and 1 for each of the %llu layers with at least one 1",
                                c->upcycle.moe_layer_freq, (unsigned long long)model->layers);
     return MGR_OK;
+}
+
+/* The type that a tensor has in the source; of a mean the narrowest that holds all values of all.
+ */
+static mgr_dtype type_of_sources(const mgr_job *job, const mgr_define *d)
+{
+    const mgr_tensors *const ts = &job->source.tensors;
+    const mgr_dtype *const types = job->source.layout.types;
+    mgr_dtype type = types[d->source];
+    for (uint32_t i = d->source; d->op == MGR_OP_AVERAGE && i < ts->n; i++)
+        if (ts->list[i].bundle == ts->list[d->source].bundle &&
+            ts->list[i].role == ts->list[d->source].role && types[i] != type)
+            type = MGR_DTYPE_F32;
+        else if (ts->list[i].bundle != ts->list[d->source].bundle)
+            break;
+    return type;
 }
 
 static int describe_target(mgr_job *job, mgr_err *err)
@@ -302,7 +374,7 @@ static int describe_target(mgr_job *job, mgr_err *err)
     MGR_TRY(mgr_layout_init(&t->layout, &t->tensors, &t->cat, true, dtype, err));
     for (uint32_t i = 0; as_source && i < t->tensors.n; i++)
         if (job->defines[i].source != MGR_NONE)
-            t->layout.types[i] = job->source.layout.types[job->defines[i].source];
+            t->layout.types[i] = type_of_sources(job, &job->defines[i]);
     MGR_TRY(job->target_format->layout(c, &job->origin, &t->layout, &job->target_state, err));
     MGR_TRY(mgr_layout_finish(&t->layout, err));
     return mgr_router_file_match(job, err);
@@ -334,7 +406,8 @@ static uint64_t stored_vocabulary(const mgr_layout *l)
 static int review_vocabulary(mgr_job *job, mgr_err *err)
 {
     const uint64_t vocab = job->source.tensors.model.vocab;
-    const uint64_t from = stored_vocabulary(&job->source.layout);
+    const uint64_t from =
+        stored_vocabulary(job->n_branches ? &job->branches[0].side.layout : &job->source.layout);
     const uint64_t to = stored_vocabulary(&job->target.layout);
     if (from > vocab)
         MGR_TRY(
@@ -354,6 +427,20 @@ static int review_vocabulary(mgr_job *job, mgr_err *err)
     return MGR_OK;
 }
 
+/* What each of several sources has to say. */
+static int review_branches(mgr_job *job, mgr_err *err)
+{
+    int rc = MGR_OK;
+    for (uint32_t i = 0; rc == MGR_OK && i < job->n_branches; i++) {
+        const mgr_branch *const b = &job->branches[i];
+        mgr_config_use_source(&job->config, i);
+        if (b->format->review)
+            rc = b->format->review(b->state, &b->side.cat, &job->config, &job->remarks, err);
+    }
+    mgr_config_use_source(&job->config, 0);
+    return rc == MGR_OK ? mgr_branches_check_tokenizers(job, err) : rc;
+}
+
 static int review(mgr_job *job, mgr_err *err)
 {
     MGR_TRY(review_vocabulary(job, err));
@@ -363,7 +450,9 @@ static int review(mgr_job *job, mgr_err *err)
                             .layout = &job->target.layout,
                             .state = job->target_state,
                             .origin = &job->origin};
-    if (from->review)
+    if (job->n_branches)
+        MGR_TRY(review_branches(job, err));
+    else if (from->review)
         MGR_TRY(
             from->review(job->source_state, &job->source.cat, &job->config, &job->remarks, err));
     return to->review ? to->review(&out, &job->remarks, err) : MGR_OK;
@@ -436,23 +525,48 @@ static int note_phases(mgr_job *job, double start, double found, mgr_err *err)
     return mgr_note_event(job, MGR_PHASE_PLAN, MGR_NONE, found, 0, 0, err);
 }
 
+/* The source that job->config names: its headers and what is said about its bytes. */
+static int find_and_read(mgr_job *job, mgr_err *err)
+{
+    int rc = find_source(job, err);
+    if (rc == MGR_OK)
+        rc = read_headers(job, err);
+    if (rc == MGR_OK)
+        rc = mgr_source_integrity(job, err);
+    if (rc == MGR_OK)
+        rc = mgr_source_sums(job, err);
+    return rc;
+}
+
+/* The same for each of several. */
+static int find_branches(mgr_job *job, mgr_err *err)
+{
+    int rc = MGR_OK;
+    for (uint32_t i = 0; rc == MGR_OK && i < job->n_branches; i++) {
+        mgr_branch_begin(job, i);
+        rc = find_and_read(job, err);
+        if (rc == MGR_OK)
+            mgr_branch_end(job, i);
+    }
+    if (rc == MGR_OK) {
+        mgr_config_use_source(&job->config, 0);
+        job->source_format = job->branches[0].format;
+        job->source_files = job->branches[0].files;
+    }
+    return rc;
+}
+
 static int prepare(mgr_job *job, const mgr_run_options *o, mgr_err *err)
 {
     const double start = mgr_now();
     int rc = read_config(job, o, err);
     if (rc == MGR_OK)
         rc = mgr_agree(job->comm, resolve(job, err), err);
-    if (rc == MGR_OK)
-        rc = find_source(job, err);
     mgr_say_phase("headers");
     if (rc == MGR_OK)
-        rc = read_headers(job, err);
+        rc = job->n_branches ? find_branches(job, err) : find_and_read(job, err);
     if (rc == MGR_OK)
         rc = mgr_router_file_read(job, err);
-    if (rc == MGR_OK)
-        rc = mgr_source_integrity(job, err);
-    if (rc == MGR_OK)
-        rc = mgr_source_sums(job, err);
     const double found = mgr_now();
     mgr_say_phase("plan");
     if (rc == MGR_OK)

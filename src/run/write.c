@@ -11,6 +11,7 @@
 #include "io/fault.h"
 #include "io/file.h"
 #include "look/verify.h"
+#include "run/branches.h"
 #include "run/found.h"
 #include "run/hashes.h"
 #include "run/ledger.h"
@@ -70,13 +71,22 @@ static bool is_left_out(const mgr_job *job, const mgr_tensor *t)
     return job->recipe.from && (router || t->expert != MGR_NONE);
 }
 
+/* Does it go into a mean, which is defined by the first source's? */
+static bool is_averaged(const mgr_job *job, const mgr_tensor *t)
+{
+    const uint32_t first = job->plan.first_target[t->bundle];
+    return t->source && first < job->plan.first_target[t->bundle + 1] &&
+           job->defines[job->plan.targets[first]].op == MGR_OP_AVERAGE;
+}
+
 /* Nothing of the source may be left unused. */
 static int check_consumed(const mgr_job *job, mgr_err *err)
 {
     char label[96];
     for (uint32_t i = 0; i < job->source.tensors.n; i++)
         if (job->plan.first_target[i] == job->plan.first_target[i + 1] &&
-            !is_left_out(job, &job->source.tensors.list[i]))
+            !is_left_out(job, &job->source.tensors.list[i]) &&
+            !is_averaged(job, &job->source.tensors.list[i]))
             return mgr_fail(err, MGR_ERR_INTERNAL, "nothing is made of %s",
                             mgr_tensor_label(&job->source.tensors.list[i], label, sizeof label));
     return MGR_OK;
@@ -414,14 +424,21 @@ static int keep_or_remove(mgr_stage *stage, const mgr_write_options *o, int rc, 
     return rc;
 }
 
+/* Is any part of a source in the folder `out`? */
+static bool holds(const mgr_source_files *s, const char *path, const char *out)
+{
+    bool inside = mgr_is_inside(path, out) || mgr_is_inside(s->directory, out);
+    for (size_t i = 0; i < s->n && !inside; i++)
+        inside = mgr_is_inside(s->paths[i], out);
+    return inside;
+}
+
 /* What is read must not be replaced. */
 static int check_apart(const mgr_job *job, const char *out, mgr_err *err)
 {
-    const mgr_source_files *const s = &job->source_files;
-    bool inside = job->source_format &&
-                  (mgr_is_inside(job->config.source.path, out) || mgr_is_inside(s->directory, out));
-    for (size_t i = 0; job->source_format && i < s->n && !inside; i++)
-        inside = mgr_is_inside(s->paths[i], out);
+    bool inside = job->source_format && holds(&job->source_files, job->config.source.path, out);
+    for (uint32_t i = 0; i < job->n_branches && !inside; i++)
+        inside = holds(&job->branches[i].files, job->config.sources[i].is.path, out);
     if (!inside)
         return MGR_OK;
     mgr_fail(err, MGR_ERR_EXISTS, "target.path '%s' holds the source", out);
@@ -491,6 +508,7 @@ void mgr_forget_source(mgr_job *job)
 void mgr_job_clear(mgr_job *job)
 {
     mgr_forget_source(job);
+    mgr_branches_clear(job);
     if (job->source_format && job->source_state)
         job->source_format->release(job->source_state);
     if (job->target_format && job->target_format->release)

@@ -123,6 +123,33 @@ static void test_cast_lengths(void)
     }
 }
 
+/* Rounded once from float64: by way of float32 each of these would be a tie that is none. */
+static void test_average(void)
+{
+    const float up[2] = {0x1.01p0f, 0x1.010002p0f};   /* above the middle of 1 and 1 + 2^-7 */
+    const float down[2] = {0x1.03p0f, 0x1.02fffep0f}; /* below that of 1 + 2^-7 and 1 + 2^-6 */
+    const float most[2] = {-0x1.fffffep127f, -0x1.fffffep127f}, third[3] = {1, 0, 0};
+    const mgr_dtype types[3] = {MGR_DTYPE_F32, MGR_DTYPE_F32, MGR_DTYPE_F32};
+    const struct {
+        const float *values;
+        uint32_t n;
+        mgr_dtype to;
+        uint32_t bits;
+    } cases[] = {
+        {up, 2, MGR_DTYPE_BF16, 0x3f81},      {down, 2, MGR_DTYPE_BF16, 0x3f81},
+        {most, 2, MGR_DTYPE_F32, 0xff7fffff}, {third, 3, MGR_DTYPE_F32, 0x3eaaaaab},
+        {third, 3, MGR_DTYPE_F16, 0x3555},
+    };
+    for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
+        const void *sources[3];
+        uint32_t bits = 0;
+        for (uint32_t s = 0; s < cases[i].n; s++)
+            sources[s] = &cases[i].values[s];
+        mgr_average(&bits, cases[i].to, sources, types, cases[i].n, 1);
+        CHECK(bits == cases[i].bits);
+    }
+}
+
 static void test_copy_2d(void)
 {
     unsigned char from[64], to[64];
@@ -456,6 +483,8 @@ int main(void)
     test_cast_halves();
     test_cast_floats();
     test_cast_lengths();
+    test_average();
+    test_average();
     test_copy_2d();
     for (int simd = 0; simd < MGR_SIMD_COUNT; simd++) {
         mgr_err err = MGR_ERR_INIT;

@@ -389,12 +389,13 @@ static void test_dense_window(void)
 
 static void test_method_table(void)
 {
-    static const char *const names[] = {"drop", "naive", "noise"};
-    for (size_t i = 0; i < 3; i++) {
+    static const char *const names[] = {"drop", "naive", "noise", "branch-train-mix"};
+    const size_t n = sizeof names / sizeof names[0];
+    for (size_t i = 0; i < n; i++) {
         CHECK_TEXT(mgr_method_at(i)->name, names[i]);
         CHECK(mgr_method_find(names[i]) == mgr_method_at(i));
     }
-    CHECK(mgr_method_at(3) == NULL);
+    CHECK(mgr_method_at(n) == NULL);
     CHECK(mgr_method_find("dropp") == NULL);
     CHECK(mgr_method_find("drop")->needs_moments && mgr_method_find("drop")->needs_selection);
     CHECK(!mgr_method_find("naive")->needs_selection);
