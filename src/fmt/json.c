@@ -32,22 +32,6 @@ void mgr_json_count_memory(void)
     json_set_alloc_funcs(mgr_mem_take, mgr_free);
 }
 
-int mgr_json_parse_at(json_t **out, const char *name, uint64_t base, const char *text, size_t len,
-                      mgr_err *err)
-{
-    json_error_t error;
-    json_t *value = json_loadb(text, len, JSON_REJECT_DUPLICATES, &error);
-    if (!value)
-        return fail_parse(name, base, len, &error, err);
-    *out = value;
-    return MGR_OK;
-}
-
-int mgr_json_parse(json_t **out, const char *name, const char *text, size_t len, mgr_err *err)
-{
-    return mgr_json_parse_at(out, name, 0, text, len, err);
-}
-
 /* The bare word at `at`, of those that JSON does not have, or NULL. */
 static const char *bare_word(const char *at, size_t left)
 {
@@ -58,15 +42,67 @@ static const char *bare_word(const char *at, size_t left)
     return NULL;
 }
 
-/* `text` with its bare words as marked strings. */
-static int mark_bare(const char *text, size_t len, mgr_buf *out, mgr_err *err)
+/* The bare word that a marked string stands for, or NULL: the mark, the word and nothing else. */
+static const char *marked_word(const json_t *string)
+{
+    const char *const text = json_string_value(string);
+    const size_t len = json_string_length(string);
+    const char *const word = text[0] == MGR_JSON_BARE[0] ? bare_word(text + 1, len - 1) : NULL;
+    return word && strlen(word) == len - 1 ? word : NULL;
+}
+
+/* As deep as jansson parses. */
+static size_t count_marked(const json_t *value)
+{
+    json_t *members = (json_t *)(uintptr_t)value; /* see dump_object */
+    size_t n = json_is_string(value) && marked_word(value);
+    for (size_t i = 0; i < json_array_size(value); i++)
+        n += count_marked(json_array_get(value, i));
+    for (void *at = json_object_iter(members); at; at = json_object_iter_next(members, at))
+        n += count_marked(json_object_iter_value(at));
+    return n;
+}
+
+/* A text in which `marks` bare words were marked. One that has marks of its own is refused: it
+ * would be printed as another value. */
+static int parse(json_t **out, const char *name, uint64_t base, const char *text, size_t len,
+                 size_t marks, mgr_err *err)
+{
+    json_error_t error;
+    json_t *value = json_loadb(text, len, JSON_REJECT_DUPLICATES, &error);
+    if (!value)
+        return fail_parse(name, base, len, &error, err);
+    if (count_marked(value) != marks) {
+        json_decref(value);
+        return mgr_fail(err, MGR_ERR_FORMAT,
+                        "'%s' holds a text that is a control character and a number", name);
+    }
+    *out = value;
+    return MGR_OK;
+}
+
+int mgr_json_parse_at(json_t **out, const char *name, uint64_t base, const char *text, size_t len,
+                      mgr_err *err)
+{
+    return parse(out, name, base, text, len, 0, err);
+}
+
+int mgr_json_parse(json_t **out, const char *name, const char *text, size_t len, mgr_err *err)
+{
+    return parse(out, name, 0, text, len, 0, err);
+}
+
+/* `text` with its bare words as marked strings, and how many they are. */
+static int mark_bare(const char *text, size_t len, mgr_buf *out, size_t *marks, mgr_err *err)
 {
     bool quoted = false;
+    *marks = 0;
     for (size_t i = 0; i < len; i++) {
         const char *const word = quoted ? NULL : bare_word(text + i, len - i);
         if (word) {
             MGR_TRY(mgr_buf_fmt(out, err, "\"\\u0001%s\"", word));
             i += strlen(word) - 1;
+            ++*marks;
             continue;
         }
         if (text[i] == '"')
@@ -82,19 +118,18 @@ int mgr_json_parse_python(json_t **out, const char *name, const char *text, size
                           mgr_err *err)
 {
     mgr_buf marked = {0};
-    mgr_err plain = MGR_ERR_INIT;
+    mgr_err plain = MGR_ERR_INIT, ignored = MGR_ERR_INIT;
+    size_t marks;
     if (mgr_json_parse(out, name, text, len, &plain) == MGR_OK)
         return MGR_OK;
-    int rc = mark_bare(text, len, &marked, err);
-    if (rc == MGR_OK && marked.len > len && /* else there was no such word */
-        mgr_json_parse(out, name, marked.data, marked.len, &(mgr_err)MGR_ERR_INIT) == MGR_OK) {
-        mgr_buf_clear(&marked);
-        return MGR_OK;
+    int rc = mark_bare(text, len, &marked, &marks, err);
+    if (rc == MGR_OK &&
+        (marks == 0 || parse(out, name, 0, marked.data, marked.len, marks, &ignored) != MGR_OK)) {
+        *err = plain;
+        rc = plain.code;
     }
     mgr_buf_clear(&marked);
-    if (rc == MGR_OK)
-        *err = plain;
-    return rc != MGR_OK ? rc : plain.code;
+    return rc;
 }
 
 /* jansson hands the text over in pieces. */
@@ -201,10 +236,8 @@ static int dump_value(const json_t *value, int indent, int depth, mgr_buf *out, 
     case JSON_ARRAY:
         return dump_array(value, indent, depth, out, err);
     case JSON_STRING:
-        if (strncmp(json_string_value(value), MGR_JSON_BARE, 1) == 0 &&
-            bare_word(json_string_value(value) + 1, json_string_length(value) - 1))
-            return mgr_buf_text(out, json_string_value(value) + 1, err);
-        return dump_string(value, out, err);
+        return marked_word(value) ? mgr_buf_text(out, marked_word(value), err)
+                                  : dump_string(value, out, err);
     case JSON_INTEGER:
         return mgr_buf_fmt(out, err, "%" PRId64, (int64_t)json_integer_value(value));
     case JSON_REAL:

@@ -18,13 +18,14 @@ void mgr_json_count_memory(void);
 
 /* Parse one JSON array or object of `len` bytes into *out; the caller releases it with
  * json_decref. Refused: duplicate keys, "\u0000", integers outside int64, reals outside double,
- * NaN, comments, anything behind the value but white space, nesting deeper than 2048.
+ * NaN, comments, anything behind the value but white space, nesting deeper than 2048, and a text
+ * that reads as a marked NaN or infinity (see below).
  * Errors: MGR_ERR_FORMAT with `name` and the byte, MGR_ERR_NOMEM. Local. */
 int mgr_json_parse(json_t **out, const char *name, const char *text, size_t len,
                    mgr_err *err) MGR_NODISCARD;
 
-/* The same, but NaN, Infinity and -Infinity, which Python writes, are taken: as texts that begin
- * with MGR_JSON_BARE, which mgr_json_dump writes back as they were. */
+/* The same, but NaN, Infinity and -Infinity, which Python writes, are taken: as texts of
+ * MGR_JSON_BARE and the word, which mgr_json_dump writes back as they were. */
 #define MGR_JSON_BARE "\x01"
 int mgr_json_parse_python(json_t **out, const char *name, const char *text, size_t len,
                           mgr_err *err) MGR_NODISCARD;

@@ -7,14 +7,15 @@
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 
-static void check_dump(const json_t *value, int indent)
+typedef int (*parser)(json_t **out, const char *name, const char *text, size_t len, mgr_err *err);
+
+static void check_dump(const json_t *value, int indent, parser parse)
 {
     mgr_buf text = {0};
     mgr_err err = MGR_ERR_INIT;
     json_t *again = NULL;
     if (mgr_json_dump(value, indent, &text, &err) != MGR_OK ||
-        mgr_json_parse(&again, "dump", text.data, text.len, &err) != MGR_OK ||
-        !json_equal(value, again)) {
+        parse(&again, "dump", text.data, text.len, &err) != MGR_OK || !json_equal(value, again)) {
         fprintf(stderr, "%s\n%s\n", err.msg, text.data ? text.data : "");
         abort();
     }
@@ -22,18 +23,24 @@ static void check_dump(const json_t *value, int indent)
     mgr_buf_clear(&text);
 }
 
-int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
+static void check(const uint8_t *data, size_t size, parser parse)
 {
     json_t *value = NULL;
     mgr_err err = MGR_ERR_INIT;
-    const int rc = mgr_json_parse(&value, "fuzz", (const char *)data, size, &err);
+    const int rc = parse(&value, "fuzz", (const char *)data, size, &err);
     if (rc != MGR_OK) {
         if (value || err.code != rc || err.msg[0] == '\0')
             abort();
-        return 0;
+        return;
     }
-    check_dump(value, 0);
-    check_dump(value, 1);
+    check_dump(value, 0, parse);
+    check_dump(value, 1, parse);
     json_decref(value);
+}
+
+int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
+{
+    check(data, size, mgr_json_parse);
+    check(data, size, mgr_json_parse_python);
     return 0;
 }

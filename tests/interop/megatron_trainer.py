@@ -254,7 +254,8 @@ def do_load(rank, step):
     assert calls and all(calls), "the load was not strict"
     assert not left, f"not loaded: {left}"
     keep_logits(step, args, chunks)
-    return {"iteration": iteration, "padded_vocab_size": args.padded_vocab_size}
+    sizes = [f"{kind}_model_parallel_size" for kind in ("tensor", "pipeline", "expert")]
+    return {"iteration": iteration} | {name: getattr(args, name) for name in (*sizes, "padded_vocab_size")}
 
 
 def plain(value):

@@ -515,6 +515,32 @@ static void test_json(void)
     CHECK(value == NULL);
 }
 
+/* What Python writes comes back as it was, and no text of a file passes for it. */
+static void test_numbers_that_json_has_not(void)
+{
+    static const struct {
+        const char *text;
+        int rc;
+    } cases[] = {{"{\"NaN\":[NaN,-Infinity,Infinity],\"a\":\"\\u0001NaN, \\\"b\\\": 1\"}", MGR_OK},
+                 {"[\"\\u0001Infinity\"]", MGR_ERR_FORMAT},
+                 {"[NaN,\"\\u0001NaN\"]", MGR_ERR_FORMAT},
+                 {"[\"\\u0001NaNs\",\"NaN\",\"\\\"NaN\"]", MGR_OK},
+                 {"[nan]", MGR_ERR_FORMAT}};
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        const char *const text = cases[i].text;
+        json_t *value = NULL;
+        mgr_buf out = {0};
+        mgr_err err = MGR_ERR_INIT;
+        CHECK_INT(mgr_json_parse_python(&value, "j", text, strlen(text), &err), cases[i].rc);
+        if (value) {
+            CHECK_INT(mgr_json_dump(value, 0, &out, &err), MGR_OK);
+            CHECK_TEXT(out.data, text);
+        }
+        mgr_buf_clear(&out);
+        json_decref(value);
+    }
+}
+
 int main(void)
 {
     test_good();
@@ -527,5 +553,6 @@ int main(void)
     test_header_refused();
     test_memory();
     test_json();
+    test_numbers_that_json_has_not();
     return CHECK_DONE();
 }
