@@ -412,21 +412,25 @@ static void give(mgr_model *m, unsigned bits)
         m->router.score = MGR_SCORE_SIGMOID;
 }
 
+/* Can `m` become what row `f` computes? It does so then. */
+static bool become(mgr_model *m, const mgr_hf_family *f)
+{
+    const unsigned what = has(m), gained = needed(f, what);
+    if (lacking(f, what) || gained & ~f->gains)
+        return false;
+    give(m, gained);
+    return true;
+}
+
 void mgr_huggingface_complete(mgr_model *m, const char *type)
 {
-    const unsigned what = has(m);
     const mgr_hf_class said = mgr_huggingface_type(type);
-    for (size_t i = 0; i < N_FAMILIES && said == MGR_HF_NO_CLASS; i++)
-        if (computes(&families[i], what))
-            return;
-    for (size_t i = 0; i < N_FAMILIES; i++) {
-        const mgr_hf_family *const f = &families[i];
-        const unsigned gained = needed(f, what);
-        if ((said != MGR_HF_NO_CLASS && i != said) || lacking(f, what) || gained & ~f->gains)
-            continue;
-        give(m, gained);
+    if (said < MGR_HF_NO_CLASS && become(m, &families[said]))
         return;
-    }
+    if (mgr_huggingface_class(m) != MGR_HF_NO_CLASS)
+        return;
+    for (size_t i = 0; i < N_FAMILIES && !become(m, &families[i]); i++)
+        continue;
 }
 
 /* ---- what is in the way ---- */

@@ -176,9 +176,9 @@ const char *mgr_huggingface_lacks(mgr_hf_class class, const mgr_model *model, ch
 const char *mgr_huggingface_needs(mgr_hf_class class, const mgr_model *model, char *out,
                                   size_t size);
 
-/* Make of a mixture that is just made one that `type` computes, or, where that is no class's name,
- * the first class that would: give it what that class always has and what says nothing yet. Left
- * alone where a class computes it as it is, or none would. Pure. */
+/* Make of a mixture that is just made one that class `type` computes, or, where that cannot be or
+ * is no class's name, the first class that can: give it what that class always has and what says
+ * nothing yet. Left alone where a class computes it as it is, or none can. Pure. */
 void mgr_huggingface_complete(mgr_model *model, const char *type);
 
 /* What the first layers with experts are: the first of them, the last, and the step between. False

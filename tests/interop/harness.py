@@ -9,6 +9,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "cli"))
 import torch  # noqa: E402
 from safetensors import safe_open  # noqa: E402
 
+import each_expert  # noqa: E402
 import runner  # noqa: E402
 
 torch.set_num_threads(2)
@@ -202,7 +203,7 @@ def llama_logits(model, shape, ids):
 
 
 def mixtral_logits(out, ids):
-    """Load strictly and run in float32."""
+    """Load strictly and run in float32; each expert counts."""
     from transformers import MixtralForCausalLM
 
     moe, info = MixtralForCausalLM.from_pretrained(
@@ -210,8 +211,10 @@ def mixtral_logits(out, ids):
     )
     for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         assert not info.get(kind), (kind, info[kind])
+    moe.eval()
+    each_expert.counts(moe, ids)
     with torch.no_grad():
-        return moe.eval()(ids).logits
+        return moe(ids).logits
 
 
 def token_ids(shape, length=32):

@@ -10,7 +10,7 @@ once the ranks of the split, forked for it, have ended. What a step does:
     {"do": "load", "from": F}        strictly, from a checkpoint in the format torch
     {"do": "live", "to": F}          F/RANK.pt: the place of the rank, and of each of its chunks the
                                      state dict, the global numbers of its layers and which have experts
-    {"do": "logits", "to": F}        F/RANK.pt: the place and the logits (no pipeline)
+    {"do": "logits", "to": F}        F/RANK.pt: the place and the logits (no pipeline); each expert counts
     {"do": "upcycle", "dense": D, "from": F}   what megatron-core's own upcycling makes of the dense
                                      model in D, with F's routers, is what F holds; with "sets": "own"
                                      it is where tensor-parallel ranks cut what each of them has
@@ -29,6 +29,8 @@ import types
 import zlib
 
 import megatron_core_cpu as cpu
+
+import each_expert
 
 MODEL = {
     "layers": 4,
@@ -362,7 +364,7 @@ def load(chunks, s, root):
 # ---- judging -------------------------------------------------------------------------------------
 
 
-def logits(chunks, m, out):
+def logits(chunks, m, s, out):
     import torch
 
     length = m["positions"] // 2
@@ -372,6 +374,9 @@ def logits(chunks, m, out):
     (model,) = chunks
     with torch.no_grad():
         values = model.eval()(ids, positions, hidden_from)
+    if any(".local_experts." in name for name, _ in model.named_parameters()):
+        experts = each_expert.of_megatron(chunks, m["experts"], place()["ep"], s["ep"])
+        each_expert.check(lambda: model(ids, positions, hidden_from), experts)
     out.mkdir(parents=True, exist_ok=True)
     torch.save({"place": place(), "logits": values}, out / f"{torch.distributed.get_rank()}.pt")
 
@@ -450,7 +455,7 @@ def rank_main(rank, job, rendezvous):
         elif kind == "live":
             live(chunks, pathlib.Path(step["to"]))
         elif kind == "logits":
-            logits(chunks, m, pathlib.Path(step["to"]))
+            logits(chunks, m, s, pathlib.Path(step["to"]))
         elif kind == "upcycle":
             upcycle(chunks, m, s, step["dense"], step["from"], step.get("sets"))
         else:

@@ -36,6 +36,8 @@ import zlib
 
 import megatron_core_cpu as cpu
 
+import each_expert
+
 ITERATION, TOKENS = 7, 24
 # What a CPU needs, and what no test is about. In front of each step's options.
 ALWAYS = """
@@ -202,9 +204,13 @@ def logits_of(chunks, ids):
 
 def keep_logits(step, args, chunks):
     import torch
+    from megatron.core import mpu
 
     ids = (torch.arange(min(TOKENS, args.seq_length))[None] * 13 + 5) % step["vocab"]
     result = logits_of(chunks, ids)
+    if step.get("logits") and args.num_experts:
+        rank = mpu.get_expert_model_parallel_rank(), mpu.get_expert_model_parallel_world_size()
+        each_expert.check(lambda: logits_of(chunks, ids), each_expert.of_megatron(chunks, args.num_experts, *rank))
     if step.get("logits") and args.rank == 0:
         torch.save({"ids": ids, "logits": result[..., : step["vocab"]]}, step["logits"])
 

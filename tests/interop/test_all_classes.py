@@ -13,7 +13,9 @@ import pytest
 import torch
 import transformers
 
+import each_expert
 import harness
+import real_models
 import runner
 import test_families as families
 
@@ -61,9 +63,10 @@ def mixture(scratch, source, lm):
     result = families.run(scratch, source, "moe", upcycle__method="naive", upcycle__ratio=None)
     if result.status:
         return said(result)
-    moe = families.load(scratch / "moe")
+    moe = real_models.load(scratch / "moe")
     difference = harness.relative_difference(families.logits(moe), families.logits(lm))
     assert difference < 1e-5, difference
+    each_expert.counts(moe, families.IDS)
     return f"{moe.config.model_type} {difference:.0e}"
 
 

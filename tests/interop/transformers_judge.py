@@ -10,6 +10,8 @@ import pathlib
 import subprocess
 import sys
 
+import each_expert
+
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 CURRENT = "5"  # of tools/requirements-interop.txt
 
@@ -99,10 +101,14 @@ def about(job):
 
 
 def logits(job):
+    """With `each`, each expert must count."""
     import torch
 
+    model, ids = load(job["folder"]), torch.tensor(job["ids"])
+    if job.get("each"):
+        each_expert.counts(model, ids)
     with torch.no_grad():
-        return {"logits": load(job["folder"])(torch.tensor(job["ids"])).logits.tolist()}
+        return {"logits": model(ids).logits.tolist()}
 
 
 def generate(job):
