@@ -60,6 +60,7 @@ typedef enum mgr_role {
     MGR_ROLE_SHARED_SWITCH,  /* [1, H]: its sigmoid scales what the shared expert gives */
     MGR_ROLE_ATTN_OUT_NORM,  /* [H]; norms behind attention and FFN only */
     MGR_ROLE_MLP_OUT_NORM,   /* [H] */
+    MGR_ROLE_OPAQUE,         /* of any shape: known by its name alone, and moved as it is */
     MGR_ROLE_COUNT
 } mgr_role;
 
@@ -74,9 +75,17 @@ typedef enum mgr_norm { MGR_NORM_RMS, MGR_NORM_LAYER } mgr_norm;
 typedef enum mgr_activation {
     MGR_ACTIVATION_SWIGLU,
     MGR_ACTIVATION_GEGLU,
-    MGR_ACTIVATION_GELU,        /* no gate */
-    MGR_ACTIVATION_SQUARED_RELU /* no gate */
+    MGR_ACTIVATION_GELU,         /* no gate */
+    MGR_ACTIVATION_SQUARED_RELU, /* no gate */
+    MGR_ACTIVATION_RELU          /* no gate */
 } mgr_activation;
+
+/* The stacks of layers that a model may have. The numbers are part of the random streams. */
+typedef enum mgr_stack {
+    MGR_STACK_DECODER, /* or the only one */
+    MGR_STACK_ENCODER,
+    MGR_STACK_COUNT
+} mgr_stack;
 
 typedef enum mgr_positions { MGR_POSITIONS_ROPE, MGR_POSITIONS_LEARNED } mgr_positions;
 
@@ -108,7 +117,10 @@ typedef struct mgr_router_kind {
 /* The sizes and the few scalars that consumers need. Plain data. All zero but the sizes is a
  * Llama-like model: RMSNorm, SwiGLU, RoPE, no biases. */
 typedef struct mgr_model {
-    uint64_t layers, hidden, heads, kv_groups, head_dim;
+    uint64_t layers, hidden, heads, kv_groups, head_dim; /* layers of all stacks, one behind the
+                                                            other: those of the decoder first */
+    uint64_t encoder_layers;                             /* of them; 0: there is one stack */
+    bool ffns_only; /* nothing but FFNs and routers is understood; all else is opaque */
     uint64_t ffn;        /* of a dense FFN */
     uint64_t vocab;      /* true size, without padding */
     uint64_t experts;    /* 0 for a dense model */
@@ -143,6 +155,13 @@ typedef struct mgr_model {
     uint8_t nope_layers[MGR_MAX_LAYERS / 8];   /* bit of a layer: it has no RoPE */
 } mgr_model;
 
+/* Layers of a stack, and the number in `layers` of its first. */
+uint64_t mgr_model_stack_layers(const mgr_model *model, mgr_stack stack);
+uint64_t mgr_model_stack_first(const mgr_model *model, mgr_stack stack);
+/* The stack of `layer`, and in *within its number there. */
+mgr_stack mgr_model_stack(const mgr_model *model, uint64_t layer, uint32_t *within);
+/* What stands for `layer` in a random stream: its number in its stack, and the stack. */
+uint32_t mgr_model_layer_key(const mgr_model *model, uint64_t layer);
 /* Does `layer` have experts? */
 bool mgr_model_is_moe(const mgr_model *model, uint64_t layer);
 /* Give `layer` of a mixture of experts a dense FFN. */
@@ -170,6 +189,13 @@ uint64_t mgr_model_expert_ffn(const mgr_model *model);
  * `idx` counts from 0 through what there is. For refusals. */
 const char *mgr_model_feature(const mgr_model *model, size_t idx);
 
+/* A tensor outside of the roles: its name and shape, as every format stores it that can hold it. */
+typedef struct mgr_opaque {
+    const char *name;
+    uint32_t ndim;
+    uint64_t shape[MGR_MAX_NDIM];
+} mgr_opaque;
+
 typedef struct mgr_tensor {
     mgr_role role;
     uint32_t layer, expert; /* MGR_NONE where it has none */
@@ -181,6 +207,7 @@ typedef struct mgr_tensor {
      * step of down is MGR_CANONICAL_ROWS, so that its column sums have canonical addends. */
     uint32_t bundle; /* index of the bundle's first tensor */
     uint64_t step;
+    const mgr_opaque *opaque; /* of MGR_ROLE_OPAQUE; else NULL */
 } mgr_tensor;
 
 /* Places of the roles in a layer of one kind; MGR_NONE where it has none. */
@@ -190,7 +217,8 @@ typedef struct mgr_layer_index {
     uint32_t per_ffn;            /* tensors of one FFN */
 } mgr_layer_index;
 
-/* All logical tensors of a model: embeddings, layer after layer, final norm, head. */
+/* All logical tensors of a model: embeddings, layer after layer, final norm, head; then those that
+ * are opaque. */
 typedef struct mgr_tensors {
     mgr_tensor *list;
     uint32_t n;
@@ -203,6 +231,8 @@ typedef struct mgr_tensors {
      * are numbered here. */
     uint32_t *place;
     uint32_t n_each, sources;
+    uint32_t first_opaque;        /* they are the last of the list, by name */
+    mgr_opaque *opaque;           /* theirs, where they are not another list's */
 } mgr_tensors;
 
 /* What becomes of the tensors that several sources have each and the target has once. */
@@ -224,6 +254,12 @@ int mgr_tensors_join(mgr_tensors *tensors, const mgr_model *model, uint32_t sour
 
 /* Enumerate the tensors of `model`. Free with mgr_tensors_clear. Local. */
 int mgr_tensors_init(mgr_tensors *tensors, const mgr_model *model, mgr_err *err) MGR_NODISCARD;
+/* Put `n` opaque tensors behind them, sorted by name. The array is borrowed. Once. Local. */
+int mgr_tensors_add_opaque(mgr_tensors *tensors, const mgr_opaque *opaque, size_t n,
+                           mgr_err *err) MGR_NODISCARD;
+/* Those that another list has, which lives longer. Local. */
+int mgr_tensors_share_opaque(mgr_tensors *tensors, const mgr_tensors *from,
+                             mgr_err *err) MGR_NODISCARD;
 void mgr_tensors_clear(mgr_tensors *tensors);
 
 /* Index of a tensor; `layer` and `expert` are MGR_NONE where the role has none. MGR_NONE if the
@@ -234,6 +270,9 @@ uint32_t mgr_tensors_find(const mgr_tensors *tensors, mgr_role role, uint32_t la
 /* The same of the `idx`-th FFN of a layer: expert `idx` of a mixture, that of source `idx` of
  * several, or the dense one that is alone. Pure. */
 uint32_t mgr_tensors_ffn(const mgr_tensors *tensors, mgr_role role, uint32_t layer, uint32_t idx);
+
+/* The tensor that is to this model what `tensor` is to another; MGR_NONE if there is none. Pure. */
+uint32_t mgr_tensors_match(const mgr_tensors *tensors, const mgr_tensor *tensor);
 
 /* "layer 3 expert 1 gate" into a caller's buffer; returns it. */
 const char *mgr_tensor_label(const mgr_tensor *tensor, char *out, size_t size);

@@ -31,7 +31,8 @@ int mgr_job_router(const mgr_job *job, uint32_t layer, void *out, mgr_dtype to, 
     const mgr_model *const m = &job->target.tensors.model;
     mgr_reader in;
     if (job->router.kind != MGR_ROUTER_FILE) {
-        mgr_router_fill(&job->router, layer, (uint32_t)m->experts, m->hidden, out, to);
+        mgr_router_fill(&job->router, mgr_model_layer_key(m, layer), (uint32_t)m->experts,
+                        m->hidden, out, to);
         return MGR_OK;
     }
     const mgr_stored *const s = &job->router_file.stored[job->router_of_layer[layer]];

@@ -110,6 +110,12 @@ static void source_moments(mgr_selection *s, const mgr_job *job, const mgr_sums 
     }
 }
 
+/* The layer as the random streams know it. */
+static uint32_t layer_key(const mgr_job *job, uint32_t layer)
+{
+    return mgr_model_layer_key(&job->target.tensors.model, layer);
+}
+
 int mgr_selection_set(mgr_selection *s, const mgr_job *job, uint32_t layer, const mgr_sums *sums,
                       mgr_err *err)
 {
@@ -117,7 +123,7 @@ int mgr_selection_set(mgr_selection *s, const mgr_job *job, uint32_t layer, cons
         return MGR_OK;
     s->layer = layer;
     for (uint32_t e = 0; e < job->target.tensors.model.experts; e++) {
-        MGR_TRY(job->method->map(&job->recipe, layer, e, &s->maps[e], err));
+        MGR_TRY(job->method->map(&job->recipe, layer_key(job, layer), e, &s->maps[e], err));
         if (job->moments && sums)
             moments(s, job, e, sums);
     }
@@ -133,7 +139,7 @@ mgr_expert mgr_selection_expert(const mgr_selection *s, const mgr_job *job, uint
     const size_t at = (size_t)expert * MGR_MATRIX_COUNT + matrix;
     return (mgr_expert){
         .seed = job->recipe.seed,
-        .layer = s->layer,
+        .layer = layer_key(job, s->layer),
         .expert = expert,
         .matrix = matrix,
         .width = job->recipe.width,

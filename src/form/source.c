@@ -36,3 +36,19 @@ const mgr_source_format *mgr_source_probe(const char *path)
             return mgr_source_at(i);
     return NULL;
 }
+
+int mgr_source_lay_out(const mgr_source_format *format, mgr_catalogue *cat,
+                       const mgr_config *config, void **state, mgr_tensors *tensors,
+                       mgr_layout *layout, mgr_err *err)
+{
+    mgr_model model;
+    MGR_TRY(format->describe(cat, config, state, &model, err));
+    MGR_TRY(mgr_tensors_init(tensors, &model, err));
+    if (format->opaque)
+        MGR_TRY(format->opaque(*state, cat, tensors, err));
+    MGR_TRY(mgr_layout_init(layout, tensors, cat, false, model.dtype, err));
+    MGR_TRY(format->layout(*state, layout, err));
+    MGR_TRY(mgr_layout_finish(layout, err));
+    tensors->model.dtype = layout->dtype;
+    return MGR_OK;
+}

@@ -46,6 +46,9 @@ typedef struct mgr_source_format {
     int (*describe)(const mgr_catalogue *cat, const mgr_config *config, void **state,
                     mgr_model *model, mgr_err *err);
 
+    /* NULL, or: add the opaque tensors, which the model leads to no more than a name of. Local. */
+    int (*opaque)(const void *state, const mgr_catalogue *cat, mgr_tensors *tensors, mgr_err *err);
+
     /* Put the boxes of all files into `layout`. Local. */
     int (*layout)(const void *state, mgr_layout *layout, mgr_err *err);
 
@@ -72,5 +75,11 @@ const mgr_source_format *mgr_source_at(size_t idx);
 
 /* The format that recognises `path`, or NULL. Local. */
 const mgr_source_format *mgr_source_probe(const char *path);
+
+/* Model, tensors and layout of what was read, up to the proof that nothing is left over. *state is
+ * the format's to release, after an error, too. Local. */
+int mgr_source_lay_out(const mgr_source_format *format, mgr_catalogue *cat,
+                       const mgr_config *config, void **state, mgr_tensors *tensors,
+                       mgr_layout *layout, mgr_err *err) MGR_NODISCARD;
 
 #endif

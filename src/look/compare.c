@@ -207,7 +207,7 @@ static int compare_tensors(comparison *c, mgr_err *err)
     char name[96];
     for (uint32_t i = 0; i < ta->n; i++) {
         const mgr_tensor *const t = &ta->list[i];
-        const uint32_t j = mgr_tensors_find(tb, t->role, t->layer, t->expert);
+        const uint32_t j = mgr_tensors_match(tb, t);
         mgr_tensor_label(t, name, sizeof name);
         enter(c, t);
         if (j == MGR_NONE) {
@@ -219,7 +219,7 @@ static int compare_tensors(comparison *c, mgr_err *err)
     }
     for (uint32_t j = 0; j < tb->n; j++) {
         const mgr_tensor *const t = &tb->list[j];
-        if (mgr_tensors_find(ta, t->role, t->layer, t->expert) != MGR_NONE)
+        if (mgr_tensors_match(ta, t) != MGR_NONE)
             continue;
         enter(c, t);
         report(c, "only in 2", mgr_tensor_label(t, name, sizeof name));

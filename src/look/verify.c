@@ -69,7 +69,7 @@ static int compare_tensors(const mgr_tensors *wanted, const mgr_tensors *found, 
     char label[96];
     for (uint32_t i = 0; i < wanted->n; i++) {
         const mgr_tensor *const t = &wanted->list[i];
-        const uint32_t k = mgr_tensors_find(found, t->role, t->layer, t->expert);
+        const uint32_t k = mgr_tensors_match(found, t);
         const bool padded = t->role == MGR_ROLE_EMBEDDING || t->role == MGR_ROLE_LM_HEAD;
         if (k != MGR_NONE && found->list[k].cols == t->cols &&
             (padded ? found->list[k].rows >= t->rows : found->list[k].rows == t->rows))

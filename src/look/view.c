@@ -53,18 +53,8 @@ static int open_file(mgr_view *v, const char *path, mgr_err *err)
 static int describe(mgr_view *v, const mgr_source_format *format, const mgr_config *config,
                     mgr_err *err)
 {
-    mgr_model model;
     void *state = NULL;
-    MGR_TRY(format->describe(&v->cat, config, &state, &model, err));
-    int rc = mgr_tensors_init(&v->tensors, &model, err);
-    if (rc == MGR_OK)
-        rc = mgr_layout_init(&v->layout, &v->tensors, &v->cat, false, model.dtype, err);
-    if (rc == MGR_OK)
-        rc = format->layout(state, &v->layout, err);
-    if (rc == MGR_OK)
-        rc = mgr_layout_finish(&v->layout, err);
-    if (rc == MGR_OK)
-        v->tensors.model.dtype = v->layout.dtype;
+    int rc = mgr_source_lay_out(format, &v->cat, config, &state, &v->tensors, &v->layout, err);
     if (rc == MGR_OK)
         rc = format->summary(state, &v->split, err);
     format->release(state);

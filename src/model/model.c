@@ -1,5 +1,6 @@
 #include "mgr/model.h"
 
+#include <assert.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -7,7 +8,7 @@
 #include "mgr/upcycle.h"
 
 /* Where a role lies. */
-typedef enum place { BEFORE, LAYER, FFN, BEHIND } place;
+typedef enum place { BEFORE, LAYER, FFN, BEHIND, NOWHERE } place;
 
 /* Sizes of axes; a vector has no columns. */
 typedef enum extent {
@@ -41,7 +42,8 @@ enum {
     SHARED_FFN = 2048,
     SHARED_SWITCH = 4096,
     PRE_NORM = 8192,
-    POST_NORM = 16384
+    POST_NORM = 16384,
+    WHOLE = 32768 /* more than FFNs and routers are understood */
 };
 
 typedef struct role_info {
@@ -55,26 +57,26 @@ typedef struct role_info {
 /* In the order in which a model's tensors are listed; Q, K and V stand together for their bundle.
  */
 static const role_info roles[] = {
-    {MGR_ROLE_EMBEDDING, "embedding", BEFORE, VOCAB, HIDDEN, 0},
-    {MGR_ROLE_POSITIONS, "position embedding", BEFORE, POSITIONS, HIDDEN, LEARNED},
-    {MGR_ROLE_ATTN_NORM, "attention norm", LAYER, HIDDEN, NONE, PRE_NORM},
-    {MGR_ROLE_ATTN_NORM_BIAS, "attention norm bias", LAYER, HIDDEN, NONE, PRE_NORM | LAYER_NORM},
-    {MGR_ROLE_Q, "q", LAYER, HEADS, HIDDEN, 0},
-    {MGR_ROLE_K, "k", LAYER, GROUPS, HIDDEN, 0},
-    {MGR_ROLE_V, "v", LAYER, GROUPS, HIDDEN, 0},
-    {MGR_ROLE_Q_BIAS, "q bias", LAYER, HEADS, NONE, BIAS_QKV},
-    {MGR_ROLE_K_BIAS, "k bias", LAYER, GROUPS, NONE, BIAS_QKV},
-    {MGR_ROLE_V_BIAS, "v bias", LAYER, GROUPS, NONE, BIAS_QKV},
-    {MGR_ROLE_Q_NORM, "q norm", LAYER, Q_NORM_WIDTH, NONE, QK_NORM},
-    {MGR_ROLE_Q_NORM_BIAS, "q norm bias", LAYER, Q_NORM_WIDTH, NONE, QK_NORM | LAYER_NORM},
-    {MGR_ROLE_K_NORM, "k norm", LAYER, K_NORM_WIDTH, NONE, QK_NORM},
-    {MGR_ROLE_K_NORM_BIAS, "k norm bias", LAYER, K_NORM_WIDTH, NONE, QK_NORM | LAYER_NORM},
-    {MGR_ROLE_O, "o", LAYER, HIDDEN, HEADS, 0},
-    {MGR_ROLE_O_BIAS, "o bias", LAYER, HIDDEN, NONE, BIAS_O},
-    {MGR_ROLE_ATTN_OUT_NORM, "attention output norm", LAYER, HIDDEN, NONE, POST_NORM},
-    {MGR_ROLE_MLP_NORM, "mlp norm", LAYER, HIDDEN, NONE, PRE_NORM},
-    {MGR_ROLE_MLP_NORM_BIAS, "mlp norm bias", LAYER, HIDDEN, NONE, PRE_NORM | LAYER_NORM},
-    {MGR_ROLE_MLP_OUT_NORM, "mlp output norm", LAYER, HIDDEN, NONE, POST_NORM},
+    {MGR_ROLE_EMBEDDING, "embedding", BEFORE, VOCAB, HIDDEN, WHOLE},
+    {MGR_ROLE_POSITIONS, "position embedding", BEFORE, POSITIONS, HIDDEN, LEARNED | WHOLE},
+    {MGR_ROLE_ATTN_NORM, "attention norm", LAYER, HIDDEN, NONE, PRE_NORM | WHOLE},
+    {MGR_ROLE_ATTN_NORM_BIAS, "attention norm bias", LAYER, HIDDEN, NONE, PRE_NORM | LAYER_NORM | WHOLE},
+    {MGR_ROLE_Q, "q", LAYER, HEADS, HIDDEN, WHOLE},
+    {MGR_ROLE_K, "k", LAYER, GROUPS, HIDDEN, WHOLE},
+    {MGR_ROLE_V, "v", LAYER, GROUPS, HIDDEN, WHOLE},
+    {MGR_ROLE_Q_BIAS, "q bias", LAYER, HEADS, NONE, BIAS_QKV | WHOLE},
+    {MGR_ROLE_K_BIAS, "k bias", LAYER, GROUPS, NONE, BIAS_QKV | WHOLE},
+    {MGR_ROLE_V_BIAS, "v bias", LAYER, GROUPS, NONE, BIAS_QKV | WHOLE},
+    {MGR_ROLE_Q_NORM, "q norm", LAYER, Q_NORM_WIDTH, NONE, QK_NORM | WHOLE},
+    {MGR_ROLE_Q_NORM_BIAS, "q norm bias", LAYER, Q_NORM_WIDTH, NONE, QK_NORM | LAYER_NORM | WHOLE},
+    {MGR_ROLE_K_NORM, "k norm", LAYER, K_NORM_WIDTH, NONE, QK_NORM | WHOLE},
+    {MGR_ROLE_K_NORM_BIAS, "k norm bias", LAYER, K_NORM_WIDTH, NONE, QK_NORM | LAYER_NORM | WHOLE},
+    {MGR_ROLE_O, "o", LAYER, HIDDEN, HEADS, WHOLE},
+    {MGR_ROLE_O_BIAS, "o bias", LAYER, HIDDEN, NONE, BIAS_O | WHOLE},
+    {MGR_ROLE_ATTN_OUT_NORM, "attention output norm", LAYER, HIDDEN, NONE, POST_NORM | WHOLE},
+    {MGR_ROLE_MLP_NORM, "mlp norm", LAYER, HIDDEN, NONE, PRE_NORM | WHOLE},
+    {MGR_ROLE_MLP_NORM_BIAS, "mlp norm bias", LAYER, HIDDEN, NONE, PRE_NORM | LAYER_NORM | WHOLE},
+    {MGR_ROLE_MLP_OUT_NORM, "mlp output norm", LAYER, HIDDEN, NONE, POST_NORM | WHOLE},
     {MGR_ROLE_ROUTER, "router", LAYER, EXPERTS, HIDDEN, MOE},
     {MGR_ROLE_ROUTER_BIAS, "router bias", LAYER, EXPERTS, NONE, MOE | BIAS_ROUTER},
     {MGR_ROLE_SELECTION_BIAS, "selection bias", LAYER, EXPERTS, NONE, MOE | SELECTION},
@@ -88,9 +90,10 @@ static const role_info roles[] = {
     {MGR_ROLE_GATE_BIAS, "gate bias", FFN, INNER, NONE, GATED | BIAS_MLP},
     {MGR_ROLE_UP_BIAS, "up bias", FFN, INNER, NONE, BIAS_MLP},
     {MGR_ROLE_DOWN_BIAS, "down bias", FFN, HIDDEN, NONE, BIAS_MLP},
-    {MGR_ROLE_FINAL_NORM, "final norm", BEHIND, HIDDEN, NONE, 0},
-    {MGR_ROLE_FINAL_NORM_BIAS, "final norm bias", BEHIND, HIDDEN, NONE, LAYER_NORM},
-    {MGR_ROLE_LM_HEAD, "lm head", BEHIND, VOCAB, HIDDEN, UNTIED},
+    {MGR_ROLE_FINAL_NORM, "final norm", BEHIND, HIDDEN, NONE, WHOLE},
+    {MGR_ROLE_FINAL_NORM_BIAS, "final norm bias", BEHIND, HIDDEN, NONE, LAYER_NORM | WHOLE},
+    {MGR_ROLE_LM_HEAD, "lm head", BEHIND, VOCAB, HIDDEN, UNTIED | WHOLE},
+    {MGR_ROLE_OPAQUE, "opaque", NOWHERE, ONE, NONE, 0},
 };
 
 #define N_ROLES (sizeof roles / sizeof roles[0])
@@ -116,6 +119,32 @@ bool mgr_role_is_ffn(mgr_role role)
 bool mgr_role_is_matrix(mgr_role role)
 {
     return role == MGR_ROLE_GATE || role == MGR_ROLE_UP || role == MGR_ROLE_DOWN;
+}
+
+uint64_t mgr_model_stack_layers(const mgr_model *m, mgr_stack stack)
+{
+    return stack == MGR_STACK_ENCODER ? m->encoder_layers : m->layers - m->encoder_layers;
+}
+
+uint64_t mgr_model_stack_first(const mgr_model *m, mgr_stack stack)
+{
+    return stack == MGR_STACK_ENCODER ? m->layers - m->encoder_layers : 0;
+}
+
+mgr_stack mgr_model_stack(const mgr_model *m, uint64_t layer, uint32_t *within)
+{
+    const uint64_t encoder = mgr_model_stack_first(m, MGR_STACK_ENCODER);
+    const mgr_stack stack = layer >= encoder && m->encoder_layers ? MGR_STACK_ENCODER
+                                                                  : MGR_STACK_DECODER;
+    *within = (uint32_t)(layer - mgr_model_stack_first(m, stack));
+    return stack;
+}
+
+uint32_t mgr_model_layer_key(const mgr_model *m, uint64_t layer)
+{
+    uint32_t within;
+    const mgr_stack stack = mgr_model_stack(m, layer, &within);
+    return (uint32_t)stack << 16 | within; /* MGR_MAX_LAYERS is far below 2^16 */
 }
 
 bool mgr_model_is_moe(const mgr_model *m, uint64_t layer)
@@ -216,10 +245,12 @@ const char *mgr_model_feature(const mgr_model *m, size_t idx)
         bool is;
         const char *name;
     } features[] = {
+        {m->encoder_layers > 0, "an encoder beside the decoder"},
         {m->norm == MGR_NORM_LAYER, "LayerNorm"},
         {m->activation == MGR_ACTIVATION_GEGLU, "GEGLU"},
         {m->activation == MGR_ACTIVATION_GELU, "GELU"},
         {m->activation == MGR_ACTIVATION_SQUARED_RELU, "squared ReLU"},
+        {m->activation == MGR_ACTIVATION_RELU, "ReLU"},
         {m->positions == MGR_POSITIONS_LEARNED, "learned positions"},
         {m->rope.kind == MGR_ROPE_LINEAR, "linear RoPE scaling"},
         {m->rope.kind == MGR_ROPE_LLAMA3, "Llama 3 RoPE scaling"},
@@ -262,7 +293,8 @@ static unsigned features_of(const mgr_model *m, bool moe)
            (m->bias_router ? BIAS_ROUTER : 0u) | (m->qk_norm ? QK_NORM : 0u) |
            (mgr_model_is_gated(m) ? GATED : 0u) | (moe ? MOE : 0u) |
            (m->router.selection_bias ? SELECTION : 0u) | (m->shared_ffn ? SHARED_FFN : 0u) |
-           (m->shared_switch ? SHARED_SWITCH : 0u) | (m->post_norm ? POST_NORM : PRE_NORM);
+           (m->shared_switch ? SHARED_SWITCH : 0u) | (m->post_norm ? POST_NORM : PRE_NORM) |
+           (m->ffns_only ? 0u : WHOLE);
 }
 
 static uint64_t size_of(const mgr_model *m, extent of, uint32_t expert)
@@ -406,7 +438,49 @@ int mgr_tensors_init(mgr_tensors *tensors, const mgr_model *model, mgr_err *err)
     for (uint32_t l = 0; l < model->layers; l++)
         add_layer(ts, l);
     add_place(ts, BEHIND, MGR_NONE, MGR_NONE);
+    ts->first_opaque = ts->n;
     return MGR_OK;
+}
+
+/* A matrix of all leading axes by the last one. */
+static mgr_tensor opaque_tensor(const mgr_opaque *o, uint32_t idx)
+{
+    mgr_tensor t = {.role = MGR_ROLE_OPAQUE,
+                    .layer = MGR_NONE,
+                    .expert = MGR_NONE,
+                    .ndim = o->ndim > 1 ? 2 : 1,
+                    .rows = 1,
+                    .cols = o->ndim > 1 ? o->shape[o->ndim - 1] : 1,
+                    .bundle = idx,
+                    .step = 1,
+                    .opaque = o};
+    for (uint32_t d = 0; d + (o->ndim > 1) < o->ndim; d++)
+        t.rows *= o->shape[d];
+    return t;
+}
+
+int mgr_tensors_add_opaque(mgr_tensors *ts, const mgr_opaque *opaque, size_t n, mgr_err *err)
+{
+    mgr_tensor *list;
+    assert(ts->first_opaque == ts->n);
+    if (n == 0)
+        return MGR_OK;
+    if (n > UINT32_MAX / 2 - ts->n)
+        return mgr_fail(err, MGR_ERR_UNSUPPORTED, "%zu tensors are too many", n);
+    MGR_TRY(mgr_alloc(&list, ts->n + n, sizeof *list, err));
+    memcpy(list, ts->list, ts->n * sizeof *list);
+    mgr_free(ts->list);
+    ts->list = list;
+    for (size_t i = 0; i < n; i++, ts->n++)
+        list[ts->n] = opaque_tensor(&opaque[i], ts->n);
+    return MGR_OK;
+}
+
+int mgr_tensors_share_opaque(mgr_tensors *ts, const mgr_tensors *from, mgr_err *err)
+{
+    const uint32_t n = from->n - from->first_opaque;
+    /* they are one array of the one who added them */
+    return mgr_tensors_add_opaque(ts, n ? from->list[from->first_opaque].opaque : NULL, n, err);
 }
 
 void mgr_tensors_clear(mgr_tensors *tensors)
@@ -414,6 +488,7 @@ void mgr_tensors_clear(mgr_tensors *tensors)
     mgr_free(tensors->list);
     mgr_free(tensors->first_of_layer);
     mgr_free(tensors->place);
+    mgr_free(tensors->opaque);
     *tensors = (mgr_tensors){0};
 }
 
@@ -456,11 +531,29 @@ uint32_t mgr_tensors_ffn(const mgr_tensors *ts, mgr_role role, uint32_t layer, u
     return find_in(ts, 0, role, layer, ts->model.experts ? idx : MGR_NONE);
 }
 
+uint32_t mgr_tensors_match(const mgr_tensors *ts, const mgr_tensor *tensor)
+{
+    uint32_t from = ts->first_opaque, to = ts->n;
+    if (!tensor->opaque)
+        return mgr_tensors_find(ts, tensor->role, tensor->layer, tensor->expert);
+    while (from < to) {
+        const uint32_t mid = from + (to - from) / 2;
+        const int order = strcmp(ts->list[mid].opaque->name, tensor->opaque->name);
+        if (order == 0)
+            return mid;
+        from = order < 0 ? mid + 1 : from;
+        to = order < 0 ? to : mid;
+    }
+    return MGR_NONE;
+}
+
 const char *mgr_tensor_label(const mgr_tensor *tensor, char *out, size_t size)
 {
     const char *const role = mgr_role_name(tensor->role);
     int n = 0;
-    if (tensor->layer == MGR_NONE)
+    if (tensor->opaque)
+        n = snprintf(out, size, "tensor '%.60s'", tensor->opaque->name);
+    else if (tensor->layer == MGR_NONE)
         n = snprintf(out, size, "%s", role);
     else if (tensor->expert == MGR_NONE)
         n = snprintf(out, size, "layer %u %s", tensor->layer, role);

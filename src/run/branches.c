@@ -227,6 +227,10 @@ int mgr_branches_join(mgr_job *job, mgr_err *err)
     const mgr_model moe = with_experts(job);
     mgr_side *const s = &job->source;
     MGR_TRY(check_siblings(job, err));
+    if (job->branches[0].side.tensors.model.ffns_only)
+        return mgr_fail(err, MGR_ERR_UNSUPPORTED,
+                        "several sources of a model with %s are not supported",
+                        mgr_model_feature(&job->branches[0].side.tensors.model, 0));
     MGR_TRY(join_catalogues(job, err));
     MGR_TRY(mgr_tensors_join(&s->tensors, &job->branches[0].side.tensors.model, job->n_branches,
                              mgr_others_find(job->config.upcycle.others), &moe, err));

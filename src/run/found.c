@@ -212,17 +212,10 @@ static int compare_models(const mgr_job *job, mgr_found *f, mgr_err *err)
 
 static int lay_out(mgr_found *f, const mgr_config *config, mgr_err *err)
 {
-    mgr_model model;
     void *state = NULL;
     mgr_side *const s = &f->side;
-    MGR_TRY(f->format->describe(&s->cat, config, &state, &model, err));
-    int rc = mgr_tensors_init(&s->tensors, &model, err);
-    if (rc == MGR_OK)
-        rc = mgr_layout_init(&s->layout, &s->tensors, &s->cat, false, model.dtype, err);
-    if (rc == MGR_OK)
-        rc = f->format->layout(state, &s->layout, err);
-    if (rc == MGR_OK)
-        rc = mgr_layout_finish(&s->layout, err);
+    const int rc =
+        mgr_source_lay_out(f->format, &s->cat, config, &state, &s->tensors, &s->layout, err);
     f->format->release(state);
     return rc;
 }

@@ -227,14 +227,7 @@ static int read_headers(mgr_job *job, mgr_err *err)
 static int describe_one(mgr_job *job, const mgr_source_format *format, void **state, mgr_side *s,
                         mgr_err *err)
 {
-    mgr_model model;
-    MGR_TRY(format->describe(&s->cat, &job->config, state, &model, err));
-    MGR_TRY(mgr_tensors_init(&s->tensors, &model, err));
-    MGR_TRY(mgr_layout_init(&s->layout, &s->tensors, &s->cat, false, model.dtype, err));
-    MGR_TRY(format->layout(*state, &s->layout, err));
-    MGR_TRY(mgr_layout_finish(&s->layout, err));
-    s->tensors.model.dtype = s->layout.dtype;
-    return MGR_OK;
+    return mgr_source_lay_out(format, &s->cat, &job->config, state, &s->tensors, &s->layout, err);
 }
 
 static int describe_branches(mgr_job *job, mgr_err *err)
@@ -288,8 +281,8 @@ static bool has_mean(const mgr_job *job)
 static mgr_define define(const mgr_job *job, const mgr_tensor *t)
 {
     const mgr_tensors *const from = &job->source.tensors;
-    if (!job->method)
-        return (mgr_define){MGR_OP_COPY, mgr_tensors_find(from, t->role, t->layer, t->expert)};
+    if (!job->method || t->opaque)
+        return (mgr_define){MGR_OP_COPY, mgr_tensors_match(from, t)};
     if (job->source.tensors.model.experts)
         return define_of_mixture(job, t);
     if (t->role == MGR_ROLE_ROUTER)
@@ -370,6 +363,7 @@ static int describe_target(mgr_job *job, mgr_err *err)
         job->target_format->settle(&job->origin, &job->config);
     MGR_TRY(mgr_target_check(job->target_format, c, &job->origin, &model, err));
     MGR_TRY(mgr_tensors_init(&t->tensors, &model, err));
+    MGR_TRY(mgr_tensors_share_opaque(&t->tensors, &job->source.tensors, err));
     MGR_TRY(define_targets(job, err));
     MGR_TRY(mgr_layout_init(&t->layout, &t->tensors, &t->cat, true, dtype, err));
     for (uint32_t i = 0; as_source && i < t->tensors.n; i++)
@@ -406,6 +400,8 @@ static uint64_t stored_vocabulary(const mgr_layout *l)
 static int review_vocabulary(mgr_job *job, mgr_err *err)
 {
     const uint64_t vocab = job->source.tensors.model.vocab;
+    if (job->source.tensors.model.ffns_only) /* nothing is cut or padded that is opaque */
+        return MGR_OK;
     const uint64_t from =
         stored_vocabulary(job->n_branches ? &job->branches[0].side.layout : &job->source.layout);
     const uint64_t to = stored_vocabulary(&job->target.layout);
