@@ -85,6 +85,7 @@ typedef struct mgr_config {
         char router[32];
         double router_std, noise_std;
         char moe_layer_freq[MGR_CONFIG_TEXT]; /* as Megatron's: a number, or a list expression */
+        char encoder_moe_layer_freq[MGR_CONFIG_TEXT]; /* empty: the same */
     } upcycle;
 
     struct {

@@ -120,7 +120,7 @@ typedef struct mgr_model {
     uint64_t layers, hidden, heads, kv_groups, head_dim; /* layers of all stacks, one behind the
                                                             other: those of the decoder first */
     uint64_t encoder_layers;                             /* of them; 0: there is one stack */
-    bool ffns_only; /* nothing but FFNs and routers is understood; all else is opaque */
+    bool ffns_only;      /* nothing but FFNs and routers is understood; all else is opaque */
     uint64_t ffn;        /* of a dense FFN */
     uint64_t vocab;      /* true size, without padding */
     uint64_t experts;    /* 0 for a dense model */
@@ -160,8 +160,11 @@ uint64_t mgr_model_stack_layers(const mgr_model *model, mgr_stack stack);
 uint64_t mgr_model_stack_first(const mgr_model *model, mgr_stack stack);
 /* The stack of `layer`, and in *within its number there. */
 mgr_stack mgr_model_stack(const mgr_model *model, uint64_t layer, uint32_t *within);
-/* What stands for `layer` in a random stream: its number in its stack, and the stack. */
-uint32_t mgr_model_layer_key(const mgr_model *model, uint64_t layer);
+/* The key of `layer`, for random streams and names: its number in its stack, and the stack; of
+ * MGR_NONE itself. And back. Pure. */
+uint32_t mgr_model_layer_key(const mgr_model *model, uint32_t layer);
+mgr_stack mgr_layer_key_stack(uint32_t key);
+uint32_t mgr_layer_key_layer(uint32_t key);
 /* Does `layer` have experts? */
 bool mgr_model_is_moe(const mgr_model *model, uint64_t layer);
 /* Give `layer` of a mixture of experts a dense FFN. */
@@ -231,8 +234,8 @@ typedef struct mgr_tensors {
      * are numbered here. */
     uint32_t *place;
     uint32_t n_each, sources;
-    uint32_t first_opaque;        /* they are the last of the list, by name */
-    mgr_opaque *opaque;           /* theirs, where they are not another list's */
+    uint32_t first_opaque; /* they are the last of the list, by name */
+    mgr_opaque *opaque;    /* theirs, where they are not another list's */
 } mgr_tensors;
 
 /* What becomes of the tensors that several sources have each and the target has once. */

@@ -91,7 +91,10 @@ static const mgr_key upcycle[] = {
                  "virtual-groups, zeros or file; source: a mixture's own (its default)"),
     MGR_ROW_TEXT("upcycle.moe_layer_freq", upcycle.moe_layer_freq, "1",
                  "which layers get experts, as Megatron's option: 1 all, N each N-th, or a list "
-                 "such as [0]*1+[1]*31"),
+                 "such as [0]*1+[1]*31; or every-second (1, 3, 5, ...), last-half"),
+    MGR_ROW_TEXT("upcycle.encoder_moe_layer_freq", upcycle.encoder_moe_layer_freq, "",
+                 "the same of the encoder, where the model has one, or none; empty: as the "
+                 "decoder's"),
 };
 
 static const mgr_key reshard[] = {

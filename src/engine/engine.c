@@ -254,8 +254,7 @@ static int make_synth(mgr_engine *e, uint32_t target, const mgr_piece *piece, mg
 {
     const mgr_job *const job = e->job;
     const mgr_tensor *const t = &job->target.tensors.list[target];
-    const uint32_t layer =
-        t->layer == MGR_NONE ? UINT32_MAX : mgr_model_layer_key(&job->target.tensors.model, t->layer);
+    const uint32_t layer = mgr_model_layer_key(&job->target.tensors.model, t->layer);
     const uint32_t expert = t->expert == MGR_NONE ? 0 : t->expert + 1; /* 0: a dense model's */
     const mgr_stream stream = {job->synth_seed, MGR_PURPOSE_SYNTH, layer,
                                expert << 8 | (uint32_t)t->role};

@@ -46,12 +46,15 @@ static const struct {
                  {"logits_divisor", offsetof(mgr_model, logits_divisor)}},
   flags[] = {{"qk_norm_full", offsetof(mgr_model, qk_norm_full)},
              {"post_norm", offsetof(mgr_model, post_norm)},
-             {"rope_interleaved", offsetof(mgr_model, rope_interleaved)}},
+             {"rope_interleaved", offsetof(mgr_model, rope_interleaved)},
+             {"ffns_only", offsetof(mgr_model, ffns_only)},
+             {"bias_router", offsetof(mgr_model, bias_router)}},
   ids[] = {{"bos_token_id", offsetof(mgr_model, bos_token_id)},
            {"eos_token_id", offsetof(mgr_model, eos_token_id)}};
 /* That these classes compute. */
-static const char *const activations[] = {
-    [MGR_ACTIVATION_SWIGLU] = "swiglu", [MGR_ACTIVATION_GEGLU] = "geglu"};
+static const char *const activations[] = {[MGR_ACTIVATION_SWIGLU] = "swiglu",
+                                          [MGR_ACTIVATION_GEGLU] = "geglu",
+                                          [MGR_ACTIVATION_RELU] = "relu"};
 #define N(table) (sizeof(table) / sizeof((table)[0]))
 
 /* "0110": a digit for each layer whose bit is set or not. */
@@ -108,6 +111,8 @@ static void add_optional(json_t *object, const mgr_model *m)
         json_object_set_new(object, "shared_ffn", json_integer((json_int_t)m->shared_ffn));
     if (m->shared_switch)
         json_object_set_new(object, "shared_switch", json_true());
+    if (m->encoder_layers)
+        json_object_set_new(object, "encoder_layers", json_integer((json_int_t)m->encoder_layers));
     if (m->rotary_part > 0)
         json_object_set_new(object, "rotary_part", json_real(m->rotary_part));
     if (m->window) {
@@ -266,6 +271,7 @@ static int take_optional(const mgr_catalogue *cat, uint32_t file, mgr_model *mod
 {
     model->router.unnormalised = has_true(cat, file, "router_pre_softmax");
     MGR_TRY(take_router(cat, file, model, err));
+    MGR_TRY(take_size(cat, file, "encoder_layers", &model->encoder_layers, err));
     MGR_TRY(take_size(cat, file, "window", &model->window, err));
     MGR_TRY(take_layers(cat, file, "window_layers", model, model->window_layers, err));
     return take_layers(cat, file, "dense_layers", model, model->dense_layers, err);
@@ -297,12 +303,12 @@ static int take_activation(const mgr_catalogue *cat, uint32_t file, mgr_model *m
     const mgr_attr *a;
     MGR_TRY(take(cat, file, "activation", MGR_ATTR_TEXT, &a, err));
     for (size_t i = 0; i < N(activations); i++)
-        if (strcmp(a->text, activations[i]) == 0) {
+        if (activations[i] && strcmp(a->text, activations[i]) == 0) {
             model->activation = (mgr_activation)i;
             return MGR_OK;
         }
     return mgr_fail(err, MGR_ERR_UNSUPPORTED,
-                    "the model in '%s' has an activation other than swiglu and geglu",
+                    "the model in '%s' has an activation other than swiglu, geglu and relu",
                     cat->files[file].path);
 }
 
@@ -320,7 +326,7 @@ int mgr_hdf5_model_read(const mgr_catalogue *cat, uint32_t file, mgr_model *mode
     m.rope.kind = rope <= MGR_ROPE_LLAMA3 ? (mgr_rope_kind)rope : MGR_ROPE_PLAIN;
     m.dtype = mgr_dtype_from_name(dtype->text);
     if (rope > MGR_ROPE_LLAMA3 || !mgr_dtype_is_weight(m.dtype) || m.layers > MGR_MAX_LAYERS ||
-        m.heads % m.kv_groups)
+        m.heads % m.kv_groups || m.encoder_layers >= m.layers)
         return mgr_fail(err, MGR_ERR_FORMAT, "the model in '%s' makes no sense",
                         cat->files[file].path);
     *model = m;

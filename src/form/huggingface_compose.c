@@ -152,7 +152,8 @@ static void want_window(const composition *c)
 {
     const mgr_model *const m = c->model;
     const json_t *const given = json_object_get(c->base, "sliding_window");
-    const bool has = mgr_huggingface_key("use_sliding_window", c->family)->use == MGR_HF_READ;
+    const mgr_hf_key *const row = mgr_huggingface_key("use_sliding_window", c->family);
+    const bool has = row && row->use == MGR_HF_READ;
     if (c->same || !c->base || mgr_huggingface_family(c->class)->keys & MGR_HF_KEY_NO_WINDOWS)
         return;
     if (has)

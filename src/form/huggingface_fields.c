@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "form/huggingface_compose.h"
+#include "model/huggingface_t5.h"
 
 typedef struct field {
     const char *key;
@@ -169,12 +170,63 @@ static json_t *rope_layers(const mgr_model *m)
     return list;
 }
 
+static json_t *whole(uint64_t value)
+{
+    return json_integer((json_int_t)value);
+}
+
+/* Which layers of a stack have experts: the step decides, and the number of them that it is derived
+ * from where it is not there says the same where it can. */
+static void add_sparse_layers(json_t *object, const mgr_model *m, mgr_stack stack)
+{
+    const bool encoder = stack == MGR_STACK_ENCODER;
+    const uint64_t layers = mgr_model_stack_layers(m, stack);
+    uint64_t step = 0;
+    (void)mgr_huggingface_sparse_step(m, stack, &step); /* it was checked */
+    json_object_set_new(object, encoder ? "encoder_sparse_step" : "decoder_sparse_step",
+                        whole(step));
+    json_object_set_new(object, encoder ? "num_sparse_encoder_layers" : "num_sparse_decoder_layers",
+                        whole(step ? layers / step : 0));
+}
+
+/* T5 and Switch Transformers; of T5 the source says whether outputs are scaled. */
+static json_t *derived_t5(const mgr_model *m, const mgr_hf_family *f, mgr_dtype dtype)
+{
+    const field fields[] = {
+        {"architectures", json_pack("[s]", f->architecture)},
+        {"model_type", json_string(f->type)},
+        {"vocab_size", whole(m->vocab)},
+        {"d_model", whole(m->hidden)},
+        {"d_ff", whole(m->ffn)},
+        {"d_kv", whole(m->head_dim)},
+        {"num_heads", whole(m->heads)},
+        {"num_layers", whole(m->encoder_layers)},
+        {"num_decoder_layers", whole(m->layers - m->encoder_layers)},
+        {"layer_norm_epsilon", json_real(m->norm_epsilon)},
+        {m->experts ? "dense_act_fn" : "feed_forward_proj", json_string("relu")},
+        {"is_encoder_decoder", json_true()},
+        {"torch_dtype", json_string(mgr_dtype_name(dtype))},
+    };
+    json_t *const object = json_object();
+    add_fields(object, fields, sizeof fields / sizeof fields[0]);
+    if (!m->experts)
+        return object;
+    json_object_set_new(object, "tie_word_embeddings", json_boolean(m->tied));
+    json_object_set_new(object, "num_experts", whole(m->experts));
+    json_object_set_new(object, "router_bias", json_boolean(m->bias_router));
+    add_sparse_layers(object, m, MGR_STACK_ENCODER);
+    add_sparse_layers(object, m, MGR_STACK_DECODER);
+    return object;
+}
+
 /* Every field is written, since defaults differ between versions; reals have a point, as
  * transformers 5 insists. Both spellings of RoPE: 4 reads rope_theta and rope_scaling, 5
  * rope_parameters. */
 json_t *mgr_huggingface_derived(const mgr_model *m, mgr_hf_class class, mgr_dtype dtype)
 {
     const mgr_hf_family *const f = mgr_huggingface_family(class);
+    if (m->encoder_layers)
+        return derived_t5(m, f, dtype);
     const bool geglu = m->activation == MGR_ACTIVATION_GEGLU;
     const field fields[] = {
         {"architectures", json_pack("[s]", f->architecture)},
@@ -235,10 +287,15 @@ static void add_window_layers(json_t *object, const mgr_model *m, const mgr_hf_f
 json_t *mgr_huggingface_defaults(const mgr_model *m, mgr_hf_class class)
 {
     const mgr_hf_family *const f = mgr_huggingface_family(class);
-    json_t *const object = json_pack("{s:f,s:b}", "attention_dropout", 0.0, "use_cache", 1);
+    json_t *const object = json_object();
     json_t *const written = f->written ? json_loads(f->written, 0, NULL) : NULL;
+    if (!m->encoder_layers)
+        json_object_set_new(object, "attention_dropout", json_real(0));
+    json_object_set_new(object, "use_cache", json_true());
     json_object_update(object, written);
     json_decref(written);
+    if (m->encoder_layers && m->experts)
+        json_object_set_new(object, "expert_capacity", whole(m->max_positions));
     if (!(f->keys & MGR_HF_KEY_NO_WINDOWS))
         json_object_set_new(object, "sliding_window", window_of(m));
     if (f->keys & MGR_HF_KEY_WINDOW_SWITCH)

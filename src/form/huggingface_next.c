@@ -126,6 +126,8 @@ static int next_transformers(const mgr_output *out, unsigned least, mgr_remarks 
 {
     char number[16];
     mgr_buf text = {0};
+    const bool two = out->layout->tensors->model.encoder_layers > 0;
+    const char *const class = two ? "AutoModelForSeq2SeqLM" : "AutoModelForCausalLM";
     json_t *const path = json_string(out->config->target.path);
     int rc = mgr_json_dump(path, 0, &text, err);
     if (rc == MGR_OK)
@@ -133,11 +135,11 @@ static int next_transformers(const mgr_output *out, unsigned least, mgr_remarks 
                                      "# transformers %s or later:", release(least, number))
                    : say(remarks, err, "# transformers that has the class:");
     if (rc == MGR_OK)
-        rc = say(remarks, err, "from transformers import AutoModelForCausalLM");
+        rc = mgr_remarks_say(remarks, MGR_REMARK_NEXT, err, "from transformers import %s", class);
     if (rc == MGR_OK)
         rc = mgr_remarks_say(remarks, MGR_REMARK_NEXT, err,
-                             "model = AutoModelForCausalLM.from_pretrained(%s, torch_dtype=\"%s\")",
-                             text.data, mgr_dtype_name(out->layout->dtype));
+                             "model = %s.from_pretrained(%s, torch_dtype=\"%s\")", class, text.data,
+                             mgr_dtype_name(out->layout->dtype));
     mgr_buf_clear(&text);
     json_decref(path);
     return rc;

@@ -8,6 +8,7 @@
 #include "form/sidecar.h"
 #include "io/file.h"
 #include "model/huggingface.h"
+#include "model/huggingface_t5.h"
 
 /* "LayerNorm, GELU and learned positions" */
 const char *mgr_huggingface_features(const mgr_model *m, char *out, size_t size)
@@ -26,6 +27,8 @@ const char *mgr_huggingface_features(const mgr_model *m, char *out, size_t size)
 int mgr_huggingface_check(const char *format, const mgr_model *model, mgr_err *err)
 {
     char features[600], lacks[600];
+    if (model->encoder_layers && model->experts)
+        MGR_TRY(mgr_huggingface_switch_check(model, err));
     if (mgr_huggingface_class(model) != MGR_HF_NO_CLASS)
         return MGR_OK;
     const mgr_hf_class near = mgr_huggingface_nearest(model);
@@ -73,7 +76,8 @@ static int look_up(const mgr_output *output, mgr_tokenizer_facts *facts, mgr_err
 /* transformers' own, of a model that has none: what config.json says, for generate(). */
 static int write_generation(const char *directory, const json_t *config, mgr_err *err)
 {
-    static const char *const keys[] = {"bos_token_id", "eos_token_id", "pad_token_id"};
+    static const char *const keys[] = {"bos_token_id", "eos_token_id", "pad_token_id",
+                                       "decoder_start_token_id"};
     json_t *const generation = json_pack("{s:b}", "_from_model_config", 1);
     for (size_t i = 0; i < sizeof keys / sizeof keys[0]; i++)
         if (json_object_get(config, keys[i]))
@@ -130,6 +134,33 @@ static int speak_of_tokens(const mgr_output *output, const mgr_tokenizer_facts *
     return MGR_OK;
 }
 
+/* Where Switch Transformers is not the dense model, or does not train as one expects. */
+static int speak_of_switch(const mgr_output *output, const json_t *config, mgr_remarks *remarks,
+                           mgr_err *err)
+{
+    const mgr_model *const m = &output->layout->tensors->model;
+    const json_t *const jitter = json_object_get(config, "router_jitter_noise");
+    uint64_t steps[MGR_STACK_COUNT] = {0};
+    if (!m->encoder_layers || !m->experts)
+        return MGR_OK;
+    MGR_TRY(mgr_remarks_say(
+        remarks, MGR_REMARK_WARNING, err,
+        "of each sequence an expert takes expert_capacity %lld tokens, padding included; others "
+        "pass it by: set it to the longest sequence with 'target.config'",
+        (long long)json_integer_value(json_object_get(config, "expert_capacity"))));
+    if (json_number_value(jitter) > 0)
+        MGR_TRY(mgr_remarks_say(remarks, MGR_REMARK_WARNING, err,
+                                "router_jitter_noise %g changes in training what experts are given",
+                                json_number_value(jitter)));
+    for (int s = 0; s < MGR_STACK_COUNT; s++)
+        (void)mgr_huggingface_sparse_step(m, (mgr_stack)s, &steps[s]);
+    if (steps[MGR_STACK_ENCODER] == 1 || steps[MGR_STACK_DECODER] == 1)
+        return mgr_remarks_say(remarks, MGR_REMARK_WARNING, err,
+                               "with experts in every layer transformers adds no balancing loss in "
+                               "training (sparse step 1)");
+    return MGR_OK;
+}
+
 int mgr_huggingface_review(const mgr_output *output, mgr_remarks *remarks, mgr_err *err)
 {
     mgr_tokenizer_facts facts;
@@ -142,6 +173,8 @@ int mgr_huggingface_review(const mgr_output *output, mgr_remarks *remarks, mgr_e
         rc = mgr_remarks_say(remarks, MGR_REMARK_WARNING, err,
                              "config.json has output_router_logits: false, so that generate() "
                              "works; a trainer that takes it from there adds no balancing loss");
+    if (rc == MGR_OK)
+        rc = speak_of_switch(output, config, remarks, err);
     if (rc == MGR_OK)
         rc = speak_of_tokens(output, &facts, config, remarks, err);
     json_decref(config);

@@ -10,7 +10,8 @@
 #define PIECES 64
 #define PIECE ((uint64_t)16 << 10)
 
-static const char *const names[] = {"model.embed_tokens.weight", "lm_head.weight"};
+static const char *const names[] = {"model.embed_tokens.weight", "lm_head.weight",
+                                    "shared.weight"}; /* the last one is T5's embedding */
 
 static bool is_plain(const mgr_stored *s)
 {

@@ -201,6 +201,12 @@ static int describe(const mgr_catalogue *cat, const mgr_config *config, void **o
     return MGR_OK;
 }
 
+static int find_opaque(const void *of, const mgr_catalogue *cat, mgr_tensors *tensors, mgr_err *err)
+{
+    const state *const s = of;
+    return mgr_flat_opaque(cat, &s->flat, tensors, err);
+}
+
 static int layout(const void *opaque, mgr_layout *into, mgr_err *err)
 {
     const state *const s = opaque;
@@ -315,6 +321,7 @@ const mgr_source_format mgr_source_hdf5 = {
     .find = find,
     .read = read_source_file,
     .describe = describe,
+    .opaque = find_opaque,
     .layout = layout,
     .summary = summary,
     .release = release,

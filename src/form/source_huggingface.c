@@ -510,6 +510,11 @@ static int describe(const mgr_catalogue *cat, const mgr_config *config, void **o
     return MGR_OK;
 }
 
+static int opaque(const void *state, const mgr_catalogue *cat, mgr_tensors *tensors, mgr_err *err)
+{
+    return mgr_huggingface_opaque(cat, state, tensors, err);
+}
+
 static int layout(const void *state, mgr_layout *into, mgr_err *err)
 {
     MGR_TRY(mgr_huggingface_layout(into, state, err));
@@ -605,6 +610,7 @@ const mgr_source_format mgr_source_huggingface = {
     .find = find,
     .read = read_source_file,
     .describe = describe,
+    .opaque = opaque,
     .layout = layout,
     .summary = summary,
     .review = review,
@@ -627,6 +633,7 @@ const mgr_source_format mgr_source_moe_recipes = {
     .find = find,
     .read = read_source_file,
     .describe = describe,
+    .opaque = opaque,
     .layout = layout,
     .summary = summary,
     .review = review,
@@ -642,6 +649,7 @@ const mgr_source_format mgr_source_mixtral = {
     .find = find,
     .read = read_source_file,
     .describe = describe,
+    .opaque = opaque,
     .layout = layout,
     .summary = summary,
     .review = review,

@@ -37,6 +37,17 @@ static bool is_new(const mgr_origin *origin, const mgr_model *model)
     return origin && origin->model && !origin->model->experts && model->experts;
 }
 
+/* What is known by its name alone is stored by that. */
+static int check_opaque(const mgr_target_format *format, const mgr_model *model, mgr_err *err)
+{
+    if (!model->ffns_only || format->opaque)
+        return MGR_OK;
+    return mgr_fail(err, MGR_ERR_UNSUPPORTED,
+                    "target format '%s' cannot express a model with %s, of which nothing but the "
+                    "FFNs is understood",
+                    format->name, mgr_model_feature(model, 0));
+}
+
 /* Would this format take the model, with its own keys at their defaults? */
 static bool takes(const mgr_target_format *format, mgr_config *plain, const mgr_origin *origin,
                   const mgr_model *model)
@@ -50,7 +61,8 @@ static bool takes(const mgr_target_format *format, mgr_config *plain, const mgr_
     snprintf(plain->target.format, sizeof plain->target.format, "%s", format->name);
     if (format->complete && is_new(origin, model))
         format->complete(plain, &own);
-    return format->check(plain, &own, &ignored) == MGR_OK;
+    return check_opaque(format, &own, &ignored) == MGR_OK &&
+           format->check(plain, &own, &ignored) == MGR_OK;
 }
 
 /* Where it is the model that is refused, and not a key: which formats hold it? */
@@ -77,7 +89,9 @@ int mgr_target_check(const mgr_target_format *format, const mgr_config *config,
     mgr_err ignored = MGR_ERR_INIT;
     if (format->complete && is_new(origin, model))
         format->complete(config, model);
-    const int rc = format->check(config, model, err);
+    int rc = check_opaque(format, model, err);
+    if (rc == MGR_OK)
+        rc = format->check(config, model, err);
     if (rc != MGR_OK && mgr_alloc(&plain, 1, sizeof *plain, &ignored) == MGR_OK) {
         *plain = *config;
         hint_formats(format, plain, origin, &before, err);

@@ -167,6 +167,7 @@ const mgr_target_format mgr_target_hdf5 = {
     .complete = mgr_huggingface_fill,
     .keys = MGR_KEY_TABLE(MGR_OWNER_TARGET, "hdf5", keys),
     .container = &mgr_container_hdf5,
+    .opaque = true,
     .choose = choose,
     .check = check,
     .layout = layout,

@@ -35,6 +35,8 @@ static int name_tensor(mgr_checkpoint *c, uint32_t idx, mgr_err *err)
     const mgr_tensors *const ts = &c->view.tensors;
     const mgr_tensor *const t = &ts->list[idx];
     char name[MGR_HF_NAME_BYTES];
+    if (t->opaque)
+        return mgr_arena_fmt(&c->arena, &c->names[idx], err, "%s", t->opaque->name);
     if (!mgr_flat_name(ts, t, name)) {
         mgr_tensor_label(t, name, sizeof name);
         for (char *p = name; *p; p++)

@@ -1,6 +1,7 @@
 #include "model/flat.h"
 
 #include "core/mem.h"
+#include "model/opaque.h"
 
 /* The file, counted from flat->first_file, that a target's tensor belongs to. */
 static uint32_t place_of(const mgr_tensors *ts, const mgr_flat *flat, uint32_t expert)
@@ -27,25 +28,44 @@ bool mgr_flat_name(const mgr_tensors *ts, const mgr_tensor *t, char name[MGR_HF_
 {
     const bool dense = mgr_role_is_ffn(t->role) && t->expert == MGR_NONE;
     const mgr_hf_ffn ffn = dense ? MGR_HF_DENSE : mgr_huggingface_ffn(&ts->model);
-    return mgr_huggingface_name(mgr_huggingface_class(&ts->model), ffn, t->role, t->layer,
-                                t->expert, name);
+    return mgr_huggingface_name(mgr_huggingface_class(&ts->model), ffn, t->role,
+                                mgr_model_layer_key(&ts->model, t->layer), t->expert, name);
 }
 
 static int add_tensor(mgr_layout *layout, const mgr_flat *flat, uint32_t i, mgr_err *err)
 {
     const mgr_tensor *const t = &layout->tensors->list[i];
-    const uint64_t shape[2] = {t->rows, t->cols};
+    const uint64_t matrix[2] = {t->rows, t->cols};
+    const uint64_t *const shape = t->opaque ? t->opaque->shape : matrix;
+    const uint32_t ndim = t->opaque ? t->opaque->ndim : t->ndim;
     const uint32_t place = place_of(layout->tensors, flat, t->expert);
     uint32_t file = flat->first_file + place, stored;
-    char name[MGR_HF_NAME_BYTES];
-    if (!mgr_flat_name(layout->tensors, t, name))
+    char known[MGR_HF_NAME_BYTES];
+    const char *const name = t->opaque ? t->opaque->name : known;
+    if (!t->opaque && !mgr_flat_name(layout->tensors, t, known))
         return mgr_fail(err, MGR_ERR_UNSUPPORTED, "%s has no Hugging Face name",
-                        mgr_tensor_label(t, name, sizeof name));
+                        mgr_tensor_label(t, known, sizeof known));
     if (!layout->declare)
         MGR_TRY(file_of(layout, flat, place, name, &file, err));
-    MGR_TRY(mgr_layout_tensor(layout, file, name, t->ndim, shape, &stored, err));
+    MGR_TRY(mgr_layout_tensor(layout, file, name, ndim, shape, &stored, err));
     const mgr_box box = {.tensor = i, .stored = stored, .rows = t->rows, .cols = t->cols};
     return mgr_layout_box(layout, &box, err);
+}
+
+/* For mgr_opaque_find. */
+static bool namer(const void *context, const mgr_tensors *ts, const mgr_tensor *t,
+                  char name[MGR_HF_NAME_BYTES])
+{
+    (void)context;
+    return mgr_flat_name(ts, t, name);
+}
+
+int mgr_flat_opaque(const mgr_catalogue *cat, const mgr_flat *flat, mgr_tensors *tensors,
+                    mgr_err *err)
+{
+    return tensors->model.ffns_only
+               ? mgr_opaque_find(tensors, cat, flat->first_file, namer, NULL, err)
+               : MGR_OK;
 }
 
 int mgr_flat_layout(mgr_layout *layout, const mgr_flat *flat, mgr_err *err)

@@ -19,6 +19,11 @@ typedef struct mgr_flat {
  * without a name. Local. */
 int mgr_flat_layout(mgr_layout *layout, const mgr_flat *flat, mgr_err *err) MGR_NODISCARD;
 
+/* Put what of the files none of the model's tensors is stored as behind them, as opaque ones, where
+ * the model says that there are such. Local. */
+int mgr_flat_opaque(const mgr_catalogue *cat, const mgr_flat *flat, mgr_tensors *tensors,
+                    mgr_err *err) MGR_NODISCARD;
+
 /* The Hugging Face name of a tensor of the list; false where no class has one. Pure. */
 bool mgr_flat_name(const mgr_tensors *tensors, const mgr_tensor *tensor,
                    char out[MGR_HF_NAME_BYTES]);

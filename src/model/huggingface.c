@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "core/mem.h"
+#include "model/opaque.h"
 
 /* Roles that most models name alike; %u is the layer. */
 static const char *const common_names[MGR_ROLE_COUNT] = {
@@ -87,9 +88,11 @@ static const char *own_name(const mgr_hf_name *names, mgr_role role)
 }
 
 /* The class's own name, else the common one, else the FFN's. */
-static const char *format_of(mgr_hf_class class, mgr_hf_ffn ffn, mgr_role role)
+static const char *format_of(mgr_hf_class class, mgr_hf_ffn ffn, mgr_role role, mgr_stack stack)
 {
     const mgr_hf_family *const family = mgr_huggingface_family(class);
+    if (family && family->name_of)
+        return family->name_of(ffn != MGR_HF_DENSE, role, stack);
     const bool in_memory = family && ffn == mgr_huggingface_memory(family);
     const char *const fused = in_memory ? own_name(family->memory_names, role) : NULL;
     const char *const own = family ? own_name(family->names, role) : NULL;
@@ -102,13 +105,13 @@ static const char *format_of(mgr_hf_class class, mgr_hf_ffn ffn, mgr_role role)
 bool mgr_huggingface_name(mgr_hf_class class, mgr_hf_ffn ffn, mgr_role role, uint32_t layer,
                           uint32_t expert, char out[MGR_HF_NAME_BYTES])
 {
-    const char *const format = format_of(class, ffn, role);
+    const char *const format = format_of(class, ffn, role, mgr_layer_key_stack(layer));
     out[0] = '\0';
     /* the tables are ours; the format strings in them take layer, then expert */
 #pragma GCC diagnostic push
 #pragma GCC diagnostic ignored "-Wformat-nonliteral"
     if (format)
-        snprintf(out, MGR_HF_NAME_BYTES, format, layer, expert);
+        snprintf(out, MGR_HF_NAME_BYTES, format, mgr_layer_key_layer(layer), expert);
 #pragma GCC diagnostic pop
     return format;
 }
@@ -223,9 +226,13 @@ static uint64_t first_row(const walk *w, const mgr_tensor *t)
 }
 
 /* Shape of the stored tensor that `t` leads, 1 behind the last axis; returns the number of axes. */
-static uint32_t stored_shape(const walk *w, const mgr_tensor *t, uint64_t shape[3])
+static uint32_t stored_shape(const walk *w, const mgr_tensor *t, uint64_t shape[MGR_MAX_NDIM])
 {
     const fusion f = fusion_of(w->hf, t);
+    if (t->opaque) {
+        memcpy(shape, t->opaque->shape, sizeof t->opaque->shape);
+        return t->opaque->ndim;
+    }
     const bool experts = f == EXPERTS_GATE_UP || f == EXPERTS_DOWN;
     uint64_t *const matrix = shape + experts;
     shape[0] = w->layout->tensors->model.experts;
@@ -244,10 +251,12 @@ static uint32_t stored_shape(const walk *w, const mgr_tensor *t, uint64_t shape[
 
 static uint64_t stored_bytes(const walk *w, const mgr_tensor *t)
 {
-    uint64_t shape[3];
+    uint64_t shape[MGR_MAX_NDIM];
+    const mgr_dtype dtype = w->layout->types[t - w->layout->tensors->list];
+    if (t->opaque)
+        return t->rows * t->cols * mgr_dtype_size(dtype);
     stored_shape(w, t, shape);
-    return shape[0] * shape[1] * shape[2] *
-           mgr_dtype_size(w->layout->types[t - w->layout->tensors->list]);
+    return shape[0] * shape[1] * shape[2] * mgr_dtype_size(dtype);
 }
 
 static int32_t owner_of(const walk *w, const mgr_tensor *t)
@@ -333,7 +342,8 @@ static bool name_of(const walk *w, const mgr_tensor *t, mgr_role role, char name
     case N_FUSIONS:
         break;
     }
-    return mgr_huggingface_name(w->hf->class, dense ? MGR_HF_DENSE : w->hf->ffn, role, t->layer,
+    const uint32_t layer = mgr_model_layer_key(&w->layout->tensors->model, t->layer);
+    return mgr_huggingface_name(w->hf->class, dense ? MGR_HF_DENSE : w->hf->ffn, role, layer,
                                 t->expert, name);
 }
 
@@ -341,9 +351,10 @@ static bool name_of(const walk *w, const mgr_tensor *t, mgr_role role, char name
 static int stored_of(walk *w, uint32_t idx, mgr_role role, uint32_t *stored, mgr_err *err)
 {
     const mgr_tensor *const t = &w->layout->tensors->list[idx];
-    uint64_t shape[3];
-    char name[MGR_HF_NAME_BYTES], label[96];
-    if (!name_of(w, t, role, name))
+    uint64_t shape[MGR_MAX_NDIM];
+    char known[MGR_HF_NAME_BYTES], label[96];
+    const char *const name = t->opaque ? t->opaque->name : known;
+    if (!t->opaque && !name_of(w, t, role, known))
         return mgr_fail(err, MGR_ERR_UNSUPPORTED, "%s cannot be expressed in a Hugging Face layout",
                         mgr_tensor_label(t, label, sizeof label));
     const uint32_t file = w->shard ? w->shard[idx] : file_of(w, name);
@@ -443,12 +454,30 @@ int mgr_huggingface_layout(mgr_layout *layout, const mgr_huggingface *hf, mgr_er
     }
     for (uint32_t i = 0; rc == MGR_OK && i < n; i++)
         rc = place(&w, i, err);
-    if (rc == MGR_OK && layout->tensors->model.tied)
+    if (rc == MGR_OK && layout->tensors->model.tied && !layout->tensors->model.ffns_only)
         rc = tied_head(&w, err);
     if (rc == MGR_OK)
         rc = hollow_layers(&w, err);
+    if (rc == MGR_OK && !layout->declare && n > layout->tensors->first_opaque)
+        rc = mgr_opaque_aliases(layout, hf->first_file, err);
     mgr_free(shard);
     return rc;
+}
+
+/* What a tensor is stored as, for mgr_opaque_find. */
+static bool namer(const void *context, const mgr_tensors *ts, const mgr_tensor *t,
+                  char name[MGR_HF_NAME_BYTES])
+{
+    mgr_layout layout = {.tensors = ts};
+    const walk w = {.layout = &layout, .hf = context};
+    return leads(context, t) && name_of(&w, t, t->role, name);
+}
+
+int mgr_huggingface_opaque(const mgr_catalogue *cat, const mgr_huggingface *hf,
+                           mgr_tensors *tensors, mgr_err *err)
+{
+    return tensors->model.ffns_only ? mgr_opaque_find(tensors, cat, hf->first_file, namer, hf, err)
+                                    : MGR_OK;
 }
 
 mgr_hf_ffn mgr_huggingface_ffn(const mgr_model *m)

@@ -41,8 +41,13 @@ typedef struct mgr_huggingface {
 int mgr_huggingface_layout(mgr_layout *layout, const mgr_huggingface *hf,
                            mgr_err *err) MGR_NODISCARD;
 
-/* Name of a tensor of `class`; false if there is none. `expert` matters for experts one by one.
- * Pure. */
+/* Where the model says no more of some tensors: put what none of its own is stored as behind them,
+ * as opaque ones. Local. */
+int mgr_huggingface_opaque(const mgr_catalogue *cat, const mgr_huggingface *hf,
+                           mgr_tensors *tensors, mgr_err *err) MGR_NODISCARD;
+
+/* Name of a tensor of `class`; false if there is none. `layer` is a layer's key (mgr/model.h).
+ * `expert` matters for experts one by one. Pure. */
 bool mgr_huggingface_name(mgr_hf_class class, mgr_hf_ffn ffn, mgr_role role, uint32_t layer,
                           uint32_t expert, char out[MGR_HF_NAME_BYTES]);
 

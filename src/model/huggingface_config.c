@@ -9,6 +9,7 @@
 #include "core/str.h"
 #include "model/huggingface_derive.h"
 #include "model/huggingface_keys.h"
+#include "model/huggingface_t5.h"
 
 static int unknown_type(const mgr_hf_evidence *ev, const char *type, mgr_err *err)
 {
@@ -316,6 +317,9 @@ int mgr_huggingface_model(const mgr_catalogue *cat, const mgr_config *config, mg
     MGR_TRY(check_type(&ev, err));
     hf->class = ev.class;
     MGR_TRY(check_supported(&ev, err));
+    hf->ffn = ev.kind->ffn;
+    if (ev.kind->must & MGR_HF_HAS_ENCODER)
+        return mgr_huggingface_t5_model(&ev, model, err);
     MGR_TRY(features(&ev, &m, err));
     MGR_TRY(layer_sizes(&ev, &m, err));
     MGR_TRY(mgr_hf_expert_layers(&ev, &m, err));

@@ -5,6 +5,8 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "model/huggingface_t5.h"
+
 #define ALL_WINDOWS (MGR_HF_HAS_WINDOW | MGR_HF_HAS_SOME_WINDOWS)
 #define OLMO (MGR_HF_HAS_QK_NORM | MGR_HF_HAS_QK_NORM_FULL)
 #define MOST (MGR_HF_HAS_SCALED_ROPE | MGR_HF_HAS_WIDE_HEADS) /* classes compute with it */
@@ -228,6 +230,20 @@ static const mgr_hf_family families[] = {
         .count = "num_local_experts", .experts = 256, .top_k = 8,
         .written = "{\"output_router_logits\": false, \"router_aux_loss_coef\": 0.001,"
                    " \"router_jitter_noise\": 0.0}"},
+    [MGR_HF_T5] = { /* the first one: 1.1 and its kin have gates */
+        .type = "t5", .name = "T5", .architecture = "T5ForConditionalGeneration",
+        .must = MGR_HF_HAS_ENCODER, .keys = MGR_HF_KEY_NO_WINDOWS,
+        .name_of = mgr_huggingface_t5_name, .positions = 512, .epsilon = 1e-6},
+    [MGR_HF_SWITCH] = { /* capacity, jitter: no token is passed over, and step 0 is the dense model */
+        .type = "switch_transformers", .name = "Switch Transformers",
+        .architecture = "SwitchTransformersForConditionalGeneration",
+        .must = MGR_HF_HAS_ENCODER | MGR_HF_HAS_EXPERTS | MGR_HF_HAS_UNNORMALISED,
+        .may = ANY_DENSE | MGR_HF_HAS_OTHER, .keys = MGR_HF_KEY_NO_WINDOWS,
+        .name_of = mgr_huggingface_switch_name, .ffn = MGR_HF_SWITCH_EXPERT,
+        .positions = 512, .epsilon = 1e-6, .count = "num_experts", .experts = 8, .top_k = 1,
+        .written = "{\"router_dtype\": \"float32\", \"router_jitter_noise\": 0.0,"
+                   " \"router_ignore_padding_tokens\": false, \"router_z_loss_coef\": 0.001,"
+                   " \"router_aux_loss_coef\": 0.001, \"add_router_probs\": false}"},
 };
 /* clang-format on */
 
@@ -261,6 +277,10 @@ const char *mgr_huggingface_types(char *out, size_t size)
 static const struct {
     const char *type, *what;
 } refused_types[] = {
+    {"mt5", "gated FFNs in two stacks, which no class with experts holds"},
+    {"umt5", "gated FFNs in two stacks, which no class with experts holds"},
+    {"longt5", "a T5 with another attention"},
+    {"nllb-moe", "experts of which transformers evaluates two alone"},
     {"deepseek_v2", "multi-latent attention"},
     {"deepseek_v3", "multi-latent attention"},
     {"gemma", "another norm and activation"},
@@ -361,6 +381,9 @@ static unsigned has(const mgr_model *m)
     const bool other =
         m->norm != MGR_NORM_RMS || !mgr_model_is_gated(m) || m->positions != MGR_POSITIONS_ROPE;
     const bool all_windows = mgr_model_window_layers(m) == m->layers;
+    if (m->encoder_layers) /* FFNs of ReLU, and what is opaque */
+        return MGR_HF_HAS_ENCODER | (m->experts ? has_of_experts(m) : 0u) |
+               bit(m->activation != MGR_ACTIVATION_RELU, MGR_HF_HAS_OTHER);
     return bit(other, MGR_HF_HAS_OTHER) | bit(m->bias_qkv && !m->bias_o, MGR_HF_HAS_QKV_BIAS) |
            bit(m->bias_qkv && m->bias_o, MGR_HF_HAS_ATTN_BIAS) |
            bit(m->bias_o && !m->bias_qkv, MGR_HF_HAS_O_BIAS) |
@@ -440,6 +463,7 @@ static const struct {
     const char *name;
 } words[] = {
     {MGR_HF_HAS_EXPERTS, "experts"},
+    {MGR_HF_HAS_ENCODER, "an encoder beside the decoder"},
     {MGR_HF_HAS_OTHER, "LayerNorm, FFNs without a gate, learned positions or biases of the router"},
     {MGR_HF_HAS_QKV_BIAS, "biases of q, k and v alone"},
     {MGR_HF_HAS_ATTN_BIAS, "biases of the attention"},

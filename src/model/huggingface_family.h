@@ -35,6 +35,8 @@ typedef enum mgr_hf_class {
     MGR_HF_ERNIE_MOE,
     MGR_HF_DOTS1,
     MGR_HF_MINIMAX_M2,
+    MGR_HF_T5,
+    MGR_HF_SWITCH,
     MGR_HF_NO_CLASS
 } mgr_hf_class;
 
@@ -70,6 +72,7 @@ enum {
     MGR_HF_HAS_MULTIPLIERS = 1 << 24,
     MGR_HF_HAS_SCALED_ROPE = 1 << 25, /* linear or Llama 3's: any class but for `never` */
     MGR_HF_HAS_WIDE_HEADS = 1 << 26,  /* together not as wide as the model: the same */
+    MGR_HF_HAS_ENCODER = 1 << 30,     /* of which the FFNs alone are understood */
     MGR_HF_HAS_OTHER = 1 << 19 /* LayerNorm, no gate, learned positions: in no class so far */
 };
 
@@ -102,8 +105,9 @@ typedef enum mgr_hf_ffn {
     MGR_HF_PER_EXPERT,  /* w1 (gate) and w3 (up) [F, H], w2 (down) [H, F] of each expert */
     MGR_HF_QWEN_EXPERT, /* the same as gate_proj, up_proj, down_proj */
     MGR_HF_FUSED, /* gate_up_proj [E, 2F, H], an expert's gate before its up; down [E, H, F] */
-    MGR_HF_INPUT_LINEAR, /* the same as input_linear and output_linear */
-    MGR_HF_GRANITE_FUSED /* MGR_HF_FUSED below block_sparse_moe */
+    MGR_HF_INPUT_LINEAR,  /* the same as input_linear and output_linear */
+    MGR_HF_GRANITE_FUSED, /* MGR_HF_FUSED below block_sparse_moe */
+    MGR_HF_SWITCH_EXPERT  /* wi and wo of expert_E, without a gate */
 } mgr_hf_ffn;
 
 /* Does one tensor hold all experts? Pure. */
@@ -130,6 +134,8 @@ typedef struct mgr_hf_family {
     unsigned keys;  /* MGR_HF_KEY_* */
     const mgr_hf_name *names;        /* NULL: the common ones */
     const mgr_hf_name *memory_names; /* before `names`, where experts are fused */
+    /* NULL, or all its names, of a class with several stacks; %u is the layer of its stack */
+    const char *(*name_of)(bool expert, mgr_role role, mgr_stack stack);
     mgr_hf_ffn ffn;
     mgr_hf_ffn
         memory;     /* of fused experts, as transformers 5 has them; MGR_HF_DENSE: MGR_HF_FUSED */

@@ -60,7 +60,8 @@ static const role_info roles[] = {
     {MGR_ROLE_EMBEDDING, "embedding", BEFORE, VOCAB, HIDDEN, WHOLE},
     {MGR_ROLE_POSITIONS, "position embedding", BEFORE, POSITIONS, HIDDEN, LEARNED | WHOLE},
     {MGR_ROLE_ATTN_NORM, "attention norm", LAYER, HIDDEN, NONE, PRE_NORM | WHOLE},
-    {MGR_ROLE_ATTN_NORM_BIAS, "attention norm bias", LAYER, HIDDEN, NONE, PRE_NORM | LAYER_NORM | WHOLE},
+    {MGR_ROLE_ATTN_NORM_BIAS, "attention norm bias", LAYER, HIDDEN, NONE,
+     PRE_NORM | LAYER_NORM | WHOLE},
     {MGR_ROLE_Q, "q", LAYER, HEADS, HIDDEN, WHOLE},
     {MGR_ROLE_K, "k", LAYER, GROUPS, HIDDEN, WHOLE},
     {MGR_ROLE_V, "v", LAYER, GROUPS, HIDDEN, WHOLE},
@@ -134,17 +135,31 @@ uint64_t mgr_model_stack_first(const mgr_model *m, mgr_stack stack)
 mgr_stack mgr_model_stack(const mgr_model *m, uint64_t layer, uint32_t *within)
 {
     const uint64_t encoder = mgr_model_stack_first(m, MGR_STACK_ENCODER);
-    const mgr_stack stack = layer >= encoder && m->encoder_layers ? MGR_STACK_ENCODER
-                                                                  : MGR_STACK_DECODER;
+    const mgr_stack stack =
+        layer >= encoder && m->encoder_layers ? MGR_STACK_ENCODER : MGR_STACK_DECODER;
     *within = (uint32_t)(layer - mgr_model_stack_first(m, stack));
     return stack;
 }
 
-uint32_t mgr_model_layer_key(const mgr_model *m, uint64_t layer)
+#define KEY_BITS 16 /* of the layer; MGR_MAX_LAYERS is far below 2^16 */
+
+uint32_t mgr_model_layer_key(const mgr_model *m, uint32_t layer)
 {
     uint32_t within;
+    if (layer == MGR_NONE)
+        return MGR_NONE;
     const mgr_stack stack = mgr_model_stack(m, layer, &within);
-    return (uint32_t)stack << 16 | within; /* MGR_MAX_LAYERS is far below 2^16 */
+    return (uint32_t)stack << KEY_BITS | within;
+}
+
+mgr_stack mgr_layer_key_stack(uint32_t key)
+{
+    return key == MGR_NONE ? MGR_STACK_DECODER : (mgr_stack)(key >> KEY_BITS);
+}
+
+uint32_t mgr_layer_key_layer(uint32_t key)
+{
+    return key & ((1u << KEY_BITS) - 1);
 }
 
 bool mgr_model_is_moe(const mgr_model *m, uint64_t layer)

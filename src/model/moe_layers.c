@@ -88,9 +88,23 @@ static void sum(parser *p, list *to)
     while (!p->bad && take(p, '+'));
 }
 
+/* The words: of layers 0, 1, 2, ... the odd ones, as Switch Transformers and T5 have it, those of
+ * the second half, as V-MoE, or none. */
+static bool is_word(const char *text, uint64_t layers, list *out)
+{
+    const bool second = strcmp(text, "every-second") == 0, last = strcmp(text, "last-half") == 0;
+    if (!second && !last && strcmp(text, "none") != 0)
+        return false;
+    for (; out->n < layers && out->n < MGR_MAX_LAYERS; out->n++)
+        out->bits[out->n] = (second && out->n % 2 == 1) || (last && out->n >= layers - layers / 2);
+    return true;
+}
+
 static bool parse(const char *text, uint64_t layers, list *out)
 {
     parser p = {.at = text};
+    if (is_word(text, layers, out))
+        return out->n == layers;
     const size_t every = number(&p);
     if (!p.bad && *p.at == '\0' && every > 0) {
         for (; out->n < layers && out->n < MGR_MAX_LAYERS; out->n++)
@@ -104,14 +118,16 @@ static bool parse(const char *text, uint64_t layers, list *out)
     return !p.bad && *p.at == '\0' && out->n == layers;
 }
 
-int mgr_moe_layers(const char *text, mgr_model *model)
+int mgr_moe_layers(const char *text, mgr_stack stack, mgr_model *model)
 {
     list found = {.n = 0};
-    if (!parse(text, model->layers, &found) || !memchr(found.bits, 1, found.n))
+    const uint64_t first = mgr_model_stack_first(model, stack);
+    if (!parse(text, mgr_model_stack_layers(model, stack), &found))
         return 1;
-    memset(model->dense_layers, 0, sizeof model->dense_layers);
     for (size_t l = 0; l < found.n; l++)
-        if (!found.bits[l])
-            mgr_model_set_dense(model, l);
+        if (found.bits[l])
+            model->dense_layers[(first + l) / 8] &= (uint8_t) ~(1u << (first + l) % 8);
+        else
+            mgr_model_set_dense(model, first + l);
     return 0;
 }

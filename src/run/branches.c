@@ -199,7 +199,7 @@ static mgr_model with_experts(const mgr_job *job)
 {
     mgr_model m = job->branches[0].side.tensors.model;
     m.experts = 1;
-    if (mgr_moe_layers(job->config.upcycle.moe_layer_freq, &m) != 0)
+    if (mgr_moe_layers(job->config.upcycle.moe_layer_freq, MGR_STACK_DECODER, &m) != 0)
         m = job->branches[0].side.tensors.model; /* said when the target is described */
     return m;
 }

@@ -179,7 +179,7 @@ static int compare_tensor(const mgr_job *job, mgr_found *f, uint32_t i, mgr_err 
     const mgr_layout *const l = &f->side.layout;
     const mgr_dtype wanted = job->target.layout.types[i];
     char label[96], what[128] = "";
-    if (a->role != b->role || a->layer != b->layer || a->expert != b->expert)
+    if (mgr_tensors_match(&f->side.tensors, a) != i)
         snprintf(what, sizeof what, "is not there");
     else if (a->rows != b->rows || a->cols != b->cols)
         snprintf(what, sizeof what, "is %llu x %llu, not %llu x %llu", (unsigned long long)b->rows,

@@ -63,6 +63,7 @@ static int refuse_dense_keys(const mgr_config *c, uint64_t experts, mgr_err *err
         {"upcycle.shuffle", c->upcycle.shuffle},
         {"upcycle.router_pre_softmax", c->upcycle.router_pre_softmax},
         {"upcycle.moe_layer_freq", strcmp(c->upcycle.moe_layer_freq, "1") != 0},
+        {"upcycle.encoder_moe_layer_freq", c->upcycle.encoder_moe_layer_freq[0] != '\0'},
     };
     for (size_t i = 0; i < sizeof keys / sizeof keys[0]; i++)
         if (keys[i].given)

@@ -86,12 +86,16 @@ static mgr_step_zero of_whole(const mgr_job *job)
     const mgr_model *const m = &job->target.tensors.model;
     if (scaled_by_root(r))
         return not_identical("'scale: published' is the dense FFN to first order only");
+    const double share = m->router.unnormalised ? (double)m->top_k / (double)m->experts : 1;
+    const bool whole = r->scale[MGR_MATRIX_DOWN] == (float)(1 / (times * share));
+    if (m->router.unnormalised && job->router.kind == MGR_ROUTER_NORMAL && whole)
+        return not_identical("the weights of the experts are 1/%llu, but for what a router of "
+                             "router_std %g makes of each token",
+                             (unsigned long long)m->experts, job->router.std);
     if (m->router.unnormalised && job->router.kind != MGR_ROUTER_ZEROS)
         return not_identical("without normalisation the weights of the chosen experts add up to "
                              "less than 1, how much less depends on the token");
-    /* of zeros each weight is 1 over the number of experts */
-    const double share = m->router.unnormalised ? (double)m->top_k / (double)m->experts : 1;
-    if (r->scale[MGR_MATRIX_DOWN] != (float)(1 / (times * share)))
+    if (!whole) /* of zeros each weight is 1 over the number of experts */
         return not_identical(
             "the experts add up to %g times the dense FFN; 'scale: exact' makes up "
             "for it",

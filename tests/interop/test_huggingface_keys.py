@@ -50,8 +50,8 @@ IDS = torch.arange(24).reshape(1, 24) * 7 % 61
 
 def table():
     """{(key, bit of a family): use}"""
-    masks = {name.upper(): bit for name, bit in FAMILIES.items()} | {"ALL": (1 << len(FAMILIES)) - 1}
-    for name, mask in re.findall(r"#define (\w+) (\([A-Z0-9_ |]+\))\n", SOURCE):
+    masks = {name.upper(): bit for name, bit in FAMILIES.items()} | {"EVERY": (1 << len(FAMILIES)) - 1}
+    for name, mask in re.findall(r"#define (\w+) (\([A-Z0-9_ |&~]+\))(?: /\*.*)?\n", SOURCE):
         masks[name] = eval(mask, {"__builtins__": {}}, masks)  # of our own source
     rows = {}
     body = SOURCE[SOURCE.index("static const mgr_hf_key keys[]") :]

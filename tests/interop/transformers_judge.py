@@ -80,7 +80,10 @@ def load(folder):
 
     if folder not in loaded:
         spelling = "dtype" if int(transformers.__version__.split(".")[0]) > 4 else "torch_dtype"
-        model, info = transformers.AutoModelForCausalLM.from_pretrained(
+        config = transformers.AutoConfig.from_pretrained(folder)
+        two = getattr(config, "is_encoder_decoder", False)
+        auto = transformers.AutoModelForSeq2SeqLM if two else transformers.AutoModelForCausalLM
+        model, info = auto.from_pretrained(
             folder,
             attn_implementation="eager",
             output_loading_info=True,
@@ -109,6 +112,14 @@ def logits(job):
         each_expert.counts(model, ids)
     with torch.no_grad():
         return {"logits": model(ids).logits.tolist()}
+
+
+def seq2seq(job):
+    import torch
+
+    with torch.no_grad():
+        out = load(job["folder"])(input_ids=torch.tensor(job["ids"]), decoder_input_ids=torch.tensor(job["answer"]))
+    return {"logits": out.logits.tolist()}
 
 
 def generate(job):
@@ -161,7 +172,8 @@ def fields(job):
 
 
 def answer(job):
-    return {"about": about, "logits": logits, "generate": generate, "fields": fields, "follow": follow}[job["do"]](job)
+    known = (about, logits, seq2seq, generate, fields, follow)
+    return {function.__name__: function for function in known}[job["do"]](job)
 
 
 def main():

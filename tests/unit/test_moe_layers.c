@@ -9,7 +9,7 @@ static const char *layers_of(const char *text, uint64_t layers, char out[64])
 {
     mgr_model m = {.layers = layers, .experts = 2};
     mgr_model_set_dense(&m, 1); /* must be forgotten, or left alone */
-    if (mgr_moe_layers(text, &m) != 0) {
+    if (mgr_moe_layers(text, MGR_STACK_DECODER, &m) != 0) {
         CHECK(!mgr_model_is_moe(&m, 1));
         return "no";
     }
@@ -34,6 +34,10 @@ static void check_taken(void)
         {" ( [ 0 , 1 ] * 3 ) ", "010101"},
         {"[1]*6*1", "111111"},
         {"[0]*0+[1]*6", "111111"},
+        {"[0]*6", "000000"},
+        {"none", "000000"},
+        {"every-second", "010101"},
+        {"last-half", "000111"},
     };
     char out[64];
     for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++)
@@ -56,8 +60,9 @@ static void check_refused(void)
         "[2]*6",
         "[1]*5",
         "[1]*7",
-        "[0]*6",
         "[1]*",
+        "every",
+        "last-half ",
         "[1]+",
         "([1]*6",
         "[1]*6)",
@@ -76,8 +81,29 @@ static void check_refused(void)
         CHECK_TEXT(layers_of(cases[i], 6, out), "no");
 }
 
+/* Each stack by itself, and what it is called in random streams. */
+static void check_stacks(void)
+{
+    mgr_model m = {.layers = 7, .encoder_layers = 3, .experts = 2};
+    uint32_t within;
+    CHECK_INT(mgr_moe_layers("every-second", MGR_STACK_DECODER, &m), 0);
+    CHECK_INT(mgr_moe_layers("last-half", MGR_STACK_ENCODER, &m), 0);
+    CHECK(mgr_moe_layers("[1]*4", MGR_STACK_ENCODER, &m) != 0);
+    for (uint32_t l = 0; l < 7; l++)
+        CHECK_INT(mgr_model_is_moe(&m, l), l == 1 || l == 3 || l == 6);
+    CHECK_INT(mgr_model_stack(&m, 3, &within), MGR_STACK_DECODER);
+    CHECK_INT(within, 3);
+    CHECK_INT(mgr_model_stack(&m, 4, &within), MGR_STACK_ENCODER);
+    CHECK_INT(within, 0);
+    CHECK_INT(mgr_model_layer_key(&m, 3), 3);
+    CHECK_INT(mgr_model_layer_key(&m, 6), 1 << 16 | 2);
+    CHECK_INT(mgr_layer_key_stack(1 << 16 | 2), MGR_STACK_ENCODER);
+    CHECK_INT(mgr_layer_key_layer(1 << 16 | 2), 2);
+}
+
 int main(void)
 {
+    check_stacks();
     check_taken();
     check_refused();
     return CHECK_DONE();

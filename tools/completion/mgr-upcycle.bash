@@ -45,7 +45,7 @@ _mgr() {
                 model.tensor_parallel= model.pipeline_parallel= model.norm_epsilon= model.rotary_base= model.bos_token_id=
                 model.eos_token_id= upcycle.method= upcycle.experts= upcycle.top_k= upcycle.expert_width= upcycle.slices= upcycle.cut= upcycle.scale= upcycle.router_pre_softmax= upcycle.router_file= upcycle.experts_from= upcycle.ratio=
                 upcycle.seed= upcycle.index_sets= upcycle.shuffle= upcycle.router=
-                upcycle.router_std= upcycle.noise_std= upcycle.moe_layer_freq=
+                upcycle.router_std= upcycle.noise_std= upcycle.moe_layer_freq= upcycle.encoder_moe_layer_freq=
                 target.path= target.format= target.expert_parallel= target.tensor_parallel=
                 target.pipeline_parallel= target.expert_tensor_parallel= target.virtual_pipeline=
                 target.first_stage_layers= target.last_stage_layers=
