@@ -182,6 +182,13 @@ static int note_moments(mgr_engine *e, mgr_err *err)
     return MGR_OK;
 }
 
+/* Are the expert's rows those of the source, bit for bit? */
+static bool is_copy(const mgr_engine *e, const mgr_expert *x, uint32_t target, uint32_t source)
+{
+    return !x->origin && x->scale == 1 && (x->n_selected == 0 || !e->job->method->draw_row) &&
+           source_type(e, source) == target_type(e, target);
+}
+
 static int make_expert(mgr_engine *e, const mgr_group *group, uint32_t target,
                        const mgr_piece *piece, const unsigned char *data, mgr_err *err)
 {
@@ -200,6 +207,8 @@ static int make_expert(mgr_engine *e, const mgr_group *group, uint32_t target,
     const mgr_expert x = mgr_selection_expert(e->selection, job, t->expert, matrix);
     if (bias)
         return expert_bias(e, &x, target, piece, data, err);
+    if (is_copy(e, &x, target, piece->source))
+        return copy_rows(e, target, piece, data, err);
     return matrix == MGR_MATRIX_DOWN
                ? expert_down_rows(e, &x, target, piece, data, err)
                : expert_neuron_rows(e, job->method, &x, target, piece, data, err);

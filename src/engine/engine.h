@@ -54,6 +54,16 @@ typedef struct mgr_placed {
     uint64_t bytes, places, compared;
 } mgr_placed;
 
+/* The checksum of bytes that were read and are still where they were put: what several tensors get
+ * as it is, or one that was checked when it was read, is not summed again. */
+typedef struct mgr_known_crc {
+    const unsigned char *bytes;
+    size_t len;
+    uint32_t crc32;
+} mgr_known_crc;
+
+#define MGR_KNOWN_CRCS 32
+
 typedef struct mgr_engine {
     mgr_job *job;
     mgr_open_files read_files, write_files;
@@ -67,6 +77,8 @@ typedef struct mgr_engine {
     struct mgr_read_item *items;
     size_t n_items, cap_items;
     mgr_placed placed;
+    mgr_known_crc known[MGR_KNOWN_CRCS]; /* of `unit` and `cache`, which only reading changes */
+    uint32_t n_known;                    /* that there ever were; the last ones are kept */
     mgr_extents read_extents, write_extents;
     mgr_progress *progress;
     void *fetchers[MGR_CONFIG_SOURCES]; /* the source formats', where bytes do not lie in their

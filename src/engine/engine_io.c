@@ -178,11 +178,13 @@ static int check_placed(const mgr_engine *e, const mgr_unit *unit, mgr_err *err)
                     (unsigned long long)replicas);
 }
 
-/* Spread an item's bytes over its rows, or compare them with what is there. */
+/* Spread an item's bytes over its rows, unless they are there, or compare them with what is. */
 static int place_item(mgr_engine *e, const mgr_read_item *item, const unsigned char *bytes,
                       mgr_err *err)
 {
     count_item(&e->placed, item);
+    if (bytes == item->to)
+        return MGR_OK;
     if (!item->compare) {
         mgr_copy_2d(item->to, item->stride, bytes, item->row_bytes, item->row_bytes, item->rows);
         return MGR_OK;
@@ -221,58 +223,97 @@ static size_t run_length(const mgr_engine *e, size_t first, uint64_t *bytes)
     return n;
 }
 
+static bool is_within(const unsigned char *at, const unsigned char *buffer, uint64_t size)
+{
+    return buffer && (uintptr_t)at >= (uintptr_t)buffer && (uintptr_t)at - (uintptr_t)buffer < size;
+}
+
+static const mgr_known_crc *find_known(const mgr_engine *e, const unsigned char *bytes, size_t len)
+{
+    for (uint32_t i = 0; i < MGR_KNOWN_CRCS && i < e->n_known; i++)
+        if (e->known[i].bytes == bytes && e->known[i].len == len)
+            return &e->known[i];
+    return NULL;
+}
+
 uint32_t mgr_engine_crc(mgr_engine *e, const void *bytes, size_t len)
 {
+    const mgr_plan *const plan = &e->job->plan;
+    const bool stays = is_within(bytes, e->unit, plan->unit_bytes) ||
+                       is_within(bytes, e->cache, plan->cache_bytes);
+    const mgr_known_crc *const known = stays ? find_known(e, bytes, len) : NULL;
+    if (known)
+        return known->crc32;
     const double start = mgr_now();
     const uint32_t crc = mgr_crc32(0, bytes, len);
     e->job->tally.seconds_proof += mgr_now() - start;
+    if (stays)
+        e->known[e->n_known++ % MGR_KNOWN_CRCS] = (mgr_known_crc){bytes, len, crc};
     return crc;
 }
 
 /* By the format of the source that the file is of, in that source's own catalogue. */
-static int fetch(mgr_engine *e, uint32_t file, uint64_t offset, uint64_t bytes, mgr_err *err)
+static int fetch(mgr_engine *e, const mgr_read_item *from, unsigned char *into, uint64_t bytes,
+                 mgr_err *err)
 {
     const mgr_job *const job = e->job;
     uint32_t i = 0;
     if (!job->n_branches)
-        return job->source_format->fetch(&e->fetchers[0], &job->source.cat, file, offset, e->bounce,
-                                         bytes, err);
-    while (i + 1 < job->n_branches && file >= job->branches[i + 1].first_file)
+        return job->source_format->fetch(&e->fetchers[0], &job->source.cat, from->file,
+                                         from->offset, into, bytes, err);
+    while (i + 1 < job->n_branches && from->file >= job->branches[i + 1].first_file)
         i++;
     const mgr_branch *const b = &job->branches[i];
-    return b->format->fetch(&e->fetchers[i], &b->side.cat, file - b->first_file, offset, e->bounce,
-                            bytes, err);
+    return b->format->fetch(&e->fetchers[i], &b->side.cat, from->file - b->first_file, from->offset,
+                            into, bytes, err);
 }
 
 /* Bytes of a source file: as they lie there, or as its format makes them. */
-static int read_bytes(mgr_engine *e, uint32_t file, uint64_t offset, uint64_t bytes, mgr_err *err)
+static int read_bytes(mgr_engine *e, const mgr_read_item *from, unsigned char *into, uint64_t bytes,
+                      mgr_err *err)
 {
     const mgr_catalogue *const cat = &e->job->source.cat;
     int fd;
-    if (offset >= MGR_VIRTUAL_OFFSET)
-        return fetch(e, file, offset, bytes, err);
-    MGR_TRY(mgr_open_files_get(&e->read_files, file, &fd, err));
-    return mgr_pread_full(fd, cat->files[file].path, e->bounce, bytes, offset, err);
+    if (from->offset >= MGR_VIRTUAL_OFFSET)
+        return fetch(e, from, into, bytes, err);
+    MGR_TRY(mgr_open_files_get(&e->read_files, from->file, &fd, err));
+    return mgr_pread_full(fd, cat->files[from->file].path, into, bytes, from->offset, err);
+}
+
+/* Do the items lie in memory as they do in the file? Then they are read to where they belong. */
+static bool lies_alike(const mgr_read_item *items, size_t n)
+{
+    const unsigned char *at = items->to;
+    for (size_t i = 0; i < n; i++) {
+        if (items[i].compare || items[i].to != at ||
+            (items[i].rows > 1 && items[i].stride != items[i].row_bytes))
+            return false;
+        at += items[i].rows * items[i].row_bytes;
+    }
+    return true;
 }
 
 static int read_run(mgr_engine *e, size_t first, size_t n, uint64_t bytes, bool count, mgr_err *err)
 {
     const mgr_read_item *const lead = &e->items[first];
-    assert(bytes <= e->job->plan.chunk_bytes);
+    const bool alike = lies_alike(lead, n);
+    unsigned char *const into = alike ? lead->to : e->bounce;
+    assert(bytes <= e->job->plan.chunk_bytes &&
+           (uint64_t)(lead->to - e->placed.unit) + (alike ? bytes : 0) <= e->placed.limit);
     MGR_TRY(mgr_check_stop(err));
-    MGR_TRY(read_bytes(e, lead->file, lead->offset, bytes, err));
+    MGR_TRY(read_bytes(e, lead, into, bytes, err));
     e->job->tally.bytes_read += bytes;
     mgr_progress_add(e->progress, bytes, 0);
     if (count && lead->record != MGR_NONE) {
         const mgr_extent extent = {lead->record,
-                                   mgr_engine_crc(e, e->bounce, bytes),
+                                   mgr_engine_crc(e, into, bytes),
                                    lead->offset - lead->record_offset,
                                    bytes,
                                    e->unit_idx,
                                    0};
         MGR_TRY(mgr_extents_add(&e->read_extents, &extent, err));
     }
-    const unsigned char *at = e->bounce;
+    const unsigned char *at = into;
     for (size_t i = first; i < first + n; i++) {
         MGR_TRY(place_item(e, &e->items[i], at, err));
         at += e->items[i].rows * e->items[i].row_bytes;
@@ -284,6 +325,7 @@ int mgr_engine_read(mgr_engine *e, const mgr_unit *unit, unsigned char *into, bo
                     mgr_err *err)
 {
     e->placed = (mgr_placed){.unit = into, .limit = unit->in_bytes};
+    e->n_known = 0;
     MGR_TRY(collect_items(e, unit, into, err));
     for (size_t i = 0; i < e->n_items;) {
         uint64_t bytes;

@@ -135,6 +135,105 @@ static void test_files_held_open(void)
     mgr_catalogue_clear(&cat);
 }
 
+/* ---- reading ---- */
+
+enum { COLUMNS = COLS / 2 }; /* of a box that has not all of a row */
+
+/* What the unit of all rows holds, read by boxes of `columns` columns from a file of that layout.
+ */
+static void read_all(mgr_engine *e, uint64_t columns)
+{
+    const mgr_unit all = {.n_pieces = 1, .in_bytes = BYTES};
+    mgr_box boxes[2] = {{.rows = ROWS, .cols = columns, .row_stride = columns},
+                        {.rows = ROWS, .cols = columns, .col = columns, .row_stride = columns}};
+    size_t first_box[2] = {0, COLS / columns};
+    mgr_dtype type = MGR_DTYPE_BF16;
+    boxes[1].stored = columns < COLS;
+    job.source.layout.boxes = boxes;
+    job.source.layout.first_box = first_box;
+    job.source.layout.types = &type;
+    CHECK_INT(mgr_engine_read(e, &all, e->unit, false, &err), MGR_OK);
+    job.source.layout.boxes = NULL;
+    job.source.layout.first_box = NULL;
+    job.source.layout.types = NULL;
+}
+
+static void write_source(const void *bytes)
+{
+    FILE *const f = fopen(in_folder("from"), "wb");
+    CHECK(f && fwrite(bytes, 1, BYTES, f) == BYTES && fclose(f) == 0);
+}
+
+/* The same rows as two halves of columns, the second behind the first. */
+static void halve(unsigned char *to)
+{
+    for (size_t r = 0; r < ROWS; r++)
+        for (size_t half = 0; half < 2; half++)
+            memcpy(to + half * BYTES / 2 + r * COLUMNS * 2,
+                   weights + (r * COLS + half * COLUMNS) * 2, COLUMNS * 2);
+}
+
+static unsigned char unit[BYTES], bounce[BYTES];
+
+static void test_rows_are_read_to_their_place(mgr_engine *e)
+{
+    static unsigned char halves[BYTES];
+    write_source(weights);
+    memset(bounce, 0x5a, BYTES);
+    read_all(e, COLS);
+    CHECK(memcmp(unit, weights, BYTES) == 0 && bounce[0] == 0x5a); /* with no copy on the way */
+    halve(halves);
+    write_source(halves);
+    read_all(e, COLUMNS);
+    CHECK(memcmp(unit, weights, BYTES) == 0);
+}
+
+static void test_what_is_written_often_is_summed_once(mgr_engine *e)
+{
+    static unsigned char other[BYTES];
+    const uint32_t sum = libdeflate_crc32(0, weights, BYTES);
+    write_source(weights);
+    read_all(e, COLS);
+    CHECK_INT(mgr_engine_crc(e, unit, BYTES), sum);
+    CHECK_INT(mgr_engine_crc(e, unit, BYTES), sum);
+    CHECK_INT(e->n_known, 1); /* the second was not summed again */
+    CHECK_INT(mgr_engine_crc(e, unit, BYTES / 2), libdeflate_crc32(0, weights, BYTES / 2));
+    memcpy(bounce, weights, BYTES);
+    CHECK_INT(mgr_engine_crc(e, bounce, BYTES), sum);
+    bounce[3] ^= 1; /* a buffer that is written to is summed each time */
+    CHECK(mgr_engine_crc(e, bounce, BYTES) != sum);
+    for (size_t i = 0; i < BYTES; i++)
+        other[i] = (unsigned char)~weights[i];
+    write_source(other); /* and what is read in the place of it is, too */
+    read_all(e, COLS);
+    CHECK_INT(mgr_engine_crc(e, unit, BYTES), libdeflate_crc32(0, other, BYTES));
+}
+
+static void with_a_reader(void (*test)(mgr_engine *))
+{
+    const mgr_stored half = {.name = "right",
+                             .record = MGR_NONE,
+                             .dtype = MGR_DTYPE_BF16,
+                             .ndim = 2,
+                             .offset = BYTES / 2,
+                             .shape = {ROWS, COLUMNS},
+                             .stride = {COLUMNS, 1}};
+    const mgr_piece saved = pieces[0];
+    mgr_engine e = {.job = &job, .unit = unit, .bounce = bounce};
+    CHECK_INT(mgr_catalogue_add_stored(&job.source.cat, &half, &err), MGR_OK);
+    CHECK_INT(mgr_open_files_init(&e.read_files, &job.source.cat, folder_path, false, &err),
+              MGR_OK);
+    pieces[0] = (mgr_piece){0, MGR_NONE, 0, ROWS};
+    job.plan.unit_bytes = job.plan.chunk_bytes = BYTES;
+    test(&e);
+    CHECK_INT(mgr_open_files_close(&e.read_files, true, &err), MGR_OK);
+    mgr_free(e.read_files.fd);
+    mgr_free(e.items);
+    pieces[0] = saved;
+    job.plan.unit_bytes = job.plan.chunk_bytes = 0;
+    job.source.cat.n_stored = 1;
+}
+
 /* ---- the journal ---- */
 
 /* Journal both units, each in a block of its own. */
@@ -303,6 +402,8 @@ int main(void)
     set_up();
     test_a_place_in_a_list();
     test_files_held_open();
+    with_a_reader(test_rows_are_read_to_their_place);
+    with_a_reader(test_what_is_written_often_is_summed_once);
     write_journal();
     test_a_torn_or_spoiled_journal();
     test_what_a_journal_is_of();
