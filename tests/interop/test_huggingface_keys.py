@@ -3,7 +3,7 @@
 One test walks the configuration classes of each installed transformers: a field that the table does
 not name fails it. Another changes each key of a tiny real model, one at a time: what the program makes
 of the changed folder computes what the real class makes of it, or the program refuses, or the class
-itself fails; fields on which no logit depends arrive as they were. The figures are printed (pytest -s).
+itself fails; fields on which no logit depends arrive as they were. The figures are printed.
 MGR_MUTATIONS=all takes every value; without it one in twelve is drawn, of the newer families one in
 sixty, the same ones each time."""
 
@@ -238,7 +238,7 @@ def judge_one(scratch, family, key, value):
 
 
 @pytest.mark.parametrize("family", list(NAMES))
-def test_a_changed_key_is_carried_or_refused(scratch, family):
+def test_a_changed_key_is_carried_or_refused(scratch, family, capsys):
     written = tiny(scratch / "source", family)
     assert judge_one(scratch, family, "", None) == "equal"
     seen, wrong = collections.Counter(), []
@@ -253,7 +253,8 @@ def test_a_changed_key_is_carried_or_refused(scratch, family):
         seen[outcome if outcome in ("equal", "refused", "fails") else "wrong"] += 1
         if outcome not in ("equal", "refused", "fails"):
             wrong.append(f"{key} = {'left out' if value is LEFT_OUT else json.dumps(value)}: {outcome}")
-    print(f"{family}: {sum(seen.values())} tried, {dict(seen)}")
+    with capsys.disabled():
+        print(f"\n{family}: {sum(seen.values())} tried, {dict(seen)}")
     assert not wrong, "\n".join(wrong)
 
 
