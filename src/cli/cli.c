@@ -66,13 +66,14 @@ static void print_help(const mgr_program *p)
     for (size_t i = 0; i < p->n_options; i++)
         print_option(p->options[i].letter, p->options[i].name, p->options[i].argument,
                      p->options[i].help);
+    print_option(0, "completion", "SHELL", "print completion for bash, zsh or fish, and exit");
     print_option(0, "help", NULL, "print this and exit");
-    print_option(0, "version", NULL, "print the version and exit");
+    print_option(0, "version", NULL, "print version, commit, MPI, HDF5 and CPU paths, and exit");
     if (p->more_help)
         p->more_help();
 }
 
-/* getopt's tables from ours; --help and --version are the last two. */
+/* getopt's tables from ours; --help, --version and --completion are the last. */
 static void make_tables(const mgr_program *p, struct option *longs, char *shorts)
 {
     for (size_t i = 0; i < p->n_options; i++) {
@@ -87,6 +88,7 @@ static void make_tables(const mgr_program *p, struct option *longs, char *shorts
     }
     longs[p->n_options] = (struct option){"help", no_argument, NULL, 'h'};
     longs[p->n_options + 1] = (struct option){"version", no_argument, NULL, 'V'};
+    longs[p->n_options + 2] = (struct option){"completion", required_argument, NULL, 'C'};
     *shorts++ = 'h';
     *shorts++ = 'V';
     *shorts = '\0';
@@ -105,7 +107,7 @@ static size_t index_of(const mgr_program *p, int c)
 int mgr_cli_parse(const mgr_program *p, int argc, char **argv, mgr_option_taker take, void *context,
                   int *first, mgr_err *err)
 {
-    struct option longs[MAX_OPTIONS + 3] = {{0}};
+    struct option longs[MAX_OPTIONS + 4] = {{0}};
     char shorts[2 * MAX_OPTIONS + 4];
     make_tables(p, longs, shorts);
     opterr = 0;
@@ -120,9 +122,14 @@ int mgr_cli_parse(const mgr_program *p, int argc, char **argv, mgr_option_taker 
             if (c == 'h')
                 print_help(p);
             else
-                printf("%s %s\n", p->name, MGR_VERSION);
+                mgr_cli_about(p->name);
             exit(0);
         }
+        if (c == 'C' && mgr_cli_completion(p, optarg))
+            exit(0);
+        if (c == 'C')
+            return mgr_fail(err, MGR_ERR_USAGE, "--completion '%s': known are bash, zsh and fish",
+                            optarg);
         const size_t idx = index_of(p, c);
         if (c == '?' || idx >= p->n_options) {
             mgr_fail(err, MGR_ERR_USAGE, "cannot use option '%s'", argv[at < argc ? at : argc - 1]);

@@ -5,6 +5,7 @@
 #ifndef MGR_CLI_CLI_H
 #define MGR_CLI_CLI_H
 
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
@@ -21,21 +22,35 @@ typedef struct mgr_option {
     const char *help;
 } mgr_option;
 
+/* Words that an option takes, with blanks between, for completion. */
+typedef struct mgr_words_of {
+    const char *option, *words;
+} mgr_words_of;
+
 /* A program: its name, synopsis, options, and a text behind them (may be NULL). */
 typedef struct mgr_program {
     const char *name, *synopsis, *about;
     const mgr_option *options;
     size_t n_options;
-    void (*more_help)(void); /* printed behind the options; may be NULL */
+    void (*more_help)(void);           /* printed behind the options; may be NULL */
+    const mgr_words_of *words;         /* ends with NULLs; may be NULL */
+    const char *(*key_at)(size_t idx); /* for options that take a KEY; may be NULL */
 } mgr_program;
 
 /* Called for each option in order, with its index in the table. Returns an mgr_code. */
 typedef int (*mgr_option_taker)(void *context, size_t idx, const char *value, mgr_err *err);
 
-/* Parse; operands are left in argv[*first]..argv[argc-1]. --help and --version of every program are
- * done here: they print and exit 0, before MPI is started. Errors: MGR_ERR_USAGE. Local. */
+/* Parse; operands are left in argv[*first]..argv[argc-1]. --help, --version and --completion of
+ * every program are done here: they print and exit 0, before MPI is started. Errors: MGR_ERR_USAGE.
+ * Local. */
 int mgr_cli_parse(const mgr_program *program, int argc, char **argv, mgr_option_taker take,
                   void *context, int *first, mgr_err *err) MGR_NODISCARD;
+
+/* Print what completes the program's command line in "bash", "zsh" or "fish"; false for another. */
+bool mgr_cli_completion(const mgr_program *program, const char *shell);
+
+/* Print the version, the commit, and what it was built with and runs on. */
+void mgr_cli_about(const char *name);
 
 /* Print `text` in the terminal's width (80 columns without one), from `column` on in each line; the
  * cursor is behind `used` characters. For --help. */

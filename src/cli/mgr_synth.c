@@ -76,6 +76,15 @@ static const mgr_option options[] = {
     [QUIET] = {"quiet", 'q', NULL, "print errors only"},
 };
 
+static const mgr_words_of option_words[] = {
+    {"positions", "rope learned"},
+    {"norm", "rmsnorm layernorm"},
+    {"activation", "swiglu geglu gelu squared-relu"},
+    {"dtype", "bf16 fp16 fp32"},
+    {"format", "megatron-torch megatron-dist huggingface moe-recipes mixtral hdf5"},
+    {"names", "auto te local per-expert fused"},
+    {NULL, NULL}};
+
 static const mgr_program program = {
     .name = "mgr-synth",
     .synopsis = "[OPTION]... OUT",
@@ -84,6 +93,7 @@ static const mgr_program program = {
              "model alone, not on the format, the split or the number of ranks.",
     .options = options,
     .n_options = sizeof options / sizeof options[0],
+    .words = option_words,
 };
 
 /* Words that an option takes, and the numbers they stand for; ends with NULL. */

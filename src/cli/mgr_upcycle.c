@@ -5,6 +5,7 @@
 #include "cfg/schema.h"
 #include "cfg/value.h"
 #include "cli/cli.h"
+#include "cli/keys_page.h"
 #include "core/mem.h"
 #include "core/say_run.h"
 #include "fmt/json.h"
@@ -33,6 +34,7 @@ enum {
     GET,
     UNIT_BYTES,
     SCHEMA,
+    KEYS,
     LOG_JSON
 };
 
@@ -60,75 +62,13 @@ static const mgr_option options[] = {
                     "smallest unit of work (4MiB); the bytes are the same"},
     [LOG_JSON] = {"log-json", 0, NULL,
                   "say phases, progress, remarks, summary and error as JSON, one a line"},
+    [KEYS] = {"keys", 0, "FORM", "print all keys of CONFIG as markdown or scd (scdoc), and exit"},
     [SCHEMA] = {"schema", 0, NULL, "print a JSON Schema of CONFIG, for editors, and exit"},
 };
 
-#define KEY_COLUMN 34
-
-/* " (a, b or c; default a)": what a row takes and has. */
-static void list_values(const mgr_key *key, char *out, size_t size)
+static void print_more(void)
 {
-    const bool has_default = key->fallback && key->fallback[0];
-    size_t used = (size_t)snprintf(out, size, "%s", key->choices ? " (" : "");
-    for (const char *c = key->choices; c && *c && used < size;) {
-        const size_t n = strcspn(c, "|");
-        const char *const lead = c == key->choices ? "" : c[n] ? ", " : " or ";
-        used += (size_t)snprintf(out + used, size - used, "%s%.*s", lead, (int)n, c);
-        c += n + (c[n] != '\0');
-    }
-    if (key->required)
-        snprintf(out, size, " (required)");
-    else if (has_default && used < size)
-        snprintf(out + used, size - used, "%sdefault %s)", key->choices ? "; " : " (",
-                 key->fallback);
-}
-
-/* What a key of `model:` has by default is what the checkpoint says. */
-static void print_row(const mgr_key *key, const char *indent)
-{
-    char text[640], owners[160], values[160] = "";
-    if (strncmp(key->name, "model.", 6) != 0)
-        list_values(key, values, sizeof values);
-    mgr_schema_owners(mgr_config_tables, key, owners, sizeof owners);
-    snprintf(text, sizeof text, "%s%s%s", owners, key->help, values);
-    mgr_cli_wrapped(text, printf("%s%s:", indent, mgr_config_key_leaf(key)), KEY_COLUMN);
-}
-
-/* A key, once for each meaning that its owners give it. */
-static void print_key(const mgr_key *first, const char *indent)
-{
-    mgr_row_walk at = {0};
-    const mgr_key *last = NULL;
-    for (const mgr_key *key; (key = mgr_schema_next(mgr_config_tables, &at, NULL));) {
-        if (strcmp(key->name, first->name) != 0 || (last && mgr_schema_same(key, last)))
-            continue;
-        print_row(key, indent);
-        last = key;
-    }
-}
-
-/* The keys as the file is written: sections with their keys below. */
-static void print_keys(void)
-{
-    static const char *const notes[MGR_N_SECTIONS] = {
-        "  (several: a list of these as 'sources')",
-        "  (what the checkpoint does not say; what it says is checked)", "  (with 'mode: upcycle')",
-        ""};
-    mgr_key_list all;
-    int section = -1;
-    mgr_schema_list(mgr_config_tables, &all);
-    printf("\n");
-    mgr_cli_wrapped(
-        "CONFIG is YAML with these keys; [names] say whose a key is, and with any other "
-        "format, method or router it is an error:",
-        0, 0);
-    for (size_t i = 0; i < all.n; i++) {
-        const int own = mgr_config_key_section(all.keys[i]);
-        if (own != section)
-            printf("  %s:%s\n", mgr_config_sections[own], notes[own]);
-        section = own;
-        print_key(all.keys[i], own < 0 ? "  " : "    ");
-    }
+    mgr_cli_print_keys();
     printf("\n");
     mgr_cli_wrapped("exit status: 0 done, 1 --verify found a difference, 64 usage, 65 bad input, "
                     "66 input missing, 70 internal, 71 "
@@ -136,6 +76,11 @@ static void print_keys(void)
                     "stopped, 78 configuration",
                     0, 0);
 }
+
+static const mgr_words_of option_words[] = {{"simd", "scalar avx2 avx512 neon"},
+                                            {"bandwidth", "measure"},
+                                            {"keys", "markdown scd"},
+                                            {NULL, NULL}};
 
 static const mgr_program program = {
     .name = "mgr-upcycle",
@@ -145,14 +90,17 @@ static const mgr_program program = {
              "of ranks gives the same bytes.",
     .options = options,
     .n_options = sizeof options / sizeof options[0],
-    .more_help = print_keys,
+    .more_help = print_more,
+    .words = option_words,
+    .key_at = mgr_cli_key_at,
 };
 
 typedef struct arguments {
     mgr_run_options run;
     const char **sets;
     size_t capacity;
-    const char *get; /* NULL, or the key to print */
+    const char *get;  /* NULL, or the key to print */
+    const char *keys; /* NULL, or the form to print all keys in */
     bool schema, verify, json;
 } arguments;
 
@@ -208,6 +156,9 @@ static int take(void *context, size_t idx, const char *value, mgr_err *err)
     case GET:
         a->get = value;
         return MGR_OK;
+    case KEYS:
+        a->keys = value;
+        return MGR_OK;
     case SCHEMA:
         a->schema = true;
         return MGR_OK;
@@ -250,10 +201,10 @@ static int parse(arguments *a, int argc, char **argv, mgr_err *err)
     a->run.write.progress = 10; /* short runs end before the first line */
     a->run.write.journal = MGR_JOURNAL_SECONDS;
     MGR_TRY(mgr_cli_parse(&program, argc, argv, take, a, &first, err));
-    if (a->schema && argc == first)
+    if ((a->schema || a->keys) && argc == first)
         return MGR_OK;
-    if (a->schema)
-        return mgr_fail(err, MGR_ERR_USAGE, "--schema takes no CONFIG");
+    if (a->schema || a->keys)
+        return mgr_fail(err, MGR_ERR_USAGE, "--%s takes no CONFIG", a->schema ? "schema" : "keys");
     MGR_TRY(check_options(a, err));
     if (argc - first != 1) {
         mgr_fail(err, MGR_ERR_USAGE,
@@ -332,9 +283,11 @@ int main(int argc, char **argv)
     bool good = true;
     mgr_json_count_memory();
     int rc = parse(&a, argc, argv, &err);
-    const bool alone = rc != MGR_OK || a.get || a.schema;
+    const bool alone = rc != MGR_OK || a.get || a.schema || a.keys;
     if (rc == MGR_OK && a.schema)
         rc = print_schema(&err);
+    else if (rc == MGR_OK && a.keys)
+        rc = mgr_cli_document_keys(a.keys, &err);
     else if (rc == MGR_OK && a.get)
         rc = get(&a, &err);
     if (alone) {

@@ -506,3 +506,12 @@ int mgr_h5_compare_text(mgr_h5 *h, const char *name, const char *text, size_t le
     mgr_buf_clear(&found);
     return rc;
 }
+
+const char *mgr_h5_library(char *out, size_t size)
+{
+    unsigned major = 0, minor = 0, release = 0;
+    if (H5get_libversion(&major, &minor, &release) < 0)
+        major = 0;
+    snprintf(out, size, "%u.%u.%u", major, minor, release);
+    return out;
+}

@@ -84,4 +84,7 @@ int mgr_h5_compare(mgr_h5 *file, const char *name, uint64_t row, uint64_t rows, 
 int mgr_h5_compare_text(mgr_h5 *file, const char *name, const char *text, size_t len,
                         mgr_err *err) MGR_NODISCARD;
 
+/* The version of the library that this runs with. Returns out. */
+const char *mgr_h5_library(char *out, size_t size);
+
 #endif

@@ -311,3 +311,18 @@ void mgr_progress_drain(mgr_comm *c)
     if (c->pending != MPI_REQUEST_NULL)
         wait_politely(&c->pending, 1000);
 }
+
+/* "MPICH Version:\t4.0.2\nMPICH Release date...", "Open MPI v4.1.4, package: ...". */
+const char *mgr_comm_library(char *out, size_t size)
+{
+    char text[MPI_MAX_LIBRARY_VERSION_STRING + 1] = "";
+    int len = 0;
+    if (MPI_Get_library_version(text, &len) != MPI_SUCCESS)
+        len = 0;
+    text[len] = '\0';
+    text[strcspn(text, "\n,")] = '\0';
+    for (char *c = text; *c; c++)
+        *c = *c == '\t' ? ' ' : *c;
+    snprintf(out, size, "%s", text);
+    return out;
+}

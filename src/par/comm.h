@@ -63,6 +63,9 @@ void mgr_progress_post_last(mgr_comm *comm, const uint64_t values[3]);
 int mgr_progress_poll(mgr_comm *comm, int *rank, uint64_t values[3]);
 void mgr_progress_drain(mgr_comm *comm);
 
+/* One line on the MPI that this runs with, also before it is started. Returns out. */
+const char *mgr_comm_library(char *out, size_t size);
+
 /* Seconds of a monotonic clock. Local. */
 double mgr_now(void);
 

@@ -1,6 +1,7 @@
 """What is installed: it works from another place, and cannot be told to fail as the tests' programs can;
 the library is what its headers say, and examples compile against it."""
 
+import json
 import os
 import pathlib
 import re
@@ -56,6 +57,57 @@ class Install(unittest.TestCase):
             result = runner.run([self.prefix / "bin" / name, "--version"])
             self.assertEqual((result.status, result.err), (0, ""), str(result))
 
+    def test_what_version_says(self):
+        said = dict(line.split(None, 1) for line in output([self.prefix / "bin" / "mgr-upcycle", "--version"]).splitlines())
+        self.assertEqual(list(said), ["mgr-upcycle", "commit", "MPI", "HDF5", "CPU"])
+        self.assertRegex(said["MPI"], r"^(MPICH|Open MPI|\w+ MPI).*\d")
+        self.assertRegex(said["HDF5"], r"^\d+\.\d+\.\d+$")
+        self.assertRegex(said["CPU"], r"^scalar.*\(used\)")
+
+    def complete(self, name, *words):
+        """What bash offers for the last of the words."""
+        script = self.prefix / "share" / "bash-completion" / "completions" / name
+        text = 'source "$1"; shift; f=$(complete -p "$1"); f=${f#*-F }; ${f%% *} "$1" "${@: -1}" "${@: -2:1}"; printf "%s\\n" "${COMPREPLY[@]}"'
+        return output(["bash", "-c", text, "x", script, name, *words]).split()
+
+    def test_completion(self):
+        """Every option of --help, every key, and an option's words; in each shell that is here."""
+        for name in ("mgr-upcycle", "mgr-inspect", "mgr-verify", "mgr-synth", "mgr-bench"):
+            options = set(re.findall(r"^ .*?(--[a-z-]+)", output([self.prefix / "bin" / name, "--help"]), re.M))
+            self.assertEqual(set(self.complete(name, "--")), options)
+            for shell, path in (("zsh", "zsh/site-functions/_" + name), ("fish", "fish/vendor_completions.d/%s.fish" % name)):
+                script = self.prefix / "share" / path
+                text = script.read_text()
+                for option in options:
+                    self.assertIn(option if shell == "zsh" else "-l %s " % option[2:], text)
+                if shutil.which(shell):
+                    output([shell, "-n", script])
+        keys = output([self.prefix / "bin" / "mgr-upcycle", "--keys", "markdown"])
+        keys = re.findall(r"^- `(.*)`$", keys, re.M)
+        self.assertGreater(len(keys), 50)
+        self.assertEqual(sorted(self.complete("mgr-upcycle", "--set", "")), sorted(key + "=" for key in keys))
+        self.assertEqual(self.complete("mgr-upcycle", "-s", "upcycle.see"), ["upcycle.seed="])
+        self.assertEqual(self.complete("mgr-upcycle", "--get", "upcycle.see"), ["upcycle.seed"])
+        self.assertEqual(self.complete("mgr-synth", "--format", "megatron-d"), ["megatron-dist"])
+        schema = json.loads(output([self.prefix / "bin" / "mgr-upcycle", "--schema"]))["properties"]
+        known = [n for n, of in schema.items() if "properties" not in of and n != "sources"]  # a list of sections
+        known += ["%s.%s" % (n, key) for n, of in schema.items() for key in of.get("properties", ())]
+        self.assertEqual(sorted(known), sorted(keys))
+
+    def test_uninstall(self):
+        """All files of an installation, and the folders that were its own."""
+        there, cmake = self.folder / "away", os.environ.get("CMAKE", "cmake")
+        shared = there / "share" / "mgr-upcycle"
+        done = runner.run([cmake, "--install", runner.BIN.parent, "--prefix", there])
+        self.assertEqual(done.status, 0, str(done))
+        self.assertTrue((shared / "configs").is_dir())
+        (there / "bin" / "other").write_text("stays")
+        listed = self.folder / "list"
+        shutil.copy(runner.BIN.parent / "install_manifest.txt", listed)
+        output([cmake, "-DLIST=%s" % listed, "-P", runner.ROOT / "tools" / "cmake" / "uninstall.cmake"])
+        self.assertEqual([p.name for p in there.rglob("*") if not p.is_dir()], ["other"])
+        self.assertFalse(shared.exists() or listed.exists())
+
     def library(self):
         found = sorted(self.prefix.glob("lib*/**/libmgr.so"))
         self.assertEqual(len(found), 1, found)
@@ -100,6 +152,9 @@ class Install(unittest.TestCase):
         given = {name.split("@")[0] for name in symbols if name.startswith("mgr_")}
         self.assertGreater(len(declared), 20)
         self.assertEqual(declared, given)
+        # once given, a function stays as long as MGR_CHECKPOINT_ABI does; new ones are written down here
+        recorded = set((runner.ROOT / "tests" / "data" / "abi-1.txt").read_text().split())
+        self.assertEqual(given, recorded)
         needed = output(["readelf", "-d", self.library()])
         self.assertNotRegex(needed, "NEEDED.*(mpi|hdf5)")
 

@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import re
 import shutil
 import subprocess
 import sys
@@ -19,6 +20,36 @@ def output(words, **more):
     return subprocess.run(
         [str(word) for word in words], check=True, stdout=subprocess.PIPE, text=True, timeout=900, **more
     ).stdout
+
+
+class Recipes(unittest.TestCase):
+    """As far as they can be looked at without Spack, Docker's daemon and Apptainer."""
+
+    PACKAGING = runner.ROOT / "tools" / "packaging"
+
+    def test_what_they_call_is_there(self):
+        for name in ("Dockerfile", "apptainer.def"):
+            called = set(re.findall(r"/src/(\S+?\.sh)", (self.PACKAGING / name).read_text()))
+            self.assertEqual(called, {"tools/install-deps.sh", "tools/packaging/deb.sh"})
+            for script in called:
+                self.assertTrue(os.access(runner.ROOT / script, os.X_OK), script)
+
+    def test_spack_asks_for_what_cmake_does(self):
+        text = (self.PACKAGING / "spack" / "packages" / "mgr-upcycle" / "package.py").read_text()
+        compile(text, "package.py", "exec")
+        asked = set(re.findall(r'depends_on\("([a-z0-9-]+)', text))
+        wants = (runner.ROOT / "CMakeLists.txt").read_text()
+        names = {"MPI": "mpi", "ZLIB": "zlib-api", "HDF5": "hdf5", "PkgConfig": "pkgconfig", "YAML": "libyaml",
+                 "JANSSON": "jansson", "DEFLATE": "libdeflate", "CRYPTO": "openssl"}
+        found = re.findall(r"^(?:find_package|pkg_check_modules)\((\w+)", wants, re.M)
+        self.assertEqual({names[name] for name in found} - asked, set())
+        self.assertLessEqual({"random123", "xxhash", "c", "cmake"}, asked)
+
+    def test_a_dockerfile_is_one(self):
+        """By its grammar: building wants a daemon."""
+        text = (self.PACKAGING / "Dockerfile").read_text()
+        words = [line.split()[0] for line in re.sub(r"\\\n", "", text).splitlines() if line and line[0] != "#"]
+        self.assertLessEqual(set(words), {"FROM", "COPY", "RUN", "CMD"})
 
 
 class Package(unittest.TestCase):

@@ -11,7 +11,7 @@
 #   shell      shellcheck over every shell script
 #   yaml       yamllint over configs
 #   man        the man pages build
-#   options    man pages and completion know every option of BUILD/bin/*'s --help
+#   options    man pages know every option of BUILD/bin/*'s --help, and every key
 #   text       no paths of one machine, no unfinished marks
 #
 # Exit: 0 clean; 1 not; 77 (skipped) where a tool is missing, unless CI=true, where that fails.
@@ -156,18 +156,20 @@ lint_man() {
 }
 
 lint_options() {
-    local tool option documents failed=0 seen=0
+    local tool option failed=0 seen=0
     for tool in mgr-upcycle mgr-inspect mgr-verify mgr-synth mgr-bench; do
         [ -x "$build/bin/$tool" ] || continue
         seen=1
         for option in $("$build/bin/$tool" --help | grep -oE -- '--[a-z][a-z-]*' | sort -u); do
-            for documents in "tools/man/$tool.1.scd" tools/completion/mgr-upcycle.bash; do
-                grep -qE -- "(^|[^a-z-])$option([^a-z-]|\$)" "$documents" ||
-                    { echo "$documents: no '$option', which $tool --help names"; failed=1; }
-            done
+            grep -qE -- "(^|[^a-z-])$option([^a-z-]|\$)" "tools/man/$tool.1.scd" ||
+                { echo "tools/man/$tool.1.scd: no '$option', which $tool --help names"; failed=1; }
         done
     done
     [ $seen = 1 ] || absent "no tools in '$build/bin'"
+    # shellcheck disable=SC2016  # the backquotes are markdown's
+    diff <("$build/bin/mgr-upcycle" --keys markdown | sed -n 's/^- `\(.*\)`$/\1/p' | sort) \
+        <(sed -n '/^# CONFIGURATION/,/^# EXIT/p' tools/man/mgr-upcycle.1.scd | grep '^\*' | grep -oE '\*[a-z0-9_.]+\*' | tr -d '*' | grep -vx sources |
+            sort) || { echo "tools/man/mgr-upcycle.1.scd: other keys than mgr-upcycle has"; failed=1; }
     return $failed
 }
 

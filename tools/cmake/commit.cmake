@@ -1,0 +1,16 @@
+# cmake -DCOMMIT=TEXT -DSOURCE=FOLDER -DOUT=FILE -P commit.cmake: FILE defines mgr_commit, as TEXT or git has it.
+if(NOT COMMIT)
+  execute_process(COMMAND git -C "${SOURCE}" describe --always --dirty --abbrev=12 --exclude=*
+    OUTPUT_VARIABLE COMMIT ERROR_QUIET OUTPUT_STRIP_TRAILING_WHITESPACE RESULT_VARIABLE failed)
+  if(failed)
+    set(COMMIT "not known")
+  endif()
+endif()
+set(text "extern const char mgr_commit[];\nconst char mgr_commit[] = \"${COMMIT}\";\n")
+set(old "")
+if(EXISTS "${OUT}")
+  file(READ "${OUT}" old)
+endif()
+if(NOT old STREQUAL text)
+  file(WRITE "${OUT}" "${text}")
+endif()
