@@ -30,7 +30,8 @@ static double root(double a, int n)
 void mgr_scale_factors(mgr_scale rule, double factor, mgr_activation activation,
                        float out[MGR_MATRIX_COUNT])
 {
-    const int order = activation == MGR_ACTIVATION_GELU || activation == MGR_ACTIVATION_RELU ? 2 : 3;
+    const int order =
+        activation == MGR_ACTIVATION_GELU || activation == MGR_ACTIVATION_RELU ? 2 : 3;
     const float each = rule == MGR_SCALE_PUBLISHED ? (float)root(factor, order) : 1;
     for (int m = 0; m < MGR_MATRIX_COUNT; m++)
         out[m] = each;

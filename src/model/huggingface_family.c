@@ -273,6 +273,9 @@ const char *mgr_huggingface_types(char *out, size_t size)
     return out;
 }
 
+#define TOWER "a vision tower beside its text decoder"
+#define PATCHES "a vision transformer, of which no class with experts is known"
+
 /* Model types that users will try, and what keeps them out. */
 static const struct {
     const char *type, *what;
@@ -280,6 +283,24 @@ static const struct {
     {"mt5", "gated FFNs in two stacks, which no class with experts holds"},
     {"umt5", "gated FFNs in two stacks, which no class with experts holds"},
     {"longt5", "a T5 with another attention"},
+    {"t5gemma", "gated FFNs in two stacks, which no class with experts holds"},
+    {"llava", TOWER},
+    {"llava_next", TOWER},
+    {"llava_onevision", TOWER},
+    {"internvl", TOWER},
+    {"mistral3", TOWER},
+    {"qwen2_vl", TOWER},
+    {"qwen2_5_vl", TOWER},
+    {"qwen3_vl", TOWER},
+    {"qwen3_vl_moe", TOWER},
+    {"idefics3", TOWER},
+    {"gemma3", TOWER},
+    {"mllama", TOWER},
+    {"vit", PATCHES},
+    {"dinov2", PATCHES},
+    {"siglip", PATCHES},
+    {"clip", PATCHES},
+    {"dots3_note", "a vision tower with experts of its own"},
     {"nllb-moe", "experts of which transformers evaluates two alone"},
     {"deepseek_v2", "multi-latent attention"},
     {"deepseek_v3", "multi-latent attention"},

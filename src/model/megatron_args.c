@@ -7,6 +7,7 @@
 #include "core/mem.h"
 #include "core/str.h"
 #include "model/megatron.h"
+#include "model/megatron_families.h"
 #include "model/megatron_fields.h"
 #include "model/megatron_hybrid.h"
 
@@ -298,6 +299,7 @@ static const mgr_stored *find_suffix(const evidence *ev, const char *suffix)
 
 static int known_names(const evidence *ev, mgr_err *err)
 {
+    MGR_TRY(mgr_megatron_families_check(ev->cat, err));
     for (size_t i = 0; i < ev->cat->n_stored; i++) {
         const char *const name = ev->cat->stored[i].name;
         const char *const what = strstr(name, ".layernorm_qkv.") || strstr(name, ".layernorm_mlp.")

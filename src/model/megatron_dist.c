@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "core/mem.h"
+#include "model/megatron_families.h"
 #include "model/megatron_hybrid.h"
 
 #define FFN "mlp."
@@ -363,6 +364,7 @@ int mgr_megatron_dist_model(const mgr_catalogue *cat, const mgr_config *config,
                             mgr_megatron_dist *dist, mgr_model *model, mgr_err *err)
 {
     extents e = {.dtype = MGR_DTYPE_NONE};
+    MGR_TRY(mgr_megatron_families_check(cat, err));
     *dist = (mgr_megatron_dist){.hybrid = mgr_megatron_hybrid_is(cat)};
     if (dist->hybrid)
         MGR_TRY(mgr_megatron_hybrid_check(cat, err));

@@ -75,6 +75,9 @@ def test_another_architecture_by_its_args(scratch, name, value):
         ("decoder.layers.0.self_attention.linear_q_down_proj.weight", "multi-latent"),
         ("decoder.layers.0.mlp.shared_experts.linear_fc1.weight", "mlp.shared_experts"),
         ("decoder.layers.0.mlp.router.expert_bias", "mlp.router.expert_bias"),
+        ("decoder.layers.0.cross_attention.linear_kv.weight", "is of a T5"),
+        ("class_token", "is of a vision transformer"),
+        ("vision_model.conv1.weight", "is of a vision-language model"),
     ],
 )
 def test_another_architecture_by_its_tensors(scratch, name, word):

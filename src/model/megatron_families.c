@@ -1,0 +1,30 @@
+/* Names: megatron-core's models/T5/t5_model.py, models/vision/clip_vit_model.py and radio.py,
+ * models/multimodal/llava_model.py; `inter_attention` is from before Megatron-Core. */
+#include "model/megatron_families.h"
+
+#include <string.h>
+
+static const struct {
+    const char *part, *what;
+} families[] = {
+    {"vision_model.", "a vision-language model: a vision tower beside its text decoder"},
+    {"vision_projection.", "a vision-language model: a vision tower beside its text decoder"},
+    {".cross_attention.", "a T5: an encoder, and a decoder with cross attention"},
+    {".inter_attention.", "a T5: an encoder, and a decoder with cross attention"},
+    {"class_token", "a vision transformer: patches and a class token in place of a vocabulary"},
+    {"conv1.weight", "a vision transformer: patches in place of a vocabulary"},
+};
+
+int mgr_megatron_families_check(const mgr_catalogue *cat, mgr_err *err)
+{
+    for (size_t k = 0; k < sizeof families / sizeof families[0]; k++)
+        for (size_t i = 0; i < cat->n_stored; i++) {
+            const mgr_stored *const s = &cat->stored[i];
+            if (strstr(s->name, families[k].part))
+                return mgr_fail(
+                    err, MGR_ERR_UNSUPPORTED,
+                    "'%s' is of %s ('%s'), which is not supported in Megatron's formats",
+                    cat->files[s->file].path, families[k].what, s->name);
+        }
+    return MGR_OK;
+}
