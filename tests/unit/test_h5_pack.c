@@ -1,0 +1,107 @@
+/*
+ * Packing pieces of HDF5: whatever the bytes, zlib gives them back, and no plane is packed worse
+ * than by zlib's own choice.
+ */
+#include "support/check.h"
+
+#include <zlib.h>
+
+#include "core/mem.h"
+#include "fmt/h5_filter.h"
+#include "kern/kern.h"
+
+enum { ROOM = 1 << 19 };
+
+static unsigned char bytes[ROOM], planes[ROOM], back[ROOM], joined[ROOM], packed[ROOM + ROOM / 8];
+
+/* The packed size, after the way there and back, by zlib and by ours. */
+static size_t there_and_back(size_t len, size_t element)
+{
+    mgr_err err = MGR_ERR_INIT;
+    size_t size = 0;
+    uLongf got = sizeof back;
+    memset(packed, 0, sizeof packed);
+    CHECK_INT(mgr_h5_pack(bytes, len, element, 1, planes, packed, &size, &err), MGR_OK);
+    CHECK(size <= mgr_h5_packed_bound(len));
+    CHECK_INT(uncompress(back, &got, packed, size), Z_OK);
+    CHECK_INT(got, len);
+    mgr_h5_unshuffle(back, len, element, joined);
+    CHECK(memcmp(joined, bytes, len) == 0);
+    memset(back, 0, len);
+    CHECK_INT(mgr_h5_inflate(packed, size, back, len, "piece", 0, &err), MGR_OK);
+    CHECK(memcmp(back, planes, len) == 0);
+    return size;
+}
+
+/* What zlib makes of the same planes by itself, at the level that is stated in the file. */
+static size_t by_zlib(size_t len)
+{
+    uLongf size = sizeof packed;
+    CHECK_INT(compress2(packed, &size, planes, len, 1), Z_OK);
+    return size;
+}
+
+static void draw(size_t len, mgr_dtype dtype)
+{
+    const mgr_stream stream = {7, MGR_PURPOSE_SYNTH, 0, 0};
+    mgr_normals_scaled(&stream, 0, len / mgr_dtype_size(dtype), 0, 0.02f, bytes, dtype);
+}
+
+static void test_weights(void)
+{
+    static const mgr_dtype types[] = {MGR_DTYPE_BF16, MGR_DTYPE_F16, MGR_DTYPE_F32};
+    for (int i = 0; i < 3; i++) {
+        draw(ROOM, types[i]);
+        const size_t ours = there_and_back(ROOM, mgr_dtype_size(types[i]));
+        CHECK(ours <= by_zlib(ROOM));
+    }
+    draw(ROOM, MGR_DTYPE_BF16);
+    const size_t ours = there_and_back(ROOM, 2);
+    CHECK(ours < ROOM * 68 / 100); /* 0.723 by level 1 alone */
+}
+
+static void test_what_repeats_itself(void)
+{
+    enum { ROW = 4096 };
+    draw(ROOM, MGR_DTYPE_BF16);
+    for (size_t at = ROW; at < ROOM; at += ROW) /* rows of tied experts */
+        memcpy(bytes + at, bytes, ROW);
+    CHECK(there_and_back(ROOM, 2) <= by_zlib(ROOM) + 64);
+    draw(ROOM, MGR_DTYPE_BF16);
+    memset(bytes + ROOM / 2, 0, ROOM / 2); /* padding */
+    CHECK(there_and_back(ROOM, 2) <= by_zlib(ROOM) + 64);
+    memset(bytes, 0, ROOM);
+    CHECK(there_and_back(ROOM, 4) <= by_zlib(ROOM) + 64);
+}
+
+static void test_any_length(void)
+{
+    draw(ROOM, MGR_DTYPE_F32);
+    for (size_t len = 1; len < 40; len++)
+        for (size_t element = 1; element <= 4; element *= 2)
+            there_and_back(len, element);
+    for (size_t len = 1000; len < ROOM; len = len * 3 + 1)
+        there_and_back(len, 2);
+    for (size_t i = 0; i < ROOM; i++) /* nothing to gain anywhere */
+        bytes[i] = (unsigned char)(i * i * 2654435761u >> 11);
+    there_and_back(ROOM, 2);
+}
+
+static void test_equal_bytes_are_packed_equally(void)
+{
+    static unsigned char first[ROOM + ROOM / 8];
+    draw(ROOM, MGR_DTYPE_BF16);
+    const size_t size = there_and_back(ROOM, 2);
+    memcpy(first, packed, size);
+    CHECK_INT(there_and_back(ROOM, 2), size);
+    CHECK(memcmp(first, packed, size) == 0);
+}
+
+int main(void)
+{
+    test_weights();
+    test_what_repeats_itself();
+    test_any_length();
+    test_equal_bytes_are_packed_equally();
+    return CHECK_DONE();
+}
