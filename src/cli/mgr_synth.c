@@ -4,6 +4,7 @@
 
 #include "cli/cli.h"
 #include "io/fault.h"
+#include "model/huggingface_family.h"
 #include "run/run.h"
 
 enum {
@@ -17,6 +18,7 @@ enum {
     POSITIONS,
     NORM,
     ACTIVATION,
+    CLASS,
     QKV_BIAS,
     BIAS,
     QK_NORM,
@@ -50,6 +52,8 @@ static const mgr_option options[] = {
     [NORM] = {"norm", 0, "KIND", "rmsnorm or layernorm (default rmsnorm)"},
     [ACTIVATION] = {"activation", 0, "KIND",
                     "swiglu, geglu, gelu or squared-relu (default swiglu)"},
+    [CLASS] = {"class", 0, "TYPE",
+               "a model with all that this model_type of transformers has (qwen3_moe, dots1, ...)"},
     [QKV_BIAS] = {"qkv-bias", 0, NULL, "biases of q, k and v"},
     [BIAS] = {"bias", 0, NULL, "biases of all linear layers, but the output layer"},
     [QK_NORM] = {"qk-norm", 0, NULL, "norms of q and k"},
@@ -165,6 +169,16 @@ static int take_format(mgr_synth_options *o, const char *value, mgr_err *err)
     return mgr_fail(err, MGR_ERR_USAGE, "--format '%s' is none of %s", value, known);
 }
 
+static int take_class(mgr_synth_options *o, const char *value, mgr_err *err)
+{
+    char known[400];
+    o->class = value;
+    if (mgr_huggingface_type(value) != MGR_HF_NO_CLASS)
+        return MGR_OK;
+    return mgr_fail(err, MGR_ERR_USAGE, "--class '%s' is none of %s", value,
+                    mgr_huggingface_types(known, sizeof known));
+}
+
 static int take_size(mgr_synth_options *o, size_t idx, const char *value, mgr_err *err)
 {
     uint64_t *const sizes[] = {[LAYERS] = &o->model.layers,
@@ -201,6 +215,8 @@ static int take(void *context, size_t idx, const char *value, mgr_err *err)
         return take_word(o, idx, value, err);
     case FORMAT:
         return take_format(o, value, err);
+    case CLASS:
+        return take_class(o, value, err);
     case QKV_BIAS:
         o->model.bias_qkv = true;
         return MGR_OK;
@@ -239,6 +255,8 @@ static int check_experts(mgr_model *m, mgr_err *err)
 static int check_sizes(mgr_synth_options *o, mgr_err *err)
 {
     mgr_model *const m = &o->model;
+    if (o->class)
+        mgr_huggingface_typical(mgr_huggingface_type(o->class), m);
     const uint64_t parts = o->pipeline_parallel * o->virtual_pipeline;
     if (m->kv_groups == 0)
         m->kv_groups = m->heads;

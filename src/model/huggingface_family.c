@@ -17,6 +17,9 @@
     (MGR_HF_HAS_SHARED | MGR_HF_HAS_FIRST_DENSE | MGR_HF_HAS_UNNORMALISED | MGR_HF_HAS_SCALE |     \
      MGR_HF_HAS_GROUPS)
 
+/* By default it is a row that a small vocabulary does not have. */
+#define NO_PAD "{\"pad_token_id\": null}"
+
 static const mgr_hf_name qwen2_moe_names[] = {
     {MGR_ROLE_SHARED_GATE, "model.layers.%u.mlp.shared_expert.gate_proj.weight"},
     {MGR_ROLE_SHARED_UP, "model.layers.%u.mlp.shared_expert.up_proj.weight"},
@@ -102,7 +105,7 @@ static const mgr_hf_family families[] = {
         .may = MGR_HF_HAS_ATTN_BIAS | MGR_HF_HAS_MLP_BIAS | MGR_HF_HAS_NOPE,
         .keys = MGR_HF_KEY_ATTENTION_BIAS | MGR_HF_KEY_MLP_BIAS | MGR_HF_KEY_TIED |
                 MGR_HF_KEY_WINDOW_SWITCH | MGR_HF_KEY_NO_WINDOWS | MGR_HF_KEY_NOPE_LIST,
-        .groups = 4, .positions = 32768, .epsilon = 1e-6, .theta = 2e6},
+        .groups = 4, .positions = 32768, .epsilon = 1e-6, .theta = 2e6, .written = NO_PAD},
     [MGR_HF_ERNIE] = {
         .type = "ernie4_5", .name = "Ernie 4.5", .architecture = "Ernie4_5ForCausalLM",
         .must = MGR_HF_HAS_NEIGHBOURS, .keys = MGR_HF_KEY_TIED | MGR_HF_KEY_NO_WINDOWS,
@@ -117,7 +120,7 @@ static const mgr_hf_family families[] = {
         .type = "phi3", .name = "Phi-3", .architecture = "Phi3ForCausalLM",
         .may = MGR_HF_HAS_WINDOW, .never = MGR_HF_HAS_SCALED_ROPE,
         .fuses = MGR_HF_FUSES_QKV | MGR_HF_FUSES_GATE_UP,
-        .positions = 4096, .epsilon = 1e-5, .theta = 1e4},
+        .positions = 4096, .epsilon = 1e-5, .theta = 1e4, .written = NO_PAD},
     [MGR_HF_MINISTRAL] = { /* Mistral, and layer_types says which layers have the window */
         .type = "ministral", .name = "Ministral", .architecture = "MinistralForCausalLM",
         .may = ALL_WINDOWS, .keys = MGR_HF_KEY_WINDOW_LAYERS,
@@ -170,7 +173,7 @@ static const mgr_hf_family families[] = {
         .ffn = MGR_HF_QWEN_EXPERT,
         .positions = 4096, .epsilon = 1e-6, .theta = 5e5,
         .count = "num_experts", .experts = 7, .top_k = 5,
-        .written = "{\"output_router_logits\": false, \"router_aux_loss_coef\": 0.01}"},
+        .written = "{\"pad_token_id\": null, \"output_router_logits\": false, \"router_aux_loss_coef\": 0.01}"},
     [MGR_HF_OLMOE] = { /* its norms of q and k are as wide as the model, whatever the heads are */
         .type = "olmoe", .name = "OLMoE", .architecture = "OlmoeForCausalLM",
         .must = MGR_HF_HAS_EXPERTS | OLMO, .may = MGR_HF_HAS_ATTN_BIAS | MGR_HF_HAS_UNNORMALISED,
@@ -454,6 +457,43 @@ static void give(mgr_model *m, unsigned bits)
     m->shared_switch = m->shared_switch || bits & MGR_HF_HAS_SWITCH;
     if (bits & MGR_HF_HAS_SIGMOID)
         m->router.score = MGR_SCORE_SIGMOID;
+}
+
+/* A shared expert, the part of a head that RoPE turns, multipliers, windows, layers without RoPE.
+ */
+static void give_optional(mgr_model *m, const mgr_hf_family *f)
+{
+    if (m->experts && (f->may & MGR_HF_HAS_SHARED))
+        m->shared_ffn = 2 * mgr_model_expert_ffn(m);
+    m->rotary_part = f->rotary_part;
+    if (f->keys & MGR_HF_KEY_MULTIPLIERS) {
+        m->embedding_multiplier = 12;
+        m->residual_multiplier = 0.22;
+        m->logits_divisor = 8;
+    }
+    if ((f->keys & MGR_HF_KEY_WINDOW_LAYERS) && !(f->keys & MGR_HF_KEY_WINDOW_SWITCH))
+        m->window = m->max_positions / 2;
+    for (uint64_t l = 0; m->window && l < m->layers; l += 2)
+        mgr_model_set_window(m, l);
+    for (uint64_t l = 3; (f->keys & MGR_HF_KEY_NOPE_LIST) && l < m->layers; l += 4)
+        mgr_model_set_nope(m, l);
+}
+
+void mgr_huggingface_typical(mgr_hf_class class, mgr_model *m)
+{
+    const mgr_hf_family *const f = &families[class];
+    const unsigned must = f->must;
+    if (must & MGR_HF_HAS_EXPERTS) {
+        m->experts = m->experts ? m->experts : 4;
+        m->top_k = m->top_k ? m->top_k : 2;
+    }
+    m->bias_qkv = m->bias_qkv || must & MGR_HF_HAS_QKV_BIAS;
+    m->qk_norm = m->qk_norm || must & MGR_HF_HAS_QK_NORM;
+    m->qk_norm_full = must & MGR_HF_HAS_QK_NORM_FULL;
+    m->post_norm = must & MGR_HF_HAS_POST_NORM;
+    m->rope_interleaved = must & MGR_HF_HAS_NEIGHBOURS;
+    give(m, must);
+    give_optional(m, f);
 }
 
 /* Can `m` become what row `f` computes? It does so then. */

@@ -187,6 +187,9 @@ const char *mgr_huggingface_needs(mgr_hf_class class, const mgr_model *model, ch
  * nothing yet. Left alone where a class computes it as it is, or none can. Pure. */
 void mgr_huggingface_complete(mgr_model *model, const char *type);
 
+/* Give a plain model of some size what models of a class have: for synthetic ones. Pure. */
+void mgr_huggingface_typical(mgr_hf_class class, mgr_model *model);
+
 /* What the first layers with experts are: the first of them, the last, and the step between. False
  * if they are not evenly spaced as moe_layer_interval says it. Pure. */
 typedef struct mgr_hf_steps {

@@ -166,8 +166,8 @@ int mgr_hf_nope_layers(const mgr_hf_evidence *ev, mgr_model *m, mgr_err *err)
     return MGR_OK;
 }
 
-/* The window that counts: what is given, or the class's default; 0: none. */
-static int window_size(const mgr_hf_evidence *ev, const mgr_model *m, uint64_t *out, mgr_err *err)
+/* What is given, or the class's default; 0: none. */
+static int window_size(const mgr_hf_evidence *ev, uint64_t *out, mgr_err *err)
 {
     const bool written = mgr_catalogue_attr(ev->cat, ev->hf->config, "config.sliding_window");
     const mgr_attr *const a = mgr_hf_arg(ev, "sliding_window");
@@ -178,7 +178,7 @@ static int window_size(const mgr_hf_evidence *ev, const mgr_model *m, uint64_t *
     if (a && on && (a->kind != MGR_ATTR_INT || a->i < 1 || a->i >= MGR_HF_MAX_SIZE))
         return mgr_hf_unsupported(ev, "sliding_window", "a window that is no positive number", err);
     const uint64_t window = !on ? 0 : (uint64_t)(a ? a->i : otherwise);
-    *out = window < m->max_positions ? window : 0; /* else no position leaves it */
+    *out = window;
     return MGR_OK;
 }
 
@@ -212,9 +212,11 @@ static int layer_type(const mgr_hf_evidence *ev, uint64_t layer, bool *slides, m
 }
 
 /* Layer by layer; layer_types must say what the class does, or be what decides it. */
-static int window_layers(const mgr_hf_evidence *ev, uint64_t window, uint64_t first, mgr_model *m,
+static int window_layers(const mgr_hf_evidence *ev, uint64_t given, uint64_t first, mgr_model *m,
                          mgr_err *err)
 {
+    const bool far = given >= m->max_positions; /* no position leaves it */
+    const uint64_t window = far ? 0 : given;
     const mgr_attr *const types = mgr_hf_arg(ev, "layer_types");
     const bool decides = ev->kind->keys & MGR_HF_KEY_WINDOW_LAYERS;
     if (types && types->kind == MGR_ATTR_OTHER && (uint64_t)types->i != m->layers)
@@ -224,6 +226,7 @@ static int window_layers(const mgr_hf_evidence *ev, uint64_t window, uint64_t fi
         bool slides = window > 0 && layer >= first, said = slides;
         if (types)
             MGR_TRY(layer_type(ev, layer, &said, err));
+        said = said && !far;
         if (said != slides && (!decides || window == 0))
             return mgr_fail(
                 err, MGR_ERR_UNSUPPORTED,
@@ -240,9 +243,9 @@ static int window_layers(const mgr_hf_evidence *ev, uint64_t window, uint64_t fi
 int mgr_hf_windows(const mgr_hf_evidence *ev, mgr_model *m, mgr_err *err)
 {
     uint64_t window, first;
-    MGR_TRY(window_size(ev, m, &window, err));
+    MGR_TRY(window_size(ev, &window, err));
     MGR_TRY(first_window(ev, &first, err));
-    if (window && (ev->kind->keys & MGR_HF_KEY_NO_WINDOWS)) {
+    if (window && window < m->max_positions && (ev->kind->keys & MGR_HF_KEY_NO_WINDOWS)) {
         mgr_fail(err, MGR_ERR_UNSUPPORTED,
                  "'%s' has a sliding_window of %llu of %llu positions, which %s has not and "
                  "transformers 5 applies to its cache all the same",

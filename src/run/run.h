@@ -61,7 +61,8 @@ typedef struct mgr_synth_options {
     uint64_t tensor_parallel, pipeline_parallel, virtual_pipeline, vocab_divisor, seed;
     uint64_t expert_parallel, expert_tensor_parallel; /* as in the configuration */
     const char *format;                               /* a registered target format */
-    const char *names;                                /* as target.names of the configuration */
+    const char *class; /* model_type, or NULL: whichever computes the model */
+    const char *names; /* as target.names of the configuration */
     bool force;
     int verbosity;
 } mgr_synth_options;

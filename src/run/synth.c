@@ -33,6 +33,8 @@ static int fill_config(mgr_config *c, const mgr_synth_options *o, mgr_err *err)
     add_text(&sets, "target.path", "none");
     add_text(&sets, "mode", "reshard");
     add_text(&sets, "target.format", o->format);
+    if (o->class && strcmp(o->format, "huggingface") == 0)
+        add_text(&sets, "target.class", o->class);
     if (strcmp(o->names, "auto") != 0)
         add_text(&sets, "target.names", o->names);
     add_size(&sets, "tensor_parallel", o->tensor_parallel, 1);

@@ -24,7 +24,10 @@ Gemma3 Glm Glm4 Cohere StableLm Starcoder2 Nemotron Arcee Exaone4 Apertus HunYua
 MIXTURES = """Mixtral Qwen2Moe Qwen3Moe Olmoe FlexOlmo GraniteMoe GraniteMoeShared Ernie4_5_Moe Glm4Moe Dots1
 GptOss Phimoe MiniMaxM2""".split()
 OF_EXPERTS = dict(num_experts=4, num_local_experts=4, num_experts_per_tok=2)
-OWN = {"SmolLM3": dict(no_rope_layer_interval=2)}
+OWN = {
+    "SmolLM3": dict(no_rope_layer_interval=2),
+    "Dots1": dict(n_routed_experts=4, n_shared_experts=1, moe_intermediate_size=20),
+}
 
 
 def make(kind, folder):

@@ -91,6 +91,7 @@ PAIRS = {
     "granite": ("Granite", GRANITE, "GraniteMoeForCausalLM", {}),
     "llama to granitemoe": ("Llama", {}, "GraniteMoeForCausalLM", {"target__class": "granitemoe"}),
     "ministral": ("Ministral", {"sliding_window": 8, "head_dim": 8}, "MixtralForCausalLM", {}),
+    "ministral, all it sees": ("Ministral", {"sliding_window": 4096, "head_dim": 8}, "MixtralForCausalLM", {}),
     "qwen2": ("Qwen2", {}, "Qwen2MoeForCausalLM", {}),
     "seed-oss": ("SeedOss", {"head_dim": 16}, "Qwen2MoeForCausalLM", {}),
     "ernie": ("Ernie4_5", {"head_dim": 8, "tie_word_embeddings": True}, "Ernie4_5_MoeForCausalLM", {}),

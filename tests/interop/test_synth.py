@@ -1,6 +1,7 @@
 """What mgr-synth writes is a Megatron checkpoint to real torch, a model to transformers, and the same model
 at any split and in any format."""
 
+import re
 import zipfile
 
 import pytest
@@ -8,6 +9,7 @@ import torch
 
 import harness
 import megatron_like as ml
+import real_models
 import runner
 
 SHAPE = dict(layers=4, hidden=64, ffn=96, heads=8, kv_heads=4, vocab=128, seed=11)
@@ -126,6 +128,21 @@ def write(out, *options, seed=11):
     )
     assert result.status == 0, str(result)
     return out
+
+
+FAMILIES = (runner.ROOT / "src" / "model" / "huggingface_family.c").read_text()
+
+
+@pytest.mark.parametrize("family", re.findall(r'\.type = "(\w+)"', FAMILIES))
+def test_every_class_is_written(scratch, family):
+    """Strictly loaded by transformers, and with its name."""
+    out = write(scratch / "hf", "--class", family, "--format", "huggingface", "--dtype", "fp32")
+    lm = real_models.load(out)
+    assert lm.config.model_type == family
+    with torch.no_grad():
+        assert torch.isfinite(lm(torch.arange(20)[None]).logits).all()
+    other = write(scratch / "h5", "--class", family, "--format", "hdf5", "--dtype", "fp32")
+    assert compare(out, other).status == 0
 
 
 def compare(a, b):
