@@ -4,6 +4,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "core/crc.h"
 #include "core/mem.h"
 #include "io/file.h"
 #include "kern/kern.h"
@@ -15,6 +16,7 @@
 #define BLOCK (8 * MIB)
 #define KERNEL_VALUES ((size_t)1 << 20)
 #define KERNEL_SECONDS 0.3
+#define EDGE 1024 /* of a square of KERNEL_VALUES */
 #define MAX_ROUNDS 16
 
 /* One kernel: work on `n` values at `data`, result to `out`. */
@@ -47,6 +49,43 @@ static void run_column_sums(size_t n, const uint16_t *data, void *out)
         printf("sums failed\n");
 }
 
+static void run_crc(size_t n, const uint16_t *data, void *out)
+{
+    const uint32_t crc = mgr_crc32(0, data, n * sizeof *data);
+    memcpy(out, &crc, sizeof crc);
+}
+
+/* A square matrix of an expert, every second of whose neurons is drawn. */
+static mgr_expert half_drawn(mgr_matrix matrix)
+{
+    static uint32_t odd[EDGE / 2];
+    for (uint32_t i = 0; i < EDGE / 2; i++)
+        odd[i] = 2 * i + 1;
+    return (mgr_expert){.seed = 1234,
+                        .matrix = matrix,
+                        .width = EDGE,
+                        .source_width = EDGE,
+                        .hidden = EDGE,
+                        .selected = odd,
+                        .n_selected = EDGE / 2,
+                        .scale = 1,
+                        .std = 0.02f};
+}
+
+static void run_gate(size_t n, const uint16_t *data, void *out)
+{
+    const mgr_expert x = half_drawn(MGR_MATRIX_GATE);
+    mgr_expert_rows(mgr_method_find("drop"), &x, 0, (uint32_t)(n / EDGE), data, 0, MGR_DTYPE_BF16,
+                    out, MGR_DTYPE_BF16);
+}
+
+static void run_down(size_t n, const uint16_t *data, void *out)
+{
+    const mgr_expert x = half_drawn(MGR_MATRIX_DOWN);
+    mgr_expert_down_rows(mgr_method_find("drop"), &x, 0, n / EDGE, data, MGR_DTYPE_BF16, out,
+                         MGR_DTYPE_BF16);
+}
+
 static double rate_of(kernel run, const uint16_t *data, void *out)
 {
     double seconds = 0;
@@ -64,9 +103,9 @@ int mgr_bench_kernels(mgr_err *err)
     static const struct {
         const char *name;
         kernel run;
-    } others[] = {{"cast bf16 to fp32", run_cast},
-                  {"sums by row, bf16", run_row_sums},
-                  {"sums by column, bf16", run_column_sums}};
+    } others[] = {{"cast bf16 to fp32", run_cast},           {"sums by row, bf16", run_row_sums},
+                  {"sums by column, bf16", run_column_sums}, {"CRC-32, bf16", run_crc},
+                  {"gate or up, half drawn", run_gate},      {"down, half drawn", run_down}};
     uint16_t *data = NULL;
     void *out = NULL;
     int rc = mgr_alloc(&data, KERNEL_VALUES, sizeof *data, err);
