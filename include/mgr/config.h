@@ -78,6 +78,8 @@ typedef struct mgr_config {
         char router_file[MGR_CONFIG_TEXT];
         char experts_from[MGR_CONFIG_TEXT]; /* "0-3,7"; empty: all, as often as it takes */
         char others[16];                    /* average | base | equal */
+        char init[16];                      /* huggingface | megatron */
+        double init_std;                    /* 0: the source's */
         double ratio;
         uint64_t seed;
         char index_sets[16]; /* shared | independent */

@@ -67,6 +67,8 @@ typedef enum mgr_role {
 const char *mgr_role_name(mgr_role role);
 /* Of an FFN: dense, or each routed expert's? */
 bool mgr_role_is_ffn(mgr_role role);
+/* Is it the weight of a norm? */
+bool mgr_role_is_norm(mgr_role role);
 /* Is it gate, up or down? */
 bool mgr_role_is_matrix(mgr_role role);
 

@@ -32,6 +32,7 @@ typedef enum mgr_op {
     MGR_OP_ROWS,    /* rows of `source`, each for the experts that are made of its expert */
     MGR_OP_ROUTER,  /* by the router init */
     MGR_OP_ZERO,    /* zeros: a bias that training starts anew */
+    MGR_OP_INIT,    /* as training from scratch starts: norms 1, all else drawn */
     MGR_OP_SYNTH    /* N(0, std^2) by logical coordinate: mgr-synth */
 } mgr_op;
 

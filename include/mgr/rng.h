@@ -38,8 +38,11 @@ typedef enum mgr_purpose {
     MGR_PURPOSE_NOISE_GATE = 9, /* values added by `method: noise` */
     MGR_PURPOSE_NOISE_UP = 10,
     MGR_PURPOSE_NOISE_DOWN = 11,
-    MGR_PURPOSE_SYNTH = 12,  /* mgr-synth: expert carries the tensor's role */
-    MGR_PURPOSE_REPLICA = 13 /* `cut: shuffled`: expert carries the number of the FFN's copy */
+    MGR_PURPOSE_SYNTH = 12,   /* mgr-synth: expert carries the tensor's role */
+    MGR_PURPOSE_REPLICA = 13, /* `cut: shuffled`: expert carries the number of the FFN's copy */
+    /* `method: from-scratch`: element (r, c) is number r * columns + c; layer is UINT32_MAX outside
+     * of layers; expert is (its number + 1, or 0 of what belongs to none) * 256 + the role */
+    MGR_PURPOSE_INIT = 14
 } mgr_purpose;
 
 /* One stream: everything of key and counter but the block. */

@@ -250,28 +250,45 @@ static int make_router(mgr_engine *e, uint32_t target, mgr_err *err)
     return mgr_engine_write(e, target, 0, t->rows, e->out, err);
 }
 
-static bool is_norm_weight(mgr_role role)
+static bool is_output(mgr_role role)
 {
-    return role == MGR_ROLE_ATTN_NORM || role == MGR_ROLE_MLP_NORM || role == MGR_ROLE_FINAL_NORM ||
-           role == MGR_ROLE_Q_NORM || role == MGR_ROLE_K_NORM || role == MGR_ROLE_ATTN_OUT_NORM ||
-           role == MGR_ROLE_MLP_OUT_NORM;
+    return role == MGR_ROLE_O || role == MGR_ROLE_DOWN || role == MGR_ROLE_SHARED_DOWN;
 }
 
+/* What a tensor's values are: mean + std * N(0, 1), element (r, c) by number r*cols + c of the
+ * stream of (role, layer, expert). */
+typedef struct law {
+    mgr_stream stream;
+    float mean, std;
+} law;
+
 /* mgr-synth: norms are 1 + N(0, 0.02^2), so that a norm that goes astray shows; all else is
- * N(0, 0.02^2). Element (r, c) is number r*cols + c of the stream of (role, layer, expert). */
-static int make_synth(mgr_engine *e, uint32_t target, const mgr_piece *piece, mgr_err *err)
+ * N(0, 0.02^2). Of `from-scratch` norms are 1. */
+static law law_of(const mgr_job *job, const mgr_tensor *t)
 {
-    const mgr_job *const job = e->job;
-    const mgr_tensor *const t = &job->target.tensors.list[target];
-    const uint32_t layer = mgr_model_layer_key(&job->target.tensors.model, t->layer);
+    const bool scratch = job->method != NULL, norm = mgr_role_is_norm(t->role);
     const uint32_t expert = t->expert == MGR_NONE ? 0 : t->expert + 1; /* 0: a dense model's */
-    const mgr_stream stream = {job->synth_seed, MGR_PURPOSE_SYNTH, layer,
-                               expert << 8 | (uint32_t)t->role};
-    const float mean = is_norm_weight(t->role) ? 1.0f : 0.0f;
+    const float drawn = is_output(t->role) ? job->init_output_std : job->init_std;
+    return (law){
+        .stream = {scratch ? job->recipe.seed : job->synth_seed,
+                   scratch ? MGR_PURPOSE_INIT : MGR_PURPOSE_SYNTH,
+                   mgr_model_layer_key(&job->target.tensors.model, t->layer),
+                   expert << 8 | (uint32_t)t->role},
+        .mean = norm ? 1.0f : 0.0f,
+        .std = !scratch ? 0.02f
+               : norm   ? 0.0f
+                        : drawn,
+    };
+}
+
+static int make_drawn(mgr_engine *e, uint32_t target, const mgr_piece *piece, mgr_err *err)
+{
+    const mgr_tensor *const t = &e->job->target.tensors.list[target];
+    const law l = law_of(e->job, t);
     const uint64_t step = rows_that_fit(e, target);
     for (uint64_t r = piece->row; r < piece->row + piece->rows; r += step) {
         const uint64_t left = piece->row + piece->rows - r, n = left < step ? left : step;
-        mgr_normals_scaled(&stream, r * t->cols, n * t->cols, mean, 0.02f, e->out,
+        mgr_normals_scaled(&l.stream, r * t->cols, n * t->cols, l.mean, l.std, e->out,
                            target_type(e, target));
         MGR_TRY(mgr_engine_write(e, target, r, n, e->out, err));
     }
@@ -286,7 +303,7 @@ static int make_generated(mgr_engine *e, const mgr_piece *piece, mgr_err *err)
     case MGR_OP_ZERO:
         return make_zeros(e, piece->target, piece, err);
     default:
-        return make_synth(e, piece->target, piece, err);
+        return make_drawn(e, piece->target, piece, err);
     }
 }
 

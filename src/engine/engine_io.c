@@ -449,7 +449,10 @@ static int note_rows(mgr_engine *e, uint32_t target, uint64_t row, uint64_t n,
 {
     const mgr_layout *const layout = &e->job->target.layout;
     const uint64_t row_bytes = mgr_layout_row_bytes(layout, target);
-    if (e->sink || e->job->defines[target].op != MGR_OP_EXPERT || mgr_is_whole(layout, target))
+    const bool expert = e->job->defines[target].op == MGR_OP_EXPERT ||
+                        (e->job->defines[target].op == MGR_OP_INIT &&
+                         layout->tensors->list[target].expert != MGR_NONE);
+    if (e->sink || !expert || mgr_is_whole(layout, target))
         return MGR_OK;
     const mgr_extent extent = {mgr_note_what(e->job, MGR_NOTE_ROWS, target),
                                mgr_engine_crc(e, rows, n * row_bytes),

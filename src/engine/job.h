@@ -91,6 +91,7 @@ typedef struct mgr_job {
     mgr_catalogue router_file; /* of 'router: file'; else empty */
     uint32_t *router_of_layer; /* its tensors by layer; NULL without one */
     uint64_t synth_seed;
+    float init_std, init_output_std; /* of MGR_OP_INIT: and of the outputs of attention and FFN */
 
     mgr_side source, target;
     mgr_branch *branches; /* NULL of one source */

@@ -13,6 +13,7 @@ extern const mgr_method mgr_method_drop;
 extern const mgr_method mgr_method_mix;
 extern const mgr_method mgr_method_naive;
 extern const mgr_method mgr_method_noise;
+extern const mgr_method mgr_method_scratch;
 
 /* ---- maps ---- */
 

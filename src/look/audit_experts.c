@@ -53,8 +53,12 @@ static int read_config(experts *x, bool *made, mgr_err *err)
     x->n = m->experts;
     x->neurons = mgr_model_expert_ffn(m);
     x->sets = strcmp(x->config.upcycle.index_sets, "independent") == 0 ? 3 : 1;
-    const bool copies = strcmp(x->config.upcycle.method, "naive") == 0;
-    x->selected = copies ? 0 : mgr_selected_count(x->config.upcycle.ratio, (uint32_t)x->neurons);
+    const mgr_method *const method = mgr_method_find(x->config.upcycle.method);
+    const uint32_t chosen = mgr_selected_count(x->config.upcycle.ratio, (uint32_t)x->neurons);
+    x->selected = !method                   ? 0
+                  : method->draws_all       ? x->neurons
+                  : method->needs_selection ? chosen
+                                            : 0;
     return MGR_OK;
 }
 

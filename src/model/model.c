@@ -117,6 +117,13 @@ bool mgr_role_is_ffn(mgr_role role)
     return false;
 }
 
+bool mgr_role_is_norm(mgr_role role)
+{
+    return role == MGR_ROLE_ATTN_NORM || role == MGR_ROLE_MLP_NORM || role == MGR_ROLE_FINAL_NORM ||
+           role == MGR_ROLE_Q_NORM || role == MGR_ROLE_K_NORM || role == MGR_ROLE_ATTN_OUT_NORM ||
+           role == MGR_ROLE_MLP_OUT_NORM;
+}
+
 bool mgr_role_is_matrix(mgr_role role)
 {
     return role == MGR_ROLE_GATE || role == MGR_ROLE_UP || role == MGR_ROLE_DOWN;

@@ -251,10 +251,10 @@ static int cut_experts(mgr_plan *plan, const mgr_plan_request *r, uint64_t wante
     return MGR_OK;
 }
 
-/* A tensor of a mixture that is not taken, which is not read. */
-static bool is_left_out(const mgr_plan *plan, const mgr_plan_request *r, uint32_t source)
+/* A tensor of which nothing is made, an expert that is not taken, which is not read. */
+static bool is_left_out(const mgr_plan *plan, uint32_t source)
 {
-    return r->ffns && plan->first_target[source] == plan->first_target[source + 1];
+    return plan->first_target[source] == plan->first_target[source + 1];
 }
 
 static int cut_others(mgr_plan *plan, const mgr_plan_request *r, uint64_t wanted, mgr_err *err)
@@ -263,7 +263,7 @@ static int cut_others(mgr_plan *plan, const mgr_plan_request *r, uint64_t wanted
     const uint32_t n_source = r->source ? r->source->tensors->n : 0;
     for (uint32_t i = 0; i < n_source; i++)
         if (r->source->tensors->list[i].bundle == i && !has_experts(plan, r, i) &&
-            !is_left_out(plan, r, i))
+            !is_left_out(plan, i))
             MGR_TRY(cut_bundle(plan, r, i, wanted, err));
     for (uint32_t t = 0; t < r->target->tensors->n; t++)
         if (r->defines[t].source == MGR_NONE)

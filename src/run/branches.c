@@ -92,11 +92,22 @@ static int check_sibling(const mgr_job *job, uint32_t idx, mgr_err *err)
     return MGR_OK;
 }
 
+static bool has_opaque(const mgr_tensors *ts)
+{
+    for (uint32_t i = 0; i < ts->n; i++)
+        if (ts->list[i].opaque)
+            return true;
+    return false;
+}
+
 static int check_siblings(const mgr_job *job, mgr_err *err)
 {
     for (uint32_t i = 0; i < job->n_branches; i++) {
         if (job->branches[i].side.tensors.model.experts)
             return fail_apart(job, i, "it is a mixture of experts already", err);
+        if (has_opaque(&job->branches[i].side.tensors))
+            return fail_apart(job, i, "it has tensors that are moved without being understood",
+                              err);
         if (i)
             MGR_TRY(check_sibling(job, i, err));
     }

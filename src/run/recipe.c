@@ -85,7 +85,7 @@ int mgr_run_recipe(mgr_job *job, mgr_err *err)
         .independent = strcmp(c->upcycle.index_sets, "independent") == 0,
     };
     MGR_TRY(check_cut(c, job->recipe.replicas, err));
-    MGR_TRY(mgr_run_growth(job, err));
+    MGR_TRY(job->method->draws_all ? mgr_run_scratch(job, err) : mgr_run_growth(job, err));
     mgr_scale_factors(mgr_scale_find(c->upcycle.scale), output_factor(c, source, width),
                       m->activation, job->recipe.scale);
     /* an empty S where the user asked for some neurons */

@@ -13,6 +13,9 @@
  * them as often as it takes, or a list. Local. */
 int mgr_run_growth(mgr_job *job, mgr_err *err) MGR_NODISCARD;
 
+/* What `method: from-scratch` draws from, into job and job->config. Local. */
+int mgr_run_scratch(mgr_job *job, mgr_err *err) MGR_NODISCARD;
+
 /* 'upcycle.experts_from' as a list of numbers below `most`, one for each expert, the arena's; their
  * number into job->config where it is not written. Local. */
 int mgr_experts_list(mgr_job *job, uint64_t most, uint32_t **out, mgr_err *err) MGR_NODISCARD;

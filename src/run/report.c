@@ -119,7 +119,14 @@ static void print_method(const mgr_job *job)
                     (unsigned long long)c->upcycle.experts, (unsigned long long)c->upcycle.top_k,
                     job->method->name, redrawn, c->upcycle.shuffle ? ", shuffled" : "",
                     mgr_router_name(job->router.kind), (unsigned long long)c->upcycle.seed);
-    print_cut(job);
+    if (job->method->draws_all)
+        mgr_report_line("", "every weight from N(0, %g^2)%s; norms 1, biases 0",
+                        c->upcycle.init_std,
+                        strcmp(c->upcycle.init, "megatron") == 0
+                            ? ", those of outputs divided by sqrt(2 x layers)"
+                            : "");
+    else
+        print_cut(job);
     print_mixture(job);
     mgr_report_line("step 0", "%s", mgr_step_zero_of(job).text);
 }

@@ -80,13 +80,16 @@ static void print_origins(const mgr_job *job)
         const mgr_op op = job->defines[i].op;
         all += bytes;
         changed += op == MGR_OP_EXPERT ? changed_bytes(job, t, bytes) : 0;
+        changed += op == MGR_OP_INIT ? bytes : 0;
         made += op == MGR_OP_ROUTER || op == MGR_OP_ZERO ? bytes : 0;
     }
     mgr_format_bytes(all - changed - made, of_source, sizeof of_source);
     if (job->method)
         mgr_report_line("weights", "%s kept from the source, %s %s, %s of new routers", of_source,
                         mgr_format_bytes(changed, other, sizeof other),
-                        job->method->needs_moments || !changed ? "drawn anew" : "with noise added",
+                        job->method->needs_moments || job->method->draws_all || !changed
+                            ? "drawn anew"
+                            : "with noise added",
                         mgr_format_bytes(made, routers, sizeof routers));
     else
         mgr_report_line("weights", "%s, all of them the source's", of_source);

@@ -115,13 +115,21 @@ static int mark_shared(const mgr_catalogue *cat, uint64_t *needed, mgr_err *err)
     return MGR_OK;
 }
 
-/* needed[i]: how many bytes of record i the model's tensors are. */
-static int count_needed(const mgr_layout *layout, uint64_t *needed, mgr_err *err)
+/* Does the plan read a tensor of the source? It goes by the first of a bundle. */
+static bool is_read(const mgr_job *job, uint32_t tensor)
 {
+    const uint32_t lead = job->source.tensors.list[tensor].bundle;
+    return job->plan.first_target[lead] < job->plan.first_target[lead + 1];
+}
+
+/* needed[i]: how many bytes of record i the tensors are that something is made of. */
+static int count_needed(const mgr_job *job, uint64_t *needed, mgr_err *err)
+{
+    const mgr_layout *const layout = &job->source.layout;
     for (size_t b = 0; b < layout->n_boxes; b++) {
         const mgr_box *const box = &layout->boxes[b];
         const mgr_stored *const s = &layout->cat->stored[box->stored];
-        if (s->record != MGR_NONE)
+        if (s->record != MGR_NONE && is_read(job, box->tensor))
             needed[s->record] += box->rows * box->cols * mgr_dtype_size(s->dtype);
     }
     return mark_shared(layout->cat, needed, err);
@@ -158,7 +166,7 @@ int mgr_settle_source(mgr_job *job, mgr_extents *read, mgr_err *err)
     uint64_t *needed = NULL;
     size_t at = 0;
     MGR_TRY(mgr_alloc(&needed, cat->n_records, sizeof *needed, err));
-    int rc = count_needed(&job->source.layout, needed, err);
+    int rc = count_needed(job, needed, err);
     sort(read);
     for (uint32_t i = 0; rc == MGR_OK && i < cat->n_records; i++) {
         const size_t n = count_of(read, &at, i);

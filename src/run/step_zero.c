@@ -147,6 +147,8 @@ static mgr_step_zero of_mixture(const mgr_job *job)
 mgr_step_zero mgr_step_zero_of(const mgr_job *job)
 {
     const mgr_recipe *const r = &job->recipe;
+    if (job->method->draws_all)
+        return not_identical("every weight is drawn anew");
     if (job->n_branches)
         return not_identical("the experts are those of %u models", job->n_branches);
     if (r->from)

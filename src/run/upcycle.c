@@ -276,6 +276,16 @@ static bool has_mean(const mgr_job *job)
     return job->n_branches && mgr_others_find(job->config.upcycle.others) == MGR_OTHERS_AVERAGE;
 }
 
+/* Training from scratch: biases are 0. */
+static mgr_define define_drawn(const mgr_tensor *t)
+{
+    const bool bias = t->ndim == 1 && !mgr_role_is_norm(t->role);
+    return (mgr_define){t->role == MGR_ROLE_ROUTER ? MGR_OP_ROUTER
+                        : bias                     ? MGR_OP_ZERO
+                                                   : MGR_OP_INIT,
+                        MGR_NONE};
+}
+
 /* How the tensor `t` of the target is made. An expert's own tensors come from the dense FFN, all
  * others from the tensor of the same name. */
 static mgr_define define(const mgr_job *job, const mgr_tensor *t)
@@ -283,6 +293,8 @@ static mgr_define define(const mgr_job *job, const mgr_tensor *t)
     const mgr_tensors *const from = &job->source.tensors;
     if (!job->method || t->opaque)
         return (mgr_define){MGR_OP_COPY, mgr_tensors_match(from, t)};
+    if (job->method->draws_all)
+        return define_drawn(t);
     if (job->source.tensors.model.experts)
         return define_of_mixture(job, t);
     if (t->role == MGR_ROLE_ROUTER)
@@ -305,7 +317,8 @@ static int define_targets(mgr_job *job, mgr_err *err)
     MGR_TRY(mgr_alloc(&job->defines, to->n, sizeof *job->defines, err));
     for (uint32_t i = 0; i < to->n; i++) {
         const mgr_op op = (job->defines[i] = define(job, &to->list[i])).op;
-        if (job->defines[i].source == MGR_NONE && op != MGR_OP_ROUTER && op != MGR_OP_ZERO)
+        if (job->defines[i].source == MGR_NONE && op != MGR_OP_ROUTER && op != MGR_OP_ZERO &&
+            op != MGR_OP_INIT)
             return mgr_fail(err, MGR_ERR_INTERNAL, "no source for %s",
                             mgr_role_name(to->list[i].role));
     }

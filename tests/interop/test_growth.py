@@ -169,6 +169,20 @@ def test_selection_takes_the_experts_and_their_rows(scratch, sources):
     assert step["identical"] and error < 3e-6
 
 
+def test_selection_from_archives_whose_other_members_are_not_read(scratch, sources):
+    source, there = sources["Mixtral"][0], scratch / "there"
+    config = runner.write_config(
+        scratch / "r.yaml", source, there, mode="reshard", target__format="megatron-torch", target__tensor_parallel=1
+    )
+    assert runner.upcycle(config).status == 0
+    seen = []
+    for name, of in (("a", source), ("b", there)):
+        result, out = grow(scratch, of, name, experts_from="1,4-6")
+        assert result.status == 0, str(result)
+        seen.append({n: v for (_, n), v in runner.tensor_sums(out).items()})
+    assert seen[0] == seen[1]
+
+
 REFUSED = [
     (dict(), "is not two or more times that"),
     (dict(experts=12), "is not two or more times that"),

@@ -129,6 +129,7 @@ def test_others_of_the_base(scratch, plain, mixed):
     for name in others(plain[1]):
         assert harness.same_bits(new[name], plain[1][0][name]), name
     check_experts(new, plain[1], [0, 0, 1, 1, 2, 2, 3, 3])
+    assert runner.run([runner.program("mgr-verify"), scratch / "out"]).status == 0
 
 
 def siblings(scratch, plain, change=None):

@@ -775,7 +775,8 @@ static const struct {
      "huggingface, moe-recipes, mixtral",
      NULL},
     {PATHS "upcycle: {method: dropp}\n",
-     "x.yaml:3:11: 'upcycle.method' is 'dropp'; known are: drop, naive, noise, branch-train-mix",
+     "x.yaml:3:11: 'upcycle.method' is 'dropp'; known are: drop, naive, noise, branch-train-mix, "
+     "from-scratch",
      NULL},
     {PATHS "upcycle: {router: x}\n",
      "x.yaml:3:11: 'upcycle.router' is 'x'; known are: uniform, uniform01, uniform01-centred, "

@@ -54,10 +54,16 @@ typedef struct stretch {
     uint64_t offset, bytes;
 } stretch;
 
+static uint32_t n_targets = 1; /* made of the only tensor */
+
 static int settle(const stretch *list, size_t n, uint64_t needed_rows)
 {
     mgr_box box = {.rows = needed_rows, .cols = 8};
+    mgr_tensor tensor = {.rows = needed_rows, .cols = 8};
+    uint32_t first_target[2] = {0, n_targets};
     mgr_extents read = {0};
+    job.source.tensors.list = &tensor;
+    job.plan.first_target = first_target;
     job.source.layout.boxes = &box;
     job.source.layout.n_boxes = 1;
     job.tally = (mgr_tally){0};
@@ -71,7 +77,18 @@ static int settle(const stretch *list, size_t n, uint64_t needed_rows)
     CHECK_INT(mgr_settle_gather(job.comm, &read, &err), MGR_OK);
     const int rc = mgr_settle_source(&job, &read, &err);
     mgr_free(read.list);
+    job.source.tensors.list = NULL;
+    job.plan.first_target = NULL;
     return rc;
+}
+
+/* A record of which nothing is made is not missed. */
+static void test_what_is_not_needed_is_not_read(void)
+{
+    n_targets = 0;
+    CHECK_INT(settle(NULL, 0, 4), MGR_OK);
+    n_targets = 1;
+    CHECK_INT(settle(NULL, 0, 4), MGR_ERR_INTERNAL);
 }
 
 static void test_what_was_read_is_proven(void)
@@ -286,6 +303,7 @@ int main(void)
     folder_begin();
     set_up();
     test_what_was_read_is_proven();
+    test_what_is_not_needed_is_not_read();
     test_a_source_that_changed();
     test_a_source_is_looked_at_again();
     test_an_output_gets_its_name();
