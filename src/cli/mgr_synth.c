@@ -3,6 +3,7 @@
 #include <string.h>
 
 #include "cli/cli.h"
+#include "core/str.h"
 #include "io/fault.h"
 #include "model/huggingface_family.h"
 #include "run/run.h"
@@ -173,8 +174,12 @@ static int take_class(mgr_synth_options *o, const char *value, mgr_err *err)
 {
     char known[400];
     o->class = value;
-    if (mgr_huggingface_type(value) != MGR_HF_NO_CLASS)
+    const mgr_hf_family *const f = mgr_huggingface_family(mgr_huggingface_type(value));
+    if (f && mgr_has_suffix(f->architecture, "ForCausalLM"))
         return MGR_OK;
+    if (f)
+        return mgr_fail(err, MGR_ERR_USAGE, "--class '%s' is no causal LM, which is all it writes",
+                        value);
     return mgr_fail(err, MGR_ERR_USAGE, "--class '%s' is none of %s", value,
                     mgr_huggingface_types(known, sizeof known));
 }
