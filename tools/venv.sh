@@ -1,7 +1,8 @@
 #!/bin/sh
 # Make .venv in the checkout, with the packages of tools/requirements-interop.txt and
 # tools/requirements-report.txt, and in it megatron-core-VERSION for each line of
-# tools/requirements-megatron.txt and transformers-VERSION for each of tools/requirements-transformers.txt.
+# tools/requirements-megatron.txt, transformers-VERSION for each of tools/requirements-transformers.txt and
+# deepspeed-VERSION for that of tools/requirements-deepspeed.txt.
 #
 #   tools/venv.sh            quick and silent when .venv is up to date
 #   tools/venv.sh --check    only say whether it is (exit 0 or 3)
@@ -15,6 +16,7 @@ wanted="$root/tools/requirements-interop.txt"
 report="$root/tools/requirements-report.txt"
 releases="$root/tools/requirements-megatron.txt"
 transformers="$root/tools/requirements-transformers.txt"
+deepspeed="$root/tools/requirements-deepspeed.txt"
 venv="$root/.venv"
 stamp="$venv/requirements.sha256"
 
@@ -23,17 +25,18 @@ give_up() {
     exit 3
 }
 
-# A folder of transformers says itself what is in it.
-has_transformers() {
+# has PACKAGE FILE: a folder PACKAGE-VERSION says itself what is in it.
+has() {
     while read -r version beside; do
         case "$version" in '' | '#'*) continue ;; esac
-        [ "$(cat "$venv/transformers-$version/installed.txt" 2>/dev/null)" = "$beside" ] || return 1
-    done < "$transformers"
+        [ "$(cat "$venv/$1-$version/installed.txt" 2>/dev/null)" = "$beside" ] || return 1
+    done < "$2"
 }
 
 # The interpreter is run, not only looked for: it may be one that this user cannot execute.
 is_ready() {
-    [ -r "$stamp" ] && [ "$(cat "$stamp")" = "$hash" ] && has_transformers &&
+    [ -r "$stamp" ] && [ "$(cat "$stamp")" = "$hash" ] && has transformers "$transformers" &&
+        has deepspeed "$deepspeed" &&
         "$venv/bin/python" -c '' 2>/dev/null
 }
 
@@ -88,8 +91,8 @@ folder() {
     name=$1
     shift
     rm -rf "$venv/$name.partial"
-    if ! "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --no-deps \
-            --only-binary :all: --target "$venv/$name.partial" "$@" >"$log" 2>&1 </dev/null; then
+    if ! DS_BUILD_OPS=0 "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --no-deps \
+            --target "$venv/$name.partial" "$@" >"$log" 2>&1 </dev/null; then
         give_up "pip install for $name failed: $(grep -i '^error' "$log" | tail -n 1)"
     fi
     rm -rf "${venv:?}/$name"
@@ -98,7 +101,7 @@ folder() {
 while read -r version wheel_python; do
     case "$version" in '' | '#'*) continue ;; esac
     [ ! -d "$venv/megatron-core-$version" ] || continue
-    folder "megatron-core-$version" --python-version "$wheel_python" --ignore-requires-python \
+    folder "megatron-core-$version" --only-binary :all: --python-version "$wheel_python" --ignore-requires-python \
         "megatron-core==$version"
     mv "$venv/$name.partial" "$venv/$name"
 done < "$releases"
@@ -106,8 +109,16 @@ while read -r version beside; do
     case "$version" in '' | '#'*) continue ;; esac
     [ "$(cat "$venv/transformers-$version/installed.txt" 2>/dev/null)" != "$beside" ] || continue
     # shellcheck disable=SC2086  # a list of packages
-    folder "transformers-$version" "transformers==$version" $beside
+    folder "transformers-$version" --only-binary :all: "transformers==$version" $beside
     printf '%s\n' "$beside" >"$venv/$name.partial/installed.txt"
     mv "$venv/$name.partial" "$venv/$name"
 done < "$transformers"
+while read -r version beside; do
+    case "$version" in '' | '#'*) continue ;; esac
+    [ "$(cat "$venv/deepspeed-$version/installed.txt" 2>/dev/null)" != "$beside" ] || continue
+    # shellcheck disable=SC2086  # a list of packages
+    folder "deepspeed-$version" --no-build-isolation "deepspeed==$version" $beside
+    printf '%s\n' "$beside" >"$venv/$name.partial/installed.txt"
+    mv "$venv/$name.partial" "$venv/$name"
+done < "$deepspeed"
 echo "$hash" > "$stamp"

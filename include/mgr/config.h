@@ -37,7 +37,9 @@ typedef struct mgr_config_source {
     char format[32];    /* auto | a registered source format */
     char iteration[32]; /* latest | release | a number */
     char tokenizer[MGR_CONFIG_TEXT];
-    char unknown[16]; /* refuse | warn */
+    char config[MGR_CONFIG_TEXT]; /* config.json, where a format has none */
+    char weights[16];             /* masters | copies */
+    char unknown[16];             /* refuse | warn */
     bool allow_nonfinite;
     bool sha256;
 } mgr_config_source;

@@ -4,6 +4,7 @@
 
 extern const mgr_source_format mgr_source_megatron_dist;
 extern const mgr_source_format mgr_source_megatron_torch;
+extern const mgr_source_format mgr_source_deepspeed;
 extern const mgr_source_format mgr_source_hdf5;
 extern const mgr_source_format mgr_source_huggingface;
 extern const mgr_source_format mgr_source_moe_recipes;
@@ -13,6 +14,7 @@ static const mgr_source_format *const table[] = {
     &mgr_source_megatron_dist, /* before megatron-torch, as in Megatron's own detection */
     &mgr_source_megatron_torch, &mgr_source_hdf5, /* before huggingface: it has a config.json, too
                                                    */
+    &mgr_source_deepspeed,                        /* may have one */
     &mgr_source_huggingface,    &mgr_source_moe_recipes, &mgr_source_mixtral,
 };
 

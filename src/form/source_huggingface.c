@@ -7,15 +7,13 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include <jansson.h>
-
 #include "core/mem.h"
-#include "fmt/json.h"
 #include "fmt/json_scan.h"
 #include "fmt/safetensors.h"
 #include "fmt/torch_file.h"
 #include "form/format_keys.h"
 #include "form/huggingface_compose.h"
+#include "form/huggingface_config_file.h"
 #include "form/huggingface_fp8.h"
 #include "form/huggingface_tied.h"
 #include "form/source.h"
@@ -27,10 +25,7 @@
 #define CONFIG "config.json"
 #define INDEX_SUFFIX ".index.json"
 #define WEIGHT_MAP "weight_map."
-#define MAX_JSON ((uint64_t)16 << 20) /* of config.json, as a tree */
-#define MAX_ATTRS ((size_t)64 << 20)  /* bytes of all keys and texts of one JSON file */
 #define MAX_KEY 1024
-#define MAX_DEPTH 5
 #define MAX_NAME 4096 /* of a file */
 #define NAME_SHOWN 200
 
@@ -218,150 +213,28 @@ static int find(const mgr_config *config, mgr_arena *arena, mgr_source_files *fi
 
 /* ---- headers ---- */
 
-/* A JSON file on its way into attributes: keys joined with '.', elements of a list by number. */
-typedef struct flattening {
+/* An index on its way into attributes. */
+typedef struct noting {
     mgr_catalogue *cat;
     uint32_t file;
-    const char *name;
-    mgr_buf key;
-    size_t bytes;
-    mgr_err *err;
-} flattening;
-
-static int add_attr(flattening *f, const json_t *value)
-{
-    mgr_attr attr = {.key = f->key.data, .file = f->file, .kind = MGR_ATTR_OTHER};
-    switch (json_typeof(value)) {
-    case JSON_OBJECT:
-        attr.text = "object";
-        attr.i = (int64_t)json_object_size(value);
-        break;
-    case JSON_ARRAY:
-        attr.text = "list";
-        attr.i = (int64_t)json_array_size(value);
-        break;
-    case JSON_STRING:
-        attr.kind = MGR_ATTR_TEXT;
-        attr.text = json_string_value(value);
-        break;
-    case JSON_INTEGER:
-        attr.kind = MGR_ATTR_INT;
-        attr.i = json_integer_value(value);
-        break;
-    case JSON_REAL:
-        attr.kind = MGR_ATTR_REAL;
-        attr.r = json_real_value(value);
-        break;
-    case JSON_TRUE:
-    case JSON_FALSE:
-        attr.kind = MGR_ATTR_BOOL;
-        attr.i = json_is_true(value);
-        break;
-    case JSON_NULL:
-        attr.kind = MGR_ATTR_NULL;
-        break;
-    }
-    f->bytes += f->key.len + (attr.text ? strlen(attr.text) : 0);
-    if (f->bytes > MAX_ATTRS)
-        return mgr_fail(f->err, MGR_ERR_UNSUPPORTED,
-                        "'%s' has more than %zu bytes of keys and text", f->name, MAX_ATTRS);
-    return mgr_catalogue_add_attr(f->cat, &attr, f->err);
-}
-
-static int flatten(flattening *f, json_t *value, int depth);
-
-/* `value` under the key at hand with `.name` behind it. */
-static int flatten_member(flattening *f, const char *name, json_t *value, int depth)
-{
-    const size_t len = f->key.len;
-    if (strlen(name) > MAX_KEY)
-        return mgr_fail(f->err, MGR_ERR_UNSUPPORTED, "a key in '%s' has more than %d bytes",
-                        f->name, MAX_KEY);
-    MGR_TRY(mgr_buf_fmt(&f->key, f->err, "%s%s", len ? "." : "", name));
-    for (char *c = f->key.data + len + 1; len && *c; c++)
-        *c = *c == '.' ? '/' : *c; /* a point in a name is not one between names */
-    MGR_TRY(flatten(f, value, depth));
-    f->key.len = len;
-    f->key.data[len] = '\0';
-    return MGR_OK;
-}
-
-static int flatten(flattening *f, json_t *value, int depth)
-{
-    const char *name;
-    json_t *member;
-    if (f->key.len)
-        MGR_TRY(add_attr(f, value));
-    if (depth == MAX_DEPTH)
-        return MGR_OK;
-    json_object_foreach(value, name, member) MGR_TRY(flatten_member(f, name, member, depth + 1));
-    for (size_t i = 0; i < json_array_size(value); i++) {
-        char number[24];
-        snprintf(number, sizeof number, "%zu", i);
-        MGR_TRY(flatten_member(f, number, json_array_get(value, i), depth + 1));
-    }
-    return MGR_OK;
-}
-
-/* The whole of config.json, which an output's may carry on. */
-static int keep_text(flattening *f, const char *text, size_t len)
-{
-    mgr_buf copy = {0};
-    int rc = mgr_buf_add(&copy, text, len, f->err);
-    if (rc == MGR_OK)
-        rc = mgr_catalogue_add_attr(f->cat,
-                                    &(mgr_attr){.key = MGR_HF_CONFIG_TEXT,
-                                                .file = f->file,
-                                                .kind = MGR_ATTR_TEXT,
-                                                .text = copy.data},
-                                    f->err);
-    mgr_buf_clear(&copy);
-    return rc;
-}
+} noting;
 
 /* What an index says, as attributes "weight_map.TENSOR". */
 static int keep_entry(void *context, const char *tensor, const char *shard, mgr_err *err)
 {
-    const flattening *const f = context;
+    const noting *const f = context;
     char key[sizeof WEIGHT_MAP + MAX_KEY];
     snprintf(key, sizeof key, WEIGHT_MAP "%s", tensor);
     const mgr_attr attr = {.key = key, .file = f->file, .kind = MGR_ATTR_TEXT, .text = shard};
     return mgr_catalogue_add_attr(f->cat, &attr, err);
 }
 
-static int read_config(flattening *f, const mgr_reader *reader, mgr_err *err)
-{
-    char *text = NULL;
-    json_t *root = NULL;
-    if (reader->size > MAX_JSON)
-        return mgr_fail(err, MGR_ERR_UNSUPPORTED, "'%s' has more than %llu bytes", reader->name,
-                        (unsigned long long)MAX_JSON);
-    int rc = mgr_alloc(&text, reader->size, 1, err);
-    if (rc == MGR_OK)
-        rc = mgr_reader_read(reader, 0, text, reader->size, err);
-    if (rc == MGR_OK)
-        rc = mgr_json_parse_python(&root, reader->name, text, reader->size, err);
-    if (rc == MGR_OK && !json_is_object(root))
-        rc = mgr_fail(err, MGR_ERR_FORMAT, "'%s' holds no JSON object", reader->name);
-    if (rc == MGR_OK)
-        rc = mgr_buf_text(&f->key, "config", err);
-    if (rc == MGR_OK)
-        rc = flatten(f, root, 0);
-    if (rc == MGR_OK)
-        rc = keep_text(f, text, reader->size);
-    json_decref(root);
-    mgr_free(text);
-    return rc;
-}
-
 static int read_json(mgr_catalogue *cat, uint32_t file, const mgr_reader *reader, mgr_err *err)
 {
-    flattening f = {.cat = cat, .file = file, .name = reader->name, .err = err};
-    const int rc = mgr_has_suffix(reader->name, INDEX_SUFFIX)
-                       ? scan_index(reader, keep_entry, &f, err)
-                       : read_config(&f, reader, err);
-    mgr_buf_clear(&f.key);
-    return rc;
+    noting n = {cat, file};
+    return mgr_has_suffix(reader->name, INDEX_SUFFIX)
+               ? scan_index(reader, keep_entry, &n, err)
+               : mgr_huggingface_read_config(cat, file, reader, err);
 }
 
 /* Old checkpoints hold the frequencies of RoPE and what follows from them. */
@@ -530,22 +403,6 @@ static int summary(const void *state, mgr_buf *out, mgr_err *err)
                        hf->n_files == 1 ? "" : "s");
 }
 
-/* What is not understood and says nothing, or is of another class. */
-static int review_key(const mgr_attr *a, const mgr_huggingface *hf, mgr_hf_verdict verdict,
-                      mgr_remarks *remarks, mgr_err *err)
-{
-    char value[NAME_SHOWN], why[NAME_SHOWN];
-    const bool ignored = verdict == MGR_HF_PASSED_OVER;
-    mgr_huggingface_value(a, value, sizeof value);
-    snprintf(why, sizeof why, ignored ? "%s does not look at it" : "not known to be of %s",
-             mgr_huggingface_family(hf->class)->name);
-    const mgr_remark r = {.kind = MGR_REMARK_UNKNOWN,
-                          .field = a->key + sizeof "config." - 1,
-                          .was = value,
-                          .why = why};
-    return mgr_remarks_add(remarks, &r, err);
-}
-
 /* Weights that are there and are not read. */
 static int review_files(const mgr_catalogue *cat, mgr_remarks *remarks, mgr_err *err)
 {
@@ -579,17 +436,8 @@ static int review_files(const mgr_catalogue *cat, mgr_remarks *remarks, mgr_err 
 static int review(const void *state, const mgr_catalogue *cat, const mgr_config *config,
                   mgr_remarks *remarks, mgr_err *err)
 {
-    const mgr_huggingface *const hf = state;
-    const mgr_hf_key *row;
     (void)config;
-    for (size_t i = 0; i < cat->n_attrs; i++) {
-        const mgr_attr *const a = &cat->attrs[i];
-        if (a->file != hf->config || !mgr_has_prefix(a->key, "config."))
-            continue;
-        const mgr_hf_verdict verdict = mgr_huggingface_judge(cat, a, MGR_HF_BIT(hf->class), &row);
-        if (verdict != MGR_HF_KNOWN)
-            MGR_TRY(review_key(a, hf, verdict, remarks, err));
-    }
+    MGR_TRY(mgr_huggingface_review_config(state, cat, remarks, err));
     if (mgr_huggingface_fp8_is(cat))
         MGR_TRY(mgr_remarks_say(remarks, MGR_REMARK_WARNING, err,
                                 "weights in FP8 with a scale for each block are read as bfloat16"));

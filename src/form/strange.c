@@ -27,16 +27,11 @@ static const sight sights[] = {
      "give a folder models--OWNER--NAME/snapshots/REVISION in it"},
     {"adapter_config.json", "config.json", "a PEFT adapter (LoRA) without its model",
      "merge it first: PeftModel.from_pretrained(base, adapter).merge_and_unload()"},
-    {"zero_pp_rank_*", NULL, "a DeepSpeed ZeRO checkpoint",
-     "make it one model first: DeepSpeed's zero_to_fp32.py, which lies beside it"},
-    {"bf16_zero_pp_rank_*", NULL, "a DeepSpeed ZeRO checkpoint",
-     "make it one model first: DeepSpeed's zero_to_fp32.py, which lies beside it"},
-    {"global_step[0-9]*", "config.json", "a DeepSpeed run",
-     "make it one model first: DeepSpeed's zero_to_fp32.py, which lies beside it"},
-    {"zero_to_fp32.py", "config.json", "a DeepSpeed run",
-     "make it one model first: python zero_to_fp32.py . OUT --safe_serialization"},
-    {"mp_rank_*_model_states.pt", NULL, "a step of a DeepSpeed run",
-     "make it one model first: DeepSpeed's zero_to_fp32.py, in the folder above"},
+    {"*zero_pp_rank_*", NULL, "a file of a DeepSpeed checkpoint", "give the folder that holds it"},
+    {"global_step[0-9]*", "config.json", "a DeepSpeed run without its file 'latest'",
+     "give the folder of a step, such as global_step1000"},
+    {"zero_to_fp32.py", "config.json", "a DeepSpeed run without its steps",
+     "give the folder of a step: one with *_model_states.pt and *_optim_states.pt"},
     {"__[0-9]*_[0-9]*.distcp", ".metadata", "shards of torch.distributed.checkpoint",
      "they need the .metadata that was saved with them: fetch it, too"},
     {"iter_[0-9]*", NULL, "a Megatron run without an iteration that is whole",
@@ -58,8 +53,8 @@ static const sight strangers[] = {
      "take the model that it was made from"},
     {"adapter_model.*", NULL, "a PEFT adapter (LoRA) without its model",
      "merge it first: PeftModel.from_pretrained(base, adapter).merge_and_unload()"},
-    {"global_step[0-9]*", NULL, "a DeepSpeed run",
-     "make it one model first: DeepSpeed's zero_to_fp32.py, which lies beside it"},
+    {"global_step[0-9]*", NULL, "a DeepSpeed run without its file 'latest'",
+     "give the folder of a step, such as global_step1000, with source.config for this folder"},
     {"consolidated.*", NULL, "weights as their maker published them (consolidated.*)",
      "take the model in the form that transformers has"},
     {"checkpoint-[0-9]*", NULL, "the output of a Trainer, with checkpoints below it",
@@ -268,8 +263,8 @@ static int check_shape(const mgr_catalogue *cat, const mgr_stored *s, mgr_err *e
              "tensor '%s' in '%s' is empty, as DeepSpeed ZeRO-3 leaves it in a shell",
              mgr_printable(s->name, strlen(s->name), shown, sizeof shown),
              cat->files[s->file].path);
-    return mgr_hint(err,
-                    "save with stage3_gather_16bit_weights_on_model_save, or use zero_to_fp32.py");
+    return mgr_hint(err, "read the run's own files: source.format: deepspeed, and source.path the "
+                         "folder of a step");
 }
 
 static int check_type(const mgr_catalogue *cat, const mgr_stored *s, mgr_err *err)

@@ -107,11 +107,14 @@ static int settle_format(mgr_job *job, mgr_err *err)
     return mgr_config_settle(c, mgr_config_tables, err);
 }
 
-/* No file of the source lies elsewhere than it seems to. */
+/* No file of the source lies elsewhere than it seems to; one that the user names may lie anywhere.
+ */
 static int check_links(const mgr_job *job, mgr_err *err)
 {
+    const char *const root = job->config.source.path;
     for (size_t i = 0; i < job->source_files.n; i++)
-        MGR_TRY(mgr_check_link(job->source_files.paths[i], job->config.source.path, err));
+        if (mgr_has_prefix(job->source_files.paths[i], root))
+            MGR_TRY(mgr_check_link(job->source_files.paths[i], root, err));
     return MGR_OK;
 }
 
@@ -425,6 +428,8 @@ static uint64_t stored_vocabulary(const mgr_layout *l)
     const char *const name = l->cat->stored[boxes[0].stored].name;
     const size_t len = strcspn(name, "@");
     uint64_t rows = 0, copies = 1;
+    if (l->cat->stored[boxes[0].stored].ndim != 2) /* a flat piece of many tensors: no padding */
+        return l->tensors->model.vocab;
     for (size_t i = 0; i < l->cat->n_stored; i++) {
         const mgr_stored *const s = &l->cat->stored[i];
         if (strncmp(s->name, name, len) == 0 && (s->name[len] == '\0' || s->name[len] == '@'))

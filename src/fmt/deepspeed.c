@@ -1,0 +1,326 @@
+#include "fmt/deepspeed.h"
+
+#include <inttypes.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "fmt/torch_archive.h"
+
+/*
+ *   model_states.pt  {"module": {NAME: tensor}, "param_shapes": [{NAME: torch.Size}],
+ *                     "frozen_param_shapes": None | {NAME: torch.Size}, "frozen_param_fragments":
+ *                     None | {NAME: tensor}, "shared_params": {NAME: NAME}, "dp_world_size": n,
+ * ...} optim_states.pt  {"optimizer_state_dict": {"fp32_flat_groups": [tensor] (ZeRO-3) |
+ *                     "single_partition_of_fp32_groups": [tensor], "partition_count": n | [n],
+ *                     "param_alignment_paddings": [[n]], "optimizer_state_dict": ..., ...}, ...}
+ */
+#define MAX_NAME 1024
+#define NAME_SHOWN 200
+#define FNV_START UINT64_C(1469598103934665603)
+#define FNV_PRIME UINT64_C(1099511628211)
+
+/* Set the name of the entry at hand. */
+static int name_entry(mgr_torch_archive *t, const char *prefix, const char *name)
+{
+    t->name.len = 0;
+    return mgr_buf_fmt(&t->name, t->err, "%s%s", prefix, name);
+}
+
+static int refuse(mgr_torch_archive *t, const char *key, const mgr_node *node, const char *wanted)
+{
+    MGR_TRY(name_entry(t, "", key));
+    if (node)
+        return mgr_torch_archive_bad(t, MGR_ERR_FORMAT, node, wanted);
+    return mgr_fail(t->err, MGR_ERR_FORMAT,
+                    "'%s' has no entry '%s': it is no such file of DeepSpeed", t->reader->name,
+                    key);
+}
+
+static int add_text(mgr_torch_archive *t, const char *prefix, const char *name, const char *text)
+{
+    MGR_TRY(name_entry(t, prefix, name));
+    const mgr_attr a = {.key = t->name.data, .file = t->file, .kind = MGR_ATTR_TEXT, .text = text};
+    return mgr_catalogue_add_attr(t->cat, &a, t->err);
+}
+
+static int add_int(mgr_torch_archive *t, const char *key, int64_t value)
+{
+    const mgr_attr a = {.key = key, .file = t->file, .kind = MGR_ATTR_INT, .i = value};
+    return mgr_catalogue_add_attr(t->cat, &a, t->err);
+}
+
+/* A number that the file must have. */
+static int take_int(mgr_torch_archive *t, const mgr_node *dict, const char *key)
+{
+    int64_t value;
+    const mgr_node *const node = mgr_node_get(dict, key);
+    if (!mgr_node_int(node, &value))
+        return refuse(t, key, node, "a number");
+    return add_int(t, key, value);
+}
+
+/* Files of all versions have it; it is for people and for telling runs apart. */
+static int take_version(mgr_torch_archive *t, const mgr_node *root)
+{
+    const char *const text = mgr_node_text(mgr_node_get(root, MGR_DS_VERSION));
+    return text ? add_text(t, "", MGR_DS_VERSION, text) : MGR_OK;
+}
+
+/* ---- shapes ---- */
+
+/* "2 3" of torch.Size([2, 3]). */
+static int spell_numbers(mgr_torch_archive *t, const char *key, const mgr_node *node, mgr_buf *out)
+{
+    mgr_node *const *items;
+    size_t n;
+    out->len = 0;
+    MGR_TRY(mgr_buf_text(out, "", t->err));
+    if (!mgr_node_elements(node, &items, &n))
+        return refuse(t, key, node, "a list of numbers");
+    for (size_t i = 0; i < n; i++) {
+        int64_t value;
+        if (!mgr_node_int(items[i], &value) || value < 0)
+            return refuse(t, key, items[i], "a number that is not negative");
+        MGR_TRY(mgr_buf_fmt(out, t->err, "%s%" PRId64, i ? " " : "", value));
+    }
+    return MGR_OK;
+}
+
+static uint64_t digest_of(uint64_t h, const char *text)
+{
+    for (;; text++) {
+        h = (h ^ (unsigned char)*text) * FNV_PRIME;
+        if (!*text)
+            return h;
+    }
+}
+
+/* What is done with the dicts of shapes of one file. */
+typedef struct shapes {
+    mgr_torch_archive *t;
+    bool keep; /* as attributes; the digest is taken anyway */
+    uint64_t digest;
+    mgr_buf text;
+} shapes;
+
+static int take_shape(shapes *s, const char *prefix, const mgr_node *key, const mgr_node *shape)
+{
+    const char *const name = mgr_node_text(key);
+    if (!name || !*name || key->u.s.len > MAX_NAME)
+        return refuse(s->t, "param_shapes", key, "a name");
+    MGR_TRY(spell_numbers(s->t, "param_shapes", shape, &s->text));
+    s->digest = digest_of(digest_of(digest_of(s->digest, prefix), name), s->text.data);
+    return s->keep ? add_text(s->t, prefix, name, s->text.data) : MGR_OK;
+}
+
+static int take_dict(shapes *s, const char *prefix, const mgr_node *dict)
+{
+    if (!mgr_node_is_dict(dict))
+        return refuse(s->t, "param_shapes", dict, "a dict of shapes");
+    for (size_t i = 0; i < mgr_node_n_pairs(dict); i++)
+        MGR_TRY(take_shape(s, prefix, mgr_node_key(dict, i), mgr_node_value(dict, i)));
+    return MGR_OK;
+}
+
+static int take_groups(shapes *s, const mgr_node *list)
+{
+    mgr_node *const *items;
+    size_t n;
+    char prefix[48];
+    if (!mgr_node_elements(list, &items, &n))
+        return refuse(s->t, "param_shapes", list, "a list of dicts, which a run with ZeRO writes");
+    for (size_t g = 0; g < n; g++) {
+        snprintf(prefix, sizeof prefix, MGR_DS_PARAM "%zu.", g);
+        MGR_TRY(take_dict(s, prefix, items[g]));
+    }
+    return MGR_OK;
+}
+
+static bool is_there(const mgr_node *node)
+{
+    return node && node->kind != MGR_NODE_NONE;
+}
+
+static int take_shapes(mgr_torch_archive *t, const mgr_node *root, bool whole)
+{
+    shapes s = {.t = t, .keep = whole, .digest = FNV_START};
+    const mgr_node *const frozen = mgr_node_get(root, "frozen_param_shapes");
+    int rc = take_groups(&s, mgr_node_get(root, "param_shapes"));
+    if (rc == MGR_OK && is_there(frozen))
+        rc = take_dict(&s, MGR_DS_FROZEN, frozen);
+    if (rc == MGR_OK)
+        rc = add_int(t, MGR_DS_DIGEST, (int64_t)(s.digest >> 1));
+    mgr_buf_clear(&s.text);
+    return rc;
+}
+
+/* ---- the model's file ---- */
+
+/* Tensors of a dict, under `prefix`; those without elements are what ZeRO-3 leaves in a module. */
+static int take_tensors(mgr_torch_archive *t, const char *key, const mgr_node *dict,
+                        const char *prefix)
+{
+    if (!mgr_node_is_dict(dict))
+        return refuse(t, key, dict, "a dict of tensors");
+    for (size_t i = 0; i < mgr_node_n_pairs(dict); i++) {
+        const mgr_node *const name = mgr_node_key(dict, i);
+        const size_t before = t->cat->n_stored;
+        if (!mgr_node_text(name) || name->u.s.len > MAX_NAME)
+            return refuse(t, key, name, "a name");
+        MGR_TRY(name_entry(t, prefix, mgr_node_text(name)));
+        MGR_TRY(mgr_torch_archive_leaf(t, mgr_node_value(dict, i)));
+        if (t->cat->n_stored > before && mgr_stored_bytes(&t->cat->stored[before]) == 0)
+            t->cat->n_stored = before;
+    }
+    return MGR_OK;
+}
+
+static int take_shared(mgr_torch_archive *t, const mgr_node *dict)
+{
+    if (!is_there(dict))
+        return MGR_OK;
+    if (!mgr_node_is_dict(dict))
+        return refuse(t, "shared_params", dict, "a dict of names");
+    for (size_t i = 0; i < mgr_node_n_pairs(dict); i++) {
+        const char *const alias = mgr_node_text(mgr_node_key(dict, i));
+        const char *const name = mgr_node_text(mgr_node_value(dict, i));
+        if (!alias || !name)
+            return refuse(t, "shared_params", mgr_node_key(dict, i), "two names");
+        MGR_TRY(add_text(t, MGR_DS_SHARED, alias, name));
+    }
+    return MGR_OK;
+}
+
+/* Experts that are spread over groups of ranks of their own. */
+static int check_experts(mgr_torch_archive *t, const mgr_node *root)
+{
+    static const char *const keys[] = {"ds_autoep_layers", "autoep_layers", "num_experts"};
+    mgr_node *const *items;
+    for (size_t i = 0; i < sizeof keys / sizeof keys[0]; i++) {
+        const mgr_node *const node = mgr_node_get(root, keys[i]);
+        size_t n = 0;
+        if (!is_there(node) || (mgr_node_elements(node, &items, &n) && n == 0))
+            continue;
+        mgr_fail(t->err, MGR_ERR_UNSUPPORTED,
+                 "'%s' has '%s': experts that DeepSpeed's own layers keep (AutoEP, DeepSpeed-MoE)",
+                 t->reader->name, keys[i]);
+        return mgr_hint(t->err, "gather the model first: save_16bit_model in the run");
+    }
+    return MGR_OK;
+}
+
+static int take_model(mgr_torch_archive *t, bool whole)
+{
+    const mgr_node *const root = t->pickle.root;
+    const mgr_node *const pieces = mgr_node_get(root, "frozen_param_fragments");
+    if (!mgr_node_is_dict(root))
+        return refuse(t, "", root, "a dict");
+    MGR_TRY(check_experts(t, root));
+    MGR_TRY(take_version(t, root));
+    MGR_TRY(take_int(t, root, MGR_DS_RANKS));
+    MGR_TRY(take_int(t, root, MGR_DS_MODEL_RANKS));
+    MGR_TRY(take_shapes(t, root, whole));
+    if (is_there(pieces))
+        MGR_TRY(take_tensors(t, "frozen_param_fragments", pieces, MGR_DS_FROZEN));
+    if (!whole)
+        return MGR_OK;
+    MGR_TRY(take_shared(t, mgr_node_get(root, "shared_params")));
+    return take_tensors(t, "module", mgr_node_get(root, "module"), MGR_DS_MODULE);
+}
+
+int mgr_deepspeed_read_model(mgr_catalogue *cat, uint32_t file, const mgr_reader *reader,
+                             bool whole, mgr_err *err)
+{
+    mgr_torch_archive t;
+    int rc = mgr_torch_archive_open(&t, cat, file, reader, err);
+    if (rc == MGR_OK)
+        rc = take_model(&t, whole);
+    mgr_torch_archive_close(&t);
+    return rc;
+}
+
+/* ---- the optimizer's file ---- */
+
+static int take_masters(mgr_torch_archive *t, const char *key, const mgr_node *list)
+{
+    mgr_node *const *items;
+    size_t n;
+    char name[48];
+    if (!mgr_node_elements(list, &items, &n))
+        return refuse(t, key, list, "a list of tensors");
+    for (size_t g = 0; g < n; g++) {
+        snprintf(name, sizeof name, MGR_DS_MASTER "%zu", g);
+        MGR_TRY(name_entry(t, "", name));
+        MGR_TRY(mgr_torch_archive_leaf(t, items[g]));
+    }
+    return MGR_OK;
+}
+
+/* A number, or one for each group, of which the largest is the number of ranks. */
+static int take_parts(mgr_torch_archive *t, const mgr_node *node)
+{
+    mgr_node *const *items;
+    size_t n;
+    int64_t most = 0, value;
+    if (mgr_node_int(node, &value))
+        return add_int(t, MGR_DS_PARTS, value);
+    if (!mgr_node_elements(node, &items, &n))
+        return refuse(t, MGR_DS_PARTS, node, "a number or a list of them");
+    for (size_t i = 0; i < n; i++) {
+        if (!mgr_node_int(items[i], &value))
+            return refuse(t, MGR_DS_PARTS, items[i], "a number");
+        most = value > most ? value : most;
+    }
+    return add_int(t, MGR_DS_PARTS, most);
+}
+
+static int take_paddings(mgr_torch_archive *t, const mgr_node *list)
+{
+    static const char key[] = "param_alignment_paddings";
+    mgr_node *const *items;
+    size_t n;
+    char name[48];
+    mgr_buf text = {0};
+    int rc = MGR_OK;
+    if (!is_there(list))
+        return MGR_OK;
+    if (!mgr_node_elements(list, &items, &n))
+        return refuse(t, key, list, "a list of lists");
+    for (size_t g = 0; rc == MGR_OK && g < n; g++) {
+        snprintf(name, sizeof name, MGR_DS_PADDING "%zu", g);
+        rc = spell_numbers(t, key, items[g], &text);
+        if (rc == MGR_OK)
+            rc = add_text(t, "", name, text.data);
+    }
+    mgr_buf_clear(&text);
+    return rc;
+}
+
+static int take_optimizer(mgr_torch_archive *t)
+{
+    static const char three[] = "fp32_flat_groups", two[] = "single_partition_of_fp32_groups";
+    const mgr_node *const root = t->pickle.root;
+    const mgr_node *const state = mgr_node_get(root, "optimizer_state_dict");
+    const bool zero3 = mgr_node_get(state, three);
+    if (!mgr_node_is_dict(state))
+        return refuse(t, "optimizer_state_dict", state, "a dict");
+    if (!zero3 && !mgr_node_get(state, two))
+        return refuse(t, three, NULL, "");
+    MGR_TRY(take_version(t, root));
+    MGR_TRY(add_int(t, MGR_DS_STAGE, zero3 ? 3 : 2));
+    MGR_TRY(take_parts(t, mgr_node_get(state, MGR_DS_PARTS)));
+    MGR_TRY(take_paddings(t, mgr_node_get(state, "param_alignment_paddings")));
+    t->cat->skipped[MGR_SKIP_OPTIMIZER]++;
+    return take_masters(t, zero3 ? three : two, mgr_node_get(state, zero3 ? three : two));
+}
+
+int mgr_deepspeed_read_optimizer(mgr_catalogue *cat, uint32_t file, const mgr_reader *reader,
+                                 mgr_err *err)
+{
+    mgr_torch_archive t;
+    int rc = mgr_torch_archive_open(&t, cat, file, reader, err);
+    if (rc == MGR_OK)
+        rc = take_optimizer(&t);
+    mgr_torch_archive_close(&t);
+    return rc;
+}

@@ -1,0 +1,193 @@
+/*
+ * Source `deepspeed`: a ZeRO checkpoint of a model of transformers, as moe-recipes and Trainer save
+ * it. The float32 masters of the optimizer are the weights. What the model is, its config.json
+ * says, which lies elsewhere.
+ */
+#include <string.h>
+
+#include "core/mem.h"
+#include "fmt/deepspeed.h"
+#include "form/deepspeed_root.h"
+#include "form/deepspeed_view.h"
+#include "form/format_keys.h"
+#include "form/huggingface_config_file.h"
+#include "form/source.h"
+#include "form/strange.h"
+#include "io/file.h"
+
+#define CONFIG "config.json"
+
+extern const mgr_source_format mgr_source_deepspeed;
+
+/* ---- which files ---- */
+
+static bool is_file(const char *path)
+{
+    return mgr_path_exists(path) && !mgr_is_dir(path);
+}
+
+/* A folder whose weights transformers would load is one of its own. */
+static bool has_weights(const char *path)
+{
+    static const char *const names[] = {"model.safetensors", "model.safetensors.index.json",
+                                        "pytorch_model.bin", "pytorch_model.bin.index.json"};
+    mgr_arena arena = {0};
+    mgr_err ignored = MGR_ERR_INIT;
+    const char *file;
+    bool found = false;
+    for (size_t i = 0; i < sizeof names / sizeof names[0] && !found; i++)
+        found = mgr_arena_fmt(&arena, &file, &ignored, "%s/%s", path, names[i]) == MGR_OK &&
+                is_file(file);
+    mgr_arena_clear(&arena);
+    return found;
+}
+
+static bool probe(const char *path)
+{
+    return !has_weights(path) && mgr_deepspeed_is(path);
+}
+
+/* The config.json that the user names, or the folder with it. */
+static int config_named(const char *said, mgr_arena *arena, const char **out, mgr_err *err)
+{
+    MGR_TRY(mgr_is_dir(said) ? mgr_arena_fmt(arena, out, err, "%s/" CONFIG, said)
+                             : mgr_arena_fmt(arena, out, err, "%s", said));
+    return is_file(*out) ? MGR_OK
+                         : mgr_fail(err, MGR_ERR_NOT_FOUND,
+                                    "no file '%s', which 'source.config' names", *out);
+}
+
+/* Else one that lies with the files, or above them up to `root`; *out is NULL without one. */
+static int config_beside(const char *folder, const char *root, mgr_arena *arena, const char **out,
+                         mgr_err *err)
+{
+    const char *at = folder;
+    for (int level = 0; level < MGR_DEEPSPEED_LEVELS; level++) {
+        MGR_TRY(mgr_arena_fmt(arena, out, err, "%s/" CONFIG, at));
+        if (is_file(*out))
+            return MGR_OK;
+        if (strcmp(at, root) == 0)
+            break;
+        MGR_TRY(mgr_dirname(at, arena, &at, err));
+    }
+    *out = NULL;
+    return MGR_OK;
+}
+
+/* config.json first, then the model's files, then the optimizer's. The folder is that of the
+ * config: what belongs to the model, such as its tokenizer, lies there. */
+static int find(const mgr_config *config, mgr_arena *arena, mgr_source_files *files, mgr_err *err)
+{
+    const char *const root = config->source.path;
+    const char *folder, *json;
+    MGR_TRY(mgr_deepspeed_folder(root, config->source.iteration, arena, &folder, err));
+    MGR_TRY(config->source.config[0] ? config_named(config->source.config, arena, &json, err)
+                                     : config_beside(folder, root, arena, &json, err));
+    files->directory = folder;
+    files->n = 0;
+    if (json) {
+        MGR_TRY(mgr_dirname(json, arena, &files->directory, err));
+        MGR_TRY(mgr_arena_alloc(arena, &files->paths, sizeof *files->paths, err));
+        files->paths[files->n++] = json;
+    }
+    return mgr_deepspeed_files(folder, arena, files, err);
+}
+
+/* ---- headers ---- */
+
+static int read_source_file(mgr_catalogue *cat, uint32_t file, const mgr_reader *reader,
+                            void **held, mgr_err *err)
+{
+    const char *const slash = strrchr(reader->name, '/');
+    mgr_zero_name name;
+    (void)held;
+    if (!mgr_deepspeed_name(slash ? slash + 1 : reader->name, &name))
+        return mgr_huggingface_read_config(cat, file, reader, err);
+    MGR_TRY(mgr_strange_file(reader, err));
+    return name.optimizer ? mgr_deepspeed_read_optimizer(cat, file, reader, err)
+                          : mgr_deepspeed_read_model(cat, file, reader, name.rank == 0, err);
+}
+
+/* ---- what was found ---- */
+
+static void release(void *state)
+{
+    if (state)
+        mgr_deepspeed_clear(state);
+    mgr_free(state);
+}
+
+static int need_config(const mgr_catalogue *cat, mgr_err *err)
+{
+    if (mgr_deepspeed_config(cat) != MGR_NONE)
+        return MGR_OK;
+    mgr_fail(err, MGR_ERR_CONFIG, "'%s' and the files beside it do not say what the model is",
+             cat->files[0].path);
+    return mgr_hint(err, "name the folder with its config.json: source.config");
+}
+
+static int describe(const mgr_catalogue *cat, const mgr_config *config, void **out,
+                    mgr_model *model, mgr_err *err)
+{
+    const bool copies = strcmp(config->source.weights, "copies") == 0;
+    mgr_deepspeed *ds;
+    MGR_TRY(mgr_alloc(&ds, 1, sizeof *ds, err));
+    int rc = mgr_deepspeed_view(cat, copies, ds, err);
+    ds->hf = (mgr_huggingface){.config = 0, .first_file = 1, .n_files = 1};
+    if (rc == MGR_OK)
+        rc = need_config(cat, err);
+    if (rc == MGR_OK)
+        rc = mgr_strange_tensors(&ds->view, err);
+    if (rc == MGR_OK)
+        rc = mgr_huggingface_model(&ds->view, config, &ds->hf, model, err);
+    if (rc == MGR_OK)
+        *out = ds;
+    else
+        release(ds);
+    return rc;
+}
+
+static int layout(const void *state, mgr_layout *into, mgr_err *err)
+{
+    return mgr_deepspeed_layout(into, state, err);
+}
+
+static int summary(const void *state, mgr_buf *out, mgr_err *err)
+{
+    const mgr_deepspeed *const ds = state;
+    return mgr_buf_fmt(out, err, "%s, %u rank%s, %u %sgroup%s, %s",
+                       ds->zero3 ? "ZeRO-3" : "ZeRO-1 or 2", ds->ranks, ds->ranks == 1 ? "" : "s",
+                       ds->groups, ds->zero3 ? "sub-" : "", ds->groups == 1 ? "" : "s",
+                       mgr_huggingface_family(ds->hf.class)->name);
+}
+
+static int review(const void *state, const mgr_catalogue *cat, const mgr_config *config,
+                  mgr_remarks *remarks, mgr_err *err)
+{
+    const mgr_deepspeed *const ds = state;
+    (void)cat;
+    (void)config;
+    return mgr_huggingface_review_config(&ds->hf, &ds->view, remarks, err);
+}
+
+static const mgr_key keys[] = {
+    MGR_ROW_SOURCE_ITERATION,
+    MGR_ROW_UNKNOWN,
+    MGR_ROW_PATH("source.config", source.config, "",
+                 "config.json of the model, or the folder with it and its tokenizer"),
+    MGR_ROW_CHOICE("source.weights", source.weights, "masters", "masters|copies",
+                   "the float32 masters, or the copies that ZeRO-1 and 2 have of them"),
+};
+
+const mgr_source_format mgr_source_deepspeed = {
+    .name = "deepspeed",
+    .keys = MGR_KEY_TABLE(MGR_OWNER_SOURCE, "deepspeed", keys),
+    .probe = probe,
+    .find = find,
+    .read = read_source_file,
+    .describe = describe,
+    .layout = layout,
+    .summary = summary,
+    .review = review,
+    .release = release,
+};
