@@ -1,7 +1,7 @@
 /*
  * A torch.save archive while it is looked at: its members, its pickle, and what becomes of a tensor
- * in that. The readers of whole files (torch_file.h, deepspeed.h) open one, walk the pickle from
- * its root, and close it.
+ * in that. The readers of whole files (torch_file.h, deepspeed_file.h) open one, walk the pickle
+ * from its root, and close it.
  */
 #ifndef MGR_FMT_TORCH_ARCHIVE_H
 #define MGR_FMT_TORCH_ARCHIVE_H

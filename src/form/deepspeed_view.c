@@ -7,7 +7,7 @@
 
 #include "core/mem.h"
 #include "core/str.h"
-#include "fmt/deepspeed.h"
+#include "fmt/deepspeed_file.h"
 #include "form/deepspeed_root.h"
 
 #define NAME_SHOWN 200
@@ -238,7 +238,7 @@ static uint32_t module_of(const gathering *g, const char *name)
     return found ? found->stored : MGR_NONE;
 }
 
-/* "2 3" into a shape; the text is ours (fmt/deepspeed.c), its numbers are the file's. */
+/* "2 3" into a shape; the text is ours (fmt/deepspeed_file.c), its numbers are the file's. */
 static int parse_shape(const gathering *g, const char *name, const char *text, mgr_stored *s)
 {
     uint64_t bytes = mgr_dtype_size(MGR_DTYPE_F32);

@@ -6,7 +6,7 @@
 #include <string.h>
 
 #include "core/mem.h"
-#include "fmt/deepspeed.h"
+#include "fmt/deepspeed_file.h"
 #include "form/deepspeed_root.h"
 #include "form/deepspeed_view.h"
 #include "form/format_keys.h"
@@ -121,7 +121,8 @@ static int need_config(const mgr_catalogue *cat, mgr_err *err)
 {
     if (mgr_deepspeed_config(cat) != MGR_NONE)
         return MGR_OK;
-    mgr_fail(err, MGR_ERR_CONFIG, "'%s' and the files beside it do not say what the model is",
+    mgr_fail(err, MGR_ERR_CONFIG,
+             "'%s' and the files beside it do not say what the model is; source.config does",
              cat->files[0].path);
     return mgr_hint(err, "name the folder with its config.json: source.config");
 }

@@ -3,8 +3,8 @@
  * (DeepSpeed 0.19's engine.py, _common_checkpoint_state; stage3.py and stage_1_and_2.py,
  * state_dict; utils/zero_to_fp32.py).
  */
-#ifndef MGR_FMT_DEEPSPEED_H
-#define MGR_FMT_DEEPSPEED_H
+#ifndef MGR_FMT_DEEPSPEED_FILE_H
+#define MGR_FMT_DEEPSPEED_FILE_H
 
 #include <stdbool.h>
 

@@ -1,4 +1,4 @@
-#include "fmt/deepspeed.h"
+#include "fmt/deepspeed_file.h"
 
 #include <inttypes.h>
 #include <stdio.h>
