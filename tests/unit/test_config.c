@@ -759,7 +759,8 @@ static const struct {
      "or 'megatron-torch' or 'megatron-dist'; 'target.format' is 'hdf5'",
      NULL},
     {"source: {path: a, format: hdf5, iteration: 5}\ntarget: {path: b}\n",
-     "x.yaml:1:33: 'source.iteration' is for source format 'megatron-dist' or 'megatron-torch'; "
+     "x.yaml:1:33: 'source.iteration' is for source format 'megatron-dist' or 'megatron-torch' or "
+     "'deepspeed'; "
      "'source.format' is 'hdf5'",
      NULL},
     {"source: {path: a}\ntarget: {path: b, names: te}\n",
@@ -772,6 +773,7 @@ static const struct {
      NULL},
     {"source: {path: a, format: hf}\ntarget: {path: b}\n",
      "x.yaml:1:19: 'source.format' is 'hf'; known are: auto, megatron-dist, megatron-torch, hdf5, "
+     "deepspeed, "
      "huggingface, moe-recipes, mixtral",
      NULL},
     {PATHS "upcycle: {method: dropp}\n",
@@ -810,7 +812,7 @@ static void test_settle(void)
     (void)snprintf(c.source.format, sizeof c.source.format, "huggingface");
     CHECK_INT(mgr_config_settle(&c, mgr_config_tables, &err), MGR_ERR_USAGE);
     CHECK_HAS(err.msg, "'source.iteration' is for source format 'megatron-dist' or "
-                       "'megatron-torch'; 'source.format' is 'huggingface'");
+                       "'megatron-torch' or 'deepspeed'; 'source.format' is 'huggingface'");
     err = (mgr_err)MGR_ERR_INIT;
     (void)snprintf(c.source.format, sizeof c.source.format, "megatron-torch");
     CHECK_INT(mgr_config_settle(&c, mgr_config_tables, &err), MGR_OK);
