@@ -35,9 +35,11 @@ void mgr_mem_bound(uint64_t total, uint64_t resident);
 /* Freed pages go back to the system: behind work that freed many small blocks. */
 void mgr_mem_trim(void);
 
-/* For libraries that want a malloc; NULL past the bound. mgr_free frees it. */
+/* For libraries that want a malloc; past the bound from a small reserve, so that they come to an
+ * end, then NULL. mgr_free frees it. */
 void *mgr_mem_take(size_t bytes);
-/* Has one of these failed since the program started? */
+/* Has one of these been without memory since the program started? What was made then is not used.
+ */
 bool mgr_mem_missed(void);
 
 /* The error of an allocation of `bytes` bytes that failed. */

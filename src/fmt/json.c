@@ -68,10 +68,12 @@ static size_t count_marked(const json_t *value)
 static int parse(json_t **out, const char *name, uint64_t base, const char *text, size_t len,
                  size_t marks, mgr_err *err)
 {
-    json_error_t error;
+    json_error_t error = {.position = -1};
     json_t *value = json_loadb(text, len, JSON_REJECT_DUPLICATES, &error);
-    if (!value)
+    if (!value || mgr_mem_missed()) {
+        json_decref(value);
         return fail_parse(name, base, len, &error, err);
+    }
     if (count_marked(value) != marks) {
         json_decref(value);
         return mgr_fail(err, MGR_ERR_FORMAT,
@@ -162,8 +164,8 @@ static int check_memory(mgr_err *err)
 int mgr_json_text(const char *text, mgr_buf *out, mgr_err *err)
 {
     json_t *value = json_string(text);
-    if (!value)
-        MGR_TRY(check_memory(err));
+    if (!value && mgr_mem_missed())
+        return check_memory(err);
     if (!value)
         return mgr_fail(err, MGR_ERR_INTERNAL, "a text for JSON is not valid UTF-8");
     const int rc = dump_string(value, out, err);

@@ -101,7 +101,7 @@ int mgr_experts_list(mgr_job *job, uint64_t sources, uint32_t **out, mgr_err *er
 
 static int take_list(mgr_job *job, uint64_t sources, mgr_err *err)
 {
-    uint32_t *from;
+    uint32_t *from = NULL;
     MGR_TRY(mgr_experts_list(job, sources, &from, err));
     job->recipe.from = from;
     return MGR_OK;

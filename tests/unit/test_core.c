@@ -88,6 +88,9 @@ static void test_memory_bound(void)
     CHECK(mgr_mem_take(9 * mib) == NULL);
     mgr_free(big);
     CHECK_INT(mgr_grow(&more, &capacity, 40 * mib, 1, &again), MGR_ERR_NOMEM); /* doubled: 64 */
+    void *const last = mgr_mem_take(8 * 1024); /* past the bound, to come to an end with */
+    CHECK(last == NULL || mgr_mem_missed());
+    mgr_free(last);
     big = mgr_mem_take(40 * mib);
     CHECK(big != NULL);
     mgr_free(big);
