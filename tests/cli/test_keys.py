@@ -42,8 +42,15 @@ def fits(value, schema):
     return set(schema["required"]) <= set(value) <= set(known) and all(fits(v, known[k]) for k, v in value.items())
 
 
+def plain_value(text):
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text.strip("'\"")
+
+
 def plain_yaml(text):
-    """The presets' YAML: two levels of scalars."""
+    """The presets' YAML: two levels of scalars, and maps of one line."""
     tree, section = {}, None
     for line in text.splitlines():
         line = re.sub(r"(^|\s)#.*", "", line).rstrip()
@@ -53,10 +60,10 @@ def plain_yaml(text):
         if not value:
             section = tree.setdefault(key, {})
             continue
-        try:
-            value = json.loads(value)
-        except ValueError:
-            value = value.strip("'\"")
+        if value[0] == "{":
+            value = plain_yaml(value.strip("{}").replace(", ", "\n"))
+        else:
+            value = plain_value(value)
         (section if line[0] == " " else tree)[key] = value
     return tree
 
