@@ -112,13 +112,34 @@ static int use_simd(const char *name, mgr_err *err)
     return mgr_fail(err, MGR_ERR_USAGE, "--simd '%s' is not known", name);
 }
 
-static int take(void *context, size_t idx, const char *value, mgr_err *err)
+/* What an option without a value switches on, or NULL. */
+static bool *switch_of(arguments *a, size_t idx)
 {
-    arguments *const a = context;
     switch (idx) {
     case DRY_RUN:
-        a->run.write.dry_run = true;
-        return MGR_OK;
+        return &a->run.write.dry_run;
+    case FORCE:
+        return &a->run.write.force;
+    case VERIFY:
+        return &a->verify;
+    case JSON:
+        return &a->run.json;
+    case RESUME:
+        return &a->run.write.resume;
+    case DISCARD:
+        return &a->run.write.discard;
+    case SCHEMA:
+        return &a->schema;
+    case LOG_JSON:
+        return &a->json;
+    default:
+        return NULL;
+    }
+}
+
+static int take_value(arguments *a, size_t idx, const char *value, mgr_err *err)
+{
+    switch (idx) {
     case PLAN_RANKS:
         return mgr_cli_uint("ranks", value, 1, 1 << 20, &a->run.plan_ranks, err);
     case BANDWIDTH:
@@ -126,44 +147,17 @@ static int take(void *context, size_t idx, const char *value, mgr_err *err)
         return a->run.measure
                    ? MGR_OK
                    : mgr_cli_uint("bandwidth", value, 1, UINT64_C(1) << 50, &a->run.bandwidth, err);
-    case FORCE:
-        a->run.write.force = true;
-        return MGR_OK;
-    case VERIFY:
-        a->verify = true;
-        return MGR_OK;
-    case JSON:
-        a->run.json = true;
-        return MGR_OK;
-    case RESUME:
-        a->run.write.resume = true;
-        return MGR_OK;
-    case DISCARD:
-        a->run.write.discard = true;
-        return MGR_OK;
     case JOURNAL:
         return mgr_cli_seconds("journal", value, &a->run.write.journal, err);
     case SET:
         MGR_TRY(mgr_grow(&a->sets, &a->capacity, a->run.n_sets + 1, sizeof *a->sets, err));
         a->sets[a->run.n_sets++] = value;
         return MGR_OK;
-    case QUIET:
-        a->run.verbosity = -1;
-        return MGR_OK;
-    case VERBOSE:
-        a->run.verbosity = 1;
-        return MGR_OK;
     case GET:
         a->get = value;
         return MGR_OK;
     case KEYS:
         a->keys = value;
-        return MGR_OK;
-    case SCHEMA:
-        a->schema = true;
-        return MGR_OK;
-    case LOG_JSON:
-        a->json = true;
         return MGR_OK;
     case PROGRESS:
         return mgr_cli_seconds("progress", value, &a->run.write.progress, err);
@@ -172,6 +166,19 @@ static int take(void *context, size_t idx, const char *value, mgr_err *err)
     default:
         return use_simd(value, err);
     }
+}
+
+static int take(void *context, size_t idx, const char *value, mgr_err *err)
+{
+    arguments *const a = context;
+    bool *const on = switch_of(a, idx);
+    if (on)
+        *on = true;
+    else if (idx == QUIET || idx == VERBOSE)
+        a->run.verbosity = idx == QUIET ? -1 : 1;
+    else
+        return take_value(a, idx, value, err);
+    return MGR_OK;
 }
 
 /* Options that do not go together. */
