@@ -1,5 +1,6 @@
 #include "form/deepspeed_view.h"
 
+#include <assert.h>
 #include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -174,6 +175,7 @@ static int check_size(const mgr_catalogue *cat, const mgr_deepspeed *ds, uint32_
                       uint64_t wanted, mgr_err *err)
 {
     uint64_t sum = 0;
+    assert(ds->ranks > 0);
     for (uint32_t r = 0; r < ds->ranks; r++) {
         const mgr_stored *const s = &cat->stored[ds->masters[(size_t)r * ds->groups + group]];
         sum += s->shape[0];

@@ -1,5 +1,6 @@
 #include "look/audit_experts.h"
 
+#include <assert.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -228,6 +229,7 @@ static int check_all(const experts *x, mgr_rows *in, mgr_err *err)
 {
     const mgr_model *const m = &x->view->tensors.model;
     uint64_t i = 0;
+    assert(x->n > 0);
     for (uint32_t layer = 0; layer < m->layers; layer++) {
         if (!mgr_model_is_moe(m, layer))
             continue;

@@ -242,7 +242,7 @@ static int window_layers(const mgr_hf_evidence *ev, uint64_t given, uint64_t fir
 /* A window that no position leaves is none, and so is one that is switched off, or of no layer. */
 int mgr_hf_windows(const mgr_hf_evidence *ev, mgr_model *m, mgr_err *err)
 {
-    uint64_t window, first;
+    uint64_t window = 0, first = 0;
     MGR_TRY(window_size(ev, &window, err));
     MGR_TRY(first_window(ev, &first, err));
     if (window && window < m->max_positions && (ev->kind->keys & MGR_HF_KEY_NO_WINDOWS)) {

@@ -1,13 +1,15 @@
 """Does each expert count? Equality of naive copies would pass on a class that evaluates only some of them,
 so every judge of such copies changes one expert alone, for each expert, and must see the logits change."""
 
+import contextlib
 import re
 
 import torch
 
 
-def check(compute, experts):
-    """`experts`: of each the matrices that lead out of it, of which a rank may have none."""
+def check(compute, experts, chosen=None):
+    """`experts`: of each the matrices that lead out of it, of which a rank may have none. `chosen`: those that
+    the router gives a token; the others must not count. By default all of them."""
     with torch.no_grad():
         before = compute()
         for e, matrices in enumerate(experts):
@@ -16,7 +18,25 @@ def check(compute, experts):
             change = (compute() - before).abs().max()
             for m in matrices:
                 m.div_(2)  # bit for bit what it was
-            assert change > 1e-5 * before.abs().max(), f"expert {e} does not count: {change}"
+            if chosen is None or e in chosen:
+                assert change > 1e-5 * before.abs().max(), f"expert {e} does not count: {change}"
+            else:
+                assert change == 0, f"expert {e} counts and no token is given to it: {change}"
+
+
+@contextlib.contextmanager
+def chosen_by_megatron(chunks):
+    """The experts that routers give a token to, in what is computed meanwhile."""
+    chosen = set()
+
+    def note(router, given, made):
+        chosen.update(made[1].reshape(-1, made[1].shape[-1]).any(0).nonzero().flatten().tolist())
+
+    routers = [m for chunk in chunks for m in chunk.modules() if type(m).__name__ == "TopKRouter"]
+    hooks = [router.register_forward_hook(note) for router in routers]
+    yield chosen
+    for hook in hooks:
+        hook.remove()
 
 
 def of_transformers(lm):

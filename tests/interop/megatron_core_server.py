@@ -372,11 +372,11 @@ def logits(chunks, m, s, out):
     positions = torch.arange(length).reshape(1, length)
     hidden_from = torch.triu(torch.ones(1, 1, length, length, dtype=torch.bool), diagonal=1)
     (model,) = chunks
-    with torch.no_grad():
+    with torch.no_grad(), each_expert.chosen_by_megatron(chunks) as chosen:
         values = model.eval()(ids, positions, hidden_from)
     if any(".local_experts." in name for name, _ in model.named_parameters()):
         experts = each_expert.of_megatron(chunks, m["experts"], place()["ep"], s["ep"])
-        each_expert.check(lambda: model(ids, positions, hidden_from), experts)
+        each_expert.check(lambda: model(ids, positions, hidden_from), experts, chosen)
     out.mkdir(parents=True, exist_ok=True)
     torch.save({"place": place(), "logits": values}, out / f"{torch.distributed.get_rank()}.pt")
 
