@@ -147,7 +147,11 @@ static int tokenizer_of(const mgr_job *job, uint32_t idx, mgr_arena *arena, cons
     *view = job->config;
     mgr_config_use_source(view, idx);
     const mgr_output output = {.config = view, .origin = &origin};
-    const int rc = mgr_sidecar_find_tokenizer(&output, arena, out, err);
+    const char *found = NULL;
+    int rc = mgr_sidecar_find_tokenizer(&output, arena, &found, err);
+    *out = NULL;
+    if (rc == MGR_OK && found) /* it may lie in the view */
+        rc = mgr_arena_strndup(arena, out, found, strlen(found), err);
     mgr_free(view);
     return rc;
 }
