@@ -6,8 +6,6 @@
 #include "core/str.h"
 #include "mgr/config.h"
 
-#define SOURCE_SECTION 0 /* of mgr_config_sections */
-
 static int dump_key(const mgr_config *config, const mgr_key *key, mgr_buf *out, mgr_err *err)
 {
     const char *const indent = mgr_config_key_section(key) < 0 ? "" : "  ";
@@ -24,7 +22,7 @@ static int dump_keys(const mgr_config *config, mgr_schema *schema, mgr_buf *out,
     for (size_t i = 0; i < all.n; i++) {
         const mgr_key *const key = mgr_schema_row(schema, config, all.keys[i]->name);
         const int own = key ? mgr_config_key_section(key) : -1;
-        if (!key || (config->n_sources && own == SOURCE_SECTION))
+        if (!key || (config->n_sources && own == MGR_SECTION_SOURCE))
             continue;
         if (own != section)
             MGR_TRY(mgr_buf_fmt(out, err, "%s:\n", mgr_config_sections[own]));
@@ -42,7 +40,7 @@ static int dump_source(const mgr_config *one, mgr_schema *schema, mgr_buf *out, 
     mgr_schema_list(schema, &all);
     for (size_t i = 0; i < all.n; i++) {
         const mgr_key *const key = mgr_schema_row(schema, one, all.keys[i]->name);
-        if (!key || mgr_config_key_section(key) != SOURCE_SECTION)
+        if (!key || mgr_config_key_section(key) != MGR_SECTION_SOURCE)
             continue;
         MGR_TRY(mgr_buf_fmt(out, err, "%s%s: ", lead, mgr_config_key_leaf(key)));
         MGR_TRY(mgr_value_dump(one, key, out, err));

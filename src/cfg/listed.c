@@ -31,16 +31,14 @@ void mgr_config_keep_source(mgr_config *c, uint32_t idx)
 
 void mgr_config_use_source(mgr_config *c, uint32_t idx)
 {
-    mgr_config_source kept;
     if (!c->n_sources)
         return;
     const mgr_config_listed *const from = &c->sources[idx];
     assert(idx < c->n_sources);
-    kept = from->is;
     for (uint32_t i = 0; i < c->n_written; i++)
         while (i < c->n_written && is_of_source(&c->written[i]))
             c->written[i] = c->written[--c->n_written];
     for (uint32_t i = 0; i < from->n_written && c->n_written < MGR_CONFIG_MAX_KEYS; i++)
         c->written[c->n_written++] = from->written[i];
-    c->source = kept;
+    c->source = from->is;
 }

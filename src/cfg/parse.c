@@ -16,8 +16,6 @@
 #include "core/str.h"
 #include "mgr/config.h"
 
-#define SOURCE_SECTION 0 /* of mgr_config_sections */
-
 typedef struct walk {
     mgr_config *config;
     mgr_schema *schema;
@@ -155,7 +153,7 @@ static int walk_value(walk *w, int section, const word *written, mgr_err *err)
 /* 'source' and 'sources' in one text. */
 static int fail_second_source(const walk *w, const word *key, mgr_err *err)
 {
-    const int32_t line = w->section_line[SOURCE_SECTION];
+    const int32_t line = w->section_line[MGR_SECTION_SOURCE];
     if (!line)
         return MGR_OK;
     return mgr_yaml_fail(&w->yaml, key->mark, err,
@@ -180,7 +178,7 @@ static int walk_keys(walk *w, int section, mgr_err *err)
 static int walk_section(walk *w, int section, const word *key, mgr_err *err)
 {
     const mgr_yaml *yaml = &w->yaml;
-    if (section == SOURCE_SECTION && w->config->n_sources)
+    if (section == MGR_SECTION_SOURCE && w->config->n_sources)
         return fail_second_source(w, key, err);
     if (w->section_line[section])
         return fail_duplicate(w, key, w->section_line[section], err);
@@ -200,7 +198,7 @@ static int walk_source(walk *w, mgr_err *err)
 {
     const yaml_event_t *const event = &w->yaml.event;
     if (event->type == YAML_MAPPING_START_EVENT)
-        return walk_keys(w, SOURCE_SECTION, err);
+        return walk_keys(w, MGR_SECTION_SOURCE, err);
     if (event->type != YAML_SCALAR_EVENT)
         return mgr_yaml_fail(&w->yaml, event->start_mark, err,
                              "an entry of 'sources' is %s, must be a path or a mapping of keys",
@@ -222,9 +220,9 @@ static int walk_sources(walk *w, const word *key, mgr_err *err)
     mgr_config *const c = w->config;
     const mgr_config_source fallback = c->source;
     if (c->n_sources)
-        return fail_duplicate(w, key, w->section_line[SOURCE_SECTION], err);
+        return fail_duplicate(w, key, w->section_line[MGR_SECTION_SOURCE], err);
     MGR_TRY(fail_second_source(w, key, err));
-    w->section_line[SOURCE_SECTION] = (int32_t)(key->mark.line + 1);
+    w->section_line[MGR_SECTION_SOURCE] = (int32_t)(key->mark.line + 1);
     MGR_TRY(mgr_yaml_next(&w->yaml, err));
     if (w->yaml.event.type != YAML_SEQUENCE_START_EVENT)
         return mgr_yaml_fail(&w->yaml, key->mark, err, "'sources' is %s, must be a list of sources",
@@ -332,7 +330,7 @@ static int apply_set(mgr_config *config, mgr_schema *schema, const char *set, mg
         return mgr_fail(err, MGR_ERR_USAGE, "--set: unknown key '%s'%s", name,
                         mgr_config_suggest_full(schema, name, suggestion, sizeof suggestion));
     }
-    if (config->n_sources && mgr_config_key_section(key) == SOURCE_SECTION)
+    if (config->n_sources && mgr_config_key_section(key) == MGR_SECTION_SOURCE)
         return mgr_fail(err, MGR_ERR_USAGE,
                         "--set %s: the configuration has 'sources', a list, which --set cannot "
                         "change",

@@ -7,7 +7,8 @@
 
 #include "core/str.h"
 
-const char *const mgr_config_sections[MGR_N_SECTIONS] = {"source", "model", "upcycle", "target"};
+const char *const mgr_config_sections[MGR_N_SECTIONS] = {
+    [MGR_SECTION_SOURCE] = "source", "model", "upcycle", "target"};
 
 const mgr_key *mgr_schema_next(mgr_schema *schema, mgr_row_walk *at, const mgr_key_table **table)
 {

@@ -11,6 +11,7 @@
 
 /* The sections, in their order: "source", "model", "upcycle", "target". */
 extern const char *const mgr_config_sections[MGR_N_SECTIONS];
+#define MGR_SECTION_SOURCE 0
 
 /* Every key once, by its first row: those of the top level, then section by section. */
 typedef struct mgr_key_list {

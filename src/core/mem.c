@@ -102,7 +102,8 @@ static void *take_reserve(size_t bytes)
 
 void *mgr_mem_take(size_t bytes)
 {
-    void *const p = has_room(bytes) ? counted(malloc(bytes ? bytes : 1)) : NULL;
+    void *const p =
+        planted_failure() || !has_room(bytes) ? NULL : counted(malloc(bytes ? bytes : 1));
     missed = missed || !p;
     return p ? p : take_reserve(bytes);
 }

@@ -16,7 +16,7 @@ static float to_odd(double x)
     if ((double)near == x || x != x || (bits & 1u))
         return near;
     if ((bits & 0x7fffffffu) == 0x7f800000u) /* an overflow: the largest finite one is odd */
-        return x == (double)near ? near : mgr_bits_f32(bits - 1);
+        return mgr_bits_f32(bits - 1);
     const double size = x < 0 ? -x : x;
     const double rounded = near < 0 ? -(double)near : (double)near;
     return mgr_bits_f32(rounded > size ? bits - 1 : bits + 1);

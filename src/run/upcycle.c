@@ -107,14 +107,22 @@ static int settle_format(mgr_job *job, mgr_err *err)
     return mgr_config_settle(c, mgr_config_tables, err);
 }
 
+/* Is it the config.json that the user names, or that of the folder? */
+static bool is_named(const mgr_config *c, const char *path)
+{
+    const size_t n = strlen(c->source.config);
+    return n > 0 && strncmp(path, c->source.config, n) == 0 &&
+           (path[n] == '\0' || strcmp(path + n, "/config.json") == 0);
+}
+
 /* No file of the source lies elsewhere than it seems to; one that the user names may lie anywhere.
  */
 static int check_links(const mgr_job *job, mgr_err *err)
 {
-    const char *const root = job->config.source.path;
+    const mgr_config *const c = &job->config;
     for (size_t i = 0; i < job->source_files.n; i++)
-        if (mgr_has_prefix(job->source_files.paths[i], root))
-            MGR_TRY(mgr_check_link(job->source_files.paths[i], root, err));
+        if (!is_named(c, job->source_files.paths[i]))
+            MGR_TRY(mgr_check_link(job->source_files.paths[i], c->source.path, err));
     return MGR_OK;
 }
 

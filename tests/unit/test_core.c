@@ -88,11 +88,14 @@ static void test_memory_bound(void)
     CHECK(mgr_mem_take(9 * mib) == NULL);
     mgr_free(big);
     CHECK_INT(mgr_grow(&more, &capacity, 40 * mib, 1, &again), MGR_ERR_NOMEM); /* doubled: 64 */
-    void *const last = mgr_mem_take(8 * 1024); /* past the bound, to come to an end with */
-    CHECK(last == NULL || mgr_mem_missed());
-    mgr_free(last);
     big = mgr_mem_take(40 * mib);
     CHECK(big != NULL);
+    mgr_free(big);
+    mgr_mem_bound(1, 0); /* past it, to come to an end with */
+    big = mgr_mem_take(mib / 32);
+    CHECK(big != NULL && mgr_mem_missed());
+    memset(big, 1, mib / 32);
+    CHECK(mgr_mem_take(mib / 16) == NULL);
     mgr_free(big);
     mgr_mem_bound(UINT64_MAX, 0);
 }

@@ -541,6 +541,25 @@ static void test_numbers_that_json_has_not(void)
     }
 }
 
+/* jansson aborts over a text from which it lost a character for lack of memory. The last test: what
+ * ran out once is not trusted again. */
+static void test_json_without_memory(void)
+{
+    /* the 16th character of the text in quotes makes the buffer grow: a 'u' */
+    static const char text[] =
+        "{\"a\":[\"x\\u00e9\\u00e9\\u00e9\\u00e9\\u00e9\\u00e9\\u00e9\",1,2.5,{\"x\":null}]}";
+    mgr_json_count_memory();
+    for (uint64_t k = 0; k < 64; k++) { /* 0: none fails */
+        json_t *value = NULL;
+        mgr_err err = MGR_ERR_INIT;
+        mgr_alloc_fail_at(k);
+        const int rc = mgr_json_parse(&value, "j", text, sizeof text - 1, &err);
+        CHECK_INT(rc, k == 0 ? MGR_OK : MGR_ERR_NOMEM);
+        json_decref(value);
+    }
+    mgr_alloc_fail_at(0);
+}
+
 int main(void)
 {
     test_good();
@@ -554,5 +573,6 @@ int main(void)
     test_memory();
     test_json();
     test_numbers_that_json_has_not();
+    test_json_without_memory();
     return CHECK_DONE();
 }
