@@ -173,7 +173,7 @@ def config_fields(release):
     return json.loads(told.stdout.splitlines()[-1])
 
 
-def test_no_arg_of_a_release_is_missing(judge, saved, scratch):
+def test_no_arg_of_a_release_is_missing(judge, saved, scratch, capsys):
     told = judge.run(1, {"do": "names"})[0]
     names = {"parser of 0.19.2": told["parser"], "TransformerConfig of 0.19.2": told["config"]}
     for release in ("0.13.1", "0.16.1"):
@@ -185,7 +185,8 @@ def test_no_arg_of_a_release_is_missing(judge, saved, scratch):
     assert result.status == 0, str(result)
     remarks = json.loads((scratch / "out/mgr-manifest.json").read_text())["remarks"]
     assert [remark["field"] for remark in remarks["unknown"]] == ["args.no_such_arg"]
-    print(f"{len(every)} names: " + ", ".join(f"{len(set(n))} of the {w}" for w, n in names.items()))
+    with capsys.disabled():
+        print(f"\n{len(every)} names: " + ", ".join(f"{len(set(n))} of the {w}" for w, n in names.items()))
 
 
 def test_an_unknown_arg_with_a_value_is_refused(saved, scratch):
