@@ -1,6 +1,6 @@
 #!/bin/sh
-# Make .venv in the checkout, with the packages of tools/requirements-interop.txt and
-# tools/requirements-report.txt, and in it megatron-core-VERSION for each line of
+# Make .venv in the checkout, with the packages of tools/requirements-interop.txt, -report.txt and
+# -wheel.txt, and in it megatron-core-VERSION for each line of
 # tools/requirements-megatron.txt, transformers-VERSION for each of tools/requirements-transformers.txt and
 # deepspeed-VERSION for that of tools/requirements-deepspeed.txt.
 #
@@ -17,6 +17,7 @@ report="$root/tools/requirements-report.txt"
 releases="$root/tools/requirements-megatron.txt"
 transformers="$root/tools/requirements-transformers.txt"
 deepspeed="$root/tools/requirements-deepspeed.txt"
+wheel="$root/tools/requirements-wheel.txt"
 venv="$root/.venv"
 stamp="$venv/requirements.sha256"
 
@@ -33,10 +34,22 @@ has() {
     done < "$2"
 }
 
+# has_all FILE: each PACKAGE==VERSION of it is in .venv.
+has_all() {
+    while read -r package; do
+        case "$package" in '' | '#'*) continue ;; esac
+        found=no
+        for info in "$venv"/lib/*/site-packages/"${package%%==*}-${package##*==}.dist-info"; do
+            [ ! -d "$info" ] || found=yes
+        done
+        [ $found = yes ] || return 1
+    done < "$1"
+}
+
 # The interpreter is run, not only looked for: it may be one that this user cannot execute.
 is_ready() {
     [ -r "$stamp" ] && [ "$(cat "$stamp")" = "$hash" ] && has transformers "$transformers" &&
-        has deepspeed "$deepspeed" &&
+        has deepspeed "$deepspeed" && has_all "$wheel" &&
         "$venv/bin/python" -c '' 2>/dev/null
 }
 
@@ -80,7 +93,7 @@ if [ ! -d "$venv" ]; then
 fi
 echo "tools/venv.sh: installing the packages of the interop tests into .venv (once, a few minutes)"
 if ! "$venv/bin/python" -m pip install --quiet --disable-pip-version-check \
-        -r "$wanted" -r "$report" >"$log" 2>&1; then
+        -r "$wanted" -r "$report" -r "$wheel" >"$log" 2>&1; then
     [ "$fresh" = no ] || rm -rf "$venv"
     give_up "pip install failed: $(grep -i '^error' "$log" | tail -n 1)"
 fi

@@ -33,7 +33,8 @@ typedef enum mgr_op {
     MGR_OP_ROUTER,  /* by the router init */
     MGR_OP_ZERO,    /* zeros: a bias that training starts anew */
     MGR_OP_INIT,    /* as training from scratch starts: norms 1, all else drawn */
-    MGR_OP_SYNTH    /* N(0, std^2) by logical coordinate: mgr-synth */
+    MGR_OP_SYNTH,   /* N(0, std^2) by logical coordinate: mgr-synth */
+    MGR_OP_GIVEN    /* by whoever asked for the output, rows at a time: libmgr */
 } mgr_op;
 
 typedef struct mgr_define {

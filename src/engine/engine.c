@@ -295,6 +295,17 @@ static int make_drawn(mgr_engine *e, uint32_t target, const mgr_piece *piece, mg
     return MGR_OK;
 }
 
+static int make_given(mgr_engine *e, uint32_t target, const mgr_piece *piece, mgr_err *err)
+{
+    const uint64_t step = rows_that_fit(e, target), end = piece->row + piece->rows;
+    for (uint64_t r = piece->row; r < end; r += step) {
+        const uint64_t n = end - r < step ? end - r : step;
+        MGR_TRY(e->job->give(e->job->give_context, target, r, n, e->out, err));
+        MGR_TRY(mgr_engine_write(e, target, r, n, e->out, err));
+    }
+    return MGR_OK;
+}
+
 static int make_generated(mgr_engine *e, const mgr_piece *piece, mgr_err *err)
 {
     switch (e->job->defines[piece->target].op) {
@@ -302,6 +313,8 @@ static int make_generated(mgr_engine *e, const mgr_piece *piece, mgr_err *err)
         return make_router(e, piece->target, err);
     case MGR_OP_ZERO:
         return make_zeros(e, piece->target, piece, err);
+    case MGR_OP_GIVEN:
+        return make_given(e, piece->target, piece, err);
     default:
         return make_drawn(e, piece->target, piece, err);
     }

@@ -62,26 +62,32 @@ static int describe(mgr_view *v, const mgr_source_format *format, const mgr_conf
     return rc;
 }
 
-/* `unknown` as source.unknown. */
-static int open_source(mgr_view *v, const mgr_source_format *format, const char *path,
-                       const char *unknown, mgr_err *err)
+/* What there is to say of a source where nobody says it. */
+static mgr_config plain_config(const char *path, const char *unknown)
 {
     mgr_config config = {0};
     snprintf(config.source.unknown, sizeof config.source.unknown, "%s", unknown);
-    mgr_source_files files = {0};
     snprintf(config.source.path, sizeof config.source.path, "%s", path);
     snprintf(config.source.iteration, sizeof config.source.iteration, "latest");
     config.model.bos_token_id = config.model.eos_token_id = -1;
-    int rc = format->find(&config, &v->arena, &files, err);
+    return config;
+}
+
+static int open_source(mgr_view *v, const mgr_source_format *format, const mgr_config *config,
+                       mgr_err *err)
+{
+    mgr_source_files files = {0};
+    int rc = format->find(config, &v->arena, &files, err);
     for (size_t i = 0; rc == MGR_OK && i < files.n; i++)
         rc = read_file_of(v, format, files.paths[i], &files.held, err);
     if (format->forget)
         format->forget(files.held);
     MGR_TRY(rc);
     v->format = format->name;
+    v->directory = files.directory;
     /* a checkpoint that cannot be a source can still be looked at */
     mgr_err why = MGR_ERR_INIT;
-    rc = describe(v, format, &config, &why);
+    rc = describe(v, format, config, &why);
     if (rc == MGR_OK)
         return MGR_OK;
     if (rc == MGR_ERR_NOMEM || rc == MGR_ERR_IO ||
@@ -97,8 +103,10 @@ static int open_directory(mgr_view *v, const char *path, mgr_err *err)
     const char **names, *file;
     size_t n, found = 0;
     const mgr_source_format *const format = mgr_source_probe(path);
-    if (format)
-        return open_source(v, format, path, "refuse", err);
+    if (format) {
+        const mgr_config config = plain_config(path, "refuse");
+        return open_source(v, format, &config, err);
+    }
     MGR_TRY(mgr_list_dir(path, &v->arena, &names, &n, err));
     v->format = "safetensors";
     for (size_t i = 0; i < n; i++) {
@@ -124,7 +132,22 @@ int mgr_view_open(mgr_view *v, const char *path, mgr_err *err)
 int mgr_view_open_as(mgr_view *v, const mgr_source_format *format, const char *path, mgr_err *err)
 {
     *v = (mgr_view){.path = path};
-    return open_source(v, format, path, "warn", err); /* an output: its source was judged */
+    const mgr_config config = plain_config(path, "warn"); /* an output: its source was judged */
+    return open_source(v, format, &config, err);
+}
+
+int mgr_view_open_config(mgr_view *v, const mgr_config *config, mgr_err *err)
+{
+    const char *const path = config->source.path;
+    *v = (mgr_view){.path = path};
+    if (!mgr_path_exists(path))
+        return mgr_fail(err, MGR_ERR_NOT_FOUND, "'%s' does not exist", path);
+    const mgr_source_format *const format = strcmp(config->source.format, "auto") == 0
+                                                ? mgr_source_probe(path)
+                                                : mgr_source_find(config->source.format);
+    if (!format)
+        return mgr_fail(err, MGR_ERR_NOT_FOUND, "no checkpoint of a known format at '%s'", path);
+    return open_source(v, format, config, err);
 }
 
 void mgr_view_close(mgr_view *v)

@@ -7,12 +7,14 @@
 #include <stdbool.h>
 
 #include "core/str.h"
+#include "mgr/config.h"
 #include "mgr/layout.h"
 #include "mgr/model.h"
 
 typedef struct mgr_view {
     const char *path;
     const char *format;
+    const char *directory; /* of the files, where it is a source's: the iteration's; else NULL */
     mgr_catalogue cat;
     mgr_arena arena;
     mgr_buf split;   /* one line on the split, empty if unknown */
@@ -30,6 +32,8 @@ int mgr_view_open(mgr_view *view, const char *path, mgr_err *err) MGR_NODISCARD;
 struct mgr_source_format;
 int mgr_view_open_as(mgr_view *view, const struct mgr_source_format *format, const char *path,
                      mgr_err *err) MGR_NODISCARD;
+/* The same, as the section `source` of a configuration says, which lives as long. */
+int mgr_view_open_config(mgr_view *view, const mgr_config *config, mgr_err *err) MGR_NODISCARD;
 void mgr_view_close(mgr_view *view);
 
 /* For people: "4 layers, hidden 256, ..., 8 experts of 704, top 2; LayerNorm, ..." */

@@ -78,6 +78,12 @@ static json_t *remarks(const mgr_job *job)
     return kinds;
 }
 
+/* What the values come from: a checkpoint, a callback of libmgr's user, or nothing. */
+static const char *made_of(const mgr_job *job)
+{
+    return job->source_format ? job->source_format->name : job->give ? "callback" : "synth";
+}
+
 /* The parsed configuration comes back from its own dump, so that it is written in one place. */
 static int make_manifest(const mgr_job *job, json_t **out, mgr_err *err)
 {
@@ -93,7 +99,7 @@ static int make_manifest(const mgr_job *job, json_t **out, mgr_err *err)
                      "contract", MGR_CONTRACT_VERSION, "run", job->id, "seed",
                      json_sprintf("%llu", (unsigned long long)job->config.upcycle.seed), "config",
                      job->source_format ? json_string(config.data) : json_null(), "source",
-                     "format", job->source_format ? job->source_format->name : "synth", "path",
+                     "format", made_of(job), "path",
                      job->source_files.directory ? job->source_files.directory : "", "skipped",
                      skipped, "files", mgr_record_sources(job), "target", "format",
                      job->target_format->name, "files", target_list(job), "remarks", remarks(job));

@@ -3,6 +3,8 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "model/moe_layers.h"
+
 /* The width of an expert, of either key. */
 static int width_of(const mgr_config *c, uint64_t ffn, uint32_t *width, mgr_err *err)
 {
@@ -98,4 +100,53 @@ int mgr_run_recipe(mgr_job *job, mgr_err *err)
     if (job->recipe.n_selected * m->hidden > UINT64_C(1) << 34)
         return mgr_fail(err, MGR_ERR_UNSUPPORTED, "an expert matrix redraws more than 2^34 values");
     return make_router(job, err);
+}
+
+static int choose_of_stack(const mgr_config *c, const char *key, const char *text, mgr_stack stack,
+                           mgr_model *model, mgr_err *err)
+{
+    if (mgr_moe_layers(text, stack, model) == 0)
+        return MGR_OK;
+    return mgr_config_fail(
+        c, key, err,
+        "'%s' is '%s', neither a number nor every-second, last-half or a list of 0 and 1 for each "
+        "of the %llu layers",
+        key, text, (unsigned long long)mgr_model_stack_layers(model, stack));
+}
+
+/* Which layers get experts; of an encoder as of the decoder, unless it is said. */
+static int choose_layers(const mgr_config *c, mgr_model *model, mgr_err *err)
+{
+    static const char key[] = "upcycle.moe_layer_freq",
+                      of_encoder[] = "upcycle.encoder_moe_layer_freq";
+    const char *const said = c->upcycle.encoder_moe_layer_freq;
+    if (said[0] && !model->encoder_layers)
+        return mgr_config_fail(c, of_encoder, err, "'%s' is '%s', but the model has no encoder",
+                               of_encoder, said);
+    MGR_TRY(choose_of_stack(c, key, c->upcycle.moe_layer_freq, MGR_STACK_DECODER, model, err));
+    if (model->encoder_layers)
+        MGR_TRY(choose_of_stack(c, said[0] ? of_encoder : key,
+                                said[0] ? said : c->upcycle.moe_layer_freq, MGR_STACK_ENCODER,
+                                model, err));
+    if (mgr_model_moe_layers(model) > 0)
+        return MGR_OK;
+    return mgr_config_fail(c, key, err, "'%s' is '%s', which gives none of the %llu layers experts",
+                           key, c->upcycle.moe_layer_freq, (unsigned long long)model->layers);
+}
+
+int mgr_run_model(const mgr_job *job, mgr_model *model, mgr_err *err)
+{
+    const mgr_config *const c = &job->config;
+    *model = job->source.tensors.model;
+    if (!job->method)
+        return MGR_OK;
+    model->experts = c->upcycle.experts;
+    model->expert_ffn = job->recipe.width;
+    model->top_k = c->upcycle.top_k;
+    if (job->source.tensors.model.experts)
+        return MGR_OK;
+    model->router.unnormalised = c->upcycle.router_pre_softmax;
+    /* with linear biases Megatron's router has one (transformer/moe/router.py, core 0.15) */
+    model->bias_router = model->bias_mlp && model->bias_o;
+    return choose_layers(c, model, err);
 }

@@ -24,6 +24,10 @@ int mgr_experts_list(mgr_job *job, uint64_t most, uint32_t **out, mgr_err *err) 
  * refused. Local. */
 int mgr_run_recipe(mgr_job *job, mgr_err *err) MGR_NODISCARD;
 
+/* The model that the configuration makes of the source's, with experts as the recipe has them.
+ * Local. */
+int mgr_run_model(const mgr_job *job, mgr_model *model, mgr_err *err) MGR_NODISCARD;
+
 /* Does the target compute what the source computes, to rounding? */
 typedef struct mgr_step_zero {
     bool identical;

@@ -10,7 +10,6 @@
 #include "form/sidecar.h"
 #include "form/strange.h"
 #include "io/file.h"
-#include "model/moe_layers.h"
 #include "run/branches.h"
 #include "run/found.h"
 #include "run/recipe.h"
@@ -336,56 +335,6 @@ static int define_targets(mgr_job *job, mgr_err *err)
     return MGR_OK;
 }
 
-static int choose_of_stack(const mgr_config *c, const char *key, const char *text, mgr_stack stack,
-                           mgr_model *model, mgr_err *err)
-{
-    if (mgr_moe_layers(text, stack, model) == 0)
-        return MGR_OK;
-    return mgr_config_fail(
-        c, key, err,
-        "'%s' is '%s', neither a number nor every-second, last-half or a list of 0 and 1 for each "
-        "of the %llu layers",
-        key, text, (unsigned long long)mgr_model_stack_layers(model, stack));
-}
-
-/* Which layers get experts; of an encoder as of the decoder, unless it is said. */
-static int choose_layers(const mgr_config *c, mgr_model *model, mgr_err *err)
-{
-    static const char key[] = "upcycle.moe_layer_freq",
-                      of_encoder[] = "upcycle.encoder_moe_layer_freq";
-    const char *const said = c->upcycle.encoder_moe_layer_freq;
-    if (said[0] && !model->encoder_layers)
-        return mgr_config_fail(c, of_encoder, err, "'%s' is '%s', but the model has no encoder",
-                               of_encoder, said);
-    MGR_TRY(choose_of_stack(c, key, c->upcycle.moe_layer_freq, MGR_STACK_DECODER, model, err));
-    if (model->encoder_layers)
-        MGR_TRY(choose_of_stack(c, said[0] ? of_encoder : key,
-                                said[0] ? said : c->upcycle.moe_layer_freq, MGR_STACK_ENCODER,
-                                model, err));
-    if (mgr_model_moe_layers(model) > 0)
-        return MGR_OK;
-    return mgr_config_fail(c, key, err, "'%s' is '%s', which gives none of the %llu layers experts",
-                           key, c->upcycle.moe_layer_freq, (unsigned long long)model->layers);
-}
-
-/* The model that the configuration makes of the source's. */
-static int target_model(const mgr_job *job, mgr_model *model, mgr_err *err)
-{
-    const mgr_config *const c = &job->config;
-    *model = job->source.tensors.model;
-    if (!job->method)
-        return MGR_OK;
-    model->experts = c->upcycle.experts;
-    model->expert_ffn = job->recipe.width;
-    model->top_k = c->upcycle.top_k;
-    if (job->source.tensors.model.experts)
-        return MGR_OK;
-    model->router.unnormalised = c->upcycle.router_pre_softmax;
-    /* with linear biases Megatron's router has one (transformer/moe/router.py, core 0.15) */
-    model->bias_router = model->bias_mlp && model->bias_o;
-    return choose_layers(c, model, err);
-}
-
 /* The type that a tensor has in the source; of a mean the narrowest that holds all values of all.
  */
 static mgr_dtype type_of_sources(const mgr_job *job, const mgr_define *d)
@@ -407,7 +356,7 @@ static int describe_target(mgr_job *job, mgr_err *err)
     const mgr_config *const c = &job->config;
     mgr_side *const t = &job->target;
     mgr_model model;
-    MGR_TRY(target_model(job, &model, err));
+    MGR_TRY(mgr_run_model(job, &model, err));
     const bool as_source = strcmp(c->target.dtype, "source") == 0;
     const mgr_dtype dtype = as_source ? model.dtype : mgr_dtype_from_name(c->target.dtype);
     if (job->target_format->settle)

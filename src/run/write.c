@@ -211,7 +211,7 @@ static int write_sidecars(mgr_job *job, mgr_stage *stage, mgr_err *err)
     const mgr_output out = {.config = &job->config,
                             .layout = &job->target.layout,
                             .state = job->target_state,
-                            .origin = job->source_format ? &job->origin : NULL,
+                            .origin = job->origin.model ? &job->origin : NULL,
                             .file_sha256 = (const char(*)[65])job->file_sha256};
     return job->target_format->sidecars(&out, stage->directory, err);
 }

@@ -1,16 +1,21 @@
-"""The Python module, installed from its wheel, reads every format with the right values, without torch."""
+"""The Python module, installed from its wheel: it reads every format with the right values, and what it writes and
+upcycles is what the program does. torch is the judge alone."""
 
 import os
 import pathlib
 import subprocess
 import sys
 
+import ml_dtypes
 import numpy
 import pytest
 import torch
+import transformers
 from safetensors.torch import load_file, save_file
 
+import deepspeed_like
 import harness
+import real_models
 import runner
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -139,3 +144,154 @@ def test_errors(mgr, dense, tmp_path):
     checkpoint.close()
     with pytest.raises(ValueError, match="closed"):
         tensor[:]
+
+
+def run(folder, dense, name="run", **changes):
+    config = runner.write_config(folder / (name + ".yaml"), dense, folder / name, **changes)
+    done = runner.run([runner.program("mgr-upcycle"), config])
+    assert done.status == 0, str(done)
+    return folder / name
+
+
+def test_a_run_of_deepspeed(mgr, tmp_path):
+    torch.manual_seed(4)
+    model = real_models.born("Llama", dict(
+        vocab_size=64, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2,
+    ))  # fmt: skip
+    model.save_pretrained(tmp_path / "hf")
+    params = {name: p.detach().float() for name, p in model.named_parameters()}
+    deepspeed_like.zero3(tmp_path / "step", params, ranks=3, size=700)
+    with mgr.open(tmp_path / "step", source={"config": str(tmp_path / "hf")}) as checkpoint:
+        assert checkpoint.format == "deepspeed" and set(checkpoint) == set(params)
+        for name, p in params.items():
+            same(checkpoint[name], p)
+    with mgr.open(tmp_path / "step") as checkpoint:
+        assert len(checkpoint) == 0 and "source.config" in checkpoint.about
+    with pytest.raises(mgr.Error, match="settings:1:.*'confg'"):
+        mgr.open(tmp_path / "step", source={"confg": "hf"})
+
+
+def test_t5(mgr, tmp_path):
+    torch.manual_seed(5)
+    config = transformers.T5Config(vocab_size=64, d_model=32, d_kv=8, d_ff=48, num_layers=2, num_heads=4)
+    transformers.T5ForConditionalGeneration(config).save_pretrained(tmp_path / "t5")
+    with mgr.open(tmp_path / "t5") as checkpoint:
+        expected = load_file(tmp_path / "t5" / "model.safetensors")
+        assert set(checkpoint) == set(expected)
+        for name, tensor in expected.items():
+            same(checkpoint[name], tensor)
+
+
+@pytest.mark.parametrize("name", ["huggingface", "megatron-torch", "megatron-dist"])
+def test_write_is_what_a_run_writes(mgr, dense, tmp_path, name):
+    target = {"format": name, **({} if name == "huggingface" else {"tensor_parallel": 2})}
+    made = run(tmp_path, dense, mode="reshard", upcycle=None, **{"target__" + k: v for k, v in target.items()})
+    with mgr.open(dense) as checkpoint:
+        tensors = checkpoint if name == "huggingface" else lambda key: checkpoint[key][:]
+        mgr.write(tmp_path / "out", checkpoint, tensors, mode="reshard", target=target)
+    assert runner.hashes(tmp_path / "out") == runner.hashes(made)
+    assert runner.run([runner.program("mgr-verify"), tmp_path / "out"]).status == 0
+
+
+def test_write_a_mixture_of_arrays(mgr, dense, tmp_path):
+    """Weights that are in no file: with a type of their own, cast where it is asked for."""
+    with mgr.open(dense) as checkpoint:
+        known = {}
+        def of(name):
+            known[name] = checkpoint[name][:] if name in checkpoint else numpy.random.default_rng(
+                len(known)).standard_normal((4, 64) if ".gate." in name else (64, 96) if ".w2." in name else (96, 64))
+            return known[name]
+
+        mgr.write(tmp_path / "out", checkpoint, of, upcycle={"experts": 4}, target={"dtype": "float32"})
+    out = harness.read_output(tmp_path / "out")
+    assert len(out) == len(known) and sum(".experts." in name for name in out) == 2 * 4 * 3
+    for name, tensor in out.items():
+        assert tensor.dtype == torch.float32
+        assert numpy.array_equal(tensor.numpy(), numpy.asarray(known[name], numpy.float32)), name
+
+
+def test_write_leaves_nothing(mgr, dense, tmp_path):
+    out = tmp_path / "out"
+    with mgr.open(dense) as checkpoint:
+        good = {name: tensor[:] for name, tensor in checkpoint.items()}
+        bad = {**good, "model.norm.weight": numpy.full(64, numpy.nan, numpy.float32)}
+        short = {**good, "model.norm.weight": numpy.zeros(63, numpy.float32)}
+        less = {name: values for name, values in good.items() if name != "lm_head.weight"}
+
+        def write(values, **settings):
+            mgr.write(out, checkpoint, values, **{"mode": "reshard", "target": {"format": "huggingface"}, **settings})
+
+        for values, kind, words in (
+            (bad, mgr.Error, "model.norm.weight.*row 0.*NaN"), (short, ValueError, "model.norm.weight.*64.*63"),
+            (less, KeyError, "lm_head.weight"),
+        ):  # fmt: skip
+            with pytest.raises(kind, match=words):
+                write(values)
+            assert list(tmp_path.iterdir()) == []
+        for settings, words in (
+            ({"target": {"format": "hdf5"}}, "known are"), ({"target": {"tensor_parallel": 2}}, "is for target format"),
+            ({"mode": "upcycle", "upcycle": {"expert": 2}}, "did you mean 'experts'"),
+        ):  # fmt: skip
+            with pytest.raises(mgr.Error, match=words) as refused:
+                write(good, **settings)
+            assert refused.value.code == "MGR_ERR_CONFIG" and list(tmp_path.iterdir()) == []
+        write(good)
+        with pytest.raises(mgr.Error, match="exists already") as there:
+            write(good)
+        assert there.value.code == "MGR_ERR_EXISTS" and "--" not in str(there.value)
+
+
+METHODS = {
+    "drop": {},
+    "independent": {"index_sets": "independent", "ratio": 0.3},
+    "shuffled": {"shuffle": True},
+    "naive": {"method": "naive", "ratio": None},
+    "noise": {"method": "noise"},
+    "slices": {"slices": 2, "router": "virtual-groups", "scale": "exact"},
+    "wide": {"expert_width": 80, "cut": "shuffled", "scale": "published", "ratio": 1.0},
+}
+
+
+@pytest.mark.parametrize(
+    "name,dtype", [*((name, "bfloat16") for name in METHODS), ("drop", "float32"), ("wide", "float32")]
+)
+def test_upcycle_is_what_a_run_makes(mgr, dense, tmp_path, name, dtype):
+    keys = {"experts": 4, "ratio": 0.5, "seed": 99, **METHODS[name]}
+    changes = {"target__dtype": dtype, **{"upcycle__" + key: value for key, value in keys.items()}}
+    out = harness.read_output(run(tmp_path, dense, target__format="moe-recipes", **changes))
+    keys = {key: value for key, value in keys.items() if value is not None}
+    kind = ml_dtypes.bfloat16 if dtype == "bfloat16" else numpy.float32
+    with mgr.open(dense) as checkpoint:
+        for layer in range(2):
+            prefix = "model.layers.%d.mlp.%%s_proj.weight" % layer
+            ffn = [checkpoint[prefix % m][:].astype(kind) for m in ("gate", "up", "down")]
+            made = mgr.upcycle(*ffn, layer=layer, **keys)
+            moe = "model.layers.%d.block_sparse_moe." % layer
+            same(made.router, out[moe + "gate.weight"])
+            for e, expert in enumerate(made.experts):
+                assert expert.up.dtype == kind
+                for w, matrix in zip(("w1", "w3", "w2"), expert):
+                    same(matrix, out[moe + "experts.%d.%s.weight" % (e, w)])
+            other = mgr.upcycle(*ffn, layer=layer, **{**keys, "seed": 100})
+            assert not numpy.array_equal(other.router, made.router)
+
+
+def test_upcycle_refuses(mgr):
+    up = numpy.ones((6, 4), numpy.float32)
+    hot = up.copy()
+    hot[2, 3] = numpy.inf
+    for arrays, keys, words in (
+        ((up, up, up.T), {"expert": 2}, "did you mean 'experts'"),
+        ((up, hot, up.T), {}, "up of layer 0, row 2, column 3"),
+        ((up, up, up.T), {"method": "branch-train-mix"}, "does not make experts of one FFN"),
+        ((None, up, up.T), {"scale": "published", "slices": 2}, "without a gate"),
+        ((up, up, up.T), {"slices": 4}, "does not divide the 6 neurons"),
+    ):
+        with pytest.raises(mgr.Error, match=words):
+            mgr.upcycle(*arrays, **keys)
+    for arrays in ((up, up, up), (up.T, up, up.T), (up.astype(float), up, up.T)):
+        with pytest.raises(ValueError):
+            mgr.upcycle(*arrays)
+    bare = mgr.upcycle(None, up, up.T, experts=2, ratio=1.0)
+    assert bare.experts[0].gate is None and bare.experts[1].down.shape == (4, 6)

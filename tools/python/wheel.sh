@@ -3,8 +3,8 @@
 #
 #   cmake --build --preset release && tools/python/wheel.sh build/release/src/libmgr.so dist
 #
-# PYTHON (default python3) needs pip and setuptools. libmgr.so asks for libz, libyaml, libjansson and
-# libdeflate of the system that the wheel is used on.
+# PYTHON (default python3) needs pip and setuptools. libmgr.so asks for libz, libyaml, libjansson,
+# libdeflate and libcrypto of the system that the wheel is used on.
 set -eu
 if [ $# -lt 2 ] || [ ! -e "$1" ]; then
     echo "usage: tools/python/wheel.sh LIBRARY FOLDER [PYTHON]" >&2

@@ -1,4 +1,4 @@
-"""Checkpoints of Megatron, torch_dist, Hugging Face and HDF5, tensor by tensor, without torch.
+"""Checkpoints of Megatron, torch_dist, Hugging Face, HDF5 and DeepSpeed, tensor by tensor, without torch.
 
     import mgr
 
@@ -9,6 +9,16 @@
         for name, tensor in checkpoint.items():
             ...
 
+    # the same model in another format, with a change
+    with mgr.open("llama") as checkpoint:
+        mgr.write("llama-tp2", checkpoint, lambda name: checkpoint[name][:] * 2 if "norm" in name
+                  else checkpoint[name], mode="reshard",
+                  target={"format": "megatron-torch", "tensor_parallel": 2})
+
+    # the experts of one layer, with the values that mgr-upcycle gives them
+    layer = mgr.upcycle(gate, up, down, layer=0, experts=8, ratio=0.5, seed=1234)
+    layer.experts[3].up, layer.router
+
 Tensors are the model's weights, unfused and unsharded, by the names that Hugging Face gives them,
 whatever the files hold; `checkpoint.stored` is what the files hold, by their names. Rows are read
 when they are asked for. bfloat16 comes as ml_dtypes' type where that is installed, else as
@@ -18,8 +28,10 @@ The library is libmgr.so.1: beside this module (as in the wheel), or $MGR_LIBRAR
 system finds it. mgr/checkpoint.h says the rest.
 """
 
+import collections
 import collections.abc
 import ctypes
+import json
 import os
 import pathlib
 
@@ -30,9 +42,9 @@ try:
 except ImportError:
     _bfloat16 = None
 
-__all__ = ["Checkpoint", "Error", "Tensor", "open"]
+__all__ = ["Checkpoint", "Error", "Expert", "Layer", "Tensor", "open", "upcycle", "write"]
 
-_ABI = 1
+_ABI, _VERSION = 1, 2
 _LOGICAL, _STORED = 0, 1
 _NONE = 0xFFFFFFFF
 
@@ -68,6 +80,16 @@ class Error(Exception):
         self.code = _library().mgr_code_name(err.code).decode()
 
 
+def _settings(sections):
+    """As the text of a configuration file: JSON is YAML."""
+    return json.dumps(sections).encode()
+
+
+def _check(code, err):
+    if code:
+        raise Error(err)
+
+
 _loaded = None
 
 
@@ -78,6 +100,18 @@ def _library():
         name = os.environ.get("MGR_LIBRARY") or (str(beside) if beside.exists() else "libmgr.so.1")
         _loaded = _declare(ctypes.CDLL(name))
     return _loaded
+
+
+_Rows = ctypes.CFUNCTYPE(
+    ctypes.c_int,
+    ctypes.c_void_p,
+    ctypes.c_uint32,
+    ctypes.POINTER(_Info),
+    ctypes.c_uint64,
+    ctypes.c_uint64,
+    ctypes.c_void_p,
+    ctypes.POINTER(_Err),
+)
 
 
 def _declare(lib):
@@ -96,11 +130,25 @@ def _declare(lib):
             ctypes.c_int,
             [handle, ctypes.c_int, u32, u64, u64, ctypes.c_int, handle, ctypes.c_size_t, err],
         ),
+        ("mgr_checkpoint_version", ctypes.c_int, []),
+        ("mgr_checkpoint_open_with", ctypes.c_int, [text, text, ctypes.POINTER(handle), err]),
+        ("mgr_checkpoint_writer_open", ctypes.c_int, [handle, text, text, ctypes.POINTER(handle), err]),
+        ("mgr_checkpoint_writer_close", None, [handle]),
+        ("mgr_checkpoint_writer_run", ctypes.c_int, [handle, _Rows, handle, err]),
+        ("mgr_upcycler_open", ctypes.c_int, [text, u64, u64, ctypes.c_bool, ctypes.POINTER(handle), err]),
+        ("mgr_upcycler_close", None, [handle]),
+        ("mgr_upcycler_experts", u64, [handle]),
+        ("mgr_upcycler_width", u64, [handle]),
+        ("mgr_upcycler_layer", ctypes.c_int, [handle, u32, ctypes.c_int, handle, handle, handle, err]),
+        ("mgr_upcycler_expert", ctypes.c_int, [handle, u32, ctypes.c_int, handle, handle, handle, err]),
+        ("mgr_upcycler_router", ctypes.c_int, [handle, u32, ctypes.c_int, handle, err]),
         ("mgr_code_name", text, [ctypes.c_int]),
         ("mgr_dtype_name", text, [ctypes.c_int]),
         ("mgr_dtype_from_name", ctypes.c_int, [text]),
     ):
-        function = getattr(lib, name)
+        function = getattr(lib, name, None)
+        if function is None:
+            raise ImportError("libmgr has no %s: this module is for version %d of it" % (name, _VERSION))
         function.restype, function.argtypes = result, arguments
     found = lib.mgr_checkpoint_abi()
     if found != _ABI:
@@ -224,12 +272,12 @@ class _Tensors(collections.abc.Mapping):
 class Checkpoint(collections.abc.Mapping):
     """The model's weights by name; `stored` are the tensors that the files hold."""
 
-    def __init__(self, path):
+    def __init__(self, path, settings):
         lib, err, handle = _library(), _Err(rank=-1), ctypes.c_void_p()
         self._handle = None
         self.path = os.fspath(path)
-        if lib.mgr_checkpoint_open(os.fsencode(path), ctypes.byref(handle), ctypes.byref(err)):
-            raise Error(err)
+        said = _settings(settings) if settings else None
+        _check(lib.mgr_checkpoint_open_with(os.fsencode(path), said, ctypes.byref(handle), ctypes.byref(err)), err)
         self._handle = handle
         self.format = lib.mgr_checkpoint_format(handle).decode()
         self.about = lib.mgr_checkpoint_about(handle).decode(errors="replace")
@@ -269,6 +317,127 @@ class Checkpoint(collections.abc.Mapping):
         return "<mgr.Checkpoint %r: %s, %s>" % (self.path, self.format, self.about)
 
 
-def open(path):
-    """Open a checkpoint: a folder, or one .pt, .bin or .safetensors file. Only headers are read."""
-    return Checkpoint(path)
+def open(path, **settings):
+    """Open a checkpoint: a folder, or one .pt, .bin or .safetensors file. Only headers are read.
+
+    `settings` are sections of a configuration file, for what a checkpoint does not say of itself:
+    source={"config": "FOLDER"} of DeepSpeed's, source={"iteration": 1000}, model={"vocab_size": 50257}.
+    """
+    return Checkpoint(path, settings)
+
+
+def write(path, like, values, **settings):
+    """Write the model of `like`, an open checkpoint, to the folder `path`.
+
+    `values` gives the tensors by name: a mapping, or a function of the name. A value is whatever has
+    rows, as a numpy array or a tensor of another checkpoint has; it is asked for once or a few times,
+    and read a few MiB at a time. `settings` are sections of a configuration file: mode="reshard"
+    writes the model as it is, else it becomes a mixture of `upcycle`; target={"format": ...} is any
+    but hdf5. The folder appears when it is complete and read back; after an error it is not there.
+    """
+    lib, err, handle = _library(), _Err(rank=-1), ctypes.c_void_p()
+    _check(
+        lib.mgr_checkpoint_writer_open(
+            like._open_handle(), os.fsencode(path), _settings(settings), ctypes.byref(handle), ctypes.byref(err)
+        ),
+        err,
+    )
+    given = _Given(values)
+    try:
+        code = lib.mgr_checkpoint_writer_run(handle, _Rows(given.rows), None, ctypes.byref(err))
+        if given.error is not None:
+            raise given.error
+        _check(code, err)
+    finally:
+        lib.mgr_checkpoint_writer_close(handle)
+
+
+class _Given:
+    """What is written, by name; the last tensor is kept, for its next rows."""
+
+    _USAGE = 10  # MGR_ERR_USAGE
+
+    def __init__(self, values):
+        self._find = values.__getitem__ if hasattr(values, "__getitem__") else values
+        self._name, self._value, self.error = None, None, None
+
+    def rows(self, context, index, info, row, n, out, err):
+        try:
+            self._fill(info.contents, row, n, out)
+            return 0
+        except BaseException as error:  # no exception may pass through C
+            self.error = error
+            return self._USAGE
+
+    def _fill(self, info, row, n, out):
+        lib, name = _library(), info.name.decode(errors="surrogateescape")
+        shape = tuple(info.shape[: info.ndim])
+        if name != self._name:
+            value = self._find(name)
+            found = tuple(value.shape)
+            if found != shape:
+                raise ValueError("tensor %r is %s, not %s" % (name, list(shape), list(found)))
+            self._name, self._value = name, value
+        rows = numpy.asarray(self._value[row : row + n])
+        kind = lib.mgr_dtype_name(info.dtype).decode()
+        bytes_ = _as_type(rows, kind).tobytes()
+        ctypes.memmove(out, bytes_, len(bytes_))
+
+
+def _as_type(rows, kind):
+    """In C order, of an element type by its name; to bfloat16 without ml_dtypes by hand, to nearest even."""
+    if kind != "bfloat16" or _bfloat16:
+        return numpy.ascontiguousarray(rows, _bfloat16 if kind == "bfloat16" else kind)
+    bits = numpy.ascontiguousarray(rows, numpy.float32).view(numpy.uint32)
+    return ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(numpy.uint16)
+
+
+Expert = collections.namedtuple("Expert", "gate up down")
+Layer = collections.namedtuple("Layer", "experts router")
+
+
+def upcycle(gate, up, down, layer=0, **upcycle):
+    """The experts of a layer and its router, as mgr-upcycle makes them.
+
+    gate and up [ffn, hidden] and down [hidden, ffn] are float32, float16 or ml_dtypes' bfloat16, and so
+    is what comes back; gate is None in an FFN without one. `layer` is the layer's number in the model.
+    `upcycle` are the keys of that section: experts, method, ratio, seed, expert_width, scale ...
+    """
+    arrays = [None if a is None else numpy.ascontiguousarray(a) for a in (gate, up, down)]
+    _, up, down = arrays
+    kinds = {array.dtype for array in arrays if array is not None}
+    if up.ndim != 2 or down.shape != up.shape[::-1] or len(kinds) != 1:
+        raise ValueError("up %s and down %s are not an FFN of one type" % (list(up.shape), list(down.shape)))
+    if gate is not None and arrays[0].shape != up.shape:
+        raise ValueError("gate is %s, but up is %s" % (list(arrays[0].shape), list(up.shape)))
+    ffn, hidden = up.shape
+    lib, err, handle = _library(), _Err(rank=-1), ctypes.c_void_p()
+    settings = _settings({"upcycle": upcycle})
+    _check(
+        lib.mgr_upcycler_open(settings, hidden, ffn, gate is not None, ctypes.byref(handle), ctypes.byref(err)), err
+    )
+    try:
+        return _layer(lib, handle, arrays, layer, err)
+    finally:
+        lib.mgr_upcycler_close(handle)
+
+
+def _address(array):
+    return None if array is None else array.ctypes.data
+
+
+def _layer(lib, handle, arrays, layer, err):
+    kind = arrays[1].dtype
+    code = lib.mgr_dtype_from_name(kind.name.encode())
+    hidden, width = arrays[2].shape[0], lib.mgr_upcycler_width(handle)
+    count = lib.mgr_upcycler_experts(handle)
+    _check(lib.mgr_upcycler_layer(handle, layer, code, *map(_address, arrays), ctypes.byref(err)), err)
+    experts = []
+    for e in range(count):
+        shapes = ((width, hidden), (width, hidden), (hidden, width))
+        made = [None if a is None else numpy.empty(s, kind) for a, s in zip(arrays, shapes)]
+        _check(lib.mgr_upcycler_expert(handle, e, code, *map(_address, made), ctypes.byref(err)), err)
+        experts.append(Expert(*made))
+    router = numpy.empty((count, hidden), kind)
+    _check(lib.mgr_upcycler_router(handle, layer, code, _address(router), ctypes.byref(err)), err)
+    return Layer(experts, router)

@@ -6,52 +6,54 @@
 #include "core/mem.h"
 #include "core/str.h"
 #include "kern/kern.h"
-#include "look/rows.h"
-#include "look/view.h"
+#include "lib/handle.h"
 #include "model/flat.h"
 
 /* Of what is read in another type than it is stored in. */
 #define BLOCK ((size_t)4 << 20)
-
-struct mgr_checkpoint {
-    mgr_view view;
-    mgr_rows rows;
-    mgr_arena arena;
-    const char *path;
-    const char **names; /* of the logical tensors */
-    mgr_buf about;
-    unsigned char *block;
-};
 
 int mgr_checkpoint_abi(void)
 {
     return MGR_CHECKPOINT_ABI;
 }
 
+int mgr_checkpoint_version(void)
+{
+    return MGR_CHECKPOINT_VERSION;
+}
+
 /* As the class of transformers has it that would hold this model; what no class has is spelled as
  * people read it: "layers.3.attention_norm_bias". */
-static int name_tensor(mgr_checkpoint *c, uint32_t idx, mgr_err *err)
+static int name_tensor(const mgr_tensors *ts, const mgr_tensor *t, mgr_arena *arena,
+                       const char **out, mgr_err *err)
 {
-    const mgr_tensors *const ts = &c->view.tensors;
-    const mgr_tensor *const t = &ts->list[idx];
     char name[MGR_HF_NAME_BYTES];
     if (t->opaque)
-        return mgr_arena_fmt(&c->arena, &c->names[idx], err, "%s", t->opaque->name);
+        return mgr_arena_fmt(arena, out, err, "%s", t->opaque->name);
     if (!mgr_flat_name(ts, t, name)) {
         mgr_tensor_label(t, name, sizeof name);
         for (char *p = name; *p; p++)
             *p = *p == ' ' ? '_' : *p;
     }
-    return mgr_arena_fmt(&c->arena, &c->names[idx], err, "%s", name);
+    return mgr_arena_fmt(arena, out, err, "%s", name);
 }
 
-static int name_tensors(mgr_checkpoint *c, mgr_err *err)
+int mgr_name_tensors(const mgr_tensors *ts, mgr_arena *arena, const char ***out, mgr_err *err)
 {
-    const uint32_t n = c->view.has_model ? c->view.tensors.n : 0;
-    MGR_TRY(mgr_alloc(&c->names, n ? n : 1, sizeof *c->names, err));
-    for (uint32_t i = 0; i < n; i++)
-        MGR_TRY(name_tensor(c, i, err));
+    MGR_TRY(mgr_arena_alloc(arena, out, (ts->n + (size_t)1) * sizeof **out, err));
+    for (uint32_t i = 0; i < ts->n; i++)
+        MGR_TRY(name_tensor(ts, &ts->list[i], arena, &(*out)[i], err));
     return MGR_OK;
+}
+
+mgr_checkpoint_tensor mgr_logical_tensor(const mgr_layout *layout, const char *const *names,
+                                         uint32_t idx)
+{
+    const mgr_tensor *const t = &layout->tensors->list[idx];
+    return (mgr_checkpoint_tensor){.name = names[idx],
+                                   .dtype = layout->types[idx],
+                                   .ndim = t->ndim,
+                                   .shape = {t->rows, t->ndim == 2 ? t->cols : 0}};
 }
 
 static int describe(mgr_checkpoint *c, mgr_err *err)
@@ -62,7 +64,22 @@ static int describe(mgr_checkpoint *c, mgr_err *err)
         &c->about, c->view.refusal.len ? c->view.refusal.data : "tensors without a model", err);
 }
 
+static int look(mgr_checkpoint *c, const char *settings, mgr_err *err)
+{
+    if (!settings)
+        return mgr_view_open(&c->view, c->path, err);
+    MGR_TRY(mgr_alloc(&c->config, 1, sizeof *c->config, err));
+    MGR_TRY(mgr_settings_parse(c->config, settings, c->path, "none", err));
+    return mgr_view_open_config(&c->view, c->config, err);
+}
+
 int mgr_checkpoint_open(const char *path, mgr_checkpoint **out, mgr_err *err)
+{
+    return mgr_checkpoint_open_with(path, NULL, out, err);
+}
+
+int mgr_checkpoint_open_with(const char *path, const char *settings, mgr_checkpoint **out,
+                             mgr_err *err)
 {
     mgr_checkpoint *c = NULL;
     *out = NULL;
@@ -70,11 +87,11 @@ int mgr_checkpoint_open(const char *path, mgr_checkpoint **out, mgr_err *err)
     c->rows.fd = -1;
     int rc = mgr_arena_fmt(&c->arena, &c->path, err, "%s", path);
     if (rc == MGR_OK)
-        rc = mgr_view_open(&c->view, c->path, err);
+        rc = look(c, settings, err);
     if (rc == MGR_OK)
         rc = mgr_rows_open(&c->rows, &c->view, err);
-    if (rc == MGR_OK)
-        rc = name_tensors(c, err);
+    if (rc == MGR_OK && c->view.has_model)
+        rc = mgr_name_tensors(&c->view.tensors, &c->arena, &c->names, err);
     if (rc == MGR_OK)
         rc = describe(c, err);
     if (rc == MGR_OK)
@@ -91,8 +108,8 @@ void mgr_checkpoint_close(mgr_checkpoint *c)
     mgr_rows_close(&c->rows);
     mgr_view_close(&c->view);
     mgr_buf_clear(&c->about);
-    mgr_free(c->names);
     mgr_free_aligned(c->block);
+    mgr_free(c->config);
     mgr_arena_clear(&c->arena);
     mgr_free(c);
 }
@@ -120,11 +137,7 @@ bool mgr_checkpoint_at(const mgr_checkpoint *c, mgr_checkpoint_list list, uint32
     if (idx >= mgr_checkpoint_count(c, list))
         return false;
     if (list == MGR_LOGICAL) {
-        const mgr_tensor *const t = &c->view.tensors.list[idx];
-        *out = (mgr_checkpoint_tensor){.name = c->names[idx],
-                                       .dtype = c->view.layout.types[idx],
-                                       .ndim = t->ndim,
-                                       .shape = {t->rows, t->ndim == 2 ? t->cols : 0}};
+        *out = mgr_logical_tensor(&c->view.layout, c->names, idx);
         return true;
     }
     const mgr_stored *const s = &c->view.cat.stored[idx];

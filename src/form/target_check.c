@@ -1,0 +1,78 @@
+/*
+ * mgr_target_check: can a format hold a model, and if not, which can?
+ */
+#include <stdio.h>
+#include <string.h>
+
+#include "cfg/value.h"
+#include "core/mem.h"
+#include "form/target.h"
+
+/* Was a dense model made a mixture? */
+static bool is_new(const mgr_origin *origin, const mgr_model *model)
+{
+    return origin && origin->model && !origin->model->experts && model->experts;
+}
+
+/* What is known by its name alone is stored by that. */
+static int check_opaque(const mgr_target_format *format, const mgr_model *model, mgr_err *err)
+{
+    if (!model->ffns_only || format->opaque)
+        return MGR_OK;
+    return mgr_fail(err, MGR_ERR_UNSUPPORTED,
+                    "target format '%s' cannot express a model with %s, of which nothing but the "
+                    "FFNs is understood",
+                    format->name, mgr_model_feature(model, 0));
+}
+
+/* Would this format take the model, with its own keys at their defaults? */
+static bool takes(const mgr_target_format *format, mgr_config *plain, const mgr_origin *origin,
+                  const mgr_model *model)
+{
+    mgr_err ignored = MGR_ERR_INIT;
+    mgr_model own = *model;
+    for (size_t i = 0; i < format->keys.n; i++)
+        if (format->keys.keys[i].fallback &&
+            mgr_value_default(plain, &format->keys.keys[i], &ignored) != MGR_OK)
+            return false;
+    snprintf(plain->target.format, sizeof plain->target.format, "%s", format->name);
+    if (format->complete && is_new(origin, model))
+        format->complete(plain, &own);
+    return check_opaque(format, &own, &ignored) == MGR_OK &&
+           format->check(plain, &own, &ignored) == MGR_OK;
+}
+
+/* Where it is the model that is refused, and not a key: which formats hold it? */
+static void hint_formats(const mgr_target_format *refused, mgr_config *plain,
+                         const mgr_origin *origin, const mgr_model *model, mgr_err *err)
+{
+    char names[160] = "";
+    size_t used = 0;
+    if (takes(refused, plain, origin, model))
+        return;
+    for (size_t i = 0; mgr_target_at(i) && used < sizeof names; i++)
+        if (takes(mgr_target_at(i), plain, origin, model))
+            used += (size_t)snprintf(names + used, sizeof names - used, "%s%s", used ? ", " : "",
+                                     mgr_target_at(i)->name);
+    if (used)
+        mgr_hint(err, "target formats that hold this model: %s", names);
+}
+
+int mgr_target_check(const mgr_target_format *format, const mgr_config *config,
+                     const mgr_origin *origin, mgr_model *model, mgr_err *err)
+{
+    const mgr_model before = *model;
+    mgr_config *plain = NULL;
+    mgr_err ignored = MGR_ERR_INIT;
+    if (format->complete && is_new(origin, model))
+        format->complete(config, model);
+    int rc = check_opaque(format, model, err);
+    if (rc == MGR_OK)
+        rc = format->check(config, model, err);
+    if (rc != MGR_OK && mgr_alloc(&plain, 1, sizeof *plain, &ignored) == MGR_OK) {
+        *plain = *config;
+        hint_formats(format, plain, origin, &before, err);
+        mgr_free(plain);
+    }
+    return rc;
+}
