@@ -25,6 +25,8 @@
 #define CONFIG "config.json"
 #define INDEX_SUFFIX ".index.json"
 #define WEIGHT_MAP "weight_map."
+#define WRAPPER "module." /* which DistributedDataParallel and the like put before each name */
+#define WRAPPED "wrapped" /* attribute of a file: how often it stands there */
 #define MAX_KEY 1024
 #define MAX_NAME 4096 /* of a file */
 #define NAME_SHOWN 200
@@ -35,7 +37,9 @@ extern const mgr_source_format mgr_source_mixtral;
 
 /* In the order in which transformers looks for them; an index names further files. */
 static const char *const weight_files[] = {"model.safetensors", "model.safetensors" INDEX_SUFFIX,
-                                           "pytorch_model.bin", "pytorch_model.bin" INDEX_SUFFIX};
+                                           "pytorch_model.bin", "pytorch_model.bin" INDEX_SUFFIX,
+                                           /* of DeepSpeed's zero_to_fp32.py, by habit */
+                                           "fp32_model.bin", "fp32_model.bin" INDEX_SUFFIX};
 
 static bool is_file(const char *path)
 {
@@ -213,6 +217,39 @@ static int find(const mgr_config *config, mgr_arena *arena, mgr_source_files *fi
 
 /* ---- headers ---- */
 
+static const char *bare(const char *name)
+{
+    while (mgr_has_prefix(name, WRAPPER))
+        name += sizeof WRAPPER - 1;
+    return name;
+}
+
+static int64_t wrappers_of(const char *name)
+{
+    return (int64_t)((size_t)(bare(name) - name) / (sizeof WRAPPER - 1));
+}
+
+/* Take the wrapper off the names of a file, and note how often it stood there. */
+static int unwrap(mgr_catalogue *cat, size_t first, uint32_t file, mgr_err *err)
+{
+    mgr_attr depth = {.key = WRAPPED, .file = file, .kind = MGR_ATTR_INT};
+    char shown[2][NAME_SHOWN];
+    if (first < cat->n_stored)
+        depth.i = wrappers_of(cat->stored[first].name);
+    for (size_t i = first; i < cat->n_stored; i++) {
+        const char *const name = cat->stored[i].name, *const other = cat->stored[first].name;
+        if (wrappers_of(name) != depth.i && i > first)
+            return mgr_fail(
+                err, MGR_ERR_FORMAT,
+                "'%s' has a tensor '%s', but another one '%s': only some begin with '" WRAPPER "'",
+                cat->files[file].path, mgr_printable(name, strlen(name), shown[0], NAME_SHOWN),
+                mgr_printable(other, strlen(other), shown[1], NAME_SHOWN));
+    }
+    for (size_t i = first; i < cat->n_stored; i++)
+        cat->stored[i].name = bare(cat->stored[i].name);
+    return mgr_catalogue_add_attr(cat, &depth, err);
+}
+
 /* An index on its way into attributes. */
 typedef struct noting {
     mgr_catalogue *cat;
@@ -224,7 +261,7 @@ static int keep_entry(void *context, const char *tensor, const char *shard, mgr_
 {
     const noting *const f = context;
     char key[sizeof WEIGHT_MAP + MAX_KEY];
-    snprintf(key, sizeof key, WEIGHT_MAP "%s", tensor);
+    snprintf(key, sizeof key, WEIGHT_MAP "%s", bare(tensor));
     const mgr_attr attr = {.key = key, .file = f->file, .kind = MGR_ATTR_TEXT, .text = shard};
     return mgr_catalogue_add_attr(f->cat, &attr, err);
 }
@@ -272,6 +309,7 @@ static int read_source_file(mgr_catalogue *cat, uint32_t file, const mgr_reader 
         MGR_TRY(mgr_torch_file_read_flat(cat, file, reader, err));
     else
         MGR_TRY(mgr_safetensors_read(cat, file, reader, err));
+    MGR_TRY(unwrap(cat, first, file, err));
     skip_buffers(cat, first);
     MGR_TRY(mgr_huggingface_sample(cat, first, file, reader, err));
     mgr_huggingface_fp8_take(cat, first);
@@ -365,6 +403,22 @@ static int check_files(const mgr_catalogue *cat, bool indexed, mgr_err *err)
     return rc;
 }
 
+/* All files of the weights, or none. */
+static int check_wrappers(const mgr_catalogue *cat, uint32_t first, mgr_err *err)
+{
+    const mgr_attr *const want = mgr_catalogue_attr(cat, first, WRAPPED);
+    for (uint32_t f = first + 1; f < cat->n_files; f++) {
+        const mgr_attr *const got = mgr_catalogue_attr(cat, f, WRAPPED);
+        if (want && got && got->i != want->i)
+            return mgr_fail(err, MGR_ERR_FORMAT,
+                            "the names of the tensors begin with '" WRAPPER
+                            "' in '%s', but not in '%s'",
+                            cat->files[got->i > want->i ? f : first].path,
+                            cat->files[got->i > want->i ? first : f].path);
+    }
+    return MGR_OK;
+}
+
 static int describe(const mgr_catalogue *cat, const mgr_config *config, void **out,
                     mgr_model *model, mgr_err *err)
 {
@@ -372,6 +426,7 @@ static int describe(const mgr_catalogue *cat, const mgr_config *config, void **o
     mgr_huggingface hf = {.config = 0, .first_file = indexed ? 2 : 1};
     mgr_huggingface *state;
     hf.n_files = (uint32_t)cat->n_files - hf.first_file;
+    MGR_TRY(check_wrappers(cat, hf.first_file, err));
     MGR_TRY(check_files(cat, indexed, err));
     MGR_TRY(mgr_huggingface_fp8_check(cat, err));
     MGR_TRY(mgr_strange_tensors(cat, err));

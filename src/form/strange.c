@@ -155,10 +155,11 @@ int mgr_strange_folder(const char *directory, mgr_err *err)
     const sight *const s =
         look(strangers, sizeof strangers / sizeof strangers[0], directory, &arena, &name);
     char shown[128];
-    mgr_fail(err, MGR_ERR_NOT_FOUND,
-             "no model.safetensors, pytorch_model.bin or index of either in '%s'%s%s%s%s%s",
-             directory, s ? ", but " : "", s ? s->what : "", s ? " ('" : "",
-             s ? mgr_printable(name, strlen(name), shown, sizeof shown) : "", s ? "')" : "");
+    mgr_fail(
+        err, MGR_ERR_NOT_FOUND,
+        "no model.safetensors, pytorch_model.bin, fp32_model.bin or index of one in '%s'%s%s%s%s%s",
+        directory, s ? ", but " : "", s ? s->what : "", s ? " ('" : "",
+        s ? mgr_printable(name, strlen(name), shown, sizeof shown) : "", s ? "')" : "");
     if (s)
         mgr_hint(err, "%s", s->hint);
     mgr_arena_clear(&arena);
@@ -213,7 +214,6 @@ int mgr_strange_file(const mgr_reader *reader, mgr_err *err)
 static const struct {
     const char *prefix, *what, *hint;
 } wrappers[] = {
-    {"module.", "DistributedDataParallel or DeepSpeed", "save model.module's state dict"},
     {"_orig_mod.", "torch.compile", "save the state dict of model._orig_mod"},
     {"_fsdp_wrapped_module.", "FSDP", "save a full state dict of the model inside"},
     {"base_model.model.", "PEFT", "merge it first: merge_and_unload()"},

@@ -5,7 +5,7 @@ import json
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 import harness  # puts tests/cli on the path
 import megatron_like as ml
@@ -233,7 +233,9 @@ def test_weights_under_another_name(scratch, name):
 
 
 TENSORS = {
-    "begin with 'module.'": lambda t: {"module." + k: v for k, v in t.items()},
+    "only some begin with 'module.'": lambda t: {
+        ("module." if "norm" in k else "") + k: v for k, v in t.items()
+    },
     "PEFT": lambda t: {"base_model.model." + k: v for k, v in t.items()},
     "ForCausalLM": lambda t: {k.removeprefix("model."): v for k, v in t.items()},
     "ZeRO-3": lambda t: {**t, "model.norm.weight": torch.empty(0)},
@@ -249,6 +251,43 @@ def test_tensors_that_are_something_else(scratch, words):
     save_file(TENSORS[words](tensors), source / "model.safetensors")
     result = run(scratch, source, "out")
     assert result.status == runner.DATA and words in result.err + result.out, str(result)
+
+
+def wrapped(scratch, depth, name, split):
+    """A folder whose names begin with `depth` times 'module.', in one file or in two with an index."""
+    source = folder(scratch / "wrapped")
+    (source / "model.safetensors").unlink()
+    tensors = {"module." * depth + k: v for k, v in ml.dense_model(SHAPE).items()}
+    stem, suffix = name.split(".")
+    half = len(tensors) // 2 if split else len(tensors)
+    parts = [dict(list(tensors.items())[:half]), dict(list(tensors.items())[half:])]
+    files = [f"{stem}-0000{i}-of-00002.{suffix}" for i in (1, 2)] if split else [name]
+    for file, part in zip(files, parts):
+        if suffix == "bin":
+            torch.save(part, source / file)
+        else:
+            save_file({k: v.contiguous() for k, v in part.items()}, source / file)
+    if split:
+        where = {key: file for file, part in zip(files, parts) for key in part}
+        (source / (name + ".index.json")).write_text(json.dumps({"weight_map": where}))
+    return source, files
+
+
+@pytest.mark.parametrize("name", ["fp32_model.bin", "pytorch_model.bin", "model.safetensors"])
+@pytest.mark.parametrize("depth, split", [(1, False), (2, True), (0, True)])
+def test_names_of_a_wrapped_model(scratch, name, depth, split):
+    source, _ = wrapped(scratch, depth, name, split)
+    out, _ = reshard(scratch, source, "out")
+    plain, _ = reshard(scratch, folder(scratch / "a"), "plain")
+    assert (out / "model.safetensors").read_bytes() == (plain / "model.safetensors").read_bytes()
+
+
+def test_shards_of_two_wrappings_are_refused(scratch):
+    source, files = wrapped(scratch, 1, "model.safetensors", True)
+    tensors = load_file(source / files[1])
+    save_file({k.removeprefix("module."): v for k, v in tensors.items()}, source / files[1])
+    result = run(scratch, source, "out")
+    assert result.status == runner.DATA and all(name in result.err for name in files), str(result)
 
 
 def test_what_lies_beside_and_is_not_read(scratch):
