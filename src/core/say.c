@@ -17,20 +17,23 @@ static bool steers(uint32_t p)
            p == 0x180e || (p >= 0xe0000 && p < 0xe0080);
 }
 
-/* Newlines pass in the first `head` bytes and from `tail` on; in between they came with a value. */
+/* Newlines pass in the first `head` bytes and from `tail` on; in between they came with a value.
+ * What lies between two escapes goes out at once: each write to a pipe wakes the launcher. */
 static void put(FILE *to, const char *text, size_t len, size_t head, size_t tail)
 {
+    size_t plain = 0; /* where what has not been written begins */
     for (size_t at = 0; at < len;) {
         uint32_t point;
         const size_t n = mgr_utf8((const unsigned char *)text + at, len - at, &point);
-        if (n == 0)
-            fprintf(to, "\\x%02x", (unsigned char)text[at]);
-        else if (steers(point) && (point != '\n' || (at >= head && at < tail)))
-            fprintf(to, "\\u%04x", point);
-        else
-            fwrite(text + at, 1, n, to);
+        const bool steering = n && steers(point) && (point != '\n' || (at >= head && at < tail));
+        if (n == 0 || steering) {
+            fwrite(text + plain, 1, at - plain, to);
+            fprintf(to, n ? "\\u%04x" : "\\x%02x", n ? point : (uint32_t)(unsigned char)text[at]);
+            plain = at + (n ? n : 1);
+        }
         at += n ? n : 1;
     }
+    fwrite(text + plain, 1, len - plain, to);
 }
 
 static size_t newlines(const char *text)

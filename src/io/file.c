@@ -73,19 +73,6 @@ void mgr_begin_writeback(int fd, uint64_t offset, size_t len)
 #endif
 }
 
-void mgr_begin_reading(int fd, uint64_t offset, uint64_t len)
-{
-#ifdef POSIX_FADV_WILLNEED
-    const uint64_t step = (uint64_t)128
-                          << 10; /* Linux takes no more than its read-ahead at a time */
-    for (uint64_t at = 0; at < len; at += step)
-        (void)posix_fadvise(fd, (off_t)(offset + at), (off_t)(len - at < step ? len - at : step),
-                            POSIX_FADV_WILLNEED);
-#else
-    (void)fd, (void)offset, (void)len;
-#endif
-}
-
 int mgr_drop_cached(const char *path, mgr_err *err)
 {
     int fd;

@@ -93,9 +93,6 @@ bool mgr_is_held(const char *path, int fd);
  * error, even an empty one. Durable on return. Local. */
 int mgr_publish(const char *from, const char *to, bool replace, mgr_err *err) MGR_NODISCARD;
 
-/* Have the system read on while we work on what is there. Local. */
-void mgr_begin_reading(int fd, uint64_t offset, uint64_t len);
-
 /* Ask the system to forget what it holds in memory of a file; it may decline. For measurements.
  * Local. */
 int mgr_drop_cached(const char *path, mgr_err *err) MGR_NODISCARD;

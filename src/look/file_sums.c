@@ -8,9 +8,9 @@
 #include "core/str.h"
 #include "io/file.h"
 
-#define PIECE                                                                                      \
-    ((uint64_t)8 << 20) /* also where visitors may be cut: a multiple of every element             \
-                         */
+/* Where shares and visitors may be cut: multiples of every element. */
+#define PIECE ((uint64_t)8 << 20) /* is read at once */
+#define STEP ((size_t)256 << 10)  /* stays in a core's cache until all have looked at it */
 
 /* What one rank has of one file. Ranks have stretches of the list of all bytes, so that those of a
  * file come in order. */
@@ -71,19 +71,27 @@ int mgr_file_sums_share(mgr_comm *comm, mgr_file_sums *sums, mgr_err *err)
     return rc;
 }
 
+static int see_piece(const unsigned char *bytes, size_t len, uint64_t at,
+                     const mgr_sum_visitor *visitor, stretch *out, mgr_err *err)
+{
+    for (size_t i = 0; i < len; i += STEP) {
+        const size_t n = len - i < STEP ? len - i : STEP;
+        out->crc32 = mgr_crc32(out->crc32, bytes + i, n);
+        if (visitor)
+            MGR_TRY(visitor->see(visitor->context, out->file, at + i, bytes + i, n, err));
+    }
+    out->bytes += len;
+    return MGR_OK;
+}
+
 static int read_stretch(int fd, const char *path, uint64_t from, uint64_t to, unsigned char *buffer,
                         const mgr_sum_visitor *visitor, stretch *out, mgr_err *err)
 {
     for (uint64_t at = from; at < to;) {
         const uint64_t next = (at / PIECE + 1) * PIECE, end = next < to ? next : to;
-        const size_t len = (size_t)(end - at);
         MGR_TRY(mgr_check_stop(err));
-        MGR_TRY(mgr_pread_full(fd, path, buffer, len, at, err));
-        mgr_begin_reading(fd, end, to - end < PIECE ? to - end : PIECE);
-        out->crc32 = mgr_crc32(out->crc32, buffer, len);
-        out->bytes += len;
-        if (visitor)
-            MGR_TRY(visitor->see(visitor->context, out->file, at, buffer, len, err));
+        MGR_TRY(mgr_pread_full(fd, path, buffer, (size_t)(end - at), at, err));
+        MGR_TRY(see_piece(buffer, (size_t)(end - at), at, visitor, out, err));
         at = end;
     }
     return MGR_OK;

@@ -4,12 +4,15 @@ What may happen: the output that an undisturbed run makes, with status 0; or one
 status, nothing under the target's name, no hang, and then `--resume` makes that output. A killed rank
 ends the run in any way but those that leave half an output.
 
-    test_shim.py [--every N] [--format F] [--call C] [--ranks N]     every N-th fault of the sweep
+    test_shim.py [--every N] [--jobs N] [--format F] [--call C] [--ranks N]     every N-th fault of the sweep
 """
 
 import argparse
 import collections
+import concurrent.futures
 import errno
+import functools
+import itertools
 import os
 import pathlib
 import shutil
@@ -184,27 +187,35 @@ def sampled(bench, options):
         at += 1
 
 
+def share(options, part):
+    """What one of several workers, each with files of its own, takes of the sweep: counts of all and of what ended right."""
+    tried, right = collections.Counter(), collections.Counter()
+    with tempfile.TemporaryDirectory(prefix="mgr-shim-") as folder:
+        bench = Bench(pathlib.Path(folder))
+        for fault, path in itertools.islice(sampled(bench, options), part, None, options.jobs):
+            wrong = bench.attempt(fault)
+            for group in ("all", fault.call, "%s on %d" % (fault.format, fault.ranks)):
+                tried[group] += 1
+                right[group] += not wrong
+            if wrong:
+                print("%s\n  on %s\n  %s" % (fault, path, wrong.replace("\n", "\n  ")), flush=True)
+        bench.log.unlink(missing_ok=True)
+    return tried, right
+
+
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--every", type=int, default=1)
+    parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--format", action="append")
     parser.add_argument("--call", action="append")
     parser.add_argument("--ranks", type=int, action="append")
     options = parser.parse_args()
     tried, right = collections.Counter(), collections.Counter()
-    with tempfile.TemporaryDirectory(prefix="mgr-shim-") as folder:
-        bench = Bench(pathlib.Path(folder))
-        try:
-            for fault, path in sampled(bench, options):
-                wrong = bench.attempt(fault)
-                for group in ("all", fault.call, "%s on %d" % (fault.format, fault.ranks)):
-                    tried[group] += 1
-                    right[group] += not wrong
-                if wrong:
-                    print("%s\n  on %s\n  %s" % (fault, path, wrong.replace("\n", "\n  ")), flush=True)
-        except KeyboardInterrupt:
-            print("stopped by hand")
-        bench.log.unlink(missing_ok=True)
+    with concurrent.futures.ProcessPoolExecutor(options.jobs) as workers:
+        for part in workers.map(functools.partial(share, options), range(options.jobs)):
+            tried.update(part[0])
+            right.update(part[1])
     for group in sorted(tried):
         print("%s: %d of %d faults ended right" % (group, right[group], tried[group]))
     return 0 if tried and right == tried else 1
