@@ -83,6 +83,10 @@ typedef struct mgr_config {
         char init[16];                      /* huggingface | megatron */
         double init_std;                    /* 0: the source's */
         double ratio;
+        char layer_ratio[MGR_CONFIG_TEXT]; /* "0.2 to 0.8" or one for each layer; empty: ratio */
+        char matrix_ratio[64];             /* factors for gate, up, down; empty: 1 */
+        char redraw_mean[16];              /* own | zero */
+        double redraw_std;                 /* 0: of what is replaced */
         uint64_t seed;
         char index_sets[16]; /* shared | independent */
         bool shuffle;

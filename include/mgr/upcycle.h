@@ -40,7 +40,8 @@ typedef struct mgr_recipe {
     uint64_t seed;
     uint32_t source_width;         /* F */
     uint32_t width;                /* w, of an expert */
-    uint32_t n_selected;           /* |S| = floor(ratio * w) */
+    uint32_t n_selected;           /* |S| = floor(ratio * w), the most of all of these: */
+    const uint32_t *counts;        /* [layer][matrix], by layer key; NULL: all the same */
     bool shuffle;                  /* an expert's neurons are permuted, by a key of its own */
     bool replicas;                 /* those of each copy of the source are, before it is cut */
     bool independent;              /* an S for each matrix, not one for all */
@@ -71,12 +72,12 @@ bool mgr_recipe_is_scaled(const mgr_recipe *recipe);
 /* An expert as a map: where its neurons come from, which of them are drawn anew, and by what each
  * matrix is multiplied in the end. Made by a method, in arrays of its caller. */
 typedef struct mgr_map {
-    uint32_t source;     /* expert of a mixture, or one of several dense sources; else 0 */
-    uint32_t n_selected; /* |S|; 0 of an expert that is left as it is */
-    uint32_t *origin;    /* [w]; NULL: neuron i comes from neuron i */
-    uint32_t *selected[MGR_MATRIX_COUNT]; /* [n_selected] S, expert neurons, ascending; without
-                                             `independent` the first is for all */
-    float scale[MGR_MATRIX_COUNT];        /* 1: as it is */
+    uint32_t source; /* expert of a mixture, or one of several dense sources; else 0 */
+    uint32_t n_selected[MGR_MATRIX_COUNT]; /* |S|; 0 of a matrix that is left as it is */
+    uint32_t *origin;                      /* [w]; NULL: neuron i comes from neuron i */
+    uint32_t *selected[MGR_MATRIX_COUNT];  /* [n_selected] S, expert neurons, ascending; without
+                                              `independent` the first is for all */
+    float scale[MGR_MATRIX_COUNT];         /* 1: as it is */
     uint32_t *work; /* [F], to work with where the recipe cuts shuffled replicas */
 } mgr_map;
 
@@ -180,6 +181,12 @@ void mgr_router_fill(const mgr_router_recipe *recipe, uint32_t layer, uint32_t e
 
 /* |S| = floor(ratio * n), in double as Python's int(ratio * n). */
 uint32_t mgr_selected_count(double ratio, uint32_t n_neurons);
+
+/* |S| of each matrix in each of `layers` layers for experts of `width` neurons, as the keys of the
+ * configuration have it, into out [layers][MGR_MATRIX_COUNT]: NULL. Or what is wrong: the name of a
+ * key whose text is no such list, or whose ratio is not 0 and selects none. */
+const char *mgr_selected_counts(const mgr_config *config, uint64_t layers, uint32_t width,
+                                uint32_t *out);
 
 /*
  * Per-neuron sums, exact and free of order: fixed-point integers that any number of ranks can add.

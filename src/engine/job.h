@@ -109,6 +109,8 @@ typedef struct mgr_job {
     mgr_define *defines;
     mgr_plan plan;
     bool moments;
+    bool redraw_centred; /* what is drawn anew has mean 0, not that of what it replaces */
+    float redraw_std;    /* and this std; 0: that of what it replaces */
 
     uint32_t *stored_crc;    /* per stored tensor of the target; rank 0, after the engine */
     uint32_t *file_crc;      /* per file of the target; rank 0 */

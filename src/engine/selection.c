@@ -81,20 +81,20 @@ static void moments(mgr_selection *s, const mgr_job *job, uint32_t expert, const
     for (uint32_t m = 0; m < MGR_MATRIX_COUNT; m++) {
         const uint32_t *neurons = map->selected[m];
         double mean = NAN, std = NAN;
-        if (map->n_selected == 0) { /* there is nothing to have them of */
+        if (map->n_selected[m] == 0) { /* there is nothing to have them of */
             s->mean[expert * MGR_MATRIX_COUNT + m] = s->std[expert * MGR_MATRIX_COUNT + m] = NAN;
             continue;
         }
         if (map->origin) {
-            for (uint32_t k = 0; k < map->n_selected; k++)
+            for (uint32_t k = 0; k < map->n_selected[m]; k++)
                 s->source[k] = map->origin[neurons[k]];
             neurons = s->source;
         }
         const size_t matrix = (size_t)map->source * MGR_MATRIX_COUNT + m;
-        mgr_moments(sums + matrix * r->source_width, neurons, map->n_selected,
+        mgr_moments(sums + matrix * r->source_width, neurons, map->n_selected[m],
                     job->source.tensors.model.hidden, &mean, &std);
-        s->mean[expert * MGR_MATRIX_COUNT + m] = (float)mean;
-        s->std[expert * MGR_MATRIX_COUNT + m] = (float)std;
+        s->mean[expert * MGR_MATRIX_COUNT + m] = job->redraw_centred ? 0 : (float)mean;
+        s->std[expert * MGR_MATRIX_COUNT + m] = job->redraw_std > 0 ? job->redraw_std : (float)std;
     }
 }
 
@@ -146,7 +146,7 @@ mgr_expert mgr_selection_expert(const mgr_selection *s, const mgr_job *job, uint
         .source_width = job->recipe.source_width,
         .hidden = job->source.tensors.model.hidden,
         .selected = map->selected[matrix],
-        .n_selected = map->n_selected,
+        .n_selected = map->n_selected[matrix],
         .origin = map->origin,
         .scale = map->scale[matrix],
         .mean = job->moments ? s->mean[at] : 0,

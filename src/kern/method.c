@@ -25,15 +25,6 @@ const mgr_method *mgr_method_find(const char *name)
     return NULL;
 }
 
-uint32_t mgr_selected_count(double ratio, uint32_t n_neurons)
-{
-    if (!(ratio > 0))
-        return 0;
-    if (ratio >= 1)
-        return n_neurons;
-    return (uint32_t)(ratio * n_neurons);
-}
-
 mgr_stream mgr_expert_stream(const mgr_expert *x, mgr_purpose base)
 {
     return (mgr_stream){.seed = x->seed,

@@ -69,7 +69,17 @@ static void drop_columns(const mgr_expert *x, const mgr_down_part *part, uint32_
         scatter_tile(tile, x->selected + k, n, part->n_rows, part->out, stride, 4);
 }
 
-static const mgr_key keys[] = {MGR_ROW_RATIO("starts anew"), MGR_ROW_INDEX_SETS};
+static const mgr_key keys[] = {
+    MGR_ROW_RATIO("starts anew"),
+    MGR_ROW_LAYER_RATIO,
+    MGR_ROW_MATRIX_RATIO,
+    MGR_ROW_INDEX_SETS,
+    MGR_ROW_CHOICE("upcycle.redraw_mean", upcycle.redraw_mean, "own", "own|zero",
+                   "mean of what is drawn anew: that of the entries that it replaces, or 0"),
+    MGR_ROW_REAL("upcycle.redraw_std", upcycle.redraw_std, "0", 0, 100,
+                 "standard deviation of what is drawn anew; 0: that of the entries that it "
+                 "replaces"),
+};
 
 const mgr_method mgr_method_drop = {
     .name = "drop",

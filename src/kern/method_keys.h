@@ -8,6 +8,14 @@
 #define MGR_ROW_RATIO(what) \
     MGR_ROW_REAL("upcycle.ratio", upcycle.ratio, "0.5", 0, 1, \
                  "share of the FFN's neurons that each expert " what)
+#define MGR_ROW_LAYER_RATIO \
+    MGR_ROW_TEXT("upcycle.layer_ratio", upcycle.layer_ratio, "", \
+                 "the ratio of each layer: from the first to the last in equal steps, such as 0.2 to 0.8, " \
+                 "or one for each, such as 0.5,0.5,0.25; empty: 'upcycle.ratio' in all")
+#define MGR_ROW_MATRIX_RATIO \
+    MGR_ROW_TEXT("upcycle.matrix_ratio", upcycle.matrix_ratio, "", \
+                 "what the ratio is multiplied by for gate, up and down, such as 1,1,0.5 " \
+                 "(index_sets: independent); empty: 1,1,1")
 #define MGR_ROW_INDEX_SETS \
     MGR_ROW_CHOICE("upcycle.index_sets", upcycle.index_sets, "shared", "shared|independent", \
                    "an expert's gate, up and down change the same neurons (the paper) or each its own")

@@ -2,6 +2,7 @@
  * The maps of experts that are cut from copies of the source.
  */
 #include <assert.h>
+#include <string.h>
 
 #include "kern/method.h"
 
@@ -43,7 +44,7 @@ int mgr_map_copies(const mgr_recipe *r, uint32_t layer, uint32_t expert, mgr_map
     for (int m = 0; m < MGR_MATRIX_COUNT; m++)
         map->scale[m] = r->scale[m];
     map->source = r->from ? r->from[expert] : 0;
-    map->n_selected = 0;
+    memset(map->n_selected, 0, sizeof map->n_selected);
     if (!mgr_recipe_has_origin(r))
         return MGR_OK;
     if (r->replicas)
@@ -57,6 +58,12 @@ int mgr_map_copies(const mgr_recipe *r, uint32_t layer, uint32_t expert, mgr_map
     return MGR_OK;
 }
 
+static int sample(const mgr_stream *stream, const mgr_recipe *r, uint32_t n, uint32_t *out,
+                  mgr_err *err)
+{
+    return n ? mgr_sample(stream, r->width, n, out, err) : MGR_OK;
+}
+
 int mgr_map_selected(const mgr_recipe *r, uint32_t layer, uint32_t expert, mgr_map *map,
                      mgr_err *err)
 {
@@ -64,12 +71,14 @@ int mgr_map_selected(const mgr_recipe *r, uint32_t layer, uint32_t expert, mgr_m
     MGR_TRY(mgr_map_copies(r, layer, expert, map, err));
     if (r->n_selected == 0 || (r->from && !mgr_recipe_is_copy(r, expert)))
         return MGR_OK;
-    map->n_selected = r->n_selected;
+    for (uint32_t m = 0; m < MGR_MATRIX_COUNT; m++)
+        map->n_selected[m] =
+            r->counts ? r->counts[(size_t)layer * MGR_MATRIX_COUNT + m] : r->n_selected;
     if (!r->independent)
-        return mgr_sample(&stream, r->width, r->n_selected, map->selected[0], err);
+        return sample(&stream, r, map->n_selected[0], map->selected[0], err);
     for (uint32_t m = 0; m < MGR_MATRIX_COUNT; m++) {
         stream.purpose = MGR_PURPOSE_SAMPLE_GATE + m;
-        MGR_TRY(mgr_sample(&stream, r->width, r->n_selected, map->selected[m], err));
+        MGR_TRY(sample(&stream, r, map->n_selected[m], map->selected[m], err));
     }
     return MGR_OK;
 }

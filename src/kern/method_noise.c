@@ -71,6 +71,8 @@ static void noise_columns(const mgr_expert *x, const mgr_down_part *part, uint32
 
 static const mgr_key keys[] = {
     MGR_ROW_RATIO("has noise in"),
+    MGR_ROW_LAYER_RATIO,
+    MGR_ROW_MATRIX_RATIO,
     MGR_ROW_INDEX_SETS,
     MGR_ROW_REAL("upcycle.noise_std", upcycle.noise_std, "0.02", 0, 100,
                  "standard deviation of the noise"),

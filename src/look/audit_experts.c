@@ -21,7 +21,10 @@ typedef struct experts {
     const json_t *manifest, *files; /* of these what holds tensors, by path */
     size_t root;                    /* where a path below the folder begins */
     mgr_config config;
-    uint64_t layers, n, neurons, selected; /* layers with experts, experts, F, |S| */
+    uint64_t layers, n, neurons; /* layers with experts, experts, F */
+    bool selects;                /* has any expert an S? */
+    uint32_t *wanted;            /* |S| [decoder's layers][3], or one line of them for all */
+    uint64_t of_layers;          /* lines of `wanted` */
     uint32_t sets;
     int64_t *crc, *counts; /* [layers][n][3] */
     double *kept;
@@ -55,11 +58,22 @@ static int read_config(experts *x, bool *made, mgr_err *err)
     x->neurons = mgr_model_expert_ffn(m);
     x->sets = strcmp(x->config.upcycle.index_sets, "independent") == 0 ? 3 : 1;
     const mgr_method *const method = mgr_method_find(x->config.upcycle.method);
-    const uint32_t chosen = mgr_selected_count(x->config.upcycle.ratio, (uint32_t)x->neurons);
-    x->selected = !method                   ? 0
-                  : method->draws_all       ? x->neurons
-                  : method->needs_selection ? chosen
-                                            : 0;
+    const bool selects = method && method->needs_selection;
+    x->of_layers = mgr_model_stack_layers(m, MGR_STACK_DECODER);
+    MGR_TRY(mgr_alloc(&x->wanted, x->of_layers * MATRICES, sizeof *x->wanted, err));
+    const char *const wrong =
+        selects ? mgr_selected_counts(&x->config, x->of_layers, (uint32_t)x->neurons, x->wanted)
+                : NULL;
+    if (wrong)
+        return mgr_fail(err, MGR_ERR_FORMAT,
+                        "the manifest's configuration has a '%s' that is no "
+                        "list for %llu layers",
+                        wrong, (unsigned long long)x->of_layers);
+    for (uint64_t i = 0; i < x->of_layers * MATRICES; i++) {
+        if (method && method->draws_all)
+            x->wanted[i] = (uint32_t)x->neurons;
+        x->selects = x->selects || x->wanted[i] > 0;
+    }
     return MGR_OK;
 }
 
@@ -128,6 +142,13 @@ static bool has_matrix(const experts *x, size_t matrix)
     return matrix != MGR_MATRIX_GATE || mgr_model_is_gated(&x->view->tensors.model);
 }
 
+/* |S| of the three matrices of a layer. Without a ratio for each layer the first stands for all,
+ * also of an encoder. */
+static const uint32_t *of_layer(const experts *x, uint32_t layer)
+{
+    return x->wanted + (layer < x->of_layers ? layer : 0) * MATRICES;
+}
+
 /* Checksums of one expert: those of the output, and of no other expert of the layer. */
 static int check_sums(const experts *x, uint64_t i, uint32_t layer, uint32_t expert, mgr_err *err)
 {
@@ -143,7 +164,7 @@ static int check_sums(const experts *x, uint64_t i, uint32_t layer, uint32_t exp
                      matrix_names[m]);
             MGR_TRY(find(x, i, expert, text, err));
         }
-        for (uint32_t other = 0; x->selected && other < expert; other++)
+        for (uint32_t other = 0; of_layer(x, layer)[m] > 0 && other < expert; other++)
             if (crc[other * MATRICES + m] == crc[expert * MATRICES + m]) {
                 snprintf(text, sizeof text, "%s is the same as of expert %u", matrix_names[m],
                          other);
@@ -162,26 +183,28 @@ static uint64_t count_bits(const unsigned char *bytes, uint64_t n)
 }
 
 /* Of a mixture the first expert that is made of one is left as it is. */
-static uint64_t wanted(const experts *x, uint64_t expert)
+static bool is_left(const experts *x, uint64_t expert)
 {
     const json_t *const from = json_object_get(x->manifest, "experts_from");
     const json_int_t mine = json_integer_value(json_array_get(from, expert));
     for (uint64_t e = 0; e < expert; e++)
         if (from && json_integer_value(json_array_get(from, e)) == mine)
-            return x->selected;
-    return from ? 0 : x->selected;
+            return false;
+    return from;
 }
 
 /* The size of S and what it leaves, as asked for and as the sets say. */
-static int check_sets(const experts *x, uint64_t i, uint64_t expert, mgr_err *err)
+static int check_sets(const experts *x, uint64_t i, uint32_t layer, uint64_t expert, mgr_err *err)
 {
     const uint64_t row = (x->neurons + 7) / 8, at = i * x->n + expert;
-    const uint64_t selected = wanted(x, expert);
-    const double kept = 1 - (double)selected / (double)x->neurons;
+    const bool left = is_left(x, expert);
     for (uint32_t s = 0; s < x->sets; s++)
-        if (count_bits(x->mask + (at * x->sets + s) * row, row) != selected)
+        if (count_bits(x->mask + (at * x->sets + s) * row, row) !=
+            (left ? 0 : of_layer(x, layer)[s]))
             MGR_TRY(find(x, i, expert, "its set has another size than asked for", err));
     for (size_t m = 0; m < MATRICES; m++) {
+        const uint64_t selected = left ? 0 : of_layer(x, layer)[m];
+        const double kept = 1 - (double)selected / (double)x->neurons;
         const double off = x->kept[at * MATRICES + m] - kept;
         if (has_matrix(x, m) &&
             ((uint64_t)x->counts[at * MATRICES + m] != selected || off > 1e-9 || off < -1e-9))
@@ -235,7 +258,7 @@ static int check_all(const experts *x, mgr_rows *in, mgr_err *err)
             continue;
         for (uint32_t e = 0; e < x->n; e++) {
             MGR_TRY(check_sums(x, i, layer, e, err));
-            MGR_TRY(check_sets(x, i, e, err));
+            MGR_TRY(check_sets(x, i, layer, e, err));
         }
         if (was_drawn(x))
             MGR_TRY(check_draws(x, in, i, layer, (uint32_t)(x->n - 1 - i % x->n), err));
@@ -247,10 +270,21 @@ static int check_all(const experts *x, mgr_rows *in, mgr_err *err)
 static int add_fact(const experts *x, mgr_err *err)
 {
     char text[200];
-    snprintf(text, sizeof text, "%llu in %llu layers, %s, %llu of %llu neurons kept",
-             (unsigned long long)x->n, (unsigned long long)x->layers,
-             x->selected ? "no two alike" : "copies",
-             (unsigned long long)(x->neurons - x->selected), (unsigned long long)x->neurons);
+    uint32_t least = UINT32_MAX, most = 0;
+    for (uint64_t i = 0; i < x->of_layers * MATRICES; i++) {
+        least = x->wanted[i] < least ? x->wanted[i] : least;
+        most = x->wanted[i] > most ? x->wanted[i] : most;
+    }
+    const int n =
+        snprintf(text, sizeof text, "%llu in %llu layers, %s, %llu", (unsigned long long)x->n,
+                 (unsigned long long)x->layers, x->selects ? "no two alike" : "copies",
+                 (unsigned long long)(x->neurons - most));
+    if (least < most)
+        snprintf(text + n, sizeof text - (size_t)n, " to %llu of %llu neurons kept",
+                 (unsigned long long)(x->neurons - least), (unsigned long long)x->neurons);
+    else
+        snprintf(text + n, sizeof text - (size_t)n, " of %llu neurons kept",
+                 (unsigned long long)x->neurons);
     return mgr_findings_fact(x->report, "experts", text, err);
 }
 
@@ -287,6 +321,7 @@ int mgr_audit_experts(mgr_findings *report, const char *directory, const mgr_vie
     mgr_free(x->mean);
     mgr_free(x->std);
     mgr_free(x->mask);
+    mgr_free(x->wanted);
     mgr_free(x);
     return rc;
 }

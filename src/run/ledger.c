@@ -13,6 +13,7 @@
 #include "io/file.h"
 #include "kern/kern.h"
 #include "mgr/version.h"
+#include "run/recipe.h"
 #include "run/record.h"
 
 /* More cannot write a few megabytes faster, and opening a file together costs each of them. */
@@ -122,6 +123,20 @@ static int add_json(ledger *l, const char *name, const json_t *value, mgr_err *e
     return rc;
 }
 
+/* |S| that every layer and matrix should have. */
+static json_t *wanted(const ledger *l)
+{
+    json_t *const layers = json_array();
+    for (uint64_t i = 0; i < l->layers; i++) {
+        json_t *const matrices = json_array();
+        for (int m = 0; m < MGR_MATRIX_COUNT; m++)
+            json_array_append_new(
+                matrices, json_integer(mgr_count_selected(l->job, l->layer[i], (mgr_matrix)m)));
+        json_array_append_new(layers, matrices);
+    }
+    return layers;
+}
+
 static int add_run(ledger *l, mgr_err *err)
 {
     const mgr_job *const job = l->job;
@@ -139,6 +154,7 @@ static int add_run(ledger *l, mgr_err *err)
         json_object_set_new(run, "index_sets", json_string(c->upcycle.index_sets));
         json_object_set_new(run, "ratio", json_real(c->upcycle.ratio));
         json_object_set_new(run, "shuffle", json_boolean(c->upcycle.shuffle));
+        json_object_set_new(run, "wanted", wanted(l));
         const float *const scale = job->recipe.scale;
         json_object_set_new(
             run, "scale",

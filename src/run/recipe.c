@@ -67,6 +67,95 @@ static int make_router(mgr_job *job, mgr_err *err)
     return MGR_OK;
 }
 
+/* Keys that say how much changes, one against the other. */
+static int check_ratios(const mgr_job *job, mgr_err *err)
+{
+    const mgr_config *const c = &job->config;
+    if (c->upcycle.layer_ratio[0] && mgr_config_place(c, "upcycle.ratio"))
+        return mgr_config_fail(c, "upcycle.layer_ratio", err,
+                               "'upcycle.layer_ratio' and 'upcycle.ratio' say the same: give one");
+    if ((c->upcycle.layer_ratio[0] || c->upcycle.matrix_ratio[0]) &&
+        job->source.tensors.model.encoder_layers) {
+        const char *const key =
+            c->upcycle.layer_ratio[0] ? "upcycle.layer_ratio" : "upcycle.matrix_ratio";
+        return mgr_config_fail(c, key, err,
+                               "'%s' is for models of one stack of layers, this one has two", key);
+    }
+    return MGR_OK;
+}
+
+static int fail_ratio(const mgr_config *c, const char *key, uint64_t layers, uint32_t width,
+                      mgr_err *err)
+{
+    if (strcmp(key, "upcycle.ratio") == 0)
+        return mgr_config_fail(c, key, err, "'upcycle.ratio' %g of %u neurons selects none",
+                               c->upcycle.ratio, width);
+    if (strcmp(key, "upcycle.layer_ratio") == 0)
+        return mgr_config_fail(c, key, err,
+                               "'%s' is '%s', must be such as 0.2 to 0.8, or a number within 0 .. "
+                               "1 for each of the %llu layers with commas between, and select at "
+                               "least one of %u neurons where it is not 0",
+                               key, c->upcycle.layer_ratio, (unsigned long long)layers, width);
+    return mgr_config_fail(c, key, err,
+                           "'%s' is '%s', must be three numbers within 0 .. 1 with commas between, "
+                           "for gate, up and down",
+                           key, c->upcycle.matrix_ratio);
+}
+
+/* |S| of each layer and matrix, and the most. */
+static int count_selected(mgr_job *job, mgr_err *err)
+{
+    const mgr_config *const c = &job->config;
+    mgr_recipe *const r = &job->recipe;
+    const uint64_t layers = mgr_model_stack_layers(&job->source.tensors.model, MGR_STACK_DECODER);
+    uint32_t *counts;
+    MGR_TRY(check_ratios(job, err));
+    MGR_TRY(mgr_arena_alloc(&job->arena, &counts, layers * MGR_MATRIX_COUNT * sizeof *counts, err));
+    const char *const wrong = mgr_selected_counts(c, layers, r->width, counts);
+    if (wrong)
+        return fail_ratio(c, wrong, layers, r->width, err);
+    bool differ = false;
+    for (uint64_t i = 0; i < layers * MGR_MATRIX_COUNT; i++) {
+        r->n_selected = counts[i] > r->n_selected ? counts[i] : r->n_selected;
+        differ = differ || counts[i] != counts[0];
+        if (!r->independent && counts[i] != counts[i / MGR_MATRIX_COUNT * MGR_MATRIX_COUNT]) {
+            mgr_config_fail(c, "upcycle.matrix_ratio", err,
+                            "'upcycle.matrix_ratio' gives the matrices of an expert sets of "
+                            "different sizes, which cannot be shared");
+            return mgr_hint(err, "set 'upcycle.index_sets: independent'");
+        }
+    }
+    r->counts = differ ? counts : NULL;
+    job->redraw_centred = strcmp(c->upcycle.redraw_mean, "zero") == 0;
+    job->redraw_std = (float)c->upcycle.redraw_std;
+    return MGR_OK;
+}
+
+uint32_t mgr_count_selected(const mgr_job *job, uint32_t layer, mgr_matrix matrix)
+{
+    const mgr_recipe *const r = &job->recipe;
+    const uint32_t key = mgr_model_layer_key(&job->target.tensors.model, layer);
+    return r->counts ? r->counts[(size_t)key * MGR_MATRIX_COUNT + (size_t)matrix] : r->n_selected;
+}
+
+const char *mgr_selected_text(const mgr_job *job, char *out, size_t size)
+{
+    const mgr_model *const m = &job->target.tensors.model;
+    uint32_t least = UINT32_MAX, most = 0;
+    for (uint32_t l = 0; l < m->layers; l++)
+        for (int k = mgr_model_is_gated(m) ? 0 : MGR_MATRIX_UP;
+             mgr_model_is_moe(m, l) && k < MGR_MATRIX_COUNT; k++) {
+            const uint32_t n = mgr_count_selected(job, l, (mgr_matrix)k);
+            least = n < least ? n : least;
+            most = n > most ? n : most;
+        }
+    if (least < most)
+        snprintf(out, size, "%u to %u of %u neurons", least, most, job->recipe.width);
+    else
+        snprintf(out, size, "%u of %u neurons", most, job->recipe.width);
+    return out;
+}
+
 int mgr_run_recipe(mgr_job *job, mgr_err *err)
 {
     const mgr_config *const c = &job->config;
@@ -81,20 +170,16 @@ int mgr_run_recipe(mgr_job *job, mgr_err *err)
         .seed = c->upcycle.seed,
         .source_width = source,
         .width = width,
-        .n_selected = selects ? mgr_selected_count(c->upcycle.ratio, width) : 0,
         .shuffle = c->upcycle.shuffle,
         .replicas = strcmp(c->upcycle.cut, "shuffled") == 0,
         .independent = strcmp(c->upcycle.index_sets, "independent") == 0,
     };
     MGR_TRY(check_cut(c, job->recipe.replicas, err));
+    if (selects)
+        MGR_TRY(count_selected(job, err));
     MGR_TRY(job->method->draws_all ? mgr_run_scratch(job, err) : mgr_run_growth(job, err));
     mgr_scale_factors(mgr_scale_find(c->upcycle.scale), output_factor(c, source, width),
                       m->activation, job->recipe.scale);
-    /* an empty S where the user asked for some neurons */
-    if (selects && c->upcycle.ratio > 0 && job->recipe.n_selected == 0)
-        return mgr_config_fail(c, "upcycle.ratio", err,
-                               "'upcycle.ratio' %g of %u neurons selects none", c->upcycle.ratio,
-                               width);
     job->moments = job->method->needs_moments && job->recipe.n_selected > 0;
     /* a draw's number is neuron * H + h, and a stream has 2^34 of them */
     if (job->recipe.n_selected * m->hidden > UINT64_C(1) << 34)

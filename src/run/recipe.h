@@ -34,6 +34,13 @@ typedef struct mgr_step_zero {
     char text[320]; /* "identical to the source" or "not identical: ..." */
 } mgr_step_zero;
 
+/* |S| of one matrix in a layer of the target that has experts, of an expert that is not left as it
+ * is. Pure. */
+uint32_t mgr_count_selected(const mgr_job *job, uint32_t layer, mgr_matrix matrix);
+
+/* The least and most of them: "352 of 704 neurons", "70 to 563 of 704 neurons". Pure. */
+const char *mgr_selected_text(const mgr_job *job, char *out, size_t size);
+
 /* Of an upcycled target. Pure. */
 mgr_step_zero mgr_step_zero_of(const mgr_job *job);
 

@@ -110,11 +110,14 @@ static void print_method(const mgr_job *job)
     const mgr_config *const c = &job->config;
     if (!job->method)
         return;
-    char redrawn[120] = "";
+    char redrawn[MGR_CONFIG_TEXT + 120] = "", ratio[40], neurons[60], std[40];
+    snprintf(std, sizeof std, "%g", c->upcycle.redraw_std);
+    snprintf(ratio, sizeof ratio, "%g", c->upcycle.ratio);
     if (job->method->needs_selection)
-        snprintf(redrawn, sizeof redrawn, ", ratio %g (%u of %u neurons, %s sets)",
-                 c->upcycle.ratio, job->recipe.n_selected, job->recipe.width,
-                 c->upcycle.index_sets);
+        snprintf(redrawn, sizeof redrawn, ", ratio %s%s%s (%s, %s sets)",
+                 c->upcycle.layer_ratio[0] ? c->upcycle.layer_ratio : ratio,
+                 c->upcycle.matrix_ratio[0] ? " times " : "", c->upcycle.matrix_ratio,
+                 mgr_selected_text(job, neurons, sizeof neurons), c->upcycle.index_sets);
     mgr_report_line("experts", "%llu, top %llu, method %s%s%s, router %s, seed %llu",
                     (unsigned long long)c->upcycle.experts, (unsigned long long)c->upcycle.top_k,
                     job->method->name, redrawn, c->upcycle.shuffle ? ", shuffled" : "",
@@ -127,6 +130,10 @@ static void print_method(const mgr_job *job)
                             : "");
     else
         print_cut(job);
+    if (job->redraw_centred || job->redraw_std > 0)
+        mgr_report_line("", "drawn with mean %s and std %s",
+                        job->redraw_centred ? "0" : "of what is replaced",
+                        job->redraw_std > 0 ? std : "of what is replaced");
     print_mixture(job);
     mgr_report_line("step 0", "%s", mgr_step_zero_of(job).text);
 }

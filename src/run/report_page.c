@@ -4,8 +4,10 @@
 #include <string.h>
 
 #include "core/say.h"
+#include "engine/engine.h"
 #include "io/file.h"
 #include "run/bandwidth.h"
+#include "run/recipe.h"
 #include "run/report_line.h"
 #include "run/run.h"
 
@@ -66,7 +68,7 @@ static uint64_t changed_bytes(const mgr_job *job, const mgr_tensor *t, uint64_t 
     const mgr_recipe *const r = &job->recipe;
     if (t->ndim == 1 || (r->from && !mgr_recipe_is_copy(r, t->expert)))
         return 0;
-    return bytes / r->width * r->n_selected;
+    return bytes / r->width * mgr_count_selected(job, t->layer, mgr_matrix_of(t->role));
 }
 
 /* How much of the target is the source's, and what is not. */

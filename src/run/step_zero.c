@@ -124,9 +124,10 @@ static mgr_step_zero of_mixture(const mgr_job *job)
     const mgr_model *const from = &job->source.tensors.model, *const to =
                                                                   &job->target.tensors.model;
     const uint32_t times = times_each(r);
+    char neurons[60];
     if (r->n_selected > 0)
-        return not_identical("%u of the %u neurons of each copy of an expert %s", r->n_selected,
-                             r->width,
+        return not_identical("%s of each copy of an expert %s",
+                             mgr_selected_text(job, neurons, sizeof neurons),
                              job->method->needs_moments ? "are drawn anew" : "have noise added");
     if (job->router.kind != MGR_ROUTER_SOURCE)
         return not_identical("the router is not the source's");
@@ -147,6 +148,7 @@ static mgr_step_zero of_mixture(const mgr_job *job)
 mgr_step_zero mgr_step_zero_of(const mgr_job *job)
 {
     const mgr_recipe *const r = &job->recipe;
+    char neurons[60];
     if (job->method->draws_all)
         return not_identical("every weight is drawn anew");
     if (job->n_branches)
@@ -154,7 +156,8 @@ mgr_step_zero mgr_step_zero_of(const mgr_job *job)
     if (r->from)
         return of_mixture(job);
     if (r->n_selected > 0)
-        return not_identical("%u of the %u neurons of each expert %s", r->n_selected, r->width,
+        return not_identical("%s of each expert %s",
+                             mgr_selected_text(job, neurons, sizeof neurons),
                              job->method->needs_moments ? "are drawn anew" : "have noise added");
     return whole_experts(r) ? of_whole(job) : of_slices(job);
 }

@@ -58,16 +58,23 @@ def bytes_add_up(ledger):
     return (what, written <= wanted and written > 0, "%d of %d" % (written, wanted), wanted)
 
 
-def wanted_size(ledger):
+def wanted_sizes(ledger):
+    """|S| [layers][gate, up, down]"""
     needs = ledger.run["method"] != "naive"
-    return int(ledger.run["ratio"] * ledger.run["neurons"]) if needs else 0
+    one = int(ledger.run["ratio"] * ledger.run["neurons"]) if needs else 0
+    return np.array(ledger.run.get("wanted", [[one] * 3] * len(ledger.layers)), dtype=int).reshape(-1, 3)
+
+
+def span_of(sizes):
+    low, high = sizes.min(initial=1 << 30), sizes.max(initial=0)
+    return "%d" % high if low >= high else "%d to %d" % (low, high)
 
 
 def sizes(ledger):
-    size = wanted_size(ledger)
+    size = wanted_sizes(ledger)
     # of a mixture the first that is made of an expert is left as it is
-    right = bool(((ledger.selected == size) | (ledger.of_mixture & (ledger.selected == 0))).all())
-    return ("every set S has floor(r F) neurons", right, "%d of %d" % (size, ledger.run["neurons"]),
+    right = bool(((ledger.selected == size[:, None]) | (ledger.of_mixture & (ledger.selected == 0))).all())
+    return ("every set S has floor(r F) neurons", right, "%s of %d" % (span_of(size), ledger.run["neurons"]),
             ledger.selected.size)
 
 
@@ -81,13 +88,22 @@ def masks(ledger):
 
 
 def overlap_sigma(ledger):
-    """Of |K1 & K2| / |K|: hypergeometric, over as many independent sets as there are."""
-    total, kept = ledger.run["neurons"], ledger.run["neurons"] - wanted_size(ledger)
-    if kept in (0, total) or total < 2:
-        return 0.0
+    """Of |K1 & K2| / |K| of each layer: hypergeometric, over as many independent sets as there are."""
+    total, kept = ledger.run["neurons"], kept_sizes(ledger)
     share = kept / total
-    variance = kept * share * (1 - share) * (total - kept) / (total - 1)
-    return math.sqrt(variance) / kept / math.sqrt(ledger.sets)
+    variance = kept * share * (1 - share) * (total - kept) / max(total - 1, 1)
+    return np.sqrt(variance.sum(axis=1)) / np.maximum(kept.sum(axis=1), 1)
+
+
+def kept_sizes(ledger):
+    """Of each layer and set, how many neurons it leaves alone."""
+    return ledger.run["neurons"] - wanted_sizes(ledger)[:, : ledger.sets]
+
+
+def expected_overlap(ledger):
+    """Of each layer: 1 - r, where a layer has one ratio."""
+    kept = kept_sizes(ledger)
+    return (kept**2).sum(axis=1) / ledger.run["neurons"] / np.maximum(kept.sum(axis=1), 1)
 
 
 def overlaps(ledger):
@@ -96,16 +112,17 @@ def overlaps(ledger):
         return ("experts share 1 - r of what they keep", None, "there is one expert")
     if ledger.of_mixture or ledger.run["neurons"] != ledger.run.get("source_neurons", ledger.run["neurons"]):
         return ("experts share 1 - r of what they keep", None, "they are not made of the same neurons")
-    expected = 1 - wanted_size(ledger) / ledger.run["neurons"]
-    worst = float(np.abs(off - expected).max()) if off.size else 0.0
-    limit = SIGMAS * overlap_sigma(ledger) + 1e-9
-    return ("experts share 1 - r of what they keep", worst <= limit,
-            "expected %.4f, farthest %.4f away, %d sigma is %.4f" % (expected, worst, SIGMAS, limit), off.size)
+    expected, sigma = expected_overlap(ledger), overlap_sigma(ledger)
+    away = np.abs(off - expected[:, None]).max(axis=1)
+    worst = int((away - SIGMAS * sigma).argmax())  # the layer that is farthest off
+    limit = SIGMAS * sigma[worst] + 1e-9
+    return ("experts share 1 - r of what they keep", bool(away[worst] <= limit),
+            "expected %.4f, farthest %.4f away, %d sigma is %.4f" % (expected[worst], away[worst], SIGMAS, limit), off.size)
 
 
 def moments(ledger):
     what = "the draws had finite moments"
-    if ledger.run["method"] != "drop" or wanted_size(ledger) == 0:
+    if ledger.run["method"] != "drop" or not wanted_sizes(ledger).any():
         return (what, None, "nothing was drawn from the weights")
     drawn = ledger.selected > 0
     right = bool(np.isfinite(ledger.mean[drawn]).all() and (ledger.std[drawn] > 0).all())
@@ -156,13 +173,13 @@ def copies(ledger, weights, chosen):
             order = ledger.dense_of(chosen, expert)[kept]
             mine = weights.neurons(layer, expert, kind)[kept]
             bad += int((mine.view(np.uint32) != dense[order].view(np.uint32)).any(axis=1).sum())
-    if n == 0 and wanted_size(ledger) == ledger.run["neurons"]:
+    if n == 0 and not kept_sizes(ledger)[chosen].any():
         return None, "with ratio 1 nothing is kept"
     return bad == 0, "layer %d: %d of %d neurons differ" % (layer, bad, n), n
 
 
 def draws(ledger, weights, chosen):
-    if ledger.run["method"] != "drop" or wanted_size(ledger) == 0:
+    if ledger.run["method"] != "drop" or not wanted_sizes(ledger)[chosen].any():
         return None, "nothing was drawn from the weights"
     layer, worst = int(ledger.layers[chosen]), 0.0
     for expert in range(ledger.experts):

@@ -12,7 +12,7 @@ import matplotlib.pyplot as plt  # noqa: E402
 import numpy as np  # noqa: E402
 from matplotlib.ticker import MaxNLocator  # noqa: E402
 
-from checks import overlap_sigma, wanted_size  # noqa: E402
+from checks import expected_overlap, overlap_sigma  # noqa: E402
 from ledger import KINDS, dense_matrix  # noqa: E402
 
 BLUE, ORANGE, GREEN, GREY = "#3465a4", "#d9730d", "#4e8a3e", "#888a85"
@@ -51,7 +51,7 @@ def beside(axis):
 
 
 def overlap(ledger, chosen):
-    expected = 1 - wanted_size(ledger) / ledger.run["neurons"]
+    expected, band = expected_overlap(ledger), 3 * overlap_sigma(ledger)
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.6), width_ratios=(1, 1.7))
     drawn = left.imshow(ledger.overlap[chosen], vmin=0, vmax=1, cmap="Blues")
     left.set(title="layer %d" % ledger.layers[chosen], xlabel="expert", ylabel="expert")
@@ -60,9 +60,12 @@ def overlap(ledger, chosen):
     figure.colorbar(drawn, ax=left, label="share of kept neurons")
     off = ledger.overlap[:, ~np.eye(ledger.experts, dtype=bool)]
     x = np.arange(len(ledger.layers))
-    band = 3 * overlap_sigma(ledger)
-    right.axhspan(expected - band, expected + band, color=ORANGE, alpha=0.15, label="3 sigma of chance")
-    right.axhline(expected, color=ORANGE, label="expected 1 - r = %.3f" % expected)
+    if len(x) == 1 or np.ptp(expected) == 0:
+        right.axhspan(expected[0] - band[0], expected[0] + band[0], color=ORANGE, alpha=0.15, label="3 sigma of chance")
+        right.axhline(expected[0], color=ORANGE, label="expected 1 - r = %.3f" % expected[0])
+    else:
+        right.fill_between(x, expected - band, expected + band, color=ORANGE, alpha=0.15, label="3 sigma of chance")
+        right.plot(x, expected, color=ORANGE, label="expected 1 - r")
     if off.size:
         right.plot(np.repeat(x, off.shape[1]), off.ravel(), ".", color=BLUE, ms=3, alpha=0.5, label="a pair of experts")
     right.set(title="all pairs, by layer", xlabel="layer", ylabel="overlap")

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from checks import wanted_size
+from checks import expected_overlap, wanted_sizes
 from ledger import KINDS
 from pictures import SAMPLE, escape
 
@@ -52,9 +52,9 @@ def cosine_row(ledger, weights, i):
     what = "cosine of two experts, layer %d" % ledger.layers[i]
     if not comparable(ledger):
         return what, "-", "experts are not made of the same neurons in the same places"
-    r = wanted_size(ledger) / ledger.run["neurons"]
-    known = ledger.run["method"] in ("drop", "naive")
-    expected = "(1 - r)^2 = %.4f" % ((1 - r) ** 2) if known else "-"
+    r = wanted_sizes(ledger)[i] / ledger.run["neurons"]
+    known = ledger.run["method"] in ("drop", "naive") and np.ptp(r) == 0
+    expected = "(1 - r)^2 = %.4f" % ((1 - r[0]) ** 2) if known else "-"
     if weights is None:
         return what, expected, "no weights that this reads"
     found = cosines(ledger, weights, i)
@@ -62,12 +62,13 @@ def cosine_row(ledger, weights, i):
 
 
 def expectations(ledger, weights, chosen):
-    size, n = wanted_size(ledger), ledger.run["neurons"]
+    kept, shared = span(1 - wanted_sizes(ledger) / ledger.run["neurons"]), span(expected_overlap(ledger))
+    n = ledger.run["neurons"]
     changed = ledger.selected if not ledger.of_mixture else ledger.selected[ledger.selected > 0]
-    rows = [("share of neurons kept", "%.4f" % (1 - size / n), span(1 - changed / n))]
+    rows = [("share of neurons kept", kept, span(1 - changed / n))]
     off = ledger.overlap[:, ~np.eye(ledger.experts, dtype=bool)]
     if off.size and comparable(ledger):
-        rows.append(("overlap of what two experts keep", "1 - r = %.4f" % (1 - size / n), "%s, mean %.4f" % (span(off), off.mean())))
+        rows.append(("overlap of what two experts keep", "1 - r = " + shared, "%s, mean %.4f" % (span(off), off.mean())))
     rows += [cosine_row(ledger, weights, i) for i in chosen]
     if ledger.run["router"] == "uniform":
         rows.append(("spread of the routers", "0.0200", span(ledger.router["std"])))
