@@ -169,6 +169,25 @@ mgr_stack mgr_layer_key_stack(uint32_t key);
 uint32_t mgr_layer_key_layer(uint32_t key);
 /* Does `layer` have experts? */
 bool mgr_model_is_moe(const mgr_model *model, uint64_t layer);
+/* What a layer computes with between its norms: its dense FFN, or the experts that its router
+ * chooses from and beside them a shared one. What depends on an FFN asks here, of the layer. */
+typedef enum mgr_ffn_kind {
+    MGR_FFN_DENSE,
+    MGR_FFN_ROUTED,
+    MGR_FFN_SHARED,
+    MGR_FFN_KINDS
+} mgr_ffn_kind;
+
+typedef struct mgr_ffn {
+    mgr_ffn_kind kind;
+    uint64_t count, width; /* how many of this width, in neurons */
+} mgr_ffn;
+
+/* The FFNs of `layer`, into the caller's array; returns how many entries. Pure. */
+size_t mgr_model_ffns(const mgr_model *model, uint64_t layer, mgr_ffn out[MGR_FFN_KINDS]);
+/* Width of those of one kind; 0 where the layer has none. Pure. */
+uint64_t mgr_model_ffn_width(const mgr_model *model, uint64_t layer, mgr_ffn_kind kind);
+
 /* Give `layer` of a mixture of experts a dense FFN. */
 void mgr_model_set_dense(mgr_model *model, uint64_t layer);
 /* Layers that have experts. */

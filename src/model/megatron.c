@@ -381,10 +381,11 @@ static int router(const place *p, mgr_err *err)
 static int shared_expert(place *p, mgr_err *err)
 {
     const mgr_model *const m = p->model;
-    const split s = {p->mg->tensor_parallel, p->tp, p->copy_of_part, m->shared_ffn, true};
+    const uint64_t width = mgr_model_ffn_width(m, p->layer, MGR_FFN_SHARED);
+    const split s = {p->mg->tensor_parallel, p->tp, p->copy_of_part, width, true};
     static const char *const states[] = {MCORE "mlp.shared_experts.linear_fc1._extra_state",
                                          MCORE "mlp.shared_experts.linear_fc2._extra_state"};
-    if (!m->shared_ffn)
+    if (width == 0)
         return MGR_OK;
     MGR_TRY(ffn(p, shared_fc1_names, shared_fc2_names, &s, err));
     if (m->shared_switch)
@@ -399,7 +400,8 @@ static int experts(place *p, mgr_err *err)
     const mgr_megatron *const mg = p->mg;
     const uint32_t here = (uint32_t)m->experts / mg->expert_parallel;
     const split s = {mg->expert_tensor_parallel, p->tp % mg->expert_tensor_parallel,
-                     p->copy_of_expert_part, mgr_model_expert_ffn(m), false};
+                     p->copy_of_expert_part, mgr_model_ffn_width(m, p->layer, MGR_FFN_ROUTED),
+                     false};
     MGR_TRY(router(p, err));
     MGR_TRY(shared_expert(p, err));
     if (are_old_grouped(p))
@@ -472,7 +474,8 @@ static int layer_objects(place *p, mgr_err *err)
 static int decoder_layer(place *p, mgr_err *err)
 {
     const mgr_model *const m = p->model;
-    const split dense = {p->mg->tensor_parallel, p->tp, p->copy_of_part, m->ffn, false};
+    const split dense = {p->mg->tensor_parallel, p->tp, p->copy_of_part,
+                         mgr_model_ffn_width(m, p->layer, MGR_FFN_DENSE), false};
     const bool moe = mgr_model_is_moe(m, p->layer);
     MGR_TRY(attention(p, &dense, err));
     MGR_TRY(norm(p, MGR_ROLE_MLP_NORM, MGR_ROLE_MLP_NORM_BIAS,

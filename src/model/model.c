@@ -175,6 +175,27 @@ bool mgr_model_is_moe(const mgr_model *m, uint64_t layer)
            !(m->dense_layers[layer / 8] >> layer % 8 & 1);
 }
 
+size_t mgr_model_ffns(const mgr_model *m, uint64_t layer, mgr_ffn out[MGR_FFN_KINDS])
+{
+    if (!mgr_model_is_moe(m, layer)) {
+        out[0] = (mgr_ffn){MGR_FFN_DENSE, 1, m->ffn};
+        return 1;
+    }
+    out[0] = (mgr_ffn){MGR_FFN_ROUTED, m->experts, mgr_model_expert_ffn(m)};
+    out[1] = (mgr_ffn){MGR_FFN_SHARED, 1, m->shared_ffn};
+    return m->shared_ffn ? 2 : 1;
+}
+
+uint64_t mgr_model_ffn_width(const mgr_model *m, uint64_t layer, mgr_ffn_kind kind)
+{
+    mgr_ffn ffns[MGR_FFN_KINDS];
+    const size_t n = mgr_model_ffns(m, layer, ffns);
+    for (size_t i = 0; i < n; i++)
+        if (ffns[i].kind == kind)
+            return ffns[i].width;
+    return 0;
+}
+
 void mgr_model_set_dense(mgr_model *m, uint64_t layer)
 {
     m->dense_layers[layer / 8] |= (uint8_t)(1u << layer % 8);
@@ -319,7 +340,7 @@ static unsigned features_of(const mgr_model *m, bool moe)
            (m->ffns_only ? 0u : WHOLE);
 }
 
-static uint64_t size_of(const mgr_model *m, extent of, uint32_t expert)
+static uint64_t size_of(const mgr_model *m, extent of, uint32_t layer, uint32_t expert)
 {
     switch (of) {
     case NONE:
@@ -337,13 +358,13 @@ static uint64_t size_of(const mgr_model *m, extent of, uint32_t expert)
     case K_NORM_WIDTH:
         return m->head_dim * (m->qk_norm_full ? m->kv_groups : 1);
     case INNER:
-        return expert == MGR_NONE ? m->ffn : mgr_model_expert_ffn(m);
+        return mgr_model_ffn_width(m, layer, expert == MGR_NONE ? MGR_FFN_DENSE : MGR_FFN_ROUTED);
     case EXPERTS:
         return m->experts;
     case POSITIONS:
         return m->max_positions;
     case SHARED:
-        return m->shared_ffn;
+        return mgr_model_ffn_width(m, layer, MGR_FFN_SHARED);
     case ONE:
         return 1;
     }
@@ -375,8 +396,8 @@ static void add(mgr_tensors *ts, const role_info *info, uint32_t layer, uint32_t
         .layer = layer,
         .expert = expert,
         .ndim = info->cols == NONE ? 1 : 2,
-        .rows = size_of(m, info->rows, expert),
-        .cols = size_of(m, info->cols, expert),
+        .rows = size_of(m, info->rows, layer, expert),
+        .cols = size_of(m, info->cols, layer, expert),
         .bundle = ts->n - (info->role == MGR_ROLE_K   ? 1
                            : info->role == MGR_ROLE_V ? 2
                                                       : 0),
@@ -399,13 +420,16 @@ static void add_place(mgr_tensors *ts, place where, uint32_t layer, uint32_t exp
 
 static void add_layer(mgr_tensors *ts, uint32_t layer)
 {
+    mgr_ffn ffns[MGR_FFN_KINDS];
+    const size_t n = mgr_model_ffns(&ts->model, layer, ffns);
     ts->first_of_layer[layer] = ts->n;
-    add_place(ts, LAYER, layer, MGR_NONE);
-    if (!mgr_model_is_moe(&ts->model, layer))
-        add_place(ts, FFN, layer, MGR_NONE);
-    else
-        for (uint32_t e = 0; e < ts->model.experts; e++)
+    add_place(ts, LAYER, layer, MGR_NONE); /* the shared one's tensors are the layer's own */
+    for (size_t i = 0; i < n; i++) {
+        if (ffns[i].kind == MGR_FFN_DENSE)
+            add_place(ts, FFN, layer, MGR_NONE);
+        for (uint32_t e = 0; ffns[i].kind == MGR_FFN_ROUTED && e < ffns[i].count; e++)
             add_place(ts, FFN, layer, e);
+    }
 }
 
 static mgr_layer_index index_of(const mgr_model *m, bool moe)

@@ -82,6 +82,22 @@ static void check_refused(void)
 }
 
 /* Each stack by itself, and what it is called in random streams. */
+/* Each layer has its own list: dense, or experts, and beside them the shared one. */
+static void check_ffns(void)
+{
+    mgr_model m = {.layers = 2, .ffn = 96, .experts = 4, .expert_ffn = 16, .shared_ffn = 32};
+    mgr_ffn ffns[MGR_FFN_KINDS];
+    mgr_model_set_dense(&m, 0);
+    CHECK(mgr_model_ffns(&m, 0, ffns) == 1);
+    CHECK(ffns[0].kind == MGR_FFN_DENSE && ffns[0].count == 1 && ffns[0].width == 96);
+    CHECK(mgr_model_ffns(&m, 1, ffns) == 2);
+    CHECK(ffns[0].kind == MGR_FFN_ROUTED && ffns[0].count == 4 && ffns[0].width == 16);
+    CHECK(ffns[1].kind == MGR_FFN_SHARED && ffns[1].count == 1 && ffns[1].width == 32);
+    CHECK(mgr_model_ffn_width(&m, 0, MGR_FFN_ROUTED) == 0);
+    CHECK(mgr_model_ffn_width(&m, 1, MGR_FFN_DENSE) == 0);
+    CHECK(mgr_model_ffn_width(&m, 1, MGR_FFN_SHARED) == 32);
+}
+
 static void check_stacks(void)
 {
     mgr_model m = {.layers = 7, .encoder_layers = 3, .experts = 2};
@@ -103,6 +119,7 @@ static void check_stacks(void)
 
 int main(void)
 {
+    check_ffns();
     check_stacks();
     check_taken();
     check_refused();
