@@ -82,6 +82,9 @@ static const mgr_key upcycle[] = {
     MGR_ROW_TEXT("upcycle.experts_from", upcycle.experts_from, "",
                  "of a mixture as the source: which of its experts the target has, such as 0-3,7; "
                  "empty: all of them, as often as 'upcycle.experts' takes"),
+    MGR_ROW_TEXT("upcycle.layers_from", upcycle.layers_from, "",
+                 "which layers of the source the target has, such as 0-3,2-5, or times 2: each so "
+                 "often, one behind the other; empty: each once"),
     MGR_ROW_UINT("upcycle.seed", upcycle.seed, "1234", 0, MGR_MOST_U64,
                  "seed of all random numbers"),
     MGR_ROW_BOOL("upcycle.shuffle", upcycle.shuffle, "false",

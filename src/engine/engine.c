@@ -172,7 +172,8 @@ static int note_moments(mgr_engine *e, mgr_err *err)
         const mgr_moment *const dense = &s->source_moment[matrix];
         if (!job->recipe.from)
             MGR_TRY(note_moment(e, MGR_NOTE_SOURCE_MOMENT,
-                                mgr_tensors_find(&job->source.tensors, role, s->layer, MGR_NONE),
+                                mgr_tensors_find(&job->source.tensors, role,
+                                                 mgr_layer_from(job, s->layer), MGR_NONE),
                                 dense->mean, dense->std, err));
         for (uint32_t x = 0; x < job->target.tensors.model.experts; x++)
             MGR_TRY(note_moment(e, MGR_NOTE_TARGET_MOMENT,
@@ -195,7 +196,7 @@ static int make_expert(mgr_engine *e, const mgr_group *group, uint32_t target,
     const mgr_job *const job = e->job;
     const mgr_tensor *const t = &job->target.tensors.list[target];
     const mgr_sums *const sums =
-        e->sums ? e->sums + (t->layer - group->layer) * layer_sums(job) : NULL;
+        e->sums ? e->sums + (mgr_layer_from(job, t->layer) - group->layer) * layer_sums(job) : NULL;
     if (e->selection->layer != t->layer) {
         MGR_TRY(mgr_selection_set(e->selection, job, t->layer, sums, err));
         MGR_TRY(note_moments(e, err));

@@ -150,6 +150,12 @@ int mgr_engine_check_drawn(const mgr_engine *engine, uint32_t target, uint64_t r
 /* What the notes among the sorted extents say of the source's values, as remarks. Local. */
 int mgr_say_values(mgr_job *job, const mgr_extents *written, mgr_err *err) MGR_NODISCARD;
 
+/* The layer of the source that a layer of the target is made of. */
+static inline uint32_t mgr_layer_from(const mgr_job *job, uint32_t layer)
+{
+    return job->layers_from && layer != MGR_NONE ? job->layers_from[layer] : layer;
+}
+
 /* The matrices of an FFN are roles in a row. */
 static inline mgr_matrix mgr_matrix_of(mgr_role role)
 {

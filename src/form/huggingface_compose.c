@@ -165,6 +165,15 @@ static void want_window(const composition *c)
         json_object_set_new(c->derived, "sliding_window", json_null());
 }
 
+/* Other layers than the source has are listed anew. */
+static void want_layers(const composition *c)
+{
+    const json_t *const types = json_object_get(c->base, "layer_types");
+    if (types && json_array_size(types) != c->model->layers)
+        mgr_huggingface_window_layers(c->derived, c->model,
+                                      json_object_get(c->base, "max_window_layers"));
+}
+
 /* A token's id: what the user says, else what the source's field says, else the tokenizer's. */
 static void want_token(const composition *c, const char *key, int64_t said, int64_t found)
 {
@@ -186,6 +195,7 @@ static void want(const composition *c, const mgr_tokenizer_facts *tokens)
     if (c->model->experts)
         want_too(c, "num_experts", "num_local_experts");
     want_window(c);
+    want_layers(c);
     if (scaling && !json_object_get(c->derived, "rope_scaling") && !is_plain_rope(scaling))
         json_object_set_new(c->derived, "rope_scaling", json_null());
     want_token(c, "bos_token_id", config->model.bos_token_id,

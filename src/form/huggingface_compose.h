@@ -21,5 +21,7 @@ int mgr_huggingface_compose(const mgr_output *out, const mgr_tokenizer_facts *to
  * `class` computes `model`. The caller's to decref; NULL without memory. */
 json_t *mgr_huggingface_derived(const mgr_model *model, mgr_hf_class class, mgr_dtype dtype);
 json_t *mgr_huggingface_defaults(const mgr_model *model, mgr_hf_class class);
+/* layer_types, and max_window_layers if `first_too`. */
+void mgr_huggingface_window_layers(json_t *object, const mgr_model *model, bool first_too);
 
 #endif

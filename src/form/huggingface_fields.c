@@ -267,7 +267,7 @@ static json_t *window_of(const mgr_model *m)
 }
 
 /* layer_types decides, and max_window_layers where there is none. */
-static void add_window_layers(json_t *object, const mgr_model *m, const mgr_hf_family *f)
+void mgr_huggingface_window_layers(json_t *object, const mgr_model *m, bool first_too)
 {
     json_t *const types = json_array();
     uint64_t first = m->layers;
@@ -278,7 +278,7 @@ static void add_window_layers(json_t *object, const mgr_model *m, const mgr_hf_f
                               json_string(slides ? "sliding_attention" : "full_attention"));
     }
     json_object_set_new(object, "layer_types", types);
-    if (f->first_window)
+    if (first_too)
         json_object_set_new(object, "max_window_layers", json_integer((json_int_t)first));
 }
 
@@ -301,6 +301,6 @@ json_t *mgr_huggingface_defaults(const mgr_model *m, mgr_hf_class class)
     if (f->keys & MGR_HF_KEY_WINDOW_SWITCH)
         json_object_set_new(object, "use_sliding_window", json_boolean(m->window));
     if (f->keys & MGR_HF_KEY_WINDOW_LAYERS && m->window)
-        add_window_layers(object, m, f);
+        mgr_huggingface_window_layers(object, m, f->first_window);
     return object;
 }

@@ -25,6 +25,17 @@ struct mgr_upcycler {
 
 static const char *const matrix_names[MGR_MATRIX_COUNT] = {"gate", "up", "down"};
 
+/* Keys that are about a model's layers. */
+static int check_keys(const mgr_config *c, mgr_err *err)
+{
+    static const char *const keys[] = {"upcycle.layer_ratio", "upcycle.matrix_ratio",
+                                       "upcycle.layers_from", "upcycle.lists_file"};
+    for (size_t i = 0; i < sizeof keys / sizeof keys[0]; i++)
+        if (mgr_config_place(c, keys[i]))
+            return mgr_config_fail(c, keys[i], err, "'%s' is for a model", keys[i]);
+    return MGR_OK;
+}
+
 static int check(const mgr_job *job, bool gated, mgr_err *err)
 {
     const mgr_config *const c = &job->config;
@@ -36,6 +47,7 @@ static int check(const mgr_job *job, bool gated, mgr_err *err)
                                "method '%s' does not make experts of one FFN", job->method->name);
     if (job->router.kind == MGR_ROUTER_FILE)
         return mgr_config_fail(c, "upcycle.router", err, "'upcycle.router: file' is for a model");
+    MGR_TRY(check_keys(c, err));
     if (!gated && strcmp(c->upcycle.scale, "published") == 0)
         return mgr_config_fail(c, "upcycle.scale", err,
                                "'upcycle.scale: published' of an FFN without a gate is by its "

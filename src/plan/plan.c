@@ -143,8 +143,10 @@ static int cut_bundle(mgr_plan *plan, const mgr_plan_request *r, uint32_t first,
 
 static bool has_experts(const mgr_plan *plan, const mgr_plan_request *r, uint32_t source)
 {
-    const uint32_t k = plan->first_target[source];
-    return k < plan->first_target[source + 1] && r->defines[plan->targets[k]].op == MGR_OP_EXPERT;
+    for (uint32_t k = plan->first_target[source]; k < plan->first_target[source + 1]; k++)
+        if (r->defines[plan->targets[k]].op == MGR_OP_EXPERT)
+            return true;
+    return false;
 }
 
 /* What of an FFN a method makes: its matrices and the biases that follow their neurons. */

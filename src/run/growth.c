@@ -1,53 +1,13 @@
 /*
  * A mixture as the source: its experts each as often, or some of them.
  */
-#include <ctype.h>
-#include <stdlib.h>
 #include <string.h>
 
 #include "core/mem.h"
 #include "run/branches.h"
 #include "run/recipe.h"
 
-/* "0-3, 7" */
-typedef struct list {
-    uint32_t *out; /* NULL: only count */
-    uint64_t n;
-} list;
-
-static bool number(const char **at, uint64_t *out)
-{
-    char *end = NULL;
-    while (**at == ' ')
-        (*at)++;
-    if (!isdigit((unsigned char)**at))
-        return false;
-    *out = strtoull(*at, &end, 10);
-    *at = end;
-    while (**at == ' ')
-        (*at)++;
-    return *out < UINT32_MAX;
-}
-
-static bool parse(const char *text, uint64_t experts, uint64_t most, list *into)
-{
-    const char *at = text;
-    for (;; at++) {
-        uint64_t first, last;
-        if (!number(&at, &first))
-            return false;
-        last = first;
-        if (*at == '-' && (at++, !number(&at, &last)))
-            return false;
-        if (last < first || last >= experts || into->n + (last - first) >= most)
-            return false;
-        for (uint64_t e = first; e <= last; e++, into->n++)
-            if (into->out)
-                into->out[into->n] = (uint32_t)e;
-        if (*at != ',')
-            return *at == '\0';
-    }
-}
+#define MOST_EXPERTS 65536
 
 /* What is about cutting a dense FFN, or about layers that have none. */
 static int refuse_dense_keys(const mgr_config *c, uint64_t experts, mgr_err *err)
@@ -78,23 +38,22 @@ int mgr_experts_list(mgr_job *job, uint64_t sources, uint32_t **out, mgr_err *er
 {
     mgr_config *const c = &job->config;
     const char *const text = c->upcycle.experts_from;
-    list found = {0};
+    const uint64_t n = mgr_number_list(text, sources, MOST_EXPERTS, NULL);
     uint32_t *from;
-    if (!parse(text, sources, 65536, &found))
+    if (n == 0)
         return mgr_config_fail(c, "upcycle.experts_from", err,
                                "'upcycle.experts_from' is '%s', must be numbers below %llu and "
                                "ranges of them, such as 0-3,7",
                                text, (unsigned long long)sources);
     if (!mgr_config_place(c, "upcycle.experts"))
-        c->upcycle.experts = found.n;
-    if (c->upcycle.experts != found.n)
+        c->upcycle.experts = n;
+    if (c->upcycle.experts != n)
         return mgr_config_fail(c, "upcycle.experts_from", err,
                                "'upcycle.experts_from' names %llu experts, 'upcycle.experts' is "
                                "%llu",
-                               (unsigned long long)found.n, (unsigned long long)c->upcycle.experts);
-    MGR_TRY(mgr_arena_alloc(&job->arena, &from, found.n * sizeof *from, err));
-    found = (list){.out = from};
-    parse(text, sources, 65536, &found);
+                               (unsigned long long)n, (unsigned long long)c->upcycle.experts);
+    MGR_TRY(mgr_arena_alloc(&job->arena, &from, n * sizeof *from, err));
+    mgr_number_list(text, sources, MOST_EXPERTS, from);
     *out = from;
     return MGR_OK;
 }
@@ -111,8 +70,11 @@ static int take_all(mgr_job *job, uint64_t sources, mgr_err *err)
 {
     mgr_config *const c = &job->config;
     uint32_t *from;
+    const uint64_t least = job->layers_from ? sources : 2 * sources; /* one each is enough there */
+    if (job->layers_from && !mgr_config_place(c, "upcycle.experts"))
+        c->upcycle.experts = sources;
     const uint64_t n = c->upcycle.experts;
-    if (!mgr_config_place(c, "upcycle.experts") || n <= sources || n % sources != 0) {
+    if (n < least || n % sources != 0) {
         mgr_config_fail(c, "upcycle.experts", err,
                         "the source is a mixture of %llu experts already, and 'upcycle.experts' "
                         "%llu%s is not two or more times that",

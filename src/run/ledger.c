@@ -287,7 +287,8 @@ static void settled_of(const ledger *l, mgr_role role, uint32_t layer, uint32_t 
 {
     const mgr_job *const job = l->job;
     const mgr_side *const side = expert == MGR_NONE ? &job->source : &job->target;
-    const uint32_t t = mgr_tensors_find(&side->tensors, role, layer, expert);
+    const uint32_t of = expert == MGR_NONE ? mgr_layer_from(job, layer) : layer;
+    const uint32_t t = mgr_tensors_find(&side->tensors, role, of, expert);
     *crc = 0;
     *moment = (mgr_moment){NAN, NAN};
     if (t == MGR_NONE)

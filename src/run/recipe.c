@@ -107,7 +107,7 @@ static int count_selected(mgr_job *job, mgr_err *err)
 {
     const mgr_config *const c = &job->config;
     mgr_recipe *const r = &job->recipe;
-    const uint64_t layers = mgr_model_stack_layers(&job->source.tensors.model, MGR_STACK_DECODER);
+    const uint64_t layers = mgr_target_layers(job);
     uint32_t *counts;
     MGR_TRY(check_ratios(job, err));
     MGR_TRY(mgr_arena_alloc(&job->arena, &counts, layers * MGR_MATRIX_COUNT * sizeof *counts, err));
@@ -165,6 +165,7 @@ int mgr_run_recipe(mgr_job *job, mgr_err *err)
     if (!job->method)
         return MGR_OK;
     MGR_TRY(width_of(c, source, &width, err));
+    MGR_TRY(mgr_run_layers(job, err));
     const bool selects = job->method->needs_selection;
     job->recipe = (mgr_recipe){
         .seed = c->upcycle.seed,
@@ -225,6 +226,8 @@ int mgr_run_model(const mgr_job *job, mgr_model *model, mgr_err *err)
     *model = job->source.tensors.model;
     if (!job->method)
         return MGR_OK;
+    if (job->layers_from)
+        mgr_layers_of(job, model);
     model->experts = c->upcycle.experts;
     model->expert_ffn = job->recipe.width;
     model->top_k = c->upcycle.top_k;

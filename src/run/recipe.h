@@ -13,6 +13,19 @@
  * them as often as it takes, or a list. Local. */
 int mgr_run_growth(mgr_job *job, mgr_err *err) MGR_NODISCARD;
 
+/* 'upcycle.layers_from' into job->layers_from. Local. */
+int mgr_run_layers(mgr_job *job, mgr_err *err) MGR_NODISCARD;
+
+/* What `model` has in its layers, in those of the target. Pure. */
+void mgr_layers_of(const mgr_job *job, mgr_model *model);
+
+/* Layers of the decoder, or of all that is one stack, that the target has. Pure. */
+uint64_t mgr_target_layers(const mgr_job *job);
+
+/* Numbers below `below` and ranges of them, "0-3,7", at most `most`: into out, which may be NULL;
+ * how many, or 0 for another text. Pure. */
+uint64_t mgr_number_list(const char *text, uint64_t below, uint64_t most, uint32_t *out);
+
 /* What `method: from-scratch` draws from, into job and job->config. Local. */
 int mgr_run_scratch(mgr_job *job, mgr_err *err) MGR_NODISCARD;
 

@@ -135,6 +135,10 @@ static void print_method(const mgr_job *job)
                         job->redraw_centred ? "0" : "of what is replaced",
                         job->redraw_std > 0 ? std : "of what is replaced");
     print_mixture(job);
+    if (job->layers_from)
+        mgr_report_line("", "%u layers, made of the source's %llu: %s", job->n_layers,
+                        (unsigned long long)job->source.tensors.model.layers,
+                        c->upcycle.layers_from);
     mgr_report_line("step 0", "%s", mgr_step_zero_of(job).text);
 }
 

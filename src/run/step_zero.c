@@ -151,6 +151,9 @@ mgr_step_zero mgr_step_zero_of(const mgr_job *job)
     char neurons[60];
     if (job->method->draws_all)
         return not_identical("every weight is drawn anew");
+    if (job->layers_from)
+        return not_identical("the layers are other ones than the source's, '%s' of it",
+                             job->config.upcycle.layers_from);
     if (job->n_branches)
         return not_identical("the experts are those of %u models", job->n_branches);
     if (r->from)

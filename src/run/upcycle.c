@@ -268,16 +268,17 @@ static mgr_define define_of_mixture(const mgr_job *job, const mgr_tensor *t)
 {
     const mgr_tensors *const from = &job->source.tensors;
     const bool kept = job->router.kind == MGR_ROUTER_SOURCE;
+    const uint32_t layer = mgr_layer_from(job, t->layer);
     if (t->role == MGR_ROLE_ROUTER && !kept)
         return (mgr_define){MGR_OP_ROUTER, MGR_NONE};
     if (t->role == MGR_ROLE_ROUTER || t->role == MGR_ROLE_ROUTER_BIAS ||
         t->role == MGR_ROLE_SELECTION_BIAS)
-        return kept ? (mgr_define){MGR_OP_ROWS, mgr_tensors_find(from, t->role, t->layer, MGR_NONE)}
+        return kept ? (mgr_define){MGR_OP_ROWS, mgr_tensors_find(from, t->role, layer, MGR_NONE)}
                     : (mgr_define){MGR_OP_ZERO, MGR_NONE};
     if (t->expert == MGR_NONE)
-        return (mgr_define){MGR_OP_COPY, mgr_tensors_find(from, t->role, t->layer, MGR_NONE)};
+        return (mgr_define){MGR_OP_COPY, mgr_tensors_find(from, t->role, layer, MGR_NONE)};
     return (mgr_define){t->role != MGR_ROLE_DOWN_BIAS ? MGR_OP_EXPERT : MGR_OP_COPY,
-                        mgr_tensors_find(from, t->role, t->layer, job->recipe.from[t->expert])};
+                        mgr_tensors_find(from, t->role, layer, job->recipe.from[t->expert])};
 }
 
 /* Is what several sources have each and the target once their mean? */
@@ -301,6 +302,7 @@ static mgr_define define_drawn(const mgr_tensor *t)
 static mgr_define define(const mgr_job *job, const mgr_tensor *t)
 {
     const mgr_tensors *const from = &job->source.tensors;
+    const uint32_t layer = mgr_layer_from(job, t->layer);
     if (!job->method || t->opaque)
         return (mgr_define){MGR_OP_COPY, mgr_tensors_match(from, t)};
     if (job->method->draws_all)
@@ -315,10 +317,10 @@ static mgr_define define(const mgr_job *job, const mgr_tensor *t)
     const bool of_neurons = t->role != MGR_ROLE_DOWN_BIAS; /* that bias is the same for all */
     if (t->expert == MGR_NONE)
         return (mgr_define){has_mean(job) ? MGR_OP_AVERAGE : MGR_OP_COPY,
-                            mgr_tensors_find(from, t->role, t->layer, MGR_NONE)};
+                            mgr_tensors_find(from, t->role, layer, MGR_NONE)};
     const uint32_t ffn = job->recipe.from ? job->recipe.from[t->expert] : 0;
     return (mgr_define){of_neurons ? MGR_OP_EXPERT : MGR_OP_COPY,
-                        mgr_tensors_ffn(from, t->role, t->layer, ffn)};
+                        mgr_tensors_ffn(from, t->role, layer, ffn)};
 }
 
 static int define_targets(mgr_job *job, mgr_err *err)

@@ -63,12 +63,16 @@ static int place_files(mgr_job *job, mgr_err *err)
     return MGR_OK;
 }
 
-/* Is it an expert that was not asked for, or the router of a mixture that gets another one? */
+/* Is it an expert or a layer that was not asked for, or the router of a mixture that gets another
+ * one? */
 static bool is_left_out(const mgr_job *job, const mgr_tensor *t)
 {
     const bool router = t->role == MGR_ROLE_ROUTER || t->role == MGR_ROLE_ROUTER_BIAS ||
                         t->role == MGR_ROLE_SELECTION_BIAS;
-    return job->recipe.from && (router || t->expert != MGR_NONE);
+    bool used = !job->layers_from || t->layer == MGR_NONE;
+    for (uint32_t l = 0; !used && l < job->n_layers; l++)
+        used = job->layers_from[l] == t->layer;
+    return !used || (job->recipe.from && (router || t->expert != MGR_NONE));
 }
 
 /* Does it go into a mean, which is defined by the first source's? */
