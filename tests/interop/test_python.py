@@ -3,6 +3,7 @@ upcycles is what the program does. torch is the judge alone."""
 
 import os
 import pathlib
+import re
 import subprocess
 import sys
 
@@ -104,6 +105,22 @@ def test_indices(mgr, dense):
                 tensor[index]
         assert numpy.array_equal(numpy.asarray(tensor, dtype=numpy.float32), expected)
         assert len(list(tensor)) == len(expected)
+
+
+def test_the_page_of_the_documents(mgr, dense, tmp_path, monkeypatch):
+    """The Python of tools/docs/library.md, as it stands there."""
+    blocks = re.findall(r"^```python\n(.*?)^```$", (ROOT / "tools" / "docs" / "library.md").read_text(), re.M | re.S)
+    assert len(blocks) == 4
+    (tmp_path / "dense").symlink_to(dense)
+    monkeypatch.chdir(tmp_path)
+    names = {}
+    for block in blocks:
+        exec(compile(block, "library.md", "exec"), names)
+    with mgr.open("dense") as whole, mgr.open("halved") as half:
+        for name in whole:
+            factor = 0.5 if name.endswith("norm.weight") else 1
+            assert numpy.array_equal(half[name][:], whole[name][:] * whole[name].dtype.type(factor)), name
+    assert len(names["layer"].experts) == 8
 
 
 def test_types_of_all_kinds(mgr, tmp_path):

@@ -157,7 +157,7 @@ lint_man() {
 
 lint_options() {
     local tool option failed=0 seen=0
-    for tool in mgr-upcycle mgr-inspect mgr-verify mgr-synth mgr-bench; do
+    for tool in mgr-upcycle mgr-inspect mgr-verify mgr-synth mgr-bench mgr-card; do
         [ -x "$build/bin/$tool" ] || continue
         seen=1
         for option in $("$build/bin/$tool" --help | grep -oE -- '--[a-z][a-z-]*' | sort -u); do
