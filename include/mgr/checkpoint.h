@@ -161,7 +161,8 @@ int mgr_checkpoint_writer_run(mgr_checkpoint_writer *writer, mgr_checkpoint_rows
 typedef struct mgr_upcycler mgr_upcycler;
 
 /* Make experts as the section `upcycle` of `settings` says, with the values that mgr-upcycle gives
- * them, of FFNs with `ffn` neurons; without a gate if not `gated`. Close it with
+ * them, of FFNs with `ffn` neurons; without a gate if not `gated`. A key that needs the number of
+ * layers takes it from "model: {num_layers: N}". Close it with
  * mgr_upcycler_close. Errors: MGR_ERR_CONFIG, MGR_ERR_USAGE, MGR_ERR_NOMEM. */
 int mgr_upcycler_open(const char *settings, uint64_t hidden, uint64_t ffn, bool gated,
                       mgr_upcycler **out, mgr_err *err) MGR_NODISCARD;

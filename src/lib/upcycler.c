@@ -28,11 +28,18 @@ static const char *const matrix_names[MGR_MATRIX_COUNT] = {"gate", "up", "down"}
 /* Keys that are about a model's layers. */
 static int check_keys(const mgr_config *c, mgr_err *err)
 {
-    static const char *const keys[] = {"upcycle.layer_ratio", "upcycle.matrix_ratio",
-                                       "upcycle.layers_from", "upcycle.lists_file"};
+    static const char *const keys[] = {"upcycle.layers_from", "upcycle.lists_file"};
     for (size_t i = 0; i < sizeof keys / sizeof keys[0]; i++)
         if (mgr_config_place(c, keys[i]))
             return mgr_config_fail(c, keys[i], err, "'%s' is for a model", keys[i]);
+    if (c->upcycle.layer_ratio[0] && !c->model.num_layers) {
+        mgr_config_fail(c, "upcycle.layer_ratio", err,
+                        "'upcycle.layer_ratio' is for a number of layers, which nothing says");
+        return mgr_hint(err, "set 'model.num_layers'");
+    }
+    if (c->model.num_layers > MGR_MAX_LAYERS)
+        return mgr_config_fail(c, "model.num_layers", err, "a model has at most %d layers",
+                               MGR_MAX_LAYERS);
     return MGR_OK;
 }
 
@@ -69,7 +76,7 @@ static int set_up(mgr_upcycler *u, const char *settings, uint64_t hidden, uint64
     MGR_TRY(check(job, u->gated, err));
     m->hidden = hidden;
     m->ffn = ffn;
-    m->layers = 1;
+    m->layers = job->config.model.num_layers ? job->config.model.num_layers : MGR_MAX_LAYERS;
     m->activation = u->gated ? MGR_ACTIVATION_SWIGLU : MGR_ACTIVATION_GELU;
     MGR_TRY(mgr_run_recipe(job, err));
     job->target.tensors.model = *m;
@@ -162,7 +169,10 @@ int mgr_upcycler_layer(mgr_upcycler *u, uint32_t layer, mgr_dtype dtype, const v
                        const void *up, const void *down, mgr_err *err)
 {
     u->has_layer = false;
-    if (!mgr_dtype_is_weight(dtype) || !up || !down || !gate != !u->gated || layer == UINT32_MAX)
+    if (layer >= u->job->source.tensors.model.layers)
+        return mgr_fail(err, MGR_ERR_USAGE, "there are %llu layers, and no layer %u",
+                        (unsigned long long)u->job->source.tensors.model.layers, layer);
+    if (!mgr_dtype_is_weight(dtype) || !up || !down || !gate != !u->gated)
         return mgr_fail(err, MGR_ERR_USAGE, "a layer is %s, of bfloat16, float16 or float32",
                         u->gated ? "gate, up and down" : "up and down, and no gate");
     u->layer = layer;

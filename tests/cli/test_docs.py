@@ -79,7 +79,8 @@ class Docs(unittest.TestCase):
         self.assertEqual(known["target"]["bytes"], sum(sizes.values()))
         self.assertEqual(known["target"]["parameters"] * 2, known["target"]["weight_bytes"])
         text = (work / "cards" / "VERIFICATION.md").read_text()
-        for word in ("`mpiexec -n 2 mgr-upcycle moe.yaml`", "48 of the 96 neurons", *sizes):
+        step = json.loads(manifest.read_text())["step_zero"]["text"]
+        for word in ("`mpiexec -n 2 mgr-upcycle moe.yaml`", "| step 0 | %s |" % step, *sizes):
             self.assertIn(word, text)
         self.assertIn("by `drop` with ratio 0.5", (work / "cards" / "MODEL_CARD.md").read_text())
 

@@ -265,6 +265,8 @@ METHODS = {
     "shuffled": {"shuffle": True},
     "naive": {"method": "naive", "ratio": None},
     "noise": {"method": "noise"},
+    "ratios": {"layer_ratio": "0.2 to 0.6", "matrix_ratio": "1, 0.5, 1", "index_sets": "independent", "ratio": None},
+    "law": {"redraw_mean": "zero", "redraw_std": 0.01},
     "slices": {"slices": 2, "router": "virtual-groups", "scale": "exact"},
     "wide": {"expert_width": 80, "cut": "shuffled", "scale": "published", "ratio": 1.0},
 }
@@ -283,14 +285,14 @@ def test_upcycle_is_what_a_run_makes(mgr, dense, tmp_path, name, dtype):
         for layer in range(2):
             prefix = "model.layers.%d.mlp.%%s_proj.weight" % layer
             ffn = [checkpoint[prefix % m][:].astype(kind) for m in ("gate", "up", "down")]
-            made = mgr.upcycle(*ffn, layer=layer, **keys)
+            made = mgr.upcycle(*ffn, layer=layer, layers=2, **keys)
             moe = "model.layers.%d.block_sparse_moe." % layer
             same(made.router, out[moe + "gate.weight"])
             for e, expert in enumerate(made.experts):
                 assert expert.up.dtype == kind
                 for w, matrix in zip(("w1", "w3", "w2"), expert):
                     same(matrix, out[moe + "experts.%d.%s.weight" % (e, w)])
-            other = mgr.upcycle(*ffn, layer=layer, **{**keys, "seed": 100})
+            other = mgr.upcycle(*ffn, layer=layer, layers=2, **{**keys, "seed": 100})
             assert not numpy.array_equal(other.router, made.router)
 
 
@@ -303,6 +305,8 @@ def test_upcycle_refuses(mgr):
         ((up, hot, up.T), {}, "up of layer 0, row 2, column 3"),
         ((up, up, up.T), {"method": "branch-train-mix"}, "does not make experts of one FFN"),
         ((None, up, up.T), {"scale": "published", "slices": 2}, "without a gate"),
+        ((up, up, up.T), {"layer_ratio": "0 to 1"}, "set 'model.num_layers'"),
+        ((up, up, up.T), {"layers": 2, "layer": 2}, "no layer 2"),
         ((up, up, up.T), {"slices": 4}, "does not divide the 6 neurons"),
     ):
         with pytest.raises(mgr.Error, match=words):

@@ -396,11 +396,12 @@ Expert = collections.namedtuple("Expert", "gate up down")
 Layer = collections.namedtuple("Layer", "experts router")
 
 
-def upcycle(gate, up, down, layer=0, **upcycle):
+def upcycle(gate, up, down, layer=0, layers=None, **upcycle):
     """The experts of a layer and its router, as mgr-upcycle makes them.
 
     gate and up [ffn, hidden] and down [hidden, ffn] are float32, float16 or ml_dtypes' bfloat16, and so
-    is what comes back; gate is None in an FFN without one. `layer` is the layer's number in the model.
+    is what comes back; gate is None in an FFN without one. `layer` is the layer's number in the model,
+    and `layers` how many that has, for keys that need it (layer_ratio).
     `upcycle` are the keys of that section: experts, method, ratio, seed, expert_width, scale ...
     """
     arrays = [None if a is None else numpy.ascontiguousarray(a) for a in (gate, up, down)]
@@ -412,7 +413,7 @@ def upcycle(gate, up, down, layer=0, **upcycle):
         raise ValueError("gate is %s, but up is %s" % (list(arrays[0].shape), list(up.shape)))
     ffn, hidden = up.shape
     lib, err, handle = _library(), _Err(rank=-1), ctypes.c_void_p()
-    settings = _settings({"upcycle": upcycle})
+    settings = _settings({"model": {"num_layers": layers or 0}, "upcycle": upcycle})
     _check(
         lib.mgr_upcycler_open(settings, hidden, ffn, gate is not None, ctypes.byref(handle), ctypes.byref(err)), err
     )
