@@ -26,7 +26,8 @@ extern "C" {
 #define MGR_VIRTUAL_OFFSET (UINT64_C(1) << 62)
 
 /* One tensor in a file. Element (i0, i1, ...) lies at byte
- * offset + dtype size * (i0*stride[0] + i1*stride[1] + ...). */
+ * offset + dtype size * (i0*stride[0] + i1*stride[1] + ...). One without axes is a single element;
+ * its shape[0] and stride[0] are 1. */
 typedef struct mgr_stored {
     const char *name; /* borrowed from the catalogue */
     uint32_t file;    /* index into files */

@@ -79,7 +79,9 @@ typedef enum mgr_activation {
     MGR_ACTIVATION_GEGLU,
     MGR_ACTIVATION_GELU,         /* no gate */
     MGR_ACTIVATION_SQUARED_RELU, /* no gate */
-    MGR_ACTIVATION_RELU          /* no gate */
+    MGR_ACTIVATION_RELU,         /* no gate */
+    MGR_ACTIVATION_GATED,        /* some, with a gate: of FFNs that are passed through */
+    MGR_ACTIVATION_UNGATED       /* some, without */
 } mgr_activation;
 
 /* The stacks of layers that a model may have. The numbers are part of the random streams. */
@@ -122,7 +124,13 @@ typedef struct mgr_model {
     uint64_t layers, hidden, heads, kv_groups, head_dim; /* layers of all stacks, one behind the
                                                             other: those of the decoder first */
     uint64_t encoder_layers;                             /* of them; 0: there is one stack */
-    bool ffns_only;      /* nothing but FFNs and routers is understood; all else is opaque */
+    bool ffns_only; /* nothing but FFNs and routers is understood; all else is opaque */
+    /* Of a class without a row: how its dense FFNs are called (a row of the table in
+     * model/huggingface_passed.c, from 1), and its experts (an mgr_hf_ffn), whose routers are
+     * opaque, too, unless they are called as these experts' are. 0: a class with a row. */
+    uint8_t passed, passed_experts;
+    uint8_t sibling; /* the class with experts that has all else alike (the same file); 0: none */
+    bool passed_router;
     uint64_t ffn;        /* of a dense FFN */
     uint64_t vocab;      /* true size, without padding */
     uint64_t experts;    /* 0 for a dense model */

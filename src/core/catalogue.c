@@ -26,6 +26,8 @@ int mgr_catalogue_add_file(mgr_catalogue *cat, const char *path, uint64_t bytes,
 int mgr_catalogue_add_stored(mgr_catalogue *cat, const mgr_stored *stored, mgr_err *err)
 {
     mgr_stored copy = *stored;
+    if (copy.ndim == 0) /* one row of one element */
+        copy.shape[0] = copy.stride[0] = 1;
     MGR_TRY(mgr_grow(&cat->stored, &cat->cap_stored, cat->n_stored + 1, sizeof copy, err));
     MGR_TRY(mgr_catalogue_own(cat, &copy.name, err));
     cat->stored[cat->n_stored++] = copy;

@@ -392,12 +392,12 @@ static bool describe_set(mgr_h5 *h)
     h->row_bytes = type < 0 ? 0 : H5Tget_size(type);
     for (int d = 1; d < ndim; d++)
         h->row_bytes *= dims[d];
-    h->rows = ndim > 0 ? dims[0] : 0;
+    h->rows = ndim > 0 ? dims[0] : 1;
     const haddr_t at = H5Dget_offset(h->set);
     h->offset = at == HADDR_UNDEF ? UINT64_MAX : at;
     H5Tclose(type);
     H5Sclose(space);
-    return ndim > 0;
+    return ndim >= 0;
 }
 
 static int find_set(mgr_h5 *h, const char *name, mgr_err *err)

@@ -57,7 +57,7 @@ static int numbers_of(const mgr_reader *in, const struct mgr_h5_entry *e, mgr_h5
         return rc;
     if (rc != MGR_OK)
         return mgr_wrap(err, "data set '%s'", e->name);
-    if (set->dtype == MGR_DTYPE_OTHER || set->ndim == 0)
+    if (set->dtype == MGR_DTYPE_OTHER)
         return mgr_fail(err, MGR_ERR_FORMAT, "'%s' data set '%s' is no array of numbers", in->name,
                         e->name);
     return MGR_OK;

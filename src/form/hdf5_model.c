@@ -3,6 +3,9 @@
 #include <stddef.h>
 #include <string.h>
 
+#include "model/huggingface.h"
+#include "model/huggingface_passed.h"
+
 #define MAX_SIZE (INT64_C(1) << 31) /* of any size: products of two fit 64 bits */
 
 /* The fields of every model that a class of transformers computes; others are refused before they
@@ -48,13 +51,16 @@ static const struct {
              {"post_norm", offsetof(mgr_model, post_norm)},
              {"rope_interleaved", offsetof(mgr_model, rope_interleaved)},
              {"ffns_only", offsetof(mgr_model, ffns_only)},
+             {"passed_router", offsetof(mgr_model, passed_router)},
              {"bias_router", offsetof(mgr_model, bias_router)}},
   ids[] = {{"bos_token_id", offsetof(mgr_model, bos_token_id)},
            {"eos_token_id", offsetof(mgr_model, eos_token_id)}};
 /* That these classes compute. */
 static const char *const activations[] = {[MGR_ACTIVATION_SWIGLU] = "swiglu",
                                           [MGR_ACTIVATION_GEGLU] = "geglu",
-                                          [MGR_ACTIVATION_RELU] = "relu"};
+                                          [MGR_ACTIVATION_RELU] = "relu",
+                                          [MGR_ACTIVATION_GATED] = "gated",
+                                          [MGR_ACTIVATION_UNGATED] = "ungated"};
 #define N(table) (sizeof(table) / sizeof((table)[0]))
 
 /* "0110": a digit for each layer whose bit is set or not. */
@@ -101,12 +107,27 @@ static void add_flags(json_t *object, const mgr_model *m)
         add_layers(object, "nope_layers", m->nope_layers, m->layers);
 }
 
+/* How FFNs are called where no class says it. */
+static void add_passed(json_t *object, const mgr_model *m)
+{
+    if (!m->passed)
+        return;
+    json_object_set_new(object, "ffn_names",
+                        json_string(mgr_huggingface_ffn_text(mgr_huggingface_dense(m))));
+    json_object_set_new(object, "expert_names",
+                        json_string(mgr_huggingface_ffn_text((mgr_hf_ffn)m->passed_experts)));
+    if (mgr_huggingface_sibling(m->sibling) && !m->experts)
+        json_object_set_new(object, "sibling",
+                            json_string(mgr_huggingface_sibling(m->sibling)->type));
+}
+
 /* What most models do not have is written only where they do. */
 static void add_optional(json_t *object, const mgr_model *m)
 {
     if (m->router.unnormalised)
         json_object_set_new(object, "router_pre_softmax", json_true());
     add_router(object, m);
+    add_passed(object, m);
     if (m->shared_ffn)
         json_object_set_new(object, "shared_ffn", json_integer((json_int_t)m->shared_ffn));
     if (m->shared_switch)
@@ -267,6 +288,23 @@ static int take_router(const mgr_catalogue *cat, uint32_t file, mgr_model *m, mg
     return take_part(cat, file, "rotary_part", &m->rotary_part, err);
 }
 
+static int take_passed(const mgr_catalogue *cat, uint32_t file, mgr_model *m, mgr_err *err)
+{
+    const mgr_attr *const sibling = mgr_catalogue_attr(cat, file, "sibling"), *dense, *experts;
+    if (!mgr_catalogue_attr(cat, file, "ffn_names"))
+        return MGR_OK;
+    MGR_TRY(take(cat, file, "ffn_names", MGR_ATTR_TEXT, &dense, err));
+    MGR_TRY(take(cat, file, "expert_names", MGR_ATTR_TEXT, &experts, err));
+    if (sibling && sibling->kind == MGR_ATTR_TEXT)
+        m->sibling = (uint8_t)mgr_huggingface_sibling_find(sibling->text);
+    if (m->ffns_only && mgr_huggingface_passed_texts(dense->text, experts->text, m) &&
+        !m->experts == !m->passed_experts)
+        return MGR_OK;
+    return mgr_fail(err, MGR_ERR_UNSUPPORTED,
+                    "the model in '%s' calls its FFNs by names that are not known",
+                    cat->files[file].path);
+}
+
 static int take_optional(const mgr_catalogue *cat, uint32_t file, mgr_model *model, mgr_err *err)
 {
     model->router.unnormalised = has_true(cat, file, "router_pre_softmax");
@@ -308,8 +346,7 @@ static int take_activation(const mgr_catalogue *cat, uint32_t file, mgr_model *m
             return MGR_OK;
         }
     return mgr_fail(err, MGR_ERR_UNSUPPORTED,
-                    "the model in '%s' has an activation other than swiglu, geglu and relu",
-                    cat->files[file].path);
+                    "the model in '%s' has an activation that is not known", cat->files[file].path);
 }
 
 int mgr_hdf5_model_read(const mgr_catalogue *cat, uint32_t file, mgr_model *model, mgr_err *err)
@@ -320,6 +357,7 @@ int mgr_hdf5_model_read(const mgr_catalogue *cat, uint32_t file, mgr_model *mode
     MGR_TRY(take_fields(cat, file, &m, err));
     MGR_TRY(take_optional(cat, file, &m, err));
     MGR_TRY(take_flags(cat, file, &m, err));
+    MGR_TRY(take_passed(cat, file, &m, err));
     MGR_TRY(take_activation(cat, file, &m, err));
     MGR_TRY(take(cat, file, "dtype", MGR_ATTR_TEXT, &dtype, err));
     MGR_TRY(take_whole(cat, file, "rope", MGR_ROPE_PLAIN, &rope, err));

@@ -4,6 +4,7 @@
 
 #include "fmt/json.h"
 #include "io/file.h"
+#include "model/huggingface_passed.h"
 
 #define MAX_CONFIG ((uint64_t)16 << 20)
 
@@ -49,7 +50,11 @@ mgr_hf_class mgr_huggingface_pick(const mgr_config *config, const mgr_model *mod
 void mgr_huggingface_fill(const mgr_config *config, mgr_model *model)
 {
     const bool may_say = strcmp(config->target.format, "huggingface") == 0;
-    mgr_huggingface_complete(model, may_say ? config->target.model_class : "");
+    const char *const said = may_say ? config->target.model_class : "";
+    if (model->passed)
+        mgr_huggingface_become_sibling(model, said);
+    else
+        mgr_huggingface_complete(model, said);
 }
 
 int mgr_huggingface_choose(const mgr_config *config, const mgr_origin *origin,

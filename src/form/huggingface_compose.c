@@ -4,6 +4,7 @@
 
 #include "fmt/json.h"
 #include "model/huggingface_keys.h"
+#include "model/huggingface_passed.h"
 
 /* What a composition is made of. */
 typedef struct composition {
@@ -107,7 +108,7 @@ static int take_all(const composition *c)
     json_t *value;
     json_object_foreach(c->base, key, value)
     {
-        if (strcmp(key, "auto_map") == 0 ||
+        if ((strcmp(key, "auto_map") == 0 && c->class != MGR_HF_PASSED) ||
             strcmp(key, "quantization_config") == 0) /* the weights are not quantised any more */
             MGR_TRY(remark(c, MGR_REMARK_DROPPED, key, value, NULL));
         else
@@ -205,6 +206,48 @@ static void want(const composition *c, const mgr_tokenizer_facts *tokens)
     want_token(c, "pad_token_id", -1, tokens->pad);
 }
 
+/* What a mixture is that was made of a class without a row. */
+static void want_sibling(const composition *c)
+{
+    const mgr_model *const m = c->model;
+    const mgr_hf_sibling *const s = mgr_huggingface_sibling(m->sibling);
+    json_t *const written = s ? json_loads(s->written, 0, NULL) : NULL;
+    if (!s || !m->experts)
+        return;
+    json_object_update(c->derived, written);
+    json_decref(written);
+    json_object_set_new(c->derived, "architectures", json_pack("[s]", s->architecture));
+    json_object_set_new(c->derived, "model_type", json_string(s->type));
+    json_object_set_new(c->derived, "num_experts", json_integer((json_int_t)m->experts));
+    json_object_set_new(c->derived, "num_local_experts", json_integer((json_int_t)m->experts));
+    json_object_set_new(c->derived, "num_experts_per_tok", json_integer((json_int_t)m->top_k));
+    json_object_set_new(c->derived, s->width, json_integer((json_int_t)mgr_model_expert_ffn(m)));
+}
+
+/* Of a class without a row nothing is known: all is carried as it is. */
+static int compose_passed(composition *c)
+{
+    const char *key;
+    json_t *value;
+    c->same = true;
+    c->result = json_object();
+    c->derived = json_object();
+    if (!c->base)
+        return mgr_fail(c->err, MGR_ERR_NOT_FOUND,
+                        "there is no config.json of a model that is passed through unread");
+    want_sibling(c);
+    json_object_foreach(c->base, key, value)
+    {
+        const bool type = strcmp(key, "dtype") == 0 || strcmp(key, "torch_dtype") == 0;
+        json_t *const dtype = json_string(mgr_dtype_name(c->out->layout->dtype));
+        if (type && json_is_string(value) && strcmp(c->out->config->target.dtype, "source") != 0)
+            json_object_set(c->derived, key, dtype);
+        json_decref(dtype);
+    }
+    MGR_TRY(take_all(c));
+    return set_missing(c, c->derived);
+}
+
 /* ---- what the user sets ---- */
 
 /* Fields that say what the tensors are follow from the model; the others are the user's. */
@@ -245,13 +288,11 @@ static int override(const composition *c)
 
 /* ---- all of it ---- */
 
-static int compose(composition *c, const mgr_tokenizer_facts *tokens)
+static int compose_known(composition *c, const mgr_tokenizer_facts *tokens)
 {
     const char *const type = text_of(c->base, "model_type");
-    c->class = mgr_huggingface_pick(c->out->config, c->model, type);
     json_t *const defaults = mgr_huggingface_defaults(c->model, c->class);
     c->same = strcmp(type, mgr_huggingface_family(c->class)->type) == 0;
-    c->family = MGR_HF_BIT(c->class);
     c->derived = mgr_huggingface_derived(c->model, c->class, c->out->layout->dtype);
     c->result = json_object();
     want(c, tokens);
@@ -261,7 +302,15 @@ static int compose(composition *c, const mgr_tokenizer_facts *tokens)
     if (rc == MGR_OK && !c->same)
         rc = set_missing(c, defaults);
     json_decref(defaults);
-    return rc == MGR_OK ? override(c) : rc;
+    return rc;
+}
+
+static int compose(composition *c, const mgr_tokenizer_facts *tokens)
+{
+    c->class = mgr_huggingface_pick(c->out->config, c->model, text_of(c->base, "model_type"));
+    c->family = MGR_HF_BIT(c->class);
+    MGR_TRY(c->class == MGR_HF_PASSED ? compose_passed(c) : compose_known(c, tokens));
+    return override(c);
 }
 
 int mgr_huggingface_compose(const mgr_output *out, const mgr_tokenizer_facts *tokens,

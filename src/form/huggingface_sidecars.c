@@ -8,6 +8,7 @@
 #include "form/sidecar.h"
 #include "io/file.h"
 #include "model/huggingface.h"
+#include "model/huggingface_passed.h"
 #include "model/huggingface_t5.h"
 
 /* "LayerNorm, GELU and learned positions" */
@@ -24,9 +25,39 @@ const char *mgr_huggingface_features(const mgr_model *m, char *out, size_t size)
     return out;
 }
 
+/* Experts beside what is passed through: of a class that is known to hold both, or that was read.
+ */
+static int check_passed(const char *format, const mgr_model *m, mgr_err *err)
+{
+    char known[200] = "";
+    size_t used = 0;
+    if (!m->passed || !m->experts || (m->passed_experts && !m->sibling))
+        return MGR_OK;
+    for (unsigned i = 1; mgr_huggingface_sibling(i) && used < sizeof known; i++)
+        used +=
+            (size_t)snprintf(known + used, sizeof known - used, "%s%s of %s", i > 1 ? ", " : "",
+                             mgr_huggingface_sibling(i)->type, mgr_huggingface_sibling(i)->dense);
+    if (!m->sibling)
+        mgr_fail(err, MGR_ERR_UNSUPPORTED,
+                 "target format '%s' cannot express experts in this model, of which all but the "
+                 "FFNs is passed through unread: no class of transformers is known that has both; "
+                 "known are: %s",
+                 format, known);
+    else if (!mgr_model_is_gated(m) || mgr_model_moe_layers(m) < m->layers ||
+             !mgr_model_plain_router(m) || m->bias_mlp)
+        mgr_fail(err, MGR_ERR_UNSUPPORTED,
+                 "'%s' has gated experts without biases in every layer and a router that "
+                 "normalises, as the model has not",
+                 mgr_huggingface_sibling(m->sibling)->type);
+    else
+        return MGR_OK;
+    return mgr_hint(err, "resharding moves the dense model as it is: 'mode: reshard'");
+}
+
 int mgr_huggingface_check(const char *format, const mgr_model *model, mgr_err *err)
 {
     char features[600], lacks[600];
+    MGR_TRY(check_passed(format, model, err));
     if (model->encoder_layers && model->experts)
         MGR_TRY(mgr_huggingface_switch_check(model, err));
     if (mgr_huggingface_class(model) != MGR_HF_NO_CLASS)

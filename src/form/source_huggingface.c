@@ -453,7 +453,7 @@ static int summary(const void *state, mgr_buf *out, mgr_err *err)
 {
     const mgr_huggingface *const hf = state;
     return mgr_buf_fmt(out, err, "%s%s, weights in %u file%s",
-                       mgr_huggingface_family(hf->class)->name,
+                       hf->type ? hf->type : mgr_huggingface_family(hf->class)->name,
                        mgr_huggingface_is_fused(hf->ffn) ? " with fused experts" : "", hf->n_files,
                        hf->n_files == 1 ? "" : "s");
 }

@@ -9,6 +9,7 @@
 #include "form/huggingface_class.h"
 #include "form/huggingface_sidecars.h"
 #include "model/huggingface.h"
+#include "model/huggingface_passed.h"
 
 extern const mgr_target_format mgr_target_huggingface;
 extern const mgr_target_format mgr_target_moe_recipes;
@@ -34,6 +35,20 @@ static int check_experts(const mgr_config *config, const mgr_model *model, mgr_e
     return MGR_OK;
 }
 
+/* How the experts lie where a class without a row has them stays. */
+static int check_passed(const mgr_config *config, const mgr_model *model, mgr_err *err)
+{
+    const mgr_hf_ffn lies = (mgr_hf_ffn)model->passed_experts;
+    const bool fused = mgr_huggingface_is_fused(lies),
+               plain = !strcmp(config->target.names, "auto");
+    if (!model->passed || plain || is_fused(config) == fused)
+        return MGR_OK;
+    return mgr_config_fail(config, "target.names", err,
+                           "'target.names' is '%s', but the experts of a class without a row are "
+                           "%s and stay so",
+                           config->target.names, fused ? "fused" : "one by one");
+}
+
 static int check_dense(const mgr_config *config, mgr_err *err)
 {
     if (config->target.expert_parallel > 1)
@@ -48,6 +63,20 @@ static int check_dense(const mgr_config *config, mgr_err *err)
     return MGR_OK;
 }
 
+/* The class that holds experts beside what is passed through; without experts there is none to
+ * choose. */
+static int check_sibling(const mgr_config *config, const mgr_model *model, mgr_err *err)
+{
+    const char *const said = config->target.model_class;
+    if (model->experts && model->sibling == mgr_huggingface_sibling_find(said) && model->sibling)
+        return MGR_OK;
+    mgr_config_fail(config, "target.class", err,
+                    "'target.class' is '%s', which is none that holds experts beside parts that "
+                    "are passed through unread",
+                    said);
+    return mgr_hint(err, "leave it out");
+}
+
 /* The class that the user names must compute the model. */
 static int check_class(const mgr_config *config, const mgr_model *model, mgr_err *err)
 {
@@ -57,6 +86,8 @@ static int check_class(const mgr_config *config, const mgr_model *model, mgr_err
     char known[400];
     if (!*said || strcmp(said, "auto") == 0)
         return MGR_OK;
+    if (model->passed)
+        return check_sibling(config, model, err);
     if (class == MGR_HF_NO_CLASS)
         return mgr_config_fail(config, "target.class", err,
                                "'target.class' is '%s', which is not known; known are: %s", said,
@@ -75,6 +106,7 @@ static int check_class(const mgr_config *config, const mgr_model *model, mgr_err
 static int check(const mgr_config *config, const mgr_model *model, mgr_err *err)
 {
     MGR_TRY(model->experts ? check_experts(config, model, err) : check_dense(config, err));
+    MGR_TRY(check_passed(config, model, err));
     MGR_TRY(mgr_huggingface_check("huggingface", model, err));
     return check_class(config, model, err);
 }
@@ -106,8 +138,11 @@ static int layout(const mgr_config *config, const mgr_origin *origin, mgr_layout
     *state = NULL;
     MGR_TRY(mgr_huggingface_choose(config, origin, &into->tensors->model, &class, err));
     const mgr_hf_family *const f = mgr_huggingface_family(class);
+    const mgr_model *const m = &into->tensors->model;
     const mgr_huggingface hf = {.class = class,
-                                .ffn = is_fused(config) ? mgr_huggingface_memory(f) : f->ffn,
+                                .ffn = m->passed          ? (mgr_hf_ffn)m->passed_experts
+                                       : is_fused(config) ? mgr_huggingface_memory(f)
+                                                          : f->ffn,
                                 .expert_parallel = (uint32_t)config->target.expert_parallel,
                                 .max_shard_size = config->target.max_shard_size};
     if (mgr_huggingface_is_fused(hf.ffn) && hf.expert_parallel > 1)

@@ -10,7 +10,7 @@
 typedef enum field_kind { SIZE, FLAG, NUMBER, CHOICE, TOKEN } field_kind;
 
 static const char norms[] = "RMSNorm|LayerNorm";
-static const char activations[] = "SwiGLU|GEGLU|GELU|squared ReLU";
+static const char activations[] = "SwiGLU|GEGLU|GELU|squared ReLU|ReLU|gated|ungated";
 static const char positions[] = "RoPE|learned";
 static const char scores[] = "softmax|sigmoid";
 static const char ropes[] = "plain|linear|llama3";

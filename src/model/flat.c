@@ -27,7 +27,8 @@ static int file_of(const mgr_layout *layout, const mgr_flat *flat, uint32_t hint
 bool mgr_flat_name(const mgr_tensors *ts, const mgr_tensor *t, char name[MGR_HF_NAME_BYTES])
 {
     const bool dense = mgr_role_is_ffn(t->role) && t->expert == MGR_NONE;
-    const mgr_hf_ffn ffn = dense ? MGR_HF_DENSE : mgr_huggingface_ffn(&ts->model);
+    const mgr_hf_ffn ffn =
+        dense ? mgr_huggingface_dense(&ts->model) : mgr_huggingface_ffn(&ts->model);
     return mgr_huggingface_name(mgr_huggingface_class(&ts->model), ffn, t->role,
                                 mgr_model_layer_key(&ts->model, t->layer), t->expert, name);
 }

@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "core/mem.h"
+#include "model/huggingface_passed.h"
 #include "model/opaque.h"
 
 /* Roles that most models name alike; %u is the layer. */
@@ -73,10 +74,16 @@ static const char *const ffn_names[][MGR_ROLE_COUNT] = {
             [MGR_ROLE_UP] = "model.layers.%u.block_sparse_moe.experts.gate_up_proj",
             [MGR_ROLE_DOWN] = "model.layers.%u.block_sparse_moe.experts.down_proj",
         },
+    [MGR_HF_FEED_FORWARD] =
+        {
+            [MGR_ROLE_ROUTER] = "model.layers.%u.feed_forward.gate.weight",
+            [MGR_ROLE_GATE] = "model.layers.%u.feed_forward.experts.%u.w1.weight",
+            [MGR_ROLE_UP] = "model.layers.%u.feed_forward.experts.%u.w3.weight",
+            [MGR_ROLE_DOWN] = "model.layers.%u.feed_forward.experts.%u.w2.weight",
+        },
 };
 
 #define FUSED_QKV "model.layers.%u.self_attn.qkv_proj.weight"
-#define FUSED_GATE_UP "model.layers.%u.mlp.gate_up_proj.weight"
 #define FUSED_SHARED "model.layers.%u.shared_mlp.input_linear.weight"
 
 static const char *own_name(const mgr_hf_name *names, mgr_role role)
@@ -91,6 +98,8 @@ static const char *own_name(const mgr_hf_name *names, mgr_role role)
 static const char *format_of(mgr_hf_class class, mgr_hf_ffn ffn, mgr_role role, mgr_stack stack)
 {
     const mgr_hf_family *const family = mgr_huggingface_family(class);
+    if (ffn > MGR_HF_MLPS)
+        return mgr_huggingface_mlp(ffn - MGR_HF_MLPS, role);
     if (family && family->name_of)
         return family->name_of(ffn != MGR_HF_DENSE, role, stack);
     const bool in_memory = family && ffn == mgr_huggingface_memory(family);
@@ -136,31 +145,32 @@ typedef struct walk {
     uint32_t fused[N_FUSIONS]; /* the last stored tensor of each kind */
 } walk;
 
-static unsigned fuses(const mgr_huggingface *hf)
+static unsigned fuses(const walk *w)
 {
-    const mgr_hf_family *const f = mgr_huggingface_family(hf->class);
-    return f ? f->fuses : 0;
+    const mgr_hf_family *const f = mgr_huggingface_family(w->hf->class);
+    const mgr_model *const m = &w->layout->tensors->model;
+    return m->passed ? mgr_huggingface_mlp_fuses(m->passed) : f ? f->fuses : 0;
 }
 
-static fusion fusion_of(const mgr_huggingface *hf, const mgr_tensor *t)
+static fusion fusion_of(const walk *w, const mgr_tensor *t)
 {
     const bool down = t->role == MGR_ROLE_DOWN,
                halves = t->role == MGR_ROLE_GATE || t->role == MGR_ROLE_UP;
     if (t->role == MGR_ROLE_Q || t->role == MGR_ROLE_K || t->role == MGR_ROLE_V)
-        return fuses(hf) & MGR_HF_FUSES_QKV ? QKV : APART;
+        return fuses(w) & MGR_HF_FUSES_QKV ? QKV : APART;
     if (t->role == MGR_ROLE_SHARED_GATE || t->role == MGR_ROLE_SHARED_UP)
-        return fuses(hf) & MGR_HF_FUSES_SHARED ? SHARED_GATE_UP : APART;
+        return fuses(w) & MGR_HF_FUSES_SHARED ? SHARED_GATE_UP : APART;
     if (!down && !halves)
         return APART;
     if (t->expert == MGR_NONE)
-        return halves && (fuses(hf) & MGR_HF_FUSES_GATE_UP) ? GATE_UP : APART;
-    return !mgr_huggingface_is_fused(hf->ffn) ? APART : down ? EXPERTS_DOWN : EXPERTS_GATE_UP;
+        return halves && (fuses(w) & MGR_HF_FUSES_GATE_UP) ? GATE_UP : APART;
+    return !mgr_huggingface_is_fused(w->hf->ffn) ? APART : down ? EXPERTS_DOWN : EXPERTS_GATE_UP;
 }
 
 /* The first of those that share a stored tensor; it comes first in the list, too. */
-static bool leads(const mgr_huggingface *hf, const mgr_tensor *t)
+static bool leads(const walk *w, const mgr_tensor *t)
 {
-    switch (fusion_of(hf, t)) {
+    switch (fusion_of(w, t)) {
     case QKV:
         return t->role == MGR_ROLE_Q;
     case GATE_UP:
@@ -189,7 +199,7 @@ static uint64_t qkv_rows(const mgr_tensors *ts, const mgr_tensor *t, bool all)
 static uint64_t stored_rows(const walk *w, const mgr_tensor *t)
 {
     const bool vocabulary = t->role == MGR_ROLE_EMBEDDING || t->role == MGR_ROLE_LM_HEAD;
-    switch (fusion_of(w->hf, t)) {
+    switch (fusion_of(w, t)) {
     case QKV:
         return qkv_rows(w->layout->tensors, t, true);
     case GATE_UP:
@@ -208,7 +218,7 @@ static uint64_t stored_rows(const walk *w, const mgr_tensor *t)
 static uint64_t first_row(const walk *w, const mgr_tensor *t)
 {
     const uint64_t e = t->expert, up = t->role == MGR_ROLE_UP || t->role == MGR_ROLE_SHARED_UP;
-    switch (fusion_of(w->hf, t)) {
+    switch (fusion_of(w, t)) {
     case QKV:
         return qkv_rows(w->layout->tensors, t, false);
     case GATE_UP:
@@ -228,7 +238,7 @@ static uint64_t first_row(const walk *w, const mgr_tensor *t)
 /* Shape of the stored tensor that `t` leads, 1 behind the last axis; returns the number of axes. */
 static uint32_t stored_shape(const walk *w, const mgr_tensor *t, uint64_t shape[MGR_MAX_NDIM])
 {
-    const fusion f = fusion_of(w->hf, t);
+    const fusion f = fusion_of(w, t);
     if (t->opaque) {
         memcpy(shape, t->opaque->shape, sizeof t->opaque->shape);
         return t->opaque->ndim;
@@ -274,7 +284,7 @@ static uint32_t assign_shards(const walk *w, uint32_t *shard, int32_t *owner)
         uint64_t filled = 0;
         for (uint32_t i = 0; i < ts->n; i++) {
             const mgr_tensor *const t = &ts->list[i];
-            if (!leads(w->hf, t) || owner_of(w, t) != who)
+            if (!leads(w, t) || owner_of(w, t) != who)
                 continue;
             const uint64_t bytes = stored_bytes(w, t);
             if (filled == 0 || filled + bytes > w->hf->max_shard_size) {
@@ -326,12 +336,12 @@ static uint32_t file_of(const walk *w, const char *name)
 static bool name_of(const walk *w, const mgr_tensor *t, mgr_role role, char name[MGR_HF_NAME_BYTES])
 {
     const bool dense = mgr_role_is_ffn(t->role) && t->expert == MGR_NONE;
-    switch (fusion_of(w->hf, t)) {
+    switch (fusion_of(w, t)) {
     case QKV:
         snprintf(name, MGR_HF_NAME_BYTES, FUSED_QKV, t->layer);
         return true;
     case GATE_UP:
-        snprintf(name, MGR_HF_NAME_BYTES, FUSED_GATE_UP, t->layer);
+        mgr_huggingface_fused(&w->layout->tensors->model, t->layer, name);
         return true;
     case SHARED_GATE_UP:
         snprintf(name, MGR_HF_NAME_BYTES, FUSED_SHARED, t->layer);
@@ -343,8 +353,8 @@ static bool name_of(const walk *w, const mgr_tensor *t, mgr_role role, char name
         break;
     }
     const uint32_t layer = mgr_model_layer_key(&w->layout->tensors->model, t->layer);
-    return mgr_huggingface_name(w->hf->class, dense ? MGR_HF_DENSE : w->hf->ffn, role, layer,
-                                t->expert, name);
+    const mgr_hf_ffn ffn = dense ? mgr_huggingface_dense(&w->layout->tensors->model) : w->hf->ffn;
+    return mgr_huggingface_name(w->hf->class, ffn, role, layer, t->expert, name);
 }
 
 /* Find or declare what is stored of tensor `idx` under the name of `role`. */
@@ -372,8 +382,8 @@ static int stored_of(walk *w, uint32_t idx, mgr_role role, uint32_t *stored, mgr
 static int place(walk *w, uint32_t idx, mgr_err *err)
 {
     const mgr_tensor *const t = &w->layout->tensors->list[idx];
-    uint32_t *const stored = &w->fused[fusion_of(w->hf, t)];
-    if (leads(w->hf, t))
+    uint32_t *const stored = &w->fused[fusion_of(w, t)];
+    if (leads(w, t))
         MGR_TRY(stored_of(w, idx, t->role, stored, err));
     const mgr_box box = {.tensor = idx,
                          .stored = *stored,
@@ -470,7 +480,7 @@ static bool namer(const void *context, const mgr_tensors *ts, const mgr_tensor *
 {
     mgr_layout layout = {.tensors = ts};
     const walk w = {.layout = &layout, .hf = context};
-    return leads(context, t) && name_of(&w, t, t->role, name);
+    return leads(&w, t) && name_of(&w, t, t->role, name);
 }
 
 int mgr_huggingface_opaque(const mgr_catalogue *cat, const mgr_huggingface *hf,
@@ -480,10 +490,25 @@ int mgr_huggingface_opaque(const mgr_catalogue *cat, const mgr_huggingface *hf,
                                     : MGR_OK;
 }
 
+const char *mgr_huggingface_ffn_text(mgr_hf_ffn ffn)
+{
+    if (ffn > MGR_HF_MLPS)
+        return mgr_huggingface_mlp_text(ffn - MGR_HF_MLPS);
+    const bool known = ffn > MGR_HF_DENSE && ffn <= MGR_HF_FEED_FORWARD;
+    const char *const name = known ? ffn_names[ffn][MGR_ROLE_GATE] : NULL;
+    return name ? name : "";
+}
+
+mgr_hf_ffn mgr_huggingface_dense(const mgr_model *m)
+{
+    return m->passed ? (mgr_hf_ffn)(MGR_HF_MLPS + m->passed) : MGR_HF_DENSE;
+}
+
 mgr_hf_ffn mgr_huggingface_ffn(const mgr_model *m)
 {
     const mgr_hf_family *const family = mgr_huggingface_family(mgr_huggingface_class(m));
     if (m->experts == 0 || !family)
         return MGR_HF_DENSE;
-    return mgr_huggingface_is_fused(family->ffn) ? MGR_HF_PER_EXPERT : family->ffn;
+    const mgr_hf_ffn ffn = m->passed ? (mgr_hf_ffn)m->passed_experts : family->ffn;
+    return mgr_huggingface_is_fused(ffn) ? MGR_HF_PER_EXPERT : ffn;
 }

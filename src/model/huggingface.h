@@ -19,6 +19,7 @@
 typedef struct mgr_huggingface {
     mgr_hf_class class;
     mgr_hf_ffn ffn;
+    const char *type; /* of a class without a row: its model_type; of a source */
     /* of a source */
     uint32_t config;              /* file whose attributes "config.*" are config.json */
     uint32_t first_file, n_files; /* the weights */
@@ -60,5 +61,12 @@ int mgr_huggingface_model(const mgr_catalogue *cat, const mgr_config *config, mg
 /* How the class of `model` names experts that are stored one by one; MGR_HF_DENSE of a dense model.
  * Pure. */
 mgr_hf_ffn mgr_huggingface_ffn(const mgr_model *model);
+
+/* How it names its dense FFNs. Pure. */
+mgr_hf_ffn mgr_huggingface_dense(const mgr_model *model);
+
+/* What tells one way to name FFNs from the others, a name with %u for layer and expert; "" of one
+ * that no class without a row has. Pure. */
+const char *mgr_huggingface_ffn_text(mgr_hf_ffn ffn);
 
 #endif

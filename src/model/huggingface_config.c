@@ -9,20 +9,22 @@
 #include "core/str.h"
 #include "model/huggingface_derive.h"
 #include "model/huggingface_keys.h"
+#include "model/huggingface_passed.h"
 #include "model/huggingface_t5.h"
 
-static int unknown_type(const mgr_hf_evidence *ev, const char *type, mgr_err *err)
+/* A class without a row is passed through, unless it is known to be none that can be. */
+static int pass_type(mgr_hf_evidence *ev, const char *type, mgr_err *err)
 {
-    char shown[MGR_HF_SHOWN], known[400];
-    const char *const why = mgr_huggingface_refusal(type);
-    if (why)
-        return mgr_fail(err, MGR_ERR_UNSUPPORTED,
-                        "'%s' is of model_type '%s': %s, which is not supported", mgr_hf_path(ev),
-                        type, why);
-    return mgr_fail(err, MGR_ERR_UNSUPPORTED,
-                    "'%s' is of model_type '%s', which is not supported; known are: %s",
-                    mgr_hf_path(ev), mgr_printable(type, strlen(type), shown, sizeof shown),
-                    mgr_huggingface_types(known, sizeof known));
+    const char *const why = mgr_hf_arg(ev, "auto_map")
+                                ? "code of its own (auto_map), which is not carried"
+                                : mgr_huggingface_refusal(type);
+    char shown[MGR_HF_SHOWN];
+    ev->class = MGR_HF_PASSED;
+    ev->kind = mgr_huggingface_family(ev->class);
+    return why ? mgr_fail(err, MGR_ERR_UNSUPPORTED,
+                          "'%s' is of model_type '%s': %s, which is not supported", mgr_hf_path(ev),
+                          mgr_printable(type, strlen(type), shown, sizeof shown), why)
+               : MGR_OK;
 }
 
 /* The classes that the file names, if any, must be this kind's; "LLaMAForCausalLM" is of 2023. */
@@ -50,7 +52,7 @@ static int check_type(mgr_hf_evidence *ev, mgr_err *err)
     ev->class = mgr_huggingface_type(type->text);
     ev->kind = mgr_huggingface_family(ev->class);
     if (!ev->kind)
-        return unknown_type(ev, type->text, err);
+        return pass_type(ev, type->text, err);
     for (unsigned i = 0;; i++) {
         snprintf(name, sizeof name, "architectures.%u", i);
         const mgr_attr *const class = mgr_hf_arg(ev, name);
@@ -318,6 +320,12 @@ int mgr_huggingface_model(const mgr_catalogue *cat, const mgr_config *config, mg
     hf->class = ev.class;
     MGR_TRY(check_supported(&ev, err));
     hf->ffn = ev.kind->ffn;
+    if (ev.class == MGR_HF_PASSED) {
+        MGR_TRY(mgr_huggingface_passed_model(&ev, model, err));
+        hf->type = mgr_hf_arg(&ev, "model_type")->text;
+        hf->ffn = (mgr_hf_ffn)model->passed_experts;
+        return MGR_OK;
+    }
     if (ev.kind->must & MGR_HF_HAS_ENCODER)
         return mgr_huggingface_t5_model(&ev, model, err);
     MGR_TRY(features(&ev, &m, err));

@@ -247,6 +247,9 @@ static const mgr_hf_family families[] = {
         .written = "{\"router_dtype\": \"float32\", \"router_jitter_noise\": 0.0,"
                    " \"router_ignore_padding_tokens\": false, \"router_z_loss_coef\": 0.001,"
                    " \"router_aux_loss_coef\": 0.001, \"add_router_probs\": false}"},
+    [MGR_HF_PASSED] = { /* goes by no name of its own: what is not in the table */
+        .type = "", .name = "a class without a row here", .architecture = "",
+        .must = MGR_HF_HAS_PASSED, .may = MGR_HF_HAS_EXPERTS, .keys = MGR_HF_KEY_NO_WINDOWS},
 };
 /* clang-format on */
 
@@ -262,7 +265,7 @@ const mgr_hf_family *mgr_huggingface_family(mgr_hf_class class)
 mgr_hf_class mgr_huggingface_type(const char *type)
 {
     size_t i = 0;
-    while (i < N_FAMILIES && strcmp(families[i].type, type) != 0)
+    while (i < N_FAMILIES && (!*type || strcmp(families[i].type, type) != 0))
         i++;
     return (mgr_hf_class)i;
 }
@@ -271,7 +274,7 @@ const char *mgr_huggingface_types(char *out, size_t size)
 {
     size_t used = 0;
     out[0] = '\0';
-    for (size_t i = 0; i < N_FAMILIES && used < size; i++)
+    for (size_t i = 0; i < MGR_HF_PASSED && used < size; i++)
         used += (size_t)snprintf(out + used, size - used, "%s%s", i ? ", " : "", families[i].type);
     return out;
 }
@@ -305,14 +308,9 @@ static const struct {
     {"clip", PATCHES},
     {"dots3_note", "a vision tower with experts of its own"},
     {"nllb-moe", "experts of which transformers evaluates two alone"},
-    {"deepseek_v2", "multi-latent attention"},
-    {"deepseek_v3", "multi-latent attention"},
-    {"gemma", "another norm and activation"},
-    {"gemma2", "another norm and activation"},
-    {"gemma3_text", "another norm and activation"},
-    {"gpt2", "learned positions and LayerNorm"},
-    {"gpt_neox", "LayerNorm and biases"},
-    {"phimoe", "LayerNorm and a router of its own"},
+    {"gpt2", "matrices that are stored transposed"},
+    {"inkling", "experts that are fused with gate and up in turn"},
+    {"inkling2", "experts that are fused with gate and up in turn"},
     {"gpt_oss", "experts that are fused transposed, with gate and up in turn"},
     {"llama4_text", "experts that are fused transposed"},
 };
@@ -405,6 +403,8 @@ static unsigned has(const mgr_model *m)
     const bool other =
         m->norm != MGR_NORM_RMS || !mgr_model_is_gated(m) || m->positions != MGR_POSITIONS_ROPE;
     const bool all_windows = mgr_model_window_layers(m) == m->layers;
+    if (m->passed)
+        return MGR_HF_HAS_PASSED | bit(m->experts, MGR_HF_HAS_EXPERTS);
     if (m->encoder_layers) /* FFNs of ReLU, and what is opaque */
         return MGR_HF_HAS_ENCODER | (m->experts ? has_of_experts(m) : 0u) |
                bit(m->activation != MGR_ACTIVATION_RELU, MGR_HF_HAS_OTHER);
@@ -525,6 +525,7 @@ static const struct {
 } words[] = {
     {MGR_HF_HAS_EXPERTS, "experts"},
     {MGR_HF_HAS_ENCODER, "an encoder beside the decoder"},
+    {MGR_HF_HAS_PASSED, "parts that are passed through unread"},
     {MGR_HF_HAS_OTHER, "LayerNorm, FFNs without a gate, learned positions or biases of the router"},
     {MGR_HF_HAS_QKV_BIAS, "biases of q, k and v alone"},
     {MGR_HF_HAS_ATTN_BIAS, "biases of the attention"},

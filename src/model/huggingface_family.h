@@ -37,6 +37,7 @@ typedef enum mgr_hf_class {
     MGR_HF_MINIMAX_M2,
     MGR_HF_T5,
     MGR_HF_SWITCH,
+    MGR_HF_PASSED, /* any class without a row: huggingface_passed.h */
     MGR_HF_NO_CLASS
 } mgr_hf_class;
 
@@ -72,6 +73,7 @@ enum {
     MGR_HF_HAS_MULTIPLIERS = 1 << 24,
     MGR_HF_HAS_SCALED_ROPE = 1 << 25, /* linear or Llama 3's: any class but for `never` */
     MGR_HF_HAS_WIDE_HEADS = 1 << 26,  /* together not as wide as the model: the same */
+    MGR_HF_HAS_PASSED = 1 << 28,      /* parts that are passed through unread */
     MGR_HF_HAS_ENCODER = 1 << 30,     /* of which the FFNs alone are understood */
     MGR_HF_HAS_OTHER = 1 << 19 /* LayerNorm, no gate, learned positions: in no class so far */
 };
@@ -107,7 +109,9 @@ typedef enum mgr_hf_ffn {
     MGR_HF_FUSED, /* gate_up_proj [E, 2F, H], an expert's gate before its up; down [E, H, F] */
     MGR_HF_INPUT_LINEAR,  /* the same as input_linear and output_linear */
     MGR_HF_GRANITE_FUSED, /* MGR_HF_FUSED below block_sparse_moe */
-    MGR_HF_SWITCH_EXPERT  /* wi and wo of expert_E, without a gate */
+    MGR_HF_SWITCH_EXPERT, /* wi and wo of expert_E, without a gate */
+    MGR_HF_FEED_FORWARD,  /* w1, w3 and w2 of feed_forward.experts */
+    MGR_HF_MLPS           /* behind it: the rows of dense FFNs in huggingface_passed.c, 1 and up */
 } mgr_hf_ffn;
 
 /* Does one tensor hold all experts? Pure. */

@@ -44,7 +44,9 @@
 #define SWITCH_TRANSFORMERS MGR_HF_BIT(MGR_HF_SWITCH)
 #define T5S (T5 | SWITCH_TRANSFORMERS)
 #define EVERY (MGR_HF_BIT(MGR_HF_NO_CLASS) - 1)
-#define ALL (EVERY & ~T5S) /* of one stack */
+#define PASSED MGR_HF_BIT(MGR_HF_PASSED)
+#define READ_ONES (EVERY & ~PASSED)
+#define ALL (READ_ONES & ~T5S) /* of one stack */
 
 #define READ(name, families, source)                                                               \
     {                                                                                              \
@@ -225,16 +227,16 @@ static const mgr_hf_key keys[] = {
     NEUTRAL("quantization_config", EVERY, NULL, "quantized weights", LOADER),
     NEUTRAL("compression_config", EVERY, NULL, "quantized weights", LOADER),
     NEUTRAL("transformers_weights", EVERY, NULL, "weights under a name of their own", LOADER),
-    NEUTRAL("per_layer_config", EVERY, "empty", "layers that differ", BASE),
-    NEUTRAL("text_config", EVERY, NULL, NESTED, BASE ": get_text_config"),
-    NEUTRAL("decoder", EVERY, NULL, NESTED, BASE ": get_text_config"),
-    NEUTRAL("generator", EVERY, NULL, NESTED, BASE ": get_text_config"),
-    NEUTRAL("text_encoder", EVERY, NULL, NESTED, BASE ": get_text_config"),
-    NEUTRAL("pruned_heads", EVERY, "empty", "heads that were cut out", BASE " of 4"),
+    NEUTRAL("per_layer_config", READ_ONES, "empty", "layers that differ", BASE),
+    NEUTRAL("text_config", READ_ONES, NULL, NESTED, BASE ": get_text_config"),
+    NEUTRAL("decoder", READ_ONES, NULL, NESTED, BASE ": get_text_config"),
+    NEUTRAL("generator", READ_ONES, NULL, NESTED, BASE ": get_text_config"),
+    NEUTRAL("text_encoder", READ_ONES, NULL, NESTED, BASE ": get_text_config"),
+    NEUTRAL("pruned_heads", READ_ONES, "empty", "heads that were cut out", BASE " of 4"),
     NEUTRAL("is_encoder_decoder", ALL, "false", OTHER_HALF, BASE),
-    NEUTRAL("add_cross_attention", EVERY, "false", OTHER_HALF, BASE " of 4"),
-    NEUTRAL("cross_attention_hidden_size", EVERY, NULL, OTHER_HALF, BASE " of 4"),
-    NEUTRAL("tie_encoder_decoder", EVERY, "false", OTHER_HALF, BASE " of 4"),
+    NEUTRAL("add_cross_attention", READ_ONES, "false", OTHER_HALF, BASE " of 4"),
+    NEUTRAL("cross_attention_hidden_size", READ_ONES, NULL, OTHER_HALF, BASE " of 4"),
+    NEUTRAL("tie_encoder_decoder", READ_ONES, "false", OTHER_HALF, BASE " of 4"),
 
     CARRIED("attention_dropout", ALL, MODELING ": in training alone"),
     CARRIED("use_cache", EVERY, MODELING ": whether, not what"),
@@ -432,6 +434,8 @@ mgr_hf_verdict mgr_huggingface_judge(const mgr_catalogue *cat, const mgr_attr *a
 {
     const char *const name = a->key + sizeof PREFIX - 1;
     *row = mgr_huggingface_key(name, family);
+    if (!*row && family == PASSED) /* nothing is interpreted */
+        return MGR_HF_KNOWN;
     if (*row)
         switch ((*row)->use) {
         case MGR_HF_NEUTRAL:

@@ -43,7 +43,8 @@ enum {
     SHARED_SWITCH = 4096,
     PRE_NORM = 8192,
     POST_NORM = 16384,
-    WHOLE = 32768 /* more than FFNs and routers are understood */
+    WHOLE = 32768, /* more than FFNs and routers are understood */
+    ROUTED = 65536 /* routers are no opaque tensors */
 };
 
 typedef struct role_info {
@@ -78,7 +79,7 @@ static const role_info roles[] = {
     {MGR_ROLE_MLP_NORM, "mlp norm", LAYER, HIDDEN, NONE, PRE_NORM | WHOLE},
     {MGR_ROLE_MLP_NORM_BIAS, "mlp norm bias", LAYER, HIDDEN, NONE, PRE_NORM | LAYER_NORM | WHOLE},
     {MGR_ROLE_MLP_OUT_NORM, "mlp output norm", LAYER, HIDDEN, NONE, POST_NORM | WHOLE},
-    {MGR_ROLE_ROUTER, "router", LAYER, EXPERTS, HIDDEN, MOE},
+    {MGR_ROLE_ROUTER, "router", LAYER, EXPERTS, HIDDEN, MOE | ROUTED},
     {MGR_ROLE_ROUTER_BIAS, "router bias", LAYER, EXPERTS, NONE, MOE | BIAS_ROUTER},
     {MGR_ROLE_SELECTION_BIAS, "selection bias", LAYER, EXPERTS, NONE, MOE | SELECTION},
     {MGR_ROLE_SHARED_GATE, "shared gate", LAYER, SHARED, HIDDEN, MOE | SHARED_FFN | GATED},
@@ -252,7 +253,8 @@ bool mgr_model_is_multiplied(const mgr_model *m)
 
 bool mgr_model_is_gated(const mgr_model *m)
 {
-    return m->activation == MGR_ACTIVATION_SWIGLU || m->activation == MGR_ACTIVATION_GEGLU;
+    return m->activation == MGR_ACTIVATION_SWIGLU || m->activation == MGR_ACTIVATION_GEGLU ||
+           m->activation == MGR_ACTIVATION_GATED;
 }
 
 uint64_t mgr_model_expert_ffn(const mgr_model *m)
@@ -289,6 +291,7 @@ const char *mgr_model_feature(const mgr_model *m, size_t idx)
         const char *name;
     } features[] = {
         {m->encoder_layers > 0, "an encoder beside the decoder"},
+        {m->passed, "parts that are passed through unread"},
         {m->norm == MGR_NORM_LAYER, "LayerNorm"},
         {m->activation == MGR_ACTIVATION_GEGLU, "GEGLU"},
         {m->activation == MGR_ACTIVATION_GELU, "GELU"},
@@ -337,7 +340,7 @@ static unsigned features_of(const mgr_model *m, bool moe)
            (mgr_model_is_gated(m) ? GATED : 0u) | (moe ? MOE : 0u) |
            (m->router.selection_bias ? SELECTION : 0u) | (m->shared_ffn ? SHARED_FFN : 0u) |
            (m->shared_switch ? SHARED_SWITCH : 0u) | (m->post_norm ? POST_NORM : PRE_NORM) |
-           (m->ffns_only ? 0u : WHOLE);
+           (m->ffns_only ? 0u : WHOLE) | (m->passed && !m->passed_router ? 0u : ROUTED);
 }
 
 static uint64_t size_of(const mgr_model *m, extent of, uint32_t layer, uint32_t expert)

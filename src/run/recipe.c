@@ -3,6 +3,7 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "model/huggingface_passed.h"
 #include "model/moe_layers.h"
 
 /* The width of an expert, of either key. */
@@ -220,12 +221,32 @@ static int choose_layers(const mgr_config *c, mgr_model *model, mgr_err *err)
                            key, c->upcycle.moe_layer_freq, (unsigned long long)model->layers);
 }
 
+/* What an expert could be made of where all but the FFNs is passed through. */
+static int check_passed(const mgr_job *job, mgr_err *err)
+{
+    const mgr_tensors *const ts = &job->source.tensors;
+    const char *const stray = mgr_huggingface_passed_stray(ts);
+    if (!ts->model.passed || (!ts->model.experts && !stray))
+        return MGR_OK;
+    if (stray)
+        mgr_fail(err, MGR_ERR_UNSUPPORTED,
+                 "tensor '%s' belongs to an FFN of the source, which is no plain MLP with it: "
+                 "experts cannot be made of that",
+                 stray);
+    else
+        mgr_fail(err, MGR_ERR_UNSUPPORTED,
+                 "the source is a mixture of experts of which all but the experts is passed "
+                 "through unread: other mixtures cannot be made of it");
+    return mgr_hint(err, "resharding moves it as it is: 'mode: reshard'");
+}
+
 int mgr_run_model(const mgr_job *job, mgr_model *model, mgr_err *err)
 {
     const mgr_config *const c = &job->config;
     *model = job->source.tensors.model;
     if (!job->method)
         return MGR_OK;
+    MGR_TRY(check_passed(job, err));
     if (job->layers_from)
         mgr_layers_of(job, model);
     model->experts = c->upcycle.experts;
