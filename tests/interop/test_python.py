@@ -4,6 +4,7 @@ upcycles is what the program does. torch is the judge alone."""
 import os
 import pathlib
 import re
+import shutil
 import subprocess
 import sys
 
@@ -18,6 +19,7 @@ import deepspeed_like
 import harness
 import real_models
 import runner
+import test_huggingface_fp8 as fp8
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 FORMATS = {
@@ -144,20 +146,17 @@ def test_errors(mgr, dense, tmp_path):
     with pytest.raises(mgr.Error) as missing:
         mgr.open(tmp_path / "nothing")
     assert missing.value.code == "MGR_ERR_NOT_FOUND" and "nothing" in str(missing.value)
-    checkpoint = mgr.open(dense)
+    spoilt = shutil.copytree(dense, tmp_path / "spoilt")  # the other tests go on with the whole one
+    checkpoint = mgr.open(spoilt)
     with pytest.raises(KeyError):
         checkpoint["no.such.tensor"]
     tensor = checkpoint["model.norm.weight"]
-    (weights,) = pathlib.Path(dense).glob("*.safetensors")
-    size = weights.stat().st_size
-    os.truncate(weights, size // 2)
-    try:
-        with pytest.raises(mgr.Error) as cut:
-            for each in checkpoint.values():
-                each[:]
-        assert cut.value.code == "MGR_ERR_FORMAT" and weights.name in str(cut.value)
-    finally:
-        os.truncate(weights, size)
+    (weights,) = spoilt.glob("*.safetensors")
+    os.truncate(weights, weights.stat().st_size // 2)
+    with pytest.raises(mgr.Error) as cut:
+        for each in checkpoint.values():
+            each[:]
+    assert cut.value.code == "MGR_ERR_FORMAT" and weights.name in str(cut.value)
     checkpoint.close()
     with pytest.raises(ValueError, match="closed"):
         tensor[:]
@@ -187,6 +186,27 @@ def test_a_run_of_deepspeed(mgr, tmp_path):
         assert len(checkpoint) == 0 and "source.config" in checkpoint.about
     with pytest.raises(mgr.Error, match="settings:1:.*'confg'"):
         mgr.open(tmp_path / "step", source={"confg": "hf"})
+
+
+def test_fp8_in_blocks(mgr, tmp_path):
+    source, meant = fp8.make(tmp_path)
+    with mgr.open(source) as checkpoint:
+        assert set(checkpoint) == set(meant)
+        for name, tensor in meant.items():
+            assert checkpoint[name].stored_dtype == "bfloat16"
+            same(checkpoint[name], tensor)
+
+
+def test_a_bin(mgr, dense, tmp_path):
+    tensors = harness.read_output(dense)
+    torch.save(tensors, tmp_path / "pytorch_model.bin")
+    (tmp_path / "config.json").write_text((pathlib.Path(dense) / "config.json").read_text())
+    for path in (tmp_path, tmp_path / "pytorch_model.bin"):
+        with mgr.open(path) as checkpoint:
+            found = checkpoint if path == tmp_path else checkpoint.stored
+            assert set(found) == set(tensors)
+            for name, tensor in tensors.items():
+                same(found[name], tensor)
 
 
 def test_t5(mgr, tmp_path):
@@ -285,6 +305,7 @@ def test_upcycle_is_what_a_run_makes(mgr, dense, tmp_path, name, dtype):
         for layer in range(2):
             prefix = "model.layers.%d.mlp.%%s_proj.weight" % layer
             ffn = [checkpoint[prefix % m][:].astype(kind) for m in ("gate", "up", "down")]
+            assert all(numpy.count_nonzero(matrix) > 0.99 * matrix.size for matrix in ffn)
             made = mgr.upcycle(*ffn, layer=layer, layers=2, **keys)
             moe = "model.layers.%d.block_sparse_moe." % layer
             same(made.router, out[moe + "gate.weight"])

@@ -14,6 +14,7 @@ import runner  # noqa: E402
 
 TOOLS = ("dpkg-deb", "dpkg-shlibdeps", "scdoc", "man", "file")
 PROGRAMS = ("mgr-upcycle", "mgr-inspect", "mgr-verify", "mgr-synth", "mgr-bench")
+SCRIPTS = ("mgr-card",)
 
 
 def output(words, **more):
@@ -72,11 +73,12 @@ class Package(unittest.TestCase):
             self.assertIn(name, depends)
 
     def test_programs_and_pages(self):
-        for name in PROGRAMS:
+        for name in (*PROGRAMS, *SCRIPTS):
             self.assertIn(name, output([self.usr / "bin" / name, "--version"]))
             page = output(["man", "-l", self.usr / "share" / "man" / "man1" / (name + ".1")],
                           env={**os.environ, "MANWIDTH": "80", "LC_ALL": "C.UTF-8"})
             self.assertIn("SYNOPSIS", page)
+        for name in PROGRAMS:
             self.assertTrue((self.usr / "share" / "bash-completion" / "completions" / name).is_file())
 
     def test_completion_completes(self):
@@ -90,18 +92,55 @@ class Package(unittest.TestCase):
         config = runner.write_config(self.folder / "c.yaml", out, self.folder / "Mixtral-new")
         output([*runner.launcher(2), self.usr / "bin" / "mgr-upcycle", "-q", config])
         output([self.usr / "bin" / "mgr-verify", self.folder / "Mixtral-new"])
+        output([self.usr / "bin" / "mgr-card", self.folder / "Mixtral-new", "--check"])
+        self.assertIn("read once more", (self.folder / "Mixtral-new.cards" / "VERIFICATION.md").read_text())
         for name in ("configs/quickstart.yaml", "configs/jobs/slurm.sh", "report/__main__.py"):
             self.assertTrue((self.usr / "share" / "mgr-upcycle" / name).is_file(), name)
+        site = self.folder / "site"
+        docs = self.usr / "share" / "doc" / "mgr-upcycle" / "docs"
+        output([sys.executable, docs / "build.py", site, "--program", self.usr / "bin" / "mgr-upcycle"])
+        self.assertTrue((site / "keys.html").is_file())
 
-    def test_an_example_against_it(self):
-        (library,) = self.usr.glob("lib/**/libmgr.so")
-        program = self.folder / "print_tensor"
-        source = self.usr / "share" / "doc" / "mgr-upcycle" / "examples" / "print_tensor.c"
+    def compile(self, name):
+        library, program = self.library(), self.folder / name
+        source = self.usr / "share" / "doc" / "mgr-upcycle" / "examples" / (name + ".c")
         output(["cc", source, "-I", self.usr / "include", "-L", library.parent, "-lmgr",
                 "-Wl,-rpath,%s" % library.parent, "-o", program])
-        out = self.folder / "dense"
-        output([self.usr / "bin" / "mgr-synth", "-q", "--layers", 1, "--hidden", 64, "--ffn", 128, "--vocab", 64, out])
-        self.assertIn("model.embed_tokens.weight bfloat16 64x64\n", output([program, out]))
+        return program
+
+    def library(self):
+        (library,) = self.usr.glob("lib/**/libmgr.so")
+        return library
+
+    def test_examples_and_the_wheel_against_it(self):
+        dense = self.folder / "dense"
+        output([self.usr / "bin" / "mgr-synth", "-q", "--layers", 1, "--hidden", 64, "--ffn", 128, "--vocab", 64, dense])
+        self.assertIn("model.embed_tokens.weight bfloat16 64x64\n", output([self.compile("print_tensor"), dense]))
+        output([self.compile("write_copy"), dense, self.folder / "copy", "{format: huggingface}"])
+        output([self.compile("write_experts"), dense, self.folder / "experts", "{experts: 2}"])
+        for name in ("copy", "experts"):
+            output([self.usr / "bin" / "mgr-verify", self.folder / name])
+        output([self.usr / "bin" / "mgr-inspect", dense, self.folder / "copy"])
+        self.wheel(dense)
+
+    def wheel(self, dense):
+        """With .venv's Python, where there is one: of the package's library, beside nothing else of the project."""
+        python = runner.ROOT / ".venv" / "bin" / "python"
+        if not python.exists():
+            self.skipTest("no .venv: the wheel was not tried")
+        output([runner.ROOT / "tools" / "python" / "wheel.sh", self.library(), self.folder / "dist", python])
+        (wheel,) = (self.folder / "dist").glob("*.whl")
+        output([python, "-m", "pip", "install", "--quiet", "--no-deps", "--target", self.folder / "python", wheel])
+        text = (
+            "import mgr, numpy, sys\n"
+            "dense, copy = mgr.open(sys.argv[1]), mgr.open(sys.argv[2])\n"
+            "assert mgr.__file__.startswith(sys.argv[3]) and len(dense) == len(copy) == 12, len(dense)\n"
+            "assert all(numpy.array_equal(t[:], copy[name][:]) for name, t in dense.items())\n"
+            "print(dense.format, copy.format)\n"
+        )
+        said = output([python, "-c", text, dense, self.folder / "copy", self.folder / "python"],
+                      env={"PYTHONPATH": str(self.folder / "python")})
+        self.assertEqual(said, "megatron-torch huggingface\n")
 
 
 if __name__ == "__main__":
