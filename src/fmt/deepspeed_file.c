@@ -239,6 +239,36 @@ int mgr_deepspeed_read_model(mgr_catalogue *cat, uint32_t file, const mgr_reader
     return rc;
 }
 
+/* ---- a parameter of a universal checkpoint ---- */
+
+/* checkpoint/constants.py, EP_IS_EXPERT_PARAM */
+static int take_param(mgr_torch_archive *t, const char *name)
+{
+    const mgr_node *const root = t->pickle.root;
+    const bool wrapped = mgr_node_is_dict(root);
+    const mgr_node *const expert = wrapped ? mgr_node_get(root, "is_expert_param") : NULL;
+    if (expert && expert->kind == MGR_NODE_BOOL && expert->u.i)
+        return mgr_fail(t->err, MGR_ERR_UNSUPPORTED,
+                        "'%s' has 'is_expert_param': experts that DeepSpeed's own layers keep "
+                        "(AutoEP)",
+                        t->reader->name);
+    if (wrapped && !mgr_node_get(root, "param"))
+        return refuse(t, "param", NULL, "");
+    MGR_TRY(name_entry(t, "", name));
+    return mgr_torch_archive_leaf(t, wrapped ? mgr_node_get(root, "param") : root);
+}
+
+int mgr_deepspeed_read_param(mgr_catalogue *cat, uint32_t file, const mgr_reader *reader,
+                             const char *name, mgr_err *err)
+{
+    mgr_torch_archive t;
+    int rc = mgr_torch_archive_open(&t, cat, file, reader, err);
+    if (rc == MGR_OK)
+        rc = take_param(&t, name);
+    mgr_torch_archive_close(&t);
+    return rc;
+}
+
 /* ---- the optimizer's file ---- */
 
 static int take_masters(mgr_torch_archive *t, const char *key, const mgr_node *list)

@@ -31,6 +31,11 @@
 int mgr_deepspeed_read_model(mgr_catalogue *cat, uint32_t file, const mgr_reader *reader,
                              bool whole, mgr_err *err) MGR_NODISCARD;
 
+/* One parameter of a universal checkpoint, under `name`: a tensor, or a dict with "param". One of
+ * AutoEP's is refused. Local. */
+int mgr_deepspeed_read_param(mgr_catalogue *cat, uint32_t file, const mgr_reader *reader,
+                             const char *name, mgr_err *err) MGR_NODISCARD;
+
 /* The same of an optimizer: the float32 masters of its rank; moments are counted as skipped. Local.
  */
 int mgr_deepspeed_read_optimizer(mgr_catalogue *cat, uint32_t file, const mgr_reader *reader,

@@ -108,15 +108,25 @@ int mgr_pickle_dict_close(mgr_buf *out, mgr_err *err)
     return put(out, "u", 1, err);
 }
 
+int mgr_pickle_object_open(mgr_buf *out, const char *module, const char *name, mgr_err *err)
+{
+    MGR_TRY(mgr_pickle_global(out, module, name, err));
+    return put(out, ")\x81}(", 4, err);
+}
+
+int mgr_pickle_object_close(mgr_buf *out, mgr_err *err)
+{
+    return put(out, "ub", 2, err);
+}
+
 int mgr_pickle_namespace_open(mgr_buf *out, mgr_err *err)
 {
-    MGR_TRY(mgr_pickle_global(out, "argparse", "Namespace", err));
-    return put(out, ")\x81}(", 4, err);
+    return mgr_pickle_object_open(out, "argparse", "Namespace", err);
 }
 
 int mgr_pickle_namespace_close(mgr_buf *out, mgr_err *err)
 {
-    return put(out, "ub", 2, err);
+    return mgr_pickle_object_close(out, err);
 }
 
 int mgr_pickle_tuple_open(mgr_buf *out, mgr_err *err)
@@ -138,6 +148,8 @@ int mgr_pickle_list_close(mgr_buf *out, mgr_err *err)
 {
     return put(out, "e", 1, err);
 }
+
+#define MOST_DIMS 64
 
 static int put_dims(mgr_buf *out, uint32_t ndim, const uint64_t *dims, mgr_err *err)
 {
@@ -165,19 +177,9 @@ static int put_storage(mgr_buf *out, const char *key, const char *storage, uint6
 
 /* tensor := global(torch._utils._rebuild_tensor_v2)
  *           '(' storage offset size stride requires_grad OrderedDict() 't' 'R' */
-int mgr_pickle_tensor(mgr_buf *out, const char *key, mgr_dtype dtype, uint32_t ndim,
-                      const uint64_t *shape, mgr_err *err)
+static int put_tensor(mgr_buf *out, const char *key, const char *storage, uint64_t numel,
+                      uint32_t ndim, const uint64_t *shape, const uint64_t *stride, mgr_err *err)
 {
-    const char *const storage = mgr_dtype_storage(dtype);
-    uint64_t stride[64], numel = 1, step = 1;
-    if (!storage || ndim > 64)
-        return mgr_fail(err, MGR_ERR_INTERNAL, "storage '%s' cannot be written as a tensor", key);
-    for (uint32_t d = ndim; d-- > 0;) {
-        stride[d] = step;
-        if (mgr_mul_overflow(numel, shape[d], &numel) || shape[d] > INT64_MAX ||
-            mgr_mul_overflow(step, shape[d] ? shape[d] : 1, &step) || step > INT64_MAX)
-            return mgr_fail(err, MGR_ERR_INTERNAL, "tensor in storage '%s' is too large", key);
-    }
     MGR_TRY(mgr_pickle_global(out, "torch._utils", "_rebuild_tensor_v2", err));
     MGR_TRY(mgr_pickle_tuple_open(out, err));
     MGR_TRY(put_storage(out, key, storage, numel, err));
@@ -187,4 +189,38 @@ int mgr_pickle_tensor(mgr_buf *out, const char *key, mgr_dtype dtype, uint32_t n
     MGR_TRY(mgr_pickle_bool(out, 0, err));
     MGR_TRY(mgr_pickle_global(out, "collections", "OrderedDict", err));
     return put(out, ")RtR", 4, err);
+}
+
+int mgr_pickle_tensor(mgr_buf *out, const char *key, mgr_dtype dtype, uint32_t ndim,
+                      const uint64_t *shape, mgr_err *err)
+{
+    const char *const storage = mgr_dtype_storage(dtype);
+    uint64_t stride[MOST_DIMS], numel = 1, step = 1;
+    if (!storage || ndim > MOST_DIMS)
+        return mgr_fail(err, MGR_ERR_INTERNAL, "storage '%s' cannot be written as a tensor", key);
+    for (uint32_t d = ndim; d-- > 0;) {
+        stride[d] = step;
+        if (mgr_mul_overflow(numel, shape[d], &numel) || shape[d] > INT64_MAX ||
+            mgr_mul_overflow(step, shape[d] ? shape[d] : 1, &step) || step > INT64_MAX)
+            return mgr_fail(err, MGR_ERR_INTERNAL, "tensor in storage '%s' is too large", key);
+    }
+    return put_tensor(out, key, storage, numel, ndim, shape, stride, err);
+}
+
+int mgr_pickle_repeated(mgr_buf *out, const char *key, mgr_dtype dtype, uint32_t ndim,
+                        const uint64_t *shape, mgr_err *err)
+{
+    static const uint64_t stride[MOST_DIMS];
+    const char *const storage = mgr_dtype_storage(dtype);
+    if (!storage || ndim > MOST_DIMS)
+        return mgr_fail(err, MGR_ERR_INTERNAL, "storage '%s' cannot be written as a tensor", key);
+    return put_tensor(out, key, storage, 1, ndim, shape, stride, err);
+}
+
+int mgr_pickle_size(mgr_buf *out, uint32_t ndim, const uint64_t *shape, mgr_err *err)
+{
+    MGR_TRY(mgr_pickle_global(out, "torch", "Size", err));
+    MGR_TRY(mgr_pickle_tuple_open(out, err));
+    MGR_TRY(put_dims(out, ndim, shape, err));
+    return put(out, "tR", 2, err);
 }

@@ -1,6 +1,7 @@
 /*
  * Writing pickles of protocol 2 with only the opcodes and globals that torch's restricted
- * unpickler (weights_only=True) takes, plus argparse.Namespace. No memo is used.
+ * unpickler (weights_only=True) takes, plus argparse.Namespace and what a caller names. No memo is
+ * used.
  */
 #ifndef MGR_FMT_PICKLE_WRITE_H
 #define MGR_FMT_PICKLE_WRITE_H
@@ -27,6 +28,10 @@ int mgr_pickle_dict_close(mgr_buf *out, mgr_err *err) MGR_NODISCARD;
 /* argparse.Namespace whose attributes are the keys and values between open and close. */
 int mgr_pickle_namespace_open(mgr_buf *out, mgr_err *err) MGR_NODISCARD;
 int mgr_pickle_namespace_close(mgr_buf *out, mgr_err *err) MGR_NODISCARD;
+/* The same of any class, made without calling it. */
+int mgr_pickle_object_open(mgr_buf *out, const char *module, const char *name,
+                           mgr_err *err) MGR_NODISCARD;
+int mgr_pickle_object_close(mgr_buf *out, mgr_err *err) MGR_NODISCARD;
 /* A tuple or list of what is emitted between open and close. */
 int mgr_pickle_tuple_open(mgr_buf *out, mgr_err *err) MGR_NODISCARD;
 int mgr_pickle_tuple_close(mgr_buf *out, mgr_err *err) MGR_NODISCARD;
@@ -35,5 +40,11 @@ int mgr_pickle_list_close(mgr_buf *out, mgr_err *err) MGR_NODISCARD;
 /* A contiguous tensor that is all of storage `key` (torch._utils._rebuild_tensor_v2, on "cpu"). */
 int mgr_pickle_tensor(mgr_buf *out, const char *key, mgr_dtype dtype, uint32_t ndim,
                       const uint64_t *shape, mgr_err *err) MGR_NODISCARD;
+
+/* A tensor all of whose elements are the one in storage `key`: its strides are 0. */
+int mgr_pickle_repeated(mgr_buf *out, const char *key, mgr_dtype dtype, uint32_t ndim,
+                        const uint64_t *shape, mgr_err *err) MGR_NODISCARD;
+/* torch.Size([...]). */
+int mgr_pickle_size(mgr_buf *out, uint32_t ndim, const uint64_t *shape, mgr_err *err) MGR_NODISCARD;
 
 #endif

@@ -72,10 +72,22 @@ int mgr_torch_archive(const char *folder, const mgr_buf *pickle, mgr_buf *out, m
     return mgr_zip_directory(a.entries, a.n, a.directory, out, err);
 }
 
+#define ELEMENTS 2 /* the entry of data/0 */
+
+int mgr_torch_archive_with(const char *folder, const mgr_buf *pickle, const void *bytes, size_t len,
+                           mgr_buf *out, mgr_err *err)
+{
+    const uint64_t size = len;
+    archive a;
+    MGR_TRY(make(&a, folder, pickle, &size, mgr_crc32(0, bytes, len), err));
+    a.bytes[ELEMENTS] = bytes;
+    MGR_TRY(put_members(&a, 0, a.n, out, err));
+    return mgr_zip_directory(a.entries, a.n, a.directory, out, err);
+}
+
 /* ---- one tensor ---- */
 
 #define FOLDER "archive" /* of everything that torch saves into a stream */
-#define ELEMENTS 2       /* its entry */
 
 static int make_tensor(archive *a, const mgr_torch_tensor *t, uint32_t crc, mgr_buf *pickle,
                        mgr_err *err)

@@ -60,7 +60,8 @@ typedef struct mgr_hdf5_context {
     mgr_buf directory; /* where the files are, once they are made; rank 0 */
 } mgr_hdf5_context;
 
-/* torch.save archives of a Megatron state dict; `context` is an mgr_torch_context. */
+/* torch.save archives of a Megatron state dict, or of what the context says; `context` is an
+ * mgr_torch_context. */
 extern const mgr_container mgr_container_torch;
 
 typedef struct mgr_torch_context {
@@ -69,6 +70,10 @@ typedef struct mgr_torch_context {
     const void *data;
     uint64_t iteration;
     uint32_t chunks; /* of the virtual pipeline */
+    /* NULL, or in the place of all that: emit the one object of a file, whose tensors are storages
+     * "0", "1", ... in the order in which they stand in the catalogue. */
+    int (*content)(const mgr_layout *layout, uint32_t file, const void *data, mgr_buf *out,
+                   mgr_err *err);
 } mgr_torch_context;
 
 /* The .distcp files of torch.distributed.checkpoint: one archive behind the other, of a tensor

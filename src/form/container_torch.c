@@ -2,7 +2,7 @@
  * A torch.save archive {"args": Namespace, "checkpoint_version": 3.0, "iteration": n, "model":
  * {name: tensor}}, with "model0", "model1", ... for the chunks of a virtual pipeline. Members:
  * data.pkl, byteorder, data/0 .. data/n-1, version. Keys are numbered in the order of the file's
- * tensors; every tensor is all of its storage.
+ * tensors; every tensor is all of its storage. A context may say another object than that dict.
  */
 #include <stdio.h>
 #include <string.h>
@@ -79,10 +79,9 @@ static int emit_models(const mgr_layout *layout, uint32_t file, uint32_t chunks,
     return MGR_OK;
 }
 
-static int emit(const mgr_layout *layout, uint32_t file, const mgr_torch_context *context,
-                mgr_buf *out, mgr_err *err)
+static int emit_megatron(const mgr_layout *layout, uint32_t file, const mgr_torch_context *context,
+                         mgr_buf *out, mgr_err *err)
 {
-    MGR_TRY(mgr_pickle_begin(out, err));
     MGR_TRY(mgr_pickle_dict_open(out, err));
     MGR_TRY(mgr_pickle_text(out, "args", err));
     MGR_TRY(mgr_pickle_namespace_open(out, err));
@@ -93,7 +92,15 @@ static int emit(const mgr_layout *layout, uint32_t file, const mgr_torch_context
     MGR_TRY(mgr_pickle_text(out, "iteration", err));
     MGR_TRY(mgr_pickle_int(out, (int64_t)context->iteration, err));
     MGR_TRY(emit_models(layout, file, context->chunks, out, err));
-    MGR_TRY(mgr_pickle_dict_close(out, err));
+    return mgr_pickle_dict_close(out, err);
+}
+
+static int emit(const mgr_layout *layout, uint32_t file, const mgr_torch_context *context,
+                mgr_buf *out, mgr_err *err)
+{
+    MGR_TRY(mgr_pickle_begin(out, err));
+    MGR_TRY(context->content ? context->content(layout, file, context->data, out, err)
+                             : emit_megatron(layout, file, context, out, err));
     return mgr_pickle_end(out, err);
 }
 

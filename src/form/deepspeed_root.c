@@ -10,6 +10,10 @@
 #include "mgr/config.h"
 
 #define LATEST "latest"
+#define LATEST_UNIVERSAL "latest_universal" /* engine.py, load_checkpoint */
+#define UNIVERSAL "_universal"
+#define ZERO "zero" /* the folder of a universal checkpoint's parameters */
+#define PARAM "fp32.pt"
 #define LATEST_ITERATION                                                                           \
     "latest_iteration.txt" /* moe-recipes' src/llama_recipes/utils/checkpoint.py */
 #define MAX_TAG 255
@@ -109,6 +113,8 @@ static int step_down(const char *folder, const char *iteration, mgr_arena *arena
     if (!recipes)
         MGR_TRY(mgr_arena_fmt(arena, &file, err, "%s/" LATEST, folder));
     if (!mgr_path_exists(file))
+        MGR_TRY(mgr_arena_fmt(arena, &file, err, "%s/" LATEST_UNIVERSAL, folder));
+    if (!mgr_path_exists(file))
         return MGR_OK;
     MGR_TRY(read_line(file, tag, err));
     if (recipes && strspn(tag, "0123456789") != strlen(tag))
@@ -117,7 +123,8 @@ static int step_down(const char *folder, const char *iteration, mgr_arena *arena
         return mgr_arena_fmt(arena, next, err, "%s/iter_%07lu", folder,
                              strtoul(asked ? iteration : tag, NULL, 10));
     return asked && mgr_has_prefix(tag, "global_step")
-               ? mgr_arena_fmt(arena, next, err, "%s/global_step%s", folder, iteration)
+               ? mgr_arena_fmt(arena, next, err, "%s/global_step%s%s", folder, iteration,
+                               mgr_has_suffix(tag, UNIVERSAL) ? UNIVERSAL : "")
                : mgr_arena_fmt(arena, next, err, "%s/%s", folder, tag);
 }
 
@@ -261,7 +268,7 @@ static int add_paths(const found *f, mgr_arena *arena, mgr_source_files *files, 
     return MGR_OK;
 }
 
-int mgr_deepspeed_files(const char *folder, mgr_arena *arena, mgr_source_files *files, mgr_err *err)
+static int rank_files(const char *folder, mgr_arena *arena, mgr_source_files *files, mgr_err *err)
 {
     found f = {.folder = folder};
     const char **names;
@@ -277,4 +284,70 @@ int mgr_deepspeed_files(const char *folder, mgr_arena *arena, mgr_source_files *
     mgr_free(f.models);
     mgr_free(f.optimizers);
     return rc;
+}
+
+/* ---- the files of a universal checkpoint ---- */
+
+int mgr_deepspeed_param(const char *path, mgr_arena *arena, const char **name, mgr_err *err)
+{
+    const char *parent, *zero;
+    *name = NULL;
+    if (!mgr_has_suffix(path, "/" PARAM))
+        return MGR_OK;
+    MGR_TRY(mgr_dirname(path, arena, &parent, err));
+    MGR_TRY(mgr_dirname(parent, arena, &zero, err));
+    *name = mgr_has_suffix(zero, "/" ZERO) ? parent + strlen(zero) + 1 : NULL;
+    return MGR_OK;
+}
+
+/* The model's file says the shapes; of those for several ranks of a model the first does. */
+static int add_model(const char *folder, const char **names, size_t n, mgr_arena *arena,
+                     mgr_source_files *files, mgr_err *err)
+{
+    mgr_zero_name z;
+    for (size_t i = 0; i < n; i++)
+        if (mgr_deepspeed_name(names[i], &z) && !z.optimizer && !z.rank && !z.model_rank)
+            return mgr_arena_fmt(arena, &files->paths[files->n++], err, "%s/%s", folder, names[i]);
+    return mgr_fail(err, MGR_ERR_NOT_FOUND,
+                    "missing file '[zero_pp_rank_0_]mp_rank_00_model_states.pt' in '%s'", folder);
+}
+
+static int add_params(const char *zero, const char **names, size_t n, mgr_arena *arena,
+                      mgr_source_files *files, mgr_err *err)
+{
+    const char *path;
+    for (size_t i = 0; i < n; i++) {
+        MGR_TRY(mgr_arena_fmt(arena, &path, err, "%s/%s", zero, names[i]));
+        if (!mgr_is_dir(path))
+            continue;
+        MGR_TRY(mgr_arena_fmt(arena, &files->paths[files->n], err, "%s/" PARAM, path));
+        if (!mgr_path_exists(files->paths[files->n++]))
+            return mgr_fail(err, MGR_ERR_NOT_FOUND, "missing file '%s'",
+                            files->paths[files->n - 1]);
+    }
+    return MGR_OK;
+}
+
+static int universal_files(const char *folder, const char *zero, mgr_arena *arena,
+                           mgr_source_files *files, mgr_err *err)
+{
+    const char **const had = files->paths, **names, **params;
+    size_t n, n_params;
+    MGR_TRY(mgr_list_dir(folder, arena, &names, &n, err));
+    MGR_TRY(mgr_list_dir(zero, arena, &params, &n_params, err));
+    MGR_TRY(mgr_arena_alloc(arena, &files->paths, (files->n + n_params + 1) * sizeof *had, err));
+    if (files->n)
+        memcpy(files->paths, had, files->n * sizeof *had);
+    MGR_TRY(add_model(folder, names, n, arena, files, err));
+    return add_params(zero, params, n_params, arena, files, err);
+}
+
+/* ---- either ---- */
+
+int mgr_deepspeed_files(const char *folder, mgr_arena *arena, mgr_source_files *files, mgr_err *err)
+{
+    const char *zero;
+    MGR_TRY(mgr_arena_fmt(arena, &zero, err, "%s/" ZERO, folder));
+    return mgr_is_dir(zero) ? universal_files(folder, zero, arena, files, err)
+                            : rank_files(folder, arena, files, err);
 }

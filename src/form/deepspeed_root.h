@@ -29,8 +29,14 @@ typedef struct mgr_zero_name {
 
 bool mgr_deepspeed_name(const char *name, mgr_zero_name *out);
 
+/* Of a path that ends in zero/NAME/fp32.pt, which is what a universal checkpoint has of a
+ * parameter: NAME into the arena; NULL of any other. Local. */
+int mgr_deepspeed_param(const char *path, mgr_arena *arena, const char **name,
+                        mgr_err *err) MGR_NODISCARD;
+
 /* Append the files of `folder`: those of the model by rank, then the optimizer's. One that is
- * missing, there twice, or of a kind that cannot be read is refused by name. Local. */
+ * missing, there twice, or of a kind that cannot be read is refused by name. Of a universal
+ * checkpoint: the model's, then one for each parameter, by name. Local. */
 int mgr_deepspeed_files(const char *folder, mgr_arena *arena, mgr_source_files *files,
                         mgr_err *err) MGR_NODISCARD;
 

@@ -16,7 +16,8 @@
 
 uint32_t mgr_deepspeed_config(const mgr_catalogue *cat)
 {
-    return cat->n_files && !mgr_has_suffix(cat->files[0].path, "_states.pt") ? 0 : MGR_NONE;
+    const char *const first = cat->n_files ? cat->files[0].path : "";
+    return *first && !mgr_has_suffix(first, "_states.pt") ? 0 : MGR_NONE;
 }
 
 static const char *path_of(const mgr_catalogue *cat, uint32_t file)
@@ -225,7 +226,8 @@ static int sort_modules(gathering *g)
     const mgr_catalogue *const cat = g->cat;
     MGR_TRY(mgr_alloc(&g->modules, cat->n_stored, sizeof *g->modules, g->err));
     for (uint32_t i = 0; i < cat->n_stored; i++)
-        if (mgr_has_prefix(cat->stored[i].name, MGR_DS_MODULE))
+        if (cat->stored[i].file == g->ds->model_file &&
+            mgr_has_prefix(cat->stored[i].name, MGR_DS_MODULE))
             g->modules[g->n_modules++] =
                 (module_entry){cat->stored[i].name + strlen(MGR_DS_MODULE), i};
     qsort(g->modules, g->n_modules, sizeof *g->modules, by_name);
@@ -484,6 +486,99 @@ static int start_view(const mgr_catalogue *cat, mgr_deepspeed *ds, mgr_err *err)
     return MGR_OK;
 }
 
+/* ---- a universal checkpoint ---- */
+
+/* One with a shape that the model's file says: it may lie flat, as ds_to_universal.py leaves what
+ * was ZeRO-3's. Without one it is as it lies there. */
+static int add_param(gathering *g, uint32_t stored, const char *shape)
+{
+    const mgr_stored *const found = &g->cat->stored[stored];
+    mgr_stored s = {.name = found->name, .dtype = found->dtype};
+    if (!shape || found->ndim > 1)
+        return add_whole(g, found->name, stored);
+    MGR_TRY(parse_shape(g, s.name, shape, &s));
+    const mgr_zero_part part = {.kind = MGR_ZERO_WHOLE, .stored = stored, .numel = elements(&s)};
+    if (is_dense(found) && part.numel == elements(found))
+        return add_part(g, &s, &part);
+    return mgr_fail(g->err, MGR_ERR_FORMAT,
+                    "'%s' holds %" PRIu64 " elements, but '%s' says the shape [%s] of it",
+                    path_of(g->cat, found->file), elements(found),
+                    path_of(g->cat, g->ds->model_file), shape);
+}
+
+/* The tensors of the parameters' files by name; files of a parameter hold one each. */
+static int sort_params(const gathering *g, module_entry **names, size_t *n)
+{
+    const mgr_catalogue *const cat = g->cat;
+    MGR_TRY(mgr_alloc(names, cat->n_stored, sizeof **names, g->err));
+    for (uint32_t i = 0; i < cat->n_stored; i++)
+        if (cat->stored[i].file > g->ds->model_file)
+            (*names)[(*n)++] = (module_entry){cat->stored[i].name, i};
+    if (*n)
+        qsort(*names, *n, sizeof **names, by_name);
+    return MGR_OK;
+}
+
+static int add_listed(gathering *g, const module_entry *names, size_t n, uint8_t *listed)
+{
+    char shown[NAME_SHOWN];
+    for (size_t i = 0; i < g->cat->n_attrs; i++) {
+        const mgr_attr *const a = &g->cat->attrs[i];
+        if (a->file != g->ds->model_file || !mgr_has_prefix(a->key, MGR_DS_PARAM))
+            continue;
+        const module_entry key = {strchr(a->key + strlen(MGR_DS_PARAM), '.') + 1, 0};
+        const module_entry *const found = bsearch(&key, names, n, sizeof *names, by_name);
+        if (!found)
+            return mgr_fail(g->err, MGR_ERR_NOT_FOUND,
+                            "'%s' lists the parameter '%s', which has no fp32.pt in 'zero'",
+                            path_of(g->cat, a->file),
+                            mgr_printable(key.name, strlen(key.name), shown, sizeof shown));
+        listed[found - names] = 1;
+        MGR_TRY(add_param(g, found->stored, a->text));
+    }
+    return MGR_OK;
+}
+
+static int gather_params(gathering *g)
+{
+    module_entry *names = NULL;
+    uint8_t *listed = NULL;
+    size_t n = 0;
+    int rc = sort_params(g, &names, &n);
+    if (rc == MGR_OK)
+        rc = mgr_alloc(&listed, n, 1, g->err);
+    if (rc == MGR_OK)
+        rc = add_listed(g, names, n, listed);
+    for (size_t i = 0; rc == MGR_OK && i < n; i++)
+        if (!listed[i])
+            rc = add_param(g, names[i].stored, NULL);
+    if (rc == MGR_OK)
+        rc = add_shared(g);
+    if (rc == MGR_OK)
+        rc = sort_modules(g);
+    if (rc == MGR_OK)
+        rc = add_buffers(g);
+    mgr_free(names);
+    mgr_free(listed);
+    mgr_free(g->modules);
+    return rc;
+}
+
+static int view_universal(gathering *g)
+{
+    mgr_deepspeed *const ds = g->ds;
+    ds->universal = true;
+    if (g->copies) {
+        mgr_fail(g->err, MGR_ERR_UNSUPPORTED,
+                 "a universal checkpoint, as is that of '%s', holds no copies of the weights",
+                 path_of(g->cat, ds->model_file));
+        return mgr_hint(g->err, "take the masters: source.weights: masters");
+    }
+    MGR_TRY(mgr_alloc(&ds->unneeded, g->cat->n_stored, 1, g->err));
+    MGR_TRY(start_view(g->cat, ds, g->err));
+    return gather_params(g);
+}
+
 int mgr_deepspeed_view(const mgr_catalogue *cat, bool copies, mgr_deepspeed *ds, mgr_err *err)
 {
     const kin models = kin_of(cat, false), optimizers = kin_of(cat, true);
@@ -491,6 +586,8 @@ int mgr_deepspeed_view(const mgr_catalogue *cat, bool copies, mgr_deepspeed *ds,
     mgr_zero_name name;
     ds->ranks = optimizers.n;
     ds->model_file = models.first;
+    if (optimizers.n == 0)
+        return view_universal(&g);
     MGR_TRY(check_run(cat, models, optimizers, err));
     ds->zero3 = int_of(cat, optimizers.first, MGR_DS_STAGE) == 3;
     if (!name_of(cat, models.first, &name) || ds->zero3 != name.partitioned)

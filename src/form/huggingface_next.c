@@ -178,6 +178,28 @@ static int next_hdf5(const mgr_output *out, mgr_remarks *remarks, mgr_err *err)
                            "  -s target.path=%s -s target.format=huggingface reshard.yaml", to);
 }
 
+/* By config.json a model is built, of random weights, which the engine then loads. */
+static int next_deepspeed(const mgr_output *out, mgr_remarks *remarks, mgr_err *err)
+{
+    mgr_buf text = {0};
+    json_t *const path = json_string(out->config->target.path);
+    int rc = mgr_json_dump(path, 0, &text, err);
+    if (rc == MGR_OK && !out->config->target.data_parallel)
+        rc = say(remarks, err,
+                 "# in DeepSpeed's config: \"checkpoint\": {\"load_universal\": true}");
+    if (rc == MGR_OK)
+        rc = mgr_remarks_say(
+            remarks, MGR_REMARK_NEXT, err,
+            "model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(%s))", text.data);
+    if (rc == MGR_OK)
+        rc = mgr_remarks_say(remarks, MGR_REMARK_NEXT, err,
+                             "deepspeed.initialize(model=model, ...)[0].load_checkpoint(%s)",
+                             text.data);
+    mgr_buf_clear(&text);
+    json_decref(path);
+    return rc;
+}
+
 int mgr_huggingface_next(const mgr_output *out, const json_t *config, mgr_remarks *remarks,
                          mgr_err *err)
 {
@@ -186,6 +208,8 @@ int mgr_huggingface_next(const mgr_output *out, const json_t *config, mgr_remark
     MGR_TRY(say_bounds(out, config, &least, remarks, err));
     if (strcmp(format, "hdf5") == 0)
         return next_hdf5(out, remarks, err);
+    if (strcmp(format, "deepspeed") == 0)
+        return next_deepspeed(out, remarks, err);
     MGR_TRY(say_types(out, remarks, err));
     if (strcmp(format, "moe-recipes") == 0)
         MGR_TRY(next_moe_recipes(out, remarks, err));

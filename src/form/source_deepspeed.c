@@ -1,7 +1,7 @@
 /*
- * Source `deepspeed`: a ZeRO checkpoint of a model of transformers, as moe-recipes and Trainer save
- * it. The float32 masters of the optimizer are the weights. What the model is, its config.json
- * says, which lies elsewhere.
+ * Source `deepspeed`: a ZeRO or universal checkpoint of a model of transformers, as moe-recipes and
+ * Trainer save it. The float32 masters of the optimizer are the weights. What the model is, its
+ * config.json says, which lies elsewhere.
  */
 #include <string.h>
 
@@ -95,12 +95,32 @@ static int find(const mgr_config *config, mgr_arena *arena, mgr_source_files *fi
 
 /* ---- headers ---- */
 
+/* Of a universal checkpoint; *is tells whether it was one. */
+static int read_param(mgr_catalogue *cat, uint32_t file, const mgr_reader *reader, bool *is,
+                      mgr_err *err)
+{
+    mgr_arena arena = {0};
+    const char *name;
+    int rc = mgr_deepspeed_param(reader->name, &arena, &name, err);
+    *is = rc == MGR_OK && name;
+    if (*is)
+        rc = mgr_strange_file(reader, err);
+    if (*is && rc == MGR_OK)
+        rc = mgr_deepspeed_read_param(cat, file, reader, name, err);
+    mgr_arena_clear(&arena);
+    return rc;
+}
+
 static int read_source_file(mgr_catalogue *cat, uint32_t file, const mgr_reader *reader,
                             void **held, mgr_err *err)
 {
     const char *const slash = strrchr(reader->name, '/');
     mgr_zero_name name;
+    bool param;
     (void)held;
+    MGR_TRY(read_param(cat, file, reader, &param, err));
+    if (param)
+        return MGR_OK;
     if (!mgr_deepspeed_name(slash ? slash + 1 : reader->name, &name))
         return mgr_huggingface_read_config(cat, file, reader, err);
     MGR_TRY(mgr_strange_file(reader, err));
@@ -156,6 +176,9 @@ static int layout(const void *state, mgr_layout *into, mgr_err *err)
 static int summary(const void *state, mgr_buf *out, mgr_err *err)
 {
     const mgr_deepspeed *const ds = state;
+    if (ds->universal)
+        return mgr_buf_fmt(out, err, "universal checkpoint, %zu parameters, %s", ds->view.n_stored,
+                           mgr_huggingface_family(ds->hf.class)->name);
     return mgr_buf_fmt(out, err, "%s, %u rank%s, %u %sgroup%s, %s",
                        ds->zero3 ? "ZeRO-3" : "ZeRO-1 or 2", ds->ranks, ds->ranks == 1 ? "" : "s",
                        ds->groups, ds->zero3 ? "sub-" : "", ds->groups == 1 ? "" : "s",

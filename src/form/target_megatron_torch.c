@@ -170,8 +170,10 @@ static mgr_expert_names expert_names(const char *name)
 static int fill_state(const mgr_config *config, mgr_layout *into, state *s, mgr_err *err)
 {
     mgr_megatron *const mg = &s->megatron;
-    s->context = (mgr_torch_context){emit_args, s, config->target.iteration,
-                                     (uint32_t)config->target.virtual_pipeline};
+    s->context = (mgr_torch_context){.args = emit_args,
+                                     .data = s,
+                                     .iteration = config->target.iteration,
+                                     .chunks = (uint32_t)config->target.virtual_pipeline};
     s->model = into->tensors->model;
     s->dtype = into->dtype;
     *mg = (mgr_megatron){

@@ -49,7 +49,8 @@ static int cut(const cutting *c, const stretch *s, mgr_err *err)
 static uint32_t use_master(const mgr_deepspeed *ds, mgr_layout *into, uint32_t rank, uint32_t group)
 {
     const uint32_t stored = ds->masters[(size_t)rank * ds->groups + group];
-    into->used[stored] = 1;
+    if (!into->declare)
+        into->used[stored] = 1;
     return stored;
 }
 
@@ -107,7 +108,7 @@ static int cut_frozen(const mgr_deepspeed *ds, const mgr_zero_part *p, const mgr
     return MGR_OK;
 }
 
-static int place(const mgr_deepspeed *ds, mgr_layout *into, const mgr_box *box, mgr_err *err)
+int mgr_deepspeed_place(const mgr_deepspeed *ds, mgr_layout *into, const mgr_box *box, mgr_err *err)
 {
     const mgr_zero_part *const p = &ds->parts[box->stored];
     const uint64_t begin = box->stored_row * box->row_stride + box->stored_col;
@@ -143,7 +144,7 @@ int mgr_deepspeed_layout(mgr_layout *layout, const mgr_deepspeed *ds, mgr_err *e
     if (rc == MGR_OK)
         rc = mgr_layout_finish(&view, err);
     for (size_t i = 0; rc == MGR_OK && i < view.n_boxes; i++)
-        rc = place(ds, layout, &view.boxes[i], err);
+        rc = mgr_deepspeed_place(ds, layout, &view.boxes[i], err);
     if (rc == MGR_OK)
         skip_unneeded(ds, layout);
     mgr_layout_clear(&view);

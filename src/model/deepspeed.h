@@ -6,6 +6,7 @@
  *               last of them padding; a sub-group's flat tensor has one such part behind the other
  *   ZeRO-1, 2   a group's parameters lie one behind the other in a vector that is cut among the
  * ranks
+ *   universal   each parameter is whole, in a file of its own
  *
  * The parameters themselves are tensors of Hugging Face's layouts: `view` is a catalogue of them,
  * as if the model lay in one file, and a box in it becomes boxes in the files.
@@ -41,7 +42,7 @@ typedef struct mgr_deepspeed {
     mgr_catalogue view;   /* file 0: config.json; file 1: all parameters */
     mgr_huggingface hf;   /* of it */
     mgr_zero_part *parts; /* [view.n_stored] */
-    bool zero3;
+    bool zero3, universal;
     uint32_t ranks, groups;
     uint32_t model_file; /* of rank 0; ZeRO-3 has one for each rank, from there on */
     uint32_t *masters;   /* [ranks][groups]: stored tensors */
@@ -51,6 +52,10 @@ typedef struct mgr_deepspeed {
 /* Boxes of all files into `layout`, which is of a source. What is there and not read is counted as
  * skipped. Local. */
 int mgr_deepspeed_layout(mgr_layout *layout, const mgr_deepspeed *ds, mgr_err *err) MGR_NODISCARD;
+
+/* Boxes of the files for one box of `view`, of a source or a target. Local. */
+int mgr_deepspeed_place(const mgr_deepspeed *ds, mgr_layout *into, const mgr_box *box,
+                        mgr_err *err) MGR_NODISCARD;
 
 void mgr_deepspeed_clear(mgr_deepspeed *ds);
 
