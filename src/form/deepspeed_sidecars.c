@@ -196,9 +196,10 @@ static int make_moment(const maker *m, mgr_buf *out, mgr_err *err)
     return mgr_pickle_dict_close(out, err);
 }
 
-static int put_step(mgr_buf *out, mgr_err *err)
+/* As torch's Adam counts. ZeRO 1 and 2 ask for one of each parameter. */
+static int make_step(const maker *m, mgr_buf *out, mgr_err *err)
 {
-    MGR_TRY(mgr_pickle_text(out, "step", err));
+    (void)m;
     return mgr_pickle_tensor(out, "0", MGR_DTYPE_F32, 0, NULL, err);
 }
 
@@ -216,13 +217,13 @@ static int put_groups(mgr_buf *out, mgr_err *err)
  * beside it. */
 static int make_universal(const maker *m, mgr_buf *out, mgr_err *err)
 {
-    (void)m;
     MGR_TRY(mgr_pickle_dict_open(out, err));
     MGR_TRY(open_dict(out, "optimizer_state_dict", err));
     MGR_TRY(open_dict(out, "state", err));
     MGR_TRY(mgr_pickle_int(out, 0, err));
     MGR_TRY(mgr_pickle_dict_open(out, err));
-    MGR_TRY(put_step(out, err));
+    MGR_TRY(mgr_pickle_text(out, "step", err));
+    MGR_TRY(make_step(m, out, err));
     MGR_TRY(mgr_pickle_dict_close(out, err));
     MGR_TRY(mgr_pickle_dict_close(out, err));
     MGR_TRY(put_groups(out, err));
@@ -306,18 +307,26 @@ int mgr_deepspeed_emit_optimizer(const mgr_deepspeed *ds, const uint64_t *sizes,
 
 /* ---- all ---- */
 
-static int write_moments(maker *m, const char *folder, mgr_err *err)
+/* What an optimizer has of a parameter that was never trained. */
+static int write_state(maker *m, const char *folder, mgr_err *err)
 {
-    static const char *const names[] = {"exp_avg.pt", "exp_avg_sq.pt"};
+    m->make = make_moment;
+    MGR_TRY(write_at(m, folder, "exp_avg.pt", sizeof(float), err));
+    MGR_TRY(write_at(m, folder, "exp_avg_sq.pt", sizeof(float), err));
+    m->make = make_step;
+    return write_at(m, folder, "step.pt", sizeof(float), err);
+}
+
+static int write_states(maker *m, const char *folder, mgr_err *err)
+{
     mgr_buf at = {0};
     int rc = MGR_OK;
-    m->make = make_moment;
     for (size_t i = 0; rc == MGR_OK && i < m->ds->view.n_stored; i++) {
         m->param = &m->ds->view.stored[i];
         at.len = 0;
         rc = mgr_buf_fmt(&at, err, "%s/zero/%s", folder, m->param->name);
-        for (size_t k = 0; rc == MGR_OK && k < sizeof names / sizeof names[0]; k++)
-            rc = write_at(m, at.data, names[k], sizeof(float), err);
+        if (rc == MGR_OK)
+            rc = write_state(m, at.data, err);
     }
     mgr_buf_clear(&at);
     return rc;
@@ -340,7 +349,7 @@ static int write_all(maker *m, const char *folder, mgr_err *err)
     MGR_TRY(write_models(m, folder, err));
     if (m->ds->ranks)
         return MGR_OK;
-    MGR_TRY(write_moments(m, folder, err));
+    MGR_TRY(write_states(m, folder, err));
     m->make = make_universal;
     return write_at(m, folder, "zero/optimizer_state.pt", sizeof(float), err);
 }

@@ -9,7 +9,7 @@ import unittest
 import runner
 from test_bad_input import BadInput
 
-FORMATS = ("moe-recipes", "megatron-torch", "megatron-dist", "hdf5")
+FORMATS = ("moe-recipes", "megatron-torch", "megatron-dist", "hdf5", "deepspeed")
 MOUNT = "mount --bind %s %s && exec %s"
 
 
@@ -43,7 +43,7 @@ class Force(BadInput):
             self.skipTest("groups of others need root")
         os.chown(self.outputs, 0, 12345)
         os.chmod(self.outputs, 0o2775)
-        for format, mask in zip(FORMATS, (0o027, 0o002, 0o077, 0o022)):
+        for format, mask in zip(FORMATS, (0o027, 0o002, 0o077, 0o022, 0o027)):
             shutil.rmtree(self.target, ignore_errors=True)
             mask_first = ("sh", "-c", "umask %o; exec \"$@\"" % mask, "sh")
             result = runner.upcycle(self.config(target__format=format), np=2, wrapper=mask_first)

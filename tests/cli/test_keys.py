@@ -16,7 +16,7 @@ MODELS = {
     "experts with norms": ["--experts", 2, "--qk-norm"],
     "gelu": ["--activation", "gelu"],
 }
-FORMATS = ("huggingface", "moe-recipes", "mixtral", "megatron-torch", "megatron-dist", "hdf5")
+FORMATS = ("huggingface", "moe-recipes", "mixtral", "megatron-torch", "megatron-dist", "hdf5", "deepspeed")
 HINT = re.compile(r"hint: target formats that hold this model: (.*)")
 
 PRESETS = sorted((pathlib.Path(__file__).resolve().parents[2] / "configs").glob("*.yaml"))

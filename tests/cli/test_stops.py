@@ -24,6 +24,8 @@ FORMATS = {
     "megatron-dist": ({"format": "megatron-dist"}, True),
     "hdf5": ({"format": "hdf5", "expert_parallel": 2}, True),
     "hdf5-deflate": ({"format": "hdf5", "expert_parallel": 2, "compression": "deflate"}, True),
+    "deepspeed": ({"format": "deepspeed"}, True),
+    "deepspeed-zero3": ({"format": "deepspeed", "data_parallel": 3, "sub_group_size": 5000}, False),
 }
 
 # Where: while rank 1 writes, between the engine and settling, behind it, behind the ledger, behind each
@@ -117,6 +119,12 @@ class Stops(Folder):
 
     def test_hdf5_deflate(self):
         self.stops("hdf5-deflate")
+
+    def test_deepspeed(self):
+        self.stops("deepspeed")
+
+    def test_deepspeed_zero3(self):
+        self.stops("deepspeed-zero3")
 
 
 def flip(path):

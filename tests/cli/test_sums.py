@@ -11,7 +11,7 @@ import runner
 import test_again
 
 SIZES = "--layers 2 --hidden 64 --ffn 96 --heads 4 --kv-heads 2 --vocab 128 --seed 7 -q".split()
-FORMATS = ("megatron-torch", "megatron-dist", "huggingface", "hdf5")
+FORMATS = ("megatron-torch", "megatron-dist", "huggingface", "hdf5", "deepspeed")
 
 
 class Sums(unittest.TestCase):

@@ -20,6 +20,7 @@ FORMATS = {
     "megatron-dist": {},
     "hdf5": {},
     "deflate": {"target__format": "hdf5", "target__compression": "deflate"},
+    "deepspeed": {"target__data_parallel": 2},
 }
 
 

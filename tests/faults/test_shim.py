@@ -56,6 +56,8 @@ FORMATS = {
     "megatron-dist": dict(MIXTURE, target__format="megatron-dist"),
     "hdf5": dict(MIXTURE, target__format="hdf5", target__expert_parallel=2),
     "hdf5-deflate": dict(MIXTURE, target__format="hdf5", target__compression="deflate"),
+    "deepspeed": dict(MIXTURE, target__format="deepspeed"),
+    "deepspeed-zero3": dict(DENSE, target__format="deepspeed", target__data_parallel=2),
 }
 
 Fault = collections.namedtuple("Fault", "format ranks rank call k what")

@@ -41,7 +41,8 @@ SPECS = {
 }
 
 
-def train(rank, world, out, port):
+def join(rank, world, port):
+    """This process is one of `world`."""
     os.environ.update(
         RANK=str(rank),
         LOCAL_RANK=str(rank),
@@ -53,6 +54,10 @@ def train(rank, world, out, port):
     # an operator that would be compiled for messages in shared memory
     sys.modules["deepspeed.comm.torch"].build_shm_op = lambda: None
     deepspeed.init_distributed("gloo", verbose=False)
+
+
+def train(rank, world, out, port):
+    join(rank, world, port)
     for name, spec in SPECS.items():
         if spec[0] == world:
             one_run(out / name, *spec[1:])

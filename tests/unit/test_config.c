@@ -761,7 +761,7 @@ static const struct {
      NULL},
     {"source: {path: a}\ntarget:\n  path: b\n  format: hdf5\n  names: te\n",
      "x.yaml:5:3: 'target.names' is for target format 'huggingface' or 'moe-recipes' or 'mixtral' "
-     "or 'megatron-torch' or 'megatron-dist'; 'target.format' is 'hdf5'",
+     "or 'megatron-torch' or 'megatron-dist' or 'deepspeed'; 'target.format' is 'hdf5'",
      NULL},
     {"source: {path: a, format: hdf5, iteration: 5}\ntarget: {path: b}\n",
      "x.yaml:1:33: 'source.iteration' is for source format 'megatron-dist' or 'megatron-torch' or "
@@ -774,7 +774,7 @@ static const struct {
      "x.yaml:2:19: 'target.names' is 'fused', must be auto, te or local", NULL},
     {"source: {path: a}\ntarget: {path: b, format: mixtrall}\n",
      "x.yaml:2:19: 'target.format' is 'mixtrall'; known are: huggingface, moe-recipes, mixtral, "
-     "megatron-torch, megatron-dist, hdf5",
+     "megatron-torch, megatron-dist, hdf5, deepspeed",
      NULL},
     {"source: {path: a, format: hf}\ntarget: {path: b}\n",
      "x.yaml:1:19: 'source.format' is 'hf'; known are: auto, megatron-dist, megatron-torch, hdf5, "

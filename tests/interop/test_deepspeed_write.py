@@ -1,0 +1,237 @@
+"""Target `deepspeed`: the real engine loads what is written, at 1 and 2 processes, and trains on with
+it; zero_to_fp32 and ds_to_universal agree with us (deepspeed_load_judge.py); and there and back."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+import pytest
+import torch
+import transformers
+from safetensors.torch import load_file
+
+import harness
+import real_models
+import runner
+from test_deepspeed import RELEASE, equal, per_expert, read, refused, run
+
+SIZE = 3000  # of sub-groups, where a run states one
+# folder: (ranks, sub-group size); 0 ranks are a universal checkpoint
+TARGETS = {"universal": (0, 0), "one": (1, SIZE), "two": (2, 10**9), "four": (4, 700), "small": (2, 1)}
+LOADS = [  # folder, processes, stage
+    ("universal", 1, 3),
+    ("universal", 2, 3),
+    ("universal", 2, 2),
+    ("universal", 1, 1),
+    ("one", 1, 3),
+    ("two", 2, 3),
+    ("small", 2, 3),
+]
+
+
+def to_deepspeed(scratch, source, name, ranks, size, **changes):
+    words = {"target__data_parallel": ranks, "target__sub_group_size": size} if ranks else {}
+    result = run(scratch, source, name, target__format="deepspeed", **words, **changes)
+    assert result.status == 0, str(result)
+    return scratch / name
+
+
+@pytest.fixture(scope="module")
+def mixture(module_scratch):
+    """What moe-recipes begins with: a Mixtral made of a dense Megatron checkpoint."""
+    dense = runner.synth(module_scratch / "dense", hidden=32, ffn=48, vocab=97)
+    return harness.convert(module_scratch, dense, name="mixtral", model__vocab_size=97)
+
+
+@pytest.fixture(scope="module")
+def judged(module_scratch, mixture):
+    for name, (ranks, size) in TARGETS.items():
+        to_deepspeed(module_scratch, mixture, name, ranks, size)
+    jobs = {
+        "hf": str(mixture),
+        "trained": str(module_scratch / "trained"),
+        "size": SIZE,
+        "gathers": [str(module_scratch / name) for name, (ranks, _) in TARGETS.items() if ranks],
+        "loads": [
+            {
+                "folder": str(module_scratch / folder),
+                "name": f"{world}-{stage}",
+                "world": world,
+                "stage": stage,
+                "size": TARGETS[folder][1] or SIZE,
+                "universal": folder == "universal",
+            }
+            for folder, world, stage in LOADS
+        ],
+    }
+    (module_scratch / "jobs.json").write_text(json.dumps(jobs))
+    packages = runner.ROOT / ".venv" / f"deepspeed-{RELEASE}"
+    done = subprocess.run(
+        [sys.executable, str(runner.ROOT / "tests/interop/deepspeed_load_judge.py"), str(module_scratch / "jobs.json")],
+        env={**os.environ, "PYTHONPATH": str(packages), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        timeout=500,
+    )
+    assert done.returncode == 0, done.stderr.decode()[-5000:]
+    return module_scratch
+
+
+@pytest.fixture(scope="module")
+def weights(mixture):
+    return {name: t.float() for name, t in harness.read_output(mixture).items()}
+
+
+@pytest.mark.parametrize("folder, world, stage", LOADS)
+def test_the_engine_loads_it_and_trains_on(judged, weights, folder, world, stage):
+    equal(weights, per_expert(load_file(judged / f"{folder}.{world}-{stage}.safetensors")))
+
+
+@pytest.mark.parametrize("folder", [name for name in TARGETS if TARGETS[name][0]])
+def test_zero_to_fp32_gathers_the_same(judged, weights, folder):
+    equal(weights, per_expert(load_file(judged / f"{folder}.safetensors")))
+
+
+def test_ds_to_universal_and_ours_agree(scratch, judged, mixture):
+    """Of what the engine saved after two steps; and its converted form is a source."""
+    trained = judged / "trained"
+    theirs = trained / "global_step2_universal"
+    ours = to_deepspeed(scratch, trained, "ours", 0, 0, config=mixture) / "global_step0_universal"
+    names = {p.name for p in (theirs / "zero").iterdir() if p.is_dir()}
+    assert names == {p.name for p in (ours / "zero").iterdir() if p.is_dir()} and names
+    for name in names:
+        a, b = (torch.load(d / "zero" / name / "fp32.pt", weights_only=True) for d in (theirs, ours))
+        assert torch.equal(a, b["param"].flatten()), name
+    shutil.copytree(theirs, scratch / "run" / theirs.name)
+    (scratch / "run" / "latest_universal").write_text(theirs.name)
+    wanted = read(scratch, trained, "trained-out", config=mixture)
+    equal(read(scratch, scratch / "run", "theirs-out", config=mixture), wanted)
+    equal(read(scratch, ours.parent, "ours-out"), wanted)
+
+
+def test_the_flow_of_moe_recipes(scratch, judged, mixture):
+    """Dense Megatron -> Mixtral -> two steps under ZeRO-3 -> Hugging Face, and Megatron TP2 x EP2."""
+    trained = judged / "trained"
+    direct = read(scratch, trained, "hf", config=mixture)
+    equal(direct, per_expert(load_file(judged / "trained.safetensors")))
+    split = dict(target__format="megatron-torch", target__tensor_parallel=2, target__expert_parallel=2)
+    assert run(scratch, trained, "megatron", config=mixture, **split).status == 0
+    equal(read(scratch, scratch / "megatron", "back", model__vocab_size=97), direct)
+    ids = torch.arange(24).reshape(1, 24) % 97
+    logits = []
+    for folder in (scratch / "hf", scratch / "back"):
+        with torch.no_grad():
+            logits.append(real_models.load(folder)(ids).logits)
+    config = transformers.AutoConfig.from_pretrained(mixture)
+    lm = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager").float().eval()
+    lm.load_state_dict(load_file(judged / "trained.safetensors"))
+    with torch.no_grad():
+        logits.append(lm(ids).logits)
+    assert torch.equal(logits[0], logits[1]) and torch.equal(logits[0], logits[2])
+
+
+# ---- there and back, without the engine ---------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "names, name", [("fused", "universal"), ("per-expert", "universal"), ("fused", "four"), ("per-expert", "small")]
+)
+def test_there_and_back_and_the_same_bytes(scratch, mixture, weights, names, name):
+    ranks, size = TARGETS[name]
+    out = to_deepspeed(scratch, mixture, "there", ranks, size, target__names=names)
+    equal(read(scratch, out, "back"), weights)
+    other = to_deepspeed(scratch, mixture, "other", ranks, size, target__names=names, np=3)
+    assert runner.hashes(other) == runner.hashes(out)
+    result = runner.run([runner.program("mgr-verify"), out])
+    assert result.status == 0, str(result)
+
+
+def parameters(out):
+    """Names and shapes in the order of what the engine would walk."""
+    state = torch.load(
+        next(out.glob("global_step*/zero_pp_rank_0_mp_rank_00_model_states.pt")), weights_only=False
+    )
+    return [(name, tuple(shape)) for group in state["param_shapes"] for name, shape in group.items()]
+
+
+SIZES = dict(
+    vocab_size=61, hidden_size=24, intermediate_size=20, num_hidden_layers=2, num_attention_heads=4,
+    num_key_value_heads=2, max_position_embeddings=64, pad_token_id=0,
+)  # fmt: skip
+ORDERS = {
+    "Llama": dict(attention_bias=True),
+    "Mistral": {},
+    "Qwen2": {},
+    "Qwen3": dict(head_dim=6, tie_word_embeddings=True),
+    "Olmo2": {},
+    "Granite": {},
+    "SmolLM3": {},
+    "SeedOss": dict(head_dim=6),
+    "Phi3": {},
+    "Ernie4_5": dict(head_dim=6),
+    "Ministral": dict(head_dim=6),
+    "Mixtral": dict(num_local_experts=3, num_experts_per_tok=2),
+    "Qwen3Moe": dict(head_dim=6, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=12),
+    "Qwen2Moe": dict(
+        num_experts=4, num_experts_per_tok=2, moe_intermediate_size=12, shared_expert_intermediate_size=16
+    ),
+    "Olmoe": dict(num_experts=4, num_experts_per_tok=2),
+    "FlexOlmo": dict(num_experts=4, num_experts_per_tok=2),
+}
+
+
+@pytest.mark.parametrize("kind", ORDERS)
+def test_parameters_stand_as_the_class_has_them(scratch, kind):
+    """ZeRO-3's files have no names: the order is that of named_parameters()."""
+    lm = real_models.born(kind, {**SIZES, **ORDERS[kind]})
+    lm.save_pretrained(scratch / "hf")
+    out = to_deepspeed(scratch, scratch / "hf", "out", 2, 10**9, np=1)
+    assert parameters(out) == [(name, tuple(p.shape)) for name, p in lm.named_parameters()]
+
+
+# ---- what is refused ----------------------------------------------------------------------------
+
+
+def test_what_it_cannot_hold_is_refused(scratch, mixture):
+    sizes = dict(num_local_experts=4, num_experts_per_tok=2, head_dim=6, rotary_dim=6)
+    real_models.born("MiniMaxM2", {**SIZES, **sizes}).save_pretrained(scratch / "buffer")
+    result = run(scratch, scratch / "buffer", target__format="deepspeed")
+    refused(result, runner.DATA, "selection bias", "hint")
+    sizes = dict(num_local_experts=4, num_experts_per_tok=2)
+    real_models.born("GraniteMoe", {**SIZES, **sizes}).save_pretrained(scratch / "granite")
+    result = run(scratch, scratch / "granite", target__format="deepspeed", target__data_parallel=2)
+    assert result.status != 0 and "order" in result.err and "universal" in result.err, str(result)
+    read(scratch, to_deepspeed(scratch, scratch / "granite", "u", 0, 0), "back")
+
+
+DAMAGES = {
+    "no weights of a parameter": (lambda u: (u / "zero/lm_head.weight/fp32.pt").unlink(), runner.NO_INPUT, "lm_head"),
+    "no folder of a parameter": (lambda u: drop(u / "zero/lm_head.weight"), runner.NO_INPUT, "lm_head"),
+    "no model": (lambda u: [p.unlink() for p in u.glob("*_model_states.pt")], runner.NO_INPUT, "model"),
+    "another shape": (lambda u: save(u, torch.zeros(5)), runner.DATA, "elements"),
+    "AutoEP": (
+        lambda u: save(u, {"param": torch.zeros(97, 32), "is_expert_param": True}), runner.DATA, "AutoEP",
+    ),
+    "no param": (lambda u: save(u, {"other": torch.zeros(97, 32)}), runner.DATA, "param"),
+}  # fmt: skip
+
+
+def drop(folder):
+    for path in folder.iterdir():
+        path.unlink()
+    folder.rmdir()
+
+
+def save(universal, content):
+    torch.save(content, universal / "zero/lm_head.weight/fp32.pt")
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_universal_checkpoint_that_is_not_whole(scratch, mixture, damage):
+    do, status, word = DAMAGES[damage]
+    out = to_deepspeed(scratch, mixture, "there", 0, 0, np=1)
+    (out / "mgr-manifest.json").unlink()
+    do(out / "global_step0_universal")
+    result = run(scratch, out, "back", np=1, source__format="deepspeed")
+    refused(result, status, word)
