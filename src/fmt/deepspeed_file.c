@@ -164,13 +164,15 @@ static int take_tensors(mgr_torch_archive *t, const char *key, const mgr_node *d
         return refuse(t, key, dict, "a dict of tensors");
     for (size_t i = 0; i < mgr_node_n_pairs(dict); i++) {
         const mgr_node *const name = mgr_node_key(dict, i);
-        const size_t before = t->cat->n_stored;
+        const size_t before = t->cat->n_stored, records = t->cat->n_records;
         if (!mgr_node_text(name) || name->u.s.len > MAX_NAME)
             return refuse(t, key, name, "a name");
         MGR_TRY(name_entry(t, prefix, mgr_node_text(name)));
         MGR_TRY(mgr_torch_archive_leaf(t, mgr_node_value(dict, i)));
-        if (t->cat->n_stored > before && mgr_stored_bytes(&t->cat->stored[before]) == 0)
-            t->cat->n_stored = before;
+        if (t->cat->n_stored == before || mgr_stored_bytes(&t->cat->stored[before]) > 0)
+            continue;
+        t->cat->n_stored = before;
+        t->cat->n_records = records;
     }
     return MGR_OK;
 }

@@ -308,7 +308,7 @@ static int use_storage(mgr_torch_archive *t, const mgr_node *tensor, const persi
     }
     if (s->used && s->dtype != id->dtype)
         return bad_tensor(t, MGR_ERR_FORMAT, tensor, "its storage has another type elsewhere");
-    if (!s->used && t->has_crcs && s->member->size > 0) {
+    if (!s->used && t->has_crcs) {
         const mgr_record record = {.name = s->member->name,
                                    .file = t->file,
                                    .crc32 = s->member->crc32,
