@@ -79,6 +79,8 @@ typedef struct mgr_config {
         bool router_pre_softmax;
         char router_file[MGR_CONFIG_TEXT];
         char experts_from[MGR_CONFIG_TEXT]; /* "0-3,7"; empty: all, as often as it takes */
+        char experts_file[MGR_CONFIG_TEXT]; /* the same for each layer */
+        char neurons_file[MGR_CONFIG_TEXT]; /* the neurons of each expert */
         char layers_from[MGR_CONFIG_TEXT];  /* "0-3,2-5"; empty: each once */
         char others[16];                    /* average | base | equal */
         char init[16];                      /* huggingface | megatron */

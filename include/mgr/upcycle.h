@@ -50,11 +50,18 @@ typedef struct mgr_recipe {
      * of. The first that is made of one stays as it is, the others are what the method makes of
      * them. */
     uint32_t experts, sources;
-    const uint32_t *from; /* [experts]; NULL: there is one dense FFN */
+    const uint32_t *from; /* [lists][experts]; NULL: there is one dense FFN */
+    /* [lists][experts][w], of a dense one: the origins, in the place of cuts; or NULL. */
+    const uint32_t *neurons;
+    uint32_t lists;          /* of `from` or `neurons`; 0 and 1: one for all layers */
+    const uint32_t *list_of; /* [layer key]: which list; NULL: the first */
 } mgr_recipe;
 
-/* Is an earlier expert made of the same one of the source? Never of a dense one. */
-bool mgr_recipe_is_copy(const mgr_recipe *recipe, uint32_t expert);
+/* Of which FFNs the experts of a layer (its key) are made: [experts], or NULL. Pure. */
+const uint32_t *mgr_recipe_from(const mgr_recipe *recipe, uint32_t layer);
+
+/* Is an earlier expert of the layer made of the same one of the source? Never of a dense one. */
+bool mgr_recipe_is_copy(const mgr_recipe *recipe, uint32_t layer, uint32_t expert);
 
 /* By what gate, up and down are multiplied so that the layer's output is `factor` times as large.
  * NONE: 1 each. PUBLISHED, of arXiv 2410.07524 and megatron-core's upcycling_utils.py: its root on

@@ -82,6 +82,14 @@ static const mgr_key upcycle[] = {
     MGR_ROW_TEXT("upcycle.experts_from", upcycle.experts_from, "",
                  "of a mixture as the source: which of its experts the target has, such as 0-3,7; "
                  "empty: all of them, as often as 'upcycle.experts' takes"),
+    MGR_ROW_PATH(
+        "upcycle.experts_file", upcycle.experts_file, "",
+        "the same from a JSON or HDF5 file: 'experts', a list for each layer with experts, "
+        "or one for all (REAP and kin)"),
+    MGR_ROW_PATH(
+        "upcycle.neurons_file", upcycle.neurons_file, "",
+        "JSON or HDF5 file with 'neurons': for each layer with experts, or once for all, for "
+        "each expert the list of the dense FFN's neurons that it has (MoEfication and kin)"),
     MGR_ROW_TEXT("upcycle.layers_from", upcycle.layers_from, "",
                  "which layers of the source the target has, such as 0-3,2-5, or times 2: each so "
                  "often, one behind the other; empty: each once"),

@@ -223,7 +223,7 @@ static int gather_rows(mgr_engine *e, uint32_t target, const mgr_piece *piece,
     const mgr_expert x = {.width = (uint32_t)t->rows,
                           .source_width = e->job->recipe.sources,
                           .hidden = t->cols,
-                          .origin = e->job->recipe.from,
+                          .origin = mgr_recipe_from(&e->job->recipe, t->layer),
                           .scale = 1};
     return expert_neuron_rows(e, mgr_method_find("naive"), &x, target, piece, data, err);
 }

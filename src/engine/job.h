@@ -88,6 +88,7 @@ typedef struct mgr_job {
     const mgr_method *method; /* NULL without upcycling */
     mgr_recipe recipe;        /* of the experts; of none without upcycling */
     mgr_router_recipe router;
+    mgr_buf lists;             /* what run/lists_file.h reads; else empty */
     uint32_t *layers_from;     /* of each layer of the target that of the source; NULL: the same */
     uint32_t n_layers;         /* of them */
     mgr_catalogue router_file; /* of 'router: file'; else empty */

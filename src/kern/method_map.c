@@ -8,13 +8,24 @@
 
 bool mgr_recipe_has_origin(const mgr_recipe *r)
 {
-    return r->shuffle || r->replicas || r->width != r->source_width;
+    return r->shuffle || r->replicas || r->neurons || r->width != r->source_width;
 }
 
-bool mgr_recipe_is_copy(const mgr_recipe *r, uint32_t expert)
+static size_t list_of(const mgr_recipe *r, uint32_t layer)
 {
-    for (uint32_t e = 0; r->from && e < expert; e++)
-        if (r->from[e] == r->from[expert])
+    return r->list_of ? r->list_of[layer] : 0;
+}
+
+const uint32_t *mgr_recipe_from(const mgr_recipe *r, uint32_t layer)
+{
+    return r->from ? r->from + list_of(r, layer) * r->experts : NULL;
+}
+
+bool mgr_recipe_is_copy(const mgr_recipe *r, uint32_t layer, uint32_t expert)
+{
+    const uint32_t *const from = mgr_recipe_from(r, layer);
+    for (uint32_t e = 0; from && e < expert; e++)
+        if (from[e] == from[expert])
             return true;
     return false;
 }
@@ -43,10 +54,16 @@ int mgr_map_copies(const mgr_recipe *r, uint32_t layer, uint32_t expert, mgr_map
     assert(r->width > 0 && r->source_width > 0);
     for (int m = 0; m < MGR_MATRIX_COUNT; m++)
         map->scale[m] = r->scale[m];
-    map->source = r->from ? r->from[expert] : 0;
+    const uint32_t *const from = mgr_recipe_from(r, layer);
+    map->source = from ? from[expert] : 0;
     memset(map->n_selected, 0, sizeof map->n_selected);
     if (!mgr_recipe_has_origin(r))
         return MGR_OK;
+    if (r->neurons) {
+        const size_t at = (list_of(r, layer) * r->experts + expert) * r->width;
+        memcpy(map->origin, r->neurons + at, r->width * sizeof *map->origin);
+        return MGR_OK;
+    }
     if (r->replicas)
         return cut_replicas(r, layer, first, map, err);
     for (uint32_t i = 0; !r->shuffle && i < r->width; i++)
@@ -69,7 +86,7 @@ int mgr_map_selected(const mgr_recipe *r, uint32_t layer, uint32_t expert, mgr_m
 {
     mgr_stream stream = {r->seed, MGR_PURPOSE_SAMPLE, layer, expert};
     MGR_TRY(mgr_map_copies(r, layer, expert, map, err));
-    if (r->n_selected == 0 || (r->from && !mgr_recipe_is_copy(r, expert)))
+    if (r->n_selected == 0 || (r->from && !mgr_recipe_is_copy(r, layer, expert)))
         return MGR_OK;
     for (uint32_t m = 0; m < MGR_MATRIX_COUNT; m++)
         map->n_selected[m] =

@@ -183,9 +183,11 @@ static uint64_t count_bits(const unsigned char *bytes, uint64_t n)
 }
 
 /* Of a mixture the first expert that is made of one is left as it is. */
-static bool is_left(const experts *x, uint64_t expert)
+static bool is_left(const experts *x, uint64_t i, uint64_t expert)
 {
-    const json_t *const from = json_object_get(x->manifest, "experts_from");
+    const json_t *from = json_object_get(x->manifest, "experts_from");
+    if (json_is_array(json_array_get(from, 0)))
+        from = json_array_get(from, i);
     const json_int_t mine = json_integer_value(json_array_get(from, expert));
     for (uint64_t e = 0; e < expert; e++)
         if (from && json_integer_value(json_array_get(from, e)) == mine)
@@ -197,7 +199,7 @@ static bool is_left(const experts *x, uint64_t expert)
 static int check_sets(const experts *x, uint64_t i, uint32_t layer, uint64_t expert, mgr_err *err)
 {
     const uint64_t row = (x->neurons + 7) / 8, at = i * x->n + expert;
-    const bool left = is_left(x, expert);
+    const bool left = is_left(x, i, expert);
     for (uint32_t s = 0; s < x->sets; s++)
         if (count_bits(x->mask + (at * x->sets + s) * row, row) !=
             (left ? 0 : of_layer(x, layer)[s]))

@@ -5,6 +5,7 @@
 
 #include "core/mem.h"
 #include "run/branches.h"
+#include "run/lists_file.h"
 #include "run/recipe.h"
 
 #define MOST_EXPERTS 65536
@@ -21,6 +22,7 @@ static int refuse_dense_keys(const mgr_config *c, uint64_t experts, mgr_err *err
         {"upcycle.cut", strcmp(c->upcycle.cut, "slices") != 0},
         {"upcycle.scale", strcmp(c->upcycle.scale, "none") != 0},
         {"upcycle.shuffle", c->upcycle.shuffle},
+        {"upcycle.neurons_file", c->upcycle.neurons_file[0] != '\0'},
         {"upcycle.router_pre_softmax", c->upcycle.router_pre_softmax},
         {"upcycle.moe_layer_freq", strcmp(c->upcycle.moe_layer_freq, "1") != 0},
         {"upcycle.encoder_moe_layer_freq", c->upcycle.encoder_moe_layer_freq[0] != '\0'},
@@ -92,9 +94,11 @@ static int take_all(mgr_job *job, uint64_t sources, mgr_err *err)
 
 static bool has_copies(const mgr_recipe *r)
 {
-    for (uint32_t e = 0; e < r->experts; e++)
-        if (mgr_recipe_is_copy(r, e))
-            return true;
+    const uint32_t n = r->experts * (r->lists ? r->lists : 1);
+    for (uint32_t i = 0; i < n; i++)
+        for (uint32_t e = i / r->experts * r->experts; e < i; e++)
+            if (r->from[e] == r->from[i])
+                return true;
     return false;
 }
 
@@ -125,6 +129,11 @@ int mgr_run_growth(mgr_job *job, mgr_err *err)
     const mgr_config *const c = &job->config;
     const mgr_model *const m = &job->source.tensors.model;
     mgr_recipe *const r = &job->recipe;
+    if (c->upcycle.experts_file[0] && (!m->experts || c->upcycle.experts_from[0]))
+        return mgr_config_fail(
+            c, "upcycle.experts_file", err,
+            m->experts ? "'upcycle.experts_file' and 'upcycle.experts_from' say the same: give one"
+                       : "'upcycle.experts_file' is for a mixture; the source is dense");
     if (!m->experts && !job->n_branches && c->upcycle.experts_from[0] != '\0')
         return mgr_config_fail(c, "upcycle.experts_from", err,
                                "'upcycle.experts_from' is for a mixture; the source is dense");
@@ -141,8 +150,9 @@ int mgr_run_growth(mgr_job *job, mgr_err *err)
                         "the source's router chooses from %llu groups of experts, whose experts "
                         "cannot be chosen or repeated",
                         (unsigned long long)m->router.groups);
-    MGR_TRY(c->upcycle.experts_from[0] ? take_list(job, m->experts, err)
-                                       : take_all(job, m->experts, err));
+    MGR_TRY(c->upcycle.experts_file[0]   ? mgr_lists_of_experts(job, err)
+            : c->upcycle.experts_from[0] ? take_list(job, m->experts, err)
+                                         : take_all(job, m->experts, err));
     r->experts = (uint32_t)c->upcycle.experts;
     r->sources = (uint32_t)m->experts;
     if (r->n_selected && !has_copies(r)) {

@@ -85,6 +85,20 @@ static const char *made_of(const mgr_job *job)
 }
 
 /* The parsed configuration comes back from its own dump, so that it is written in one place. */
+/* Of each expert that of the source; where layers have lists of their own, list by list. */
+static json_t *experts_from(const mgr_recipe *r)
+{
+    json_t *const all = json_array();
+    for (uint32_t l = 0; l < (r->lists ? r->lists : 1); l++) {
+        json_t *const list = r->lists > 1 ? json_array() : all;
+        for (uint32_t e = 0; e < r->experts; e++)
+            json_array_append_new(list, json_integer(r->from[(size_t)l * r->experts + e]));
+        if (list != all)
+            json_array_append_new(all, list);
+    }
+    return all;
+}
+
 static int make_manifest(const mgr_job *job, json_t **out, mgr_err *err)
 {
     mgr_buf config = {0};
@@ -105,10 +119,7 @@ static int make_manifest(const mgr_job *job, json_t **out, mgr_err *err)
                      job->target_format->name, "files", target_list(job), "remarks", remarks(job));
     mgr_buf_clear(&config);
     if (*out && job->recipe.from) {
-        json_t *const from = json_array();
-        for (uint32_t e = 0; e < job->recipe.experts; e++)
-            json_array_append_new(from, json_integer(job->recipe.from[e]));
-        json_object_set_new(*out, "experts_from", from);
+        json_object_set_new(*out, "experts_from", experts_from(&job->recipe));
     }
     for (uint32_t i = 0; *out && i < job->n_branches; i++) {
         const mgr_branch *const b = &job->branches[i];

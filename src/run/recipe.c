@@ -1,4 +1,5 @@
 #include "run/recipe.h"
+#include "run/lists_file.h"
 
 #include <stdio.h>
 #include <string.h>
@@ -7,9 +8,12 @@
 #include "model/moe_layers.h"
 
 /* The width of an expert, of either key. */
-static int width_of(const mgr_config *c, uint64_t ffn, uint32_t *width, mgr_err *err)
+static int width_of(mgr_job *job, uint64_t ffn, uint32_t *width, mgr_err *err)
 {
+    const mgr_config *const c = &job->config;
     const uint64_t slices = c->upcycle.slices;
+    if (c->upcycle.neurons_file[0])
+        return mgr_lists_width(job, width, err);
     *width = (uint32_t)(c->upcycle.expert_width ? c->upcycle.expert_width : ffn);
     if (!slices)
         return MGR_OK;
@@ -165,7 +169,7 @@ int mgr_run_recipe(mgr_job *job, mgr_err *err)
     uint32_t width;
     if (!job->method)
         return MGR_OK;
-    MGR_TRY(width_of(c, source, &width, err));
+    MGR_TRY(width_of(job, source, &width, err));
     MGR_TRY(mgr_run_layers(job, err));
     const bool selects = job->method->needs_selection;
     job->recipe = (mgr_recipe){
@@ -179,6 +183,8 @@ int mgr_run_recipe(mgr_job *job, mgr_err *err)
     MGR_TRY(check_cut(c, job->recipe.replicas, err));
     if (selects)
         MGR_TRY(count_selected(job, err));
+    if (c->upcycle.neurons_file[0])
+        MGR_TRY(mgr_lists_of_neurons(job, err));
     MGR_TRY(job->method->draws_all ? mgr_run_scratch(job, err) : mgr_run_growth(job, err));
     mgr_scale_factors(mgr_scale_find(c->upcycle.scale), output_factor(c, source, width),
                       m->activation, job->recipe.scale);

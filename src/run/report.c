@@ -75,7 +75,11 @@ static void print_cut(const mgr_job *job)
 {
     const mgr_recipe *const r = &job->recipe;
     char rest[120];
-    if (r->width != r->source_width || r->replicas)
+    if (r->neurons)
+        mgr_report_line("", "%u of the FFN's %u neurons each, by the lists of %s%s%s", r->width,
+                        r->source_width, job->config.upcycle.neurons_file,
+                        mgr_rest_of(job, rest, sizeof rest)[0] ? ": " : "", rest);
+    else if (r->width != r->source_width || r->replicas)
         mgr_report_line("", "%u of the FFN's %u neurons each, %s%s%s", r->width, r->source_width,
                         r->replicas ? "of shuffled copies" : "in turn",
                         mgr_rest_of(job, rest, sizeof rest)[0] ? ": " : "", rest);
@@ -87,7 +91,8 @@ static void print_cut(const mgr_job *job)
 /* Which experts of a mixture. */
 static void print_mixture(const mgr_job *job)
 {
-    const char *const list = job->config.upcycle.experts_from;
+    const char *const given = job->config.upcycle.experts_from;
+    const char *const list = given[0] ? given : job->config.upcycle.experts_file;
     const uint64_t top = job->source.tensors.model.top_k;
     if (!job->recipe.from)
         return;

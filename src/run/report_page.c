@@ -66,7 +66,7 @@ static void print_parameters(const mgr_job *job)
 static uint64_t changed_bytes(const mgr_job *job, const mgr_tensor *t, uint64_t bytes)
 {
     const mgr_recipe *const r = &job->recipe;
-    if (t->ndim == 1 || (r->from && !mgr_recipe_is_copy(r, t->expert)))
+    if (t->ndim == 1 || (r->from && !mgr_recipe_is_copy(r, t->layer, t->expert)))
         return 0;
     return bytes / r->width * mgr_count_selected(job, t->layer, mgr_matrix_of(t->role));
 }

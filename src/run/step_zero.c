@@ -7,6 +7,7 @@
 #include <stdarg.h>
 #include <stdio.h>
 
+#include "run/lists_file.h"
 #include "run/recipe.h"
 
 static mgr_step_zero not_identical(const char *fmt, ...) MGR_PRINTF(1, 2);
@@ -55,6 +56,9 @@ static mgr_step_zero of_slices(const mgr_job *job)
     if (r->source_width % r->width != 0 || m->experts % n != 0)
         return not_identical("experts of %u neurons are no whole slices of %u", r->width,
                              r->source_width);
+    if (r->neurons && !mgr_lists_make_groups(r, n))
+        return not_identical("the lists of neurons do not make up the FFN by %u experts in turn",
+                             n);
     if (m->router.unnormalised)
         return not_identical("without normalisation the weights of the chosen experts add up to "
                              "less than 1, how much less depends on the token");
@@ -103,18 +107,19 @@ static mgr_step_zero of_whole(const mgr_job *job)
     return identical(r);
 }
 
-/* How many times every expert of the mixture is there; 0: not all equally often. */
+/* How many times every expert of the mixture is there; 0: not all equally often in each layer. */
 static uint32_t times_each(const mgr_recipe *r)
 {
     if (r->experts % r->sources != 0)
         return 0;
-    for (uint32_t s = 0; s < r->sources; s++) {
-        uint32_t n = 0;
-        for (uint32_t e = 0; e < r->experts; e++)
-            n += r->from[e] == s;
-        if (n != r->experts / r->sources)
-            return 0;
-    }
+    for (uint32_t l = 0; l < (r->lists ? r->lists : 1); l++)
+        for (uint32_t s = 0; s < r->sources; s++) {
+            uint32_t n = 0;
+            for (uint32_t e = 0; e < r->experts; e++)
+                n += r->from[(size_t)l * r->experts + e] == s;
+            if (n != r->experts / r->sources)
+                return 0;
+        }
     return r->experts / r->sources;
 }
 
@@ -172,6 +177,12 @@ const char *mgr_rest_of(const mgr_job *job, char *out, size_t size)
     const uint64_t copies = (all + r->source_width - 1) / r->source_width;
     const uint64_t rest = copies * r->source_width - all;
     out[0] = '\0';
+    if (r->neurons) {
+        const uint32_t left = mgr_lists_leave(r);
+        if (left)
+            snprintf(out, size, "of some layer %u neurons are in no expert", left);
+        return out;
+    }
     if (r->width % r->source_width != 0)
         snprintf(out, size,
                  rest ? "%llu copies of the FFN, of which the last leaves %llu neurons"

@@ -12,6 +12,7 @@
 #include "io/file.h"
 #include "run/branches.h"
 #include "run/found.h"
+#include "run/lists_file.h"
 #include "run/recipe.h"
 #include "run/router_file.h"
 #include "run/run.h"
@@ -277,8 +278,9 @@ static mgr_define define_of_mixture(const mgr_job *job, const mgr_tensor *t)
                     : (mgr_define){MGR_OP_ZERO, MGR_NONE};
     if (t->expert == MGR_NONE)
         return (mgr_define){MGR_OP_COPY, mgr_tensors_find(from, t->role, layer, MGR_NONE)};
-    return (mgr_define){t->role != MGR_ROLE_DOWN_BIAS ? MGR_OP_EXPERT : MGR_OP_COPY,
-                        mgr_tensors_find(from, t->role, layer, job->recipe.from[t->expert])};
+    return (mgr_define){
+        t->role != MGR_ROLE_DOWN_BIAS ? MGR_OP_EXPERT : MGR_OP_COPY,
+        mgr_tensors_find(from, t->role, layer, mgr_recipe_from(&job->recipe, t->layer)[t->expert])};
 }
 
 /* Is what several sources have each and the target once their mean? */
@@ -318,7 +320,8 @@ static mgr_define define(const mgr_job *job, const mgr_tensor *t)
     if (t->expert == MGR_NONE)
         return (mgr_define){has_mean(job) ? MGR_OP_AVERAGE : MGR_OP_COPY,
                             mgr_tensors_find(from, t->role, layer, MGR_NONE)};
-    const uint32_t ffn = job->recipe.from ? job->recipe.from[t->expert] : 0;
+    const uint32_t *const list = mgr_recipe_from(&job->recipe, t->layer);
+    const uint32_t ffn = list ? list[t->expert] : 0;
     return (mgr_define){of_neurons ? MGR_OP_EXPERT : MGR_OP_COPY,
                         mgr_tensors_ffn(from, t->role, layer, ffn)};
 }
@@ -359,6 +362,7 @@ static int describe_target(mgr_job *job, mgr_err *err)
     mgr_side *const t = &job->target;
     mgr_model model;
     MGR_TRY(mgr_run_model(job, &model, err));
+    MGR_TRY(mgr_lists_place(job, &model, err));
     const bool as_source = strcmp(c->target.dtype, "source") == 0;
     const mgr_dtype dtype = as_source ? model.dtype : mgr_dtype_from_name(c->target.dtype);
     if (job->target_format->settle)
@@ -516,6 +520,8 @@ static int config_id(mgr_job *job, mgr_err *err)
     if (rc == MGR_OK && job->router_file.n_files) /* another file of this name is another run */
         rc = mgr_catalogue_pack(&job->router_file, &text, err);
     if (rc == MGR_OK)
+        rc = mgr_buf_add(&text, job->lists.data, job->lists.len, err);
+    if (rc == MGR_OK)
         snprintf(job->id, sizeof job->id, "%016llx",
                  (unsigned long long)XXH3_64bits(text.data, text.len));
     mgr_buf_clear(&text);
@@ -572,6 +578,8 @@ static int prepare(mgr_job *job, const mgr_run_options *o, mgr_err *err)
         rc = job->n_branches ? find_branches(job, err) : find_and_read(job, err);
     if (rc == MGR_OK)
         rc = mgr_router_file_read(job, err);
+    if (rc == MGR_OK)
+        rc = mgr_lists_file_read(job, err);
     const double found = mgr_now();
     mgr_say_phase("plan");
     if (rc == MGR_OK)

@@ -108,7 +108,7 @@ int mgr_run_replan(mgr_job *job, const mgr_piece *done, size_t n_done, mgr_err *
         .moments = job->moments,
         .ffns = job->recipe.from ? job->recipe.sources : 0,
         .neurons = job->recipe.source_width,
-        .shuffle = job->recipe.shuffle || job->recipe.replicas,
+        .shuffle = job->recipe.shuffle || job->recipe.replicas || job->recipe.neurons,
         .selection_bytes = mgr_selection_bytes(job),
         .memory = job->memory,
         .done = done,
@@ -527,6 +527,7 @@ void mgr_job_clear(mgr_job *job)
         mgr_catalogue_clear(&sides[i]->cat);
     }
     mgr_catalogue_clear(&job->router_file);
+    mgr_buf_clear(&job->lists);
     mgr_free(job->router_of_layer);
     mgr_free(job->defines);
     mgr_free(job->stored_crc);
