@@ -28,6 +28,17 @@ typedef struct state {
     char folder[64];
 } state;
 
+#define ONE_GROUP 1000000000 /* DeepSpeed's own sub_group_size */
+
+static int check_size(const mgr_config *config, mgr_err *err)
+{
+    if (config->target.data_parallel || config->target.sub_group_size == ONE_GROUP)
+        return MGR_OK;
+    return mgr_config_fail(config, "target.sub_group_size", err,
+                           "'target.sub_group_size' is for ZeRO-3's files: it needs "
+                           "'target.data_parallel'");
+}
+
 static int check_names(const mgr_config *config, const mgr_model *model, mgr_err *err)
 {
     if (model->experts || strcmp(config->target.names, "auto") == 0)
@@ -40,6 +51,7 @@ static int check_names(const mgr_config *config, const mgr_model *model, mgr_err
 /* A universal checkpoint restores what the optimizer has, which buffers are not. */
 static int check(const mgr_config *config, const mgr_model *model, mgr_err *err)
 {
+    MGR_TRY(check_size(config, err));
     MGR_TRY(check_names(config, model, err));
     MGR_TRY(mgr_huggingface_check("deepspeed", model, err));
     if (model->router.selection_bias)

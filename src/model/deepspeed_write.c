@@ -106,17 +106,16 @@ static void form_groups(mgr_deepspeed *ds, uint64_t size)
     }
 }
 
-/* Elements of a rank's flat tensor. */
-static uint64_t group_size(const mgr_deepspeed *ds, uint32_t group)
+/* Elements of each group's flat tensor on a rank. */
+static int measure_groups(const mgr_deepspeed *ds, uint64_t **sizes, mgr_err *err)
 {
-    uint64_t n = 0;
+    MGR_TRY(mgr_alloc(sizes, ds->groups, sizeof **sizes, err));
     for (size_t k = 0; k < ds->view.n_stored; k++)
-        if (ds->parts[k].group == group)
-            n = ds->parts[k].at + part_of(ds, k);
-    return n;
+        (*sizes)[ds->parts[k].group] = ds->parts[k].at + part_of(ds, k);
+    return MGR_OK;
 }
 
-static int declare_rank(declaring *d, uint32_t rank, mgr_err *err)
+static int declare_rank(declaring *d, uint32_t rank, const uint64_t *sizes, mgr_err *err)
 {
     mgr_deepspeed *const ds = d->ds;
     char path[PATH_BYTES], name[48];
@@ -125,9 +124,8 @@ static int declare_rank(declaring *d, uint32_t rank, mgr_err *err)
              d->plan->folder, rank);
     MGR_TRY(mgr_catalogue_add_file(d->into->cat, path, 0, &file, err));
     for (uint32_t g = 0; g < ds->groups; g++) {
-        const uint64_t n = group_size(ds, g);
         snprintf(name, sizeof name, "fp32.%u", g);
-        MGR_TRY(mgr_layout_tensor(d->into, file, name, 1, &n,
+        MGR_TRY(mgr_layout_tensor(d->into, file, name, 1, &sizes[g],
                                   &ds->masters[(size_t)rank * ds->groups + g], err));
     }
     return MGR_OK;
@@ -151,15 +149,26 @@ static int pad(declaring *d, size_t k, mgr_err *err)
     return MGR_OK;
 }
 
+static int declare_ranks(declaring *d, mgr_err *err)
+{
+    mgr_deepspeed *const ds = d->ds;
+    uint64_t *sizes = NULL;
+    int rc = measure_groups(ds, &sizes, err);
+    if (rc == MGR_OK)
+        rc = mgr_alloc(&ds->masters, (size_t)ds->ranks * ds->groups, sizeof *ds->masters, err);
+    for (uint32_t r = 0; rc == MGR_OK && r < ds->ranks; r++)
+        rc = declare_rank(d, r, sizes, err);
+    mgr_free(sizes);
+    return rc;
+}
+
 static int declare_zero3(declaring *d, mgr_err *err)
 {
     mgr_deepspeed *const ds = d->ds;
     ds->zero3 = true;
     ds->ranks = d->plan->ranks;
     form_groups(ds, d->plan->sub_group_size);
-    MGR_TRY(mgr_alloc(&ds->masters, (size_t)ds->ranks * ds->groups, sizeof *ds->masters, err));
-    for (uint32_t r = 0; r < ds->ranks; r++)
-        MGR_TRY(declare_rank(d, r, err));
+    MGR_TRY(declare_ranks(d, err));
     for (size_t i = 0; i < d->view.n_boxes; i++) {
         mgr_box box = d->view.boxes[i];
         box.stored = d->place[box.stored];

@@ -24,7 +24,6 @@ LOADS = [  # folder, processes, stage
     ("universal", 1, 3),
     ("universal", 2, 3),
     ("universal", 2, 2),
-    ("universal", 1, 1),
     ("one", 1, 3),
     ("two", 2, 3),
     ("small", 2, 3),
@@ -203,6 +202,26 @@ def test_what_it_cannot_hold_is_refused(scratch, mixture):
     result = run(scratch, scratch / "granite", target__format="deepspeed", target__data_parallel=2)
     assert result.status != 0 and "order" in result.err and "universal" in result.err, str(result)
     read(scratch, to_deepspeed(scratch, scratch / "granite", "u", 0, 0), "back")
+
+
+def test_a_size_without_ranks_is_refused(scratch, mixture):
+    result = run(scratch, mixture, target__format="deepspeed", target__sub_group_size=5)
+    assert result.status == runner.CONFIG and "target.data_parallel" in result.err, str(result)
+
+
+def test_what_is_there_is_made_again_and_compared(scratch, mixture):
+    for name in ("universal", "four"):
+        ranks, size = TARGETS[name]
+        out = to_deepspeed(scratch, mixture, name, ranks, size)
+        config = scratch / f"{name}.yaml"
+        result = runner.upcycle(config, options=["--verify"])
+        assert result.status == 0, str(result)
+        file = max(out.glob("global_step*/**/*.pt"), key=lambda p: p.stat().st_size)
+        content = bytearray(file.read_bytes())
+        content[len(content) // 2] ^= 16
+        file.write_bytes(content)
+        result = runner.upcycle(config, options=["--verify"])
+        assert result.status == 1 and file.name in result.out + result.err, str(result)
 
 
 DAMAGES = {
