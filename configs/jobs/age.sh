@@ -41,9 +41,9 @@ limit=$((10#$hours * 3600 + 10#$minutes * 60 + 10#$seconds - 300))
 
 hosts=$(mktemp) || exit
 trap 'rm -f "$hosts"' EXIT
-separator=: option=-f
+separator=: option=-f signal=TERM # the signal that a stop begins with
 case $(mpiexec --version 2>&1) in
-    *"Open MPI"* | *OpenRTE*) separator=' slots=' option=--hostfile ;;
+    *"Open MPI"* | *OpenRTE*) separator=' slots=' option=--hostfile signal=USR1 ;;
 esac
 awk -v s="$separator" -v n="$per_node" '{ print $1 s n }' "$PE_HOSTFILE" >"$hosts"
 ranks=$(($(wc -l <"$hosts") * per_node))
@@ -51,12 +51,17 @@ launch=(mpiexec -n "$ranks" "$option" "$hosts")
 
 echo "nodes $(wc -l <"$hosts"), ranks $ranks, start $start: ${launch[*]} $bin/mgr-upcycle $config"
 status=0
-timeout --preserve-status --signal=TERM "$limit" "${launch[@]}" \
+timeout --preserve-status --signal="$signal" "$limit" "${launch[@]}" \
     "$bin/mgr-upcycle" --resume --progress 30 "$config" || status=$?
 
-# Launchers have been seen to lose an exit status: what counts is that the target is there, and whole.
+# Launchers have been seen to lose an exit status, either way: what counts is that the target is there, and whole.
+complete() { "$bin/mgr-upcycle" --dry-run --ranks 1 --resume "$config" 2>/dev/null | grep -q '^already complete'; }
 target=$("$bin/mgr-upcycle" --get target.path "$config") || exit
-[ $status != 0 ] || [ -e "$target" ] || status=75 # ended by the signal before it had begun
+case $status in
+    0) [ -e "$target" ] || status=75 ;; # ended by the signal before it had begun
+    6[4-9] | 7[0-8]) ;; # the program's own word
+    *) if complete; then status=0; elif [ $SECONDS -ge "$limit" ]; then status=75; fi ;;
+esac
 if [ $status = 75 ] && [ "$start" -lt 10 ]; then
     echo $((start + 1)) >"$starts" && exit 99
 fi

@@ -2,6 +2,9 @@
 # mgr-upcycle under OpenPBS or PBS Professional (also with PALS, as on HPE Cray EX). Edit the three
 # lines marked EDIT, then: qsub configs/jobs/pbs.sh
 #
+# No PBS and no PALS were at hand when this was written: its grammar is checked, and it runs under the
+# variables that PBS sets; a queue never saw it.
+#
 # How many ranks: reading and writing decide, not arithmetic. 4 to 8 ranks per node fill most
 # network file systems. No GPU is used. Many sites also want a queue and a project:
 ##PBS -q workq -P mygroup
@@ -40,28 +43,32 @@ IFS=: read -r hours minutes seconds <<<"$wall"
 limit=$((10#$hours * 3600 + 10#$minutes * 60 + 10#$seconds - 300))
 [ $limit -gt 0 ] || { echo "walltime $wall leaves no time before the 5 minutes to stop in" >&2; exit 64; }
 
-# One line per rank in the node file. PALS and Cray read it themselves; Open MPI calls it otherwise.
+# One line per rank in the node file. PALS and Cray read it themselves; Open MPI calls it otherwise, and kills its
+# processes a second after SIGTERM, but hands SIGUSR1 on to them.
+signal=TERM
 ranks=$(wc -l <"$PBS_NODEFILE")
 launch=(mpiexec -n "$ranks" -f "$PBS_NODEFILE")
 case $(mpiexec --version 2>&1) in
     *PALS*) launch=(mpiexec -n "$ranks") ;;
-    *"Open MPI"* | *OpenRTE*) launch=(mpiexec -n "$ranks" --hostfile "$PBS_NODEFILE") ;;
+    *"Open MPI"* | *OpenRTE*) launch=(mpiexec -n "$ranks" --hostfile "$PBS_NODEFILE") signal=USR1 ;;
 esac
-run=(timeout --preserve-status --signal=TERM "$limit" "${launch[@]}"
+run=(timeout --preserve-status --signal="$signal" "$limit" "${launch[@]}"
     "$bin/mgr-upcycle" --resume --progress 30 "$config")
 
 echo "nodes $(sort -u "$PBS_NODEFILE" | wc -l), ranks $ranks, start ${MGR_START:-0}: ${run[*]}"
 status=0
 "${run[@]}" || status=$?
 
-# Launchers have been seen to lose an exit status: what counts is that the target is there, and whole.
+# Launchers have been seen to lose an exit status, either way: what counts is that the target is there, and whole.
+complete() { "$bin/mgr-upcycle" --dry-run --ranks 1 --resume "$config" 2>/dev/null | grep -q '^already complete'; }
 target=$("$bin/mgr-upcycle" --get target.path "$config") || exit
-if [ ! -e "$target" ]; then
-    [ $status != 0 ] || status=75 # ended by the signal before it had begun
-    if [ $status = 75 ] && [ "${MGR_START:-0}" -lt 10 ]; then
-        qsub -v MGR_START=$((${MGR_START:-0} + 1)) "$0"
-    fi
-    exit $status
+case $status in
+    0) [ -e "$target" ] || status=75 ;; # ended by the signal before it had begun
+    6[4-9] | 7[0-8]) ;; # the program's own word
+    *) if complete; then status=0; elif [ $SECONDS -ge "$limit" ]; then status=75; fi ;;
+esac
+if [ $status = 75 ] && [ "${MGR_START:-0}" -lt 10 ]; then
+    qsub -v MGR_START=$((${MGR_START:-0} + 1)) "$0"
 fi
 [ $status = 0 ] || exit $status
 "${launch[@]}" "$bin/mgr-verify" "$target"

@@ -5,6 +5,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "core/stop.h"
 #include "core/str.h"
 
 #define COLUMNS 79
@@ -13,6 +14,14 @@ static struct {
     bool json, terminal, shown;
     double start, seconds;
 } run;
+
+/* The phase at hand, and what it has to do; no total where that is not known. */
+static struct {
+    const char *phase, *unit;
+    uint64_t total, done;
+    uint32_t ranks;
+    double start, last;
+} work;
 
 static double now(clockid_t clock)
 {
@@ -69,22 +78,87 @@ void mgr_say_event(const char *event, const mgr_fact *facts, size_t n)
     fflush(stdout);
 }
 
-void mgr_say_phase(const char *phase)
+void mgr_say_line(const char *text)
 {
     char clock[16] = "";
     const time_t t = time(NULL);
     struct tm local;
-    mgr_say_event("phase", &(mgr_fact){.key = "phase", .text = phase}, 1);
-    if (run.json || run.seconds <= 0 || now(CLOCK_MONOTONIC) - run.start < run.seconds)
-        return;
-    if (run.terminal) {
-        fprintf(stderr, "\r%-*s", COLUMNS, phase);
-    } else if (localtime_r(&t, &local)) {
-        strftime(clock, sizeof clock, "%d %H:%M:%S", &local);
-        fprintf(stderr, "%s %s\n", clock, phase);
-    }
+    if (!run.terminal && localtime_r(&t, &local))
+        strftime(clock, sizeof clock, "%d %H:%M:%S ", &local);
+    if (run.terminal)
+        fprintf(stderr, "\r%-*s", COLUMNS, text);
+    else
+        fprintf(stderr, "%s%s\n", clock, text);
     fflush(stderr);
     run.shown = run.terminal;
+}
+
+void mgr_say_phase(const char *phase)
+{
+    work.phase = phase;
+    work.total = work.done = 0;
+    work.start = work.last = now(CLOCK_MONOTONIC);
+    mgr_say_event("phase", &(mgr_fact){.key = "phase", .text = phase}, 1);
+    if (!run.json && run.seconds > 0 && work.start - run.start >= run.seconds)
+        mgr_say_line(phase);
+}
+
+void mgr_say_work(const char *unit, uint64_t total, uint32_t ranks)
+{
+    work.unit = unit;
+    work.total = total;
+    work.done = 0;
+    work.ranks = ranks;
+    work.start = now(CLOCK_MONOTONIC);
+}
+
+const char *mgr_format_left(double seconds, char *out, size_t size)
+{
+    const double most = 99.0 * 3600;
+    const unsigned s = (unsigned)(seconds < most ? seconds + 0.5 : most);
+    if (s >= 3600)
+        snprintf(out, size, "%u:%02u:%02u", s / 3600, s / 60 % 60, s % 60);
+    else
+        snprintf(out, size, "%u:%02u", s / 60, s % 60);
+    return out;
+}
+
+static void say_share(double done, double elapsed, double left)
+{
+    const double total = (double)work.total;
+    char text[160], some[32], all[32], wait[32];
+    const mgr_fact facts[] = {{.key = "phase", .text = work.phase},
+                              {.key = "unit", .text = work.unit ? work.unit : "bytes"},
+                              {.key = "done", .number = done},
+                              {.key = "done_of", .number = total},
+                              {.key = "seconds", .number = elapsed},
+                              {.key = "seconds_left", .number = left}};
+    mgr_say_event("progress", facts, sizeof facts / sizeof facts[0]);
+    if (run.json)
+        return;
+    mgr_format_left(left, wait, sizeof wait);
+    if (work.unit)
+        snprintf(text, sizeof text, "%-5s %5.1f %%  %.0f of %.0f %s  %s left", work.phase,
+                 100 * done / total, done, total, work.unit, wait);
+    else
+        snprintf(text, sizeof text, "%-5s %5.1f %%  %s of %s  %.2f GiB/s  %s left", work.phase,
+                 100 * done / total, mgr_format_bytes((uint64_t)done, some, sizeof some),
+                 mgr_format_bytes(work.total, all, sizeof all), done / elapsed / 0x1p30, wait);
+    mgr_say_line(text);
+}
+
+int mgr_say_step(uint64_t n, mgr_err *err)
+{
+    const double t = run.seconds > 0 ? now(CLOCK_MONOTONIC) : 0;
+    work.done += n;
+    if (run.seconds > 0 && work.total && t - work.last >= run.seconds) {
+        const double all = (double)work.done * work.ranks, total = (double)work.total;
+        const double done = all < total ? all : total;
+        const double elapsed = t - work.start > 1e-3 ? t - work.start : 1e-3;
+        work.last = t;
+        say_share(done, elapsed, done > 0 ? elapsed * (total - done) / done : 0);
+    }
+    return mgr_check_stop(err);
 }
 
 void mgr_say_no_phase(void)

@@ -7,6 +7,9 @@
 
 #include <stdbool.h>
 #include <stddef.h>
+#include <stdint.h>
+
+#include "mgr/err.h"
 
 /* A member of an event: `text`, or a number where that is NULL. */
 typedef struct mgr_fact {
@@ -26,6 +29,21 @@ void mgr_say_event(const char *event, const mgr_fact *facts, size_t n);
 
 /* What goes on from now: "headers", "write", "publish" ... */
 void mgr_say_phase(const char *phase);
+
+/* The phase has `total` to do, in bytes where `unit` is NULL, else in files, layers ...; `ranks` of
+ * this process's kind share it evenly. */
+void mgr_say_work(const char *unit, uint64_t total, uint32_t ranks);
+
+/* Between two pieces of a phase's work: `n` more of it are done here, which is said when it is
+ * time. MGR_ERR_INTERRUPTED once a stop was asked for (core/stop.h). Local. */
+int mgr_say_step(uint64_t n, mgr_err *err) MGR_NODISCARD;
+
+/* A line about the phase at hand, at most 79 columns: in place on a terminal; in a log a new one,
+ * with the time. */
+void mgr_say_line(const char *text);
+
+/* "1:23:45" or "0:59" for people who wait. */
+const char *mgr_format_left(double seconds, char *out, size_t size);
 
 /* A phase that stands on the terminal goes, since other lines come. */
 void mgr_say_no_phase(void);

@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "core/mem.h"
+#include "core/say_run.h"
 #include "core/stop.h"
 #include "engine/journal.h"
 #include "engine/progress.h"
@@ -583,6 +584,8 @@ int mgr_engine_run(mgr_job *job, const mgr_engine_options *o, mgr_extents *read,
         rc = run_groups(&e, &local, err);
     job->tally.seconds_write = mgr_now() - start - job->tally.seconds_sums;
     const double sync_start = mgr_now();
+    if (rc == MGR_OK)
+        mgr_say_phase("sync");
     local = close_files(&e, rc != MGR_OK ? rc : local, err);
     job->tally.seconds_sync = mgr_now() - sync_start;
     if (local == MGR_OK)

@@ -11,6 +11,7 @@
 #include "form/occupant.h"
 #include "form/source.h"
 #include "form/target.h"
+#include "io/file.h"
 #include "mgr/config.h"
 #include "mgr/layout.h"
 #include "mgr/plan.h"
@@ -129,7 +130,7 @@ typedef struct mgr_job {
 
     mgr_tally tally;
     mgr_occupant replaced; /* by the output, on rank 0; without a kind nothing */
-    bool reserved;         /* all the room was reserved once, and given back; rank 0 */
+    mgr_room room;         /* what is known of quotas; rank 0 */
 } mgr_job;
 
 #endif

@@ -9,8 +9,6 @@
 #include "core/say_run.h"
 #include "core/str.h"
 
-#define COLUMNS 79
-
 struct mgr_progress {
     mgr_comm *comm;
     double seconds, start, last;
@@ -66,33 +64,6 @@ static int all_done(const mgr_progress *p)
     return 1;
 }
 
-/* "1:23:45" or "0:59" for people who wait. */
-static void format_left(double seconds, char *out, size_t size)
-{
-    const double most = 99.0 * 3600;
-    const unsigned s = (unsigned)(seconds < most ? seconds + 0.5 : most);
-    if (s >= 3600)
-        snprintf(out, size, "%u:%02u:%02u", s / 3600, s / 60 % 60, s % 60);
-    else
-        snprintf(out, size, "%u:%02u", s / 60, s % 60);
-}
-
-/* One line, in place on a terminal; in a log a new one, with the time. At most 80 columns. */
-static void show(mgr_progress *p, const char *text)
-{
-    char clock[16] = "";
-    const time_t now = time(NULL);
-    struct tm local;
-    if (!p->terminal && localtime_r(&now, &local))
-        strftime(clock, sizeof clock, "%d %H:%M:%S ", &local);
-    if (p->terminal)
-        fprintf(stderr, "\r%-*s", COLUMNS, text);
-    else
-        fprintf(stderr, "%s%s\n", clock, text);
-    fflush(stderr);
-    p->shown = true;
-}
-
 static void say_json(const mgr_progress *p, const uint64_t sum[2], double elapsed, double left)
 {
     const mgr_fact facts[] = {{.key = "phase", .text = p->phase},
@@ -122,11 +93,12 @@ static void print_line(mgr_progress *p, double now)
         say_json(p, sum, elapsed, left);
         return;
     }
-    format_left(left, wait, sizeof wait);
+    mgr_format_left(left, wait, sizeof wait);
     snprintf(text, sizeof text, "%-5s %5.1f %%  %s of %s  %.2f GiB/s  %s left", p->phase,
              100.0 * share, mgr_format_bytes(sum[1], written, sizeof written),
              mgr_format_bytes(p->totals[1], of, sizeof of), now_done / elapsed / 0x1p30, wait);
-    show(p, text);
+    mgr_say_line(text);
+    p->shown = true;
 }
 
 void mgr_progress_phase(mgr_progress *p, const char *phase)

@@ -7,7 +7,7 @@
 
 #include "core/crc.h"
 #include "core/mem.h"
-#include "core/stop.h"
+#include "core/say_run.h"
 #include "engine/journal.h"
 #include "io/file.h"
 
@@ -148,7 +148,7 @@ static int same_crc(const recalling *r, int fd, const char *name, uint64_t offse
     for (uint64_t at = 0; at < e->bytes;) {
         const uint64_t left = e->bytes - at;
         const size_t n = left < BUFFER_BYTES ? (size_t)left : BUFFER_BYTES;
-        MGR_TRY(mgr_check_stop(err));
+        MGR_TRY(mgr_say_step(n, err));
         MGR_TRY(mgr_pread_full(fd, name, r->buffer, n, offset + at, err));
         crc = mgr_crc32(crc, r->buffer, n);
         at += n;
@@ -191,6 +191,10 @@ static int check_written(recalling *r, mgr_err *err)
     MGR_TRY(mgr_alloc(&r->buffer, BUFFER_BYTES, 1, err));
     MGR_TRY(mgr_open_files_init(&files, &r->job->target.cat, r->directory, false, err));
     qsort(r->written.list, r->written.n, sizeof *r->written.list, by_place);
+    uint64_t bytes = 0;
+    for (size_t i = 0; i < r->written.n; i++)
+        bytes += r->written.list[i].bytes;
+    mgr_say_work(NULL, bytes, 1);
     int rc = MGR_OK;
     for (size_t i = 0; rc == MGR_OK && i < r->written.n; i++)
         rc = check_extent(r, &files, &r->written.list[i], err);

@@ -5,7 +5,7 @@
 #include <string.h>
 
 #include "core/mem.h"
-#include "core/stop.h"
+#include "core/say_run.h"
 #include "io/file.h"
 #include "io/reader.h"
 
@@ -18,7 +18,7 @@ static int feed(EVP_MD_CTX *hash, const char *path, uint64_t size, unsigned char
     MGR_TRY(mgr_open_read(path, &fd, err));
     for (uint64_t at = 0; rc == MGR_OK && at < size; at += BLOCK) {
         const size_t n = (size_t)(size - at < BLOCK ? size - at : BLOCK);
-        rc = mgr_check_stop(err);
+        rc = mgr_say_step(n, err);
         if (rc == MGR_OK)
             rc = mgr_pread_full(fd, path, block, n, at, err);
         if (rc == MGR_OK && EVP_DigestUpdate(hash, block, n) != 1)

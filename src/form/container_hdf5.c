@@ -11,6 +11,8 @@
 #include <string.h>
 
 #include "core/mem.h"
+#include "core/say_run.h"
+#include "core/stop.h"
 #include "fmt/h5_read.h"
 #include "form/container.h"
 #include "form/hdf5_files.h"
@@ -84,6 +86,7 @@ static int add_sets(mgr_h5 *h, const mgr_catalogue *cat, uint32_t file, bool def
         if (s->file != file)
             continue;
         const mgr_h5_shape shape = shape_of(s, deflate);
+        MGR_TRY(mgr_check_stop(err));
         MGR_TRY(mgr_h5_add(h, s->name, &shape, err));
         MGR_TRY(mgr_h5_add_note(h, s->name, "dtype", mgr_dtype_name(s->dtype), err));
     }
@@ -133,6 +136,7 @@ static int put_gaps(int fd, const char *path, const mgr_stored *const *sorted, s
 {
     uint64_t at = 0;
     for (size_t i = 0; i < n; i++) {
+        MGR_TRY(mgr_check_stop(err));
         MGR_TRY(put_gap(fd, path, at, sorted[i]->offset, sink, err));
         at = sorted[i]->offset + mgr_hdf5_bytes(sorted[i]);
     }
@@ -263,11 +267,14 @@ static int create_files(mgr_layout *layout, void *context, const char *directory
     mgr_hdf5_context *const c = context;
     mgr_catalogue *const cat = layout->cat;
     int rc = mgr_buf_text(&c->directory, directory, err);
+    mgr_say_work("files", cat->n_files, 1);
     for (uint32_t f = 0; rc == MGR_OK && f < cat->n_files; f++) {
         mgr_buf path = {0};
         rc = mgr_buf_fmt(&path, err, "%s/%s", directory, cat->files[f].path);
         if (rc == MGR_OK)
             rc = create_file(cat, f, path.data, err);
+        if (rc == MGR_OK)
+            rc = mgr_say_step(1, err);
         mgr_buf_clear(&path);
     }
     return rc;

@@ -10,7 +10,7 @@
 #include <string.h>
 
 #include "core/mem.h"
-#include "core/stop.h"
+#include "core/say_run.h"
 #include "fmt/h5_filter.h"
 #include "form/hdf5_files.h"
 #include "io/file.h"
@@ -82,7 +82,7 @@ static int pack_piece(packing *p, uint64_t n, uint64_t k, mgr_err *err)
     const uint64_t whole = rows_of_piece(at.stored) * row_bytes;
     unsigned char *const out = p->packed + k * p->room;
     size_t packed = len;
-    MGR_TRY(mgr_check_stop(err));
+    MGR_TRY(mgr_say_step(len, err));
     MGR_TRY(mgr_pread_full(p->from, p->path, at.packed ? p->rows : out, len,
                            at.stored->offset + at.row * row_bytes, err));
     if (at.packed) {

@@ -136,10 +136,25 @@ size_t mgr_path_max(void);
  * none. Local. */
 uint64_t mgr_file_room(const char *path);
 
+/* What the kernel says of quotas: the tightest hard limit, and whose it is; no `whose` where there
+ * is none. Not all file systems can be asked. */
+typedef struct mgr_quota {
+    bool asked;
+    const char *whose; /* "user", "group" or "project" */
+    uint64_t limit, left;
+} mgr_quota;
+void mgr_quota_ask(int fd, mgr_quota *quota);
+
+/* What was found out about a place. */
+typedef struct mgr_room {
+    bool reserved; /* all that is needed was, and was given back */
+    mgr_quota quota;
+} mgr_room;
+
 /* Does the place of `path`, which is made and removed again, take folders of this name, files of
- * `largest` bytes, `bytes` in all by quota, and the calls of a run? *reserved tells whether all of
- * `bytes` was reserved, and given back. Local. Errors: MGR_ERR_CREATE, MGR_ERR_SPACE. */
-int mgr_try_folder(const char *path, uint64_t largest, uint64_t bytes, bool *reserved,
+ * `largest` bytes, `bytes` in all by quota, and the calls of a run? Local.
+ * Errors: MGR_ERR_CREATE, MGR_ERR_SPACE. */
+int mgr_try_folder(const char *path, uint64_t largest, uint64_t bytes, mgr_room *room,
                    mgr_err *err) MGR_NODISCARD;
 
 /* Peak (of this program, not of what it was started from) and current resident memory of this

@@ -8,6 +8,7 @@
 #include <sys/vfs.h>
 #include <unistd.h>
 
+#include "core/stop.h"
 #include "io/file.h"
 
 #define FUSE_MAGIC 0x65735546
@@ -68,6 +69,7 @@ int mgr_reader_read(const mgr_reader *reader, uint64_t offset, void *out, size_t
         memcpy(out, (const char *)reader->memory + reader->base + offset, len);
         return MGR_OK;
     }
+    MGR_TRY(mgr_check_stop(err)); /* headers of thousands of files, on a disk that may be slow */
     return mgr_pread_full(reader->fd, reader->name, out, len, reader->base + offset, err);
 }
 

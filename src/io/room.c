@@ -32,11 +32,24 @@ uint64_t mgr_file_room(const char *path)
     return lstat(path, &st) == 0 && S_ISREG(st.st_mode) ? (uint64_t)st.st_blocks * 512 : 0;
 }
 
-/* Is there a quota that would end the run? Only a reservation tells, on any file system; where it
- * would take much of what others may want, or real memory, it is not asked. */
-static int check_quota(int fd, const char *path, uint64_t bytes, bool *reserved, mgr_err *err)
+static int refuse(const mgr_quota *quota, const char *path, uint64_t bytes, mgr_err *err)
+{
+    char wants[32], left[32], limit[32];
+    mgr_fail(err, MGR_ERR_SPACE, "the plan writes %s, the %s quota of '%s' leaves %s of %s",
+             mgr_format_bytes(bytes, wants, sizeof wants), quota->whose, path,
+             mgr_format_bytes(quota->left, left, sizeof left),
+             mgr_format_bytes(quota->limit, limit, sizeof limit));
+    return mgr_hint(err, "free space, ask for more, or choose another target.path");
+}
+
+/* Is there a quota that would end the run? Where the kernel does not say, only a reservation tells;
+ * where that would take much of what others may want, or real memory, it is not asked. */
+static int check_quota(int fd, const char *path, uint64_t bytes, mgr_room *room, mgr_err *err)
 {
     struct statfs fs;
+    mgr_quota_ask(fd, &room->quota);
+    if (room->quota.whose && room->quota.left < bytes)
+        return refuse(&room->quota, path, bytes, err);
     char wants[32];
     const int fault = mgr_fault("probe");
     if (!fault && (fstatfs(fd, &fs) != 0 || fs.f_type == TMPFS_MAGIC || bytes == 0 ||
@@ -45,7 +58,7 @@ static int check_quota(int fd, const char *path, uint64_t bytes, bool *reserved,
     const int sys = fault                                                      ? fault
                     : fallocate(fd, FALLOC_FL_KEEP_SIZE, 0, (off_t)bytes) != 0 ? errno
                                                                                : 0;
-    *reserved = sys == 0;
+    room->reserved = sys == 0;
     if (sys != EDQUOT)
         return MGR_OK;
     mgr_fail_errno(err, MGR_ERR_SPACE, sys, "the plan writes %s, '%s' cannot take it",
@@ -108,7 +121,7 @@ static int try_calls(int folder, int fd, const char *path, mgr_err *err)
     return mgr_hint(err, "choose another target.path");
 }
 
-static int try_file(int folder, const char *path, uint64_t largest, uint64_t bytes, bool *reserved,
+static int try_file(int folder, const char *path, uint64_t largest, uint64_t bytes, mgr_room *room,
                     mgr_err *err)
 {
     const int fd = openat(folder, "a", O_RDWR | O_CREAT | O_TRUNC | O_NOFOLLOW | O_CLOEXEC, 0666);
@@ -116,7 +129,7 @@ static int try_file(int folder, const char *path, uint64_t largest, uint64_t byt
         return mgr_fail_errno(err, MGR_ERR_CREATE, errno, "cannot create a file in '%s'", path);
     int rc = check_size(fd, path, largest, err);
     if (rc == MGR_OK)
-        rc = check_quota(fd, path, bytes, reserved, err);
+        rc = check_quota(fd, path, bytes, room, err);
     if (rc == MGR_OK)
         rc = try_calls(folder, fd, path, err);
     close(fd);
@@ -125,15 +138,15 @@ static int try_file(int folder, const char *path, uint64_t largest, uint64_t byt
     return rc;
 }
 
-int mgr_try_folder(const char *path, uint64_t largest, uint64_t bytes, bool *reserved, mgr_err *err)
+int mgr_try_folder(const char *path, uint64_t largest, uint64_t bytes, mgr_room *room, mgr_err *err)
 {
-    *reserved = false;
+    *room = (mgr_room){0};
     if (mkdir(path, 0777) != 0 && errno != EEXIST)
         return mgr_fail_errno(err, MGR_ERR_CREATE, errno, "cannot create directory '%s'", path);
     const int fd = open(path, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
     if (fd < 0)
         return mgr_fail_errno(err, MGR_ERR_CREATE, errno, "cannot open directory '%s'", path);
-    const int rc = try_file(fd, path, largest, bytes, reserved, err);
+    const int rc = try_file(fd, path, largest, bytes, room, err);
     close(fd);
     (void)rmdir(path);
     return rc;

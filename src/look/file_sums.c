@@ -4,7 +4,7 @@
 #include <zlib.h>
 
 #include "core/crc.h"
-#include "core/stop.h"
+#include "core/say_run.h"
 #include "core/str.h"
 #include "io/file.h"
 
@@ -89,7 +89,7 @@ static int read_stretch(int fd, const char *path, uint64_t from, uint64_t to, un
 {
     for (uint64_t at = from; at < to;) {
         const uint64_t next = (at / PIECE + 1) * PIECE, end = next < to ? next : to;
-        MGR_TRY(mgr_check_stop(err));
+        MGR_TRY(mgr_say_step(end - at, err));
         MGR_TRY(mgr_pread_full(fd, path, buffer, (size_t)(end - at), at, err));
         MGR_TRY(see_piece(buffer, (size_t)(end - at), at, visitor, out, err));
         at = end;
@@ -131,6 +131,7 @@ static int read_mine(const mgr_comm *comm, const char *directory, const mgr_file
     uint64_t all = 0, begin = 0;
     for (size_t i = 0; i < sums->n; i++)
         all += sums->list[i].known ? 0 : (sums->list[i].bytes + PIECE - 1) / PIECE * PIECE;
+    mgr_say_work(NULL, all, (uint32_t)ranks);
     const uint64_t first = share(all, rank, ranks), end = share(all, rank + 1, ranks);
     int rc = mgr_alloc_aligned(&buffer, PIECE, err);
     for (uint32_t i = 0; rc == MGR_OK && i < sums->n; i++) {

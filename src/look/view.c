@@ -3,6 +3,7 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "core/say_run.h"
 #include "fmt/safetensors.h"
 #include "fmt/torch_file.h"
 #include "form/source.h"
@@ -78,8 +79,12 @@ static int open_source(mgr_view *v, const mgr_source_format *format, const mgr_c
 {
     mgr_source_files files = {0};
     int rc = format->find(config, &v->arena, &files, err);
-    for (size_t i = 0; rc == MGR_OK && i < files.n; i++)
+    mgr_say_work("files", files.n, 1);
+    for (size_t i = 0; rc == MGR_OK && i < files.n; i++) {
         rc = read_file_of(v, format, files.paths[i], &files.held, err);
+        if (rc == MGR_OK)
+            rc = mgr_say_step(1, err);
+    }
     if (format->forget)
         format->forget(files.held);
     MGR_TRY(rc);
@@ -90,8 +95,8 @@ static int open_source(mgr_view *v, const mgr_source_format *format, const mgr_c
     rc = describe(v, format, config, &why);
     if (rc == MGR_OK)
         return MGR_OK;
-    if (rc == MGR_ERR_NOMEM || rc == MGR_ERR_IO ||
-        rc == MGR_ERR_INTERNAL) { /* says nothing of it */
+    if (rc == MGR_ERR_NOMEM || rc == MGR_ERR_IO || rc == MGR_ERR_INTERNAL ||
+        rc == MGR_ERR_INTERRUPTED) { /* says nothing of it */
         *err = why;
         return rc;
     }

@@ -3,6 +3,7 @@
 #include <string.h>
 
 #include "core/mem.h"
+#include "core/say_run.h"
 #include "fmt/sha256.h"
 
 /* One file's digest on its way to rank 0. */
@@ -41,8 +42,13 @@ static int keep(mgr_job *job, const mgr_buf *all, mgr_err *err)
 int mgr_hash_files(mgr_job *job, const char *directory, mgr_err *err)
 {
     mgr_buf mine = {0}, all = {0};
+    uint64_t bytes = 0;
     if (!job->config.target.sha256)
         return MGR_OK;
+    for (size_t f = 0; f < job->target.cat.n_files; f++)
+        bytes += job->target.cat.files[f].bytes;
+    mgr_say_phase("hash");
+    mgr_say_work(NULL, bytes, job->ranks);
     int rc = mgr_agree(job->comm, hash_mine(job, directory, &mine, err), err);
     if (rc == MGR_OK)
         rc = mgr_gather_bytes(job->comm, &mine, &all, err);

@@ -3,6 +3,7 @@
 #include <string.h>
 #include <strings.h>
 
+#include "core/say_run.h"
 #include "fmt/json.h"
 #include "fmt/sha256.h"
 #include "io/file.h"
@@ -105,8 +106,13 @@ static int check(const mgr_job *job, const mgr_buf *text, mgr_err *err)
 int mgr_source_integrity(const mgr_job *job, mgr_err *err)
 {
     mgr_buf text = {0};
+    uint64_t bytes = 0;
     if (!job->config.source.sha256)
         return MGR_OK;
+    for (size_t f = 0; f < job->source.cat.n_files; f++)
+        bytes += job->source.cat.files[f].bytes;
+    mgr_say_phase("check source");
+    mgr_say_work(NULL, bytes, job->ranks);
     int rc = job->rank == 0 ? read_text(job->source_files.directory, &text, err) : MGR_OK;
     if (job->rank == 0 && rc != MGR_OK)
         err->rank = 0;

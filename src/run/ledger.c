@@ -7,6 +7,8 @@
 #include <time.h>
 
 #include "core/mem.h"
+#include "core/say_run.h"
+#include "core/stop.h"
 #include "engine/engine.h"
 #include "fmt/h5.h"
 #include "fmt/json.h"
@@ -101,6 +103,7 @@ static int add(ledger *l, const char *name, mgr_dtype dtype, uint32_t ndim, cons
 static int put(ledger *l, const char *name, uint64_t row, uint64_t rows, const void *bytes,
                mgr_err *err)
 {
+    MGR_TRY(mgr_check_stop(err));
     return l->check ? mgr_h5_compare(l->file, name, row, rows, bytes, err)
                     : mgr_h5_write(l->file, name, row, rows, bytes, err);
 }
@@ -486,6 +489,7 @@ static int write_layers(ledger *l, mgr_err *err)
     if (l->first == l->end)
         return MGR_OK;
     int rc = page_init(&p, l, err);
+    mgr_say_work("layers", l->end - l->first, 1);
     for (uint64_t i = l->first; rc == MGR_OK && i < l->end; i++) {
         const int64_t layer = l->layer[i];
         rc = put(l, "layers", i, 1, &layer, err);
@@ -493,6 +497,8 @@ static int write_layers(ledger *l, mgr_err *err)
             rc = write_sets(l, i, &p, err);
         if (rc == MGR_OK)
             rc = write_router(l, i, &p, err);
+        if (rc == MGR_OK)
+            rc = mgr_say_step(1, err);
     }
     page_clear(&p);
     return rc;

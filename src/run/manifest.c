@@ -2,6 +2,7 @@
 
 #include <string.h>
 
+#include "core/say_run.h"
 #include "engine/journal.h"
 #include "fmt/json.h"
 #include "fmt/sha256.h"
@@ -213,6 +214,8 @@ int mgr_manifest_finish(mgr_job *job, const char *directory, mgr_err *err)
     int rc = mgr_agree_root(job, root ? list_files(job, directory, &sums, err) : MGR_OK, err);
     if (rc == MGR_OK)
         rc = mgr_file_sums_share(job->comm, &sums, err);
+    if (rc == MGR_OK)
+        mgr_say_phase("checksums");
     if (rc == MGR_OK)
         rc = mgr_file_sums_take(job->comm, directory, &sums, NULL, err);
     if (rc == MGR_OK && root)

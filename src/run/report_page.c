@@ -127,6 +127,23 @@ static bool parent_of(const mgr_job *job, char *out, size_t size)
     return n > 0 && (size_t)n < size;
 }
 
+static void print_quota(const mgr_room *room)
+{
+    char left[32], limit[32];
+    if (room->quota.whose)
+        mgr_report_line("quota", "%s left of the %s quota of %s",
+                        mgr_format_bytes(room->quota.left, left, sizeof left), room->quota.whose,
+                        mgr_format_bytes(room->quota.limit, limit, sizeof limit));
+    else if (room->reserved)
+        mgr_report_line("quota", "none in the way: all of it was reserved once, and given back");
+    else if (room->quota.asked)
+        mgr_report_line("quota", "none is set for this user and group");
+    else
+        mgr_report_line("quota", "not asked: a run may meet one (the file system does not say and "
+                                 "reserves nothing, lies in memory, or more than half of it is "
+                                 "needed)");
+}
+
 /* What the check before this page has found; it ends a run that cannot be. */
 static void print_space(const mgr_job *job)
 {
@@ -139,11 +156,7 @@ static void print_space(const mgr_job *job)
         mgr_say(stdout, "space     %s needed, %s free\n",
                 mgr_format_bytes(mgr_run_output_bytes(job), needed, sizeof needed),
                 mgr_format_bytes(space, there, sizeof there));
-    mgr_report_line("quota", "%s",
-                    job->reserved
-                        ? "none in the way: all of it was reserved once, and given back"
-                        : "not asked: a run may meet one (the file system reserves nothing, "
-                          "lies in memory, or more than half of it is needed)");
+    print_quota(&job->room);
     mgr_report_line("writable", "create, grow, write, sync, rename and remove were tried in");
     mgr_report_line("", "%s", parent);
 }

@@ -7,6 +7,7 @@
 
 #include "core/crc.h"
 #include "core/mem.h"
+#include "core/say_run.h"
 #include "core/stop.h"
 #include "engine/journal.h"
 #include "io/fault.h"
@@ -52,7 +53,7 @@ static int crc_of_part(int fd, const char *path, uint64_t at, uint64_t end, part
     MGR_TRY(mgr_alloc(&buffer, BUFFER_BYTES, 1, err));
     while (rc == MGR_OK && at < end) {
         const size_t n = end - at < BUFFER_BYTES ? (size_t)(end - at) : BUFFER_BYTES;
-        rc = mgr_check_stop(err);
+        rc = mgr_say_step(0, err);
         if (rc == MGR_OK)
             rc = mgr_pread_full(fd, path, buffer, n, at, err);
         if (rc == MGR_OK)
@@ -249,6 +250,10 @@ int mgr_seal_files(mgr_seal *s, mgr_job *job, const char *journal, const char *p
     if (!job->container->seal)
         return MGR_OK;
     int rc = mgr_agree(job->comm, seal_init(s, job, err), err);
+    uint64_t bytes = 0;
+    for (uint32_t f = 0; rc == MGR_OK && f < job->target.cat.n_files; f++)
+        bytes += s->whole[f] ? 0 : job->target.cat.files[f].bytes;
+    mgr_say_work(NULL, bytes, job->ranks);
     for (uint32_t f = 0; rc == MGR_OK && f < job->target.cat.n_files; f++)
         rc = seal_file(s, job, journal, plain, directory, f, err);
     if (rc == MGR_OK) { /* checksums of the files as they are now */

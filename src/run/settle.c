@@ -6,6 +6,8 @@
 
 #include "core/crc.h"
 #include "core/mem.h"
+#include "core/say_run.h"
+#include "core/stop.h"
 #include "io/file.h"
 #include "run/branches.h"
 #include "run/source_sums.h"
@@ -264,6 +266,7 @@ typedef struct blob_writer {
 static int put_blob(void *context, const mgr_blob *blob, mgr_err *err)
 {
     const blob_writer *const w = context;
+    MGR_TRY(mgr_check_stop(err));
     MGR_TRY(mgr_pwrite_full(w->fd, w->name, blob->bytes, blob->len, blob->offset, err));
     const mgr_extent extent = {
         w->file, mgr_crc32(0, blob->bytes, blob->len), blob->offset, blob->len, 0, 0};
@@ -311,8 +314,12 @@ int mgr_settle_target(mgr_job *job, const char *directory, mgr_extents *written,
         rc = join_tensors(job, written, err);
     if (rc == MGR_OK)
         rc = take_notes(job, written, err);
-    for (uint32_t f = 0; rc == MGR_OK && f < cat->n_files; f++)
+    mgr_say_work("files", cat->n_files, 1);
+    for (uint32_t f = 0; rc == MGR_OK && f < cat->n_files; f++) {
         rc = finish_file(job, &files, f, &extents, err);
+        if (rc == MGR_OK)
+            rc = mgr_say_step(1, err);
+    }
     const int closed = mgr_open_files_close(&files, rc != MGR_OK, err);
     rc = rc != MGR_OK ? rc : closed;
     if (rc == MGR_OK)

@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "core/mem.h"
+#include "core/say_run.h"
 #include "engine/journal.h"
 #include "io/fault.h"
 #include "io/file.h"
@@ -170,7 +171,7 @@ static int try_place(mgr_stage *s, const mgr_catalogue *files, uint64_t wanted, 
     for (size_t i = 0; i < files->n_files; i++)
         largest = files->files[i].bytes > largest ? files->files[i].bytes : largest;
     MGR_TRY(mgr_arena_fmt(&s->arena, &probe, err, "%s" PROBE, s->directory));
-    return mgr_try_folder(probe, largest, wanted, &s->reserved, err);
+    return mgr_try_folder(probe, largest, wanted, &s->room, err);
 }
 
 static int set_names(mgr_stage *s, const char *target, const char *id, mgr_err *err)
@@ -333,8 +334,11 @@ int mgr_stage_make(mgr_stage *s, const mgr_catalogue *files, bool make_files, bo
     s->made = !s->leftover; /* a failure before the engine runs leaves a leftover as it was */
     MGR_TRY(mgr_make_dirs(s->journal, err));
     MGR_TRY(mgr_make_dirs(s->weights, err));
-    for (size_t i = 0; make_files && i < files->n_files; i++)
+    mgr_say_work("files", files->n_files, 1);
+    for (size_t i = 0; make_files && i < files->n_files; i++) {
         MGR_TRY(make_file(s, &files->files[i], err));
+        MGR_TRY(mgr_say_step(1, err));
+    }
     return MGR_OK;
 }
 
@@ -357,7 +361,24 @@ static int sync_tree(mgr_stage *s, const char *directory, int depth, mgr_err *er
         if (mgr_is_dir(path))
             MGR_TRY(sync_tree(s, path, depth + 1, err));
     }
+    MGR_TRY(mgr_say_step(0, err));
     return mgr_sync_dir(directory, err);
+}
+
+/* The plain files, one by one: a file system may take its time with large ones. A stop in between
+ * is no harm: their packed ones are recorded (run/seal.h). */
+static int remove_plain(mgr_stage *s, mgr_err *err)
+{
+    const char **names, *path;
+    size_t n;
+    MGR_TRY(mgr_list_dir(s->weights, &s->arena, &names, &n, err));
+    mgr_say_work("files", n, 1);
+    for (size_t i = 0; i < n; i++) {
+        MGR_TRY(mgr_arena_fmt(&s->arena, &path, err, "%s/%s", s->weights, names[i]));
+        MGR_TRY(mgr_remove_tree(path, err));
+        MGR_TRY(mgr_say_step(1, err));
+    }
+    return mgr_remove_tree(s->weights, err);
 }
 
 /* The journal steps aside, and goes when the output has its name: a run that is killed or fails in
@@ -384,7 +405,7 @@ int mgr_stage_publish(mgr_stage *s, mgr_err *err)
     if (!mgr_is_held(s->directory, s->hold))
         return mgr_fail(err, MGR_ERR_IO, "'%s' was replaced while this run wrote it", s->directory);
     if (s->packs)
-        MGR_TRY(mgr_remove_tree(s->weights, err));
+        MGR_TRY(remove_plain(s, err));
     MGR_TRY(sync_tree(s, s->directory, 0, err));
     if (s->replace)
         MGR_TRY(check_target(s, err));

@@ -10,6 +10,7 @@
 
 #include "core/str.h"
 #include "form/occupant.h"
+#include "io/file.h"
 #include "mgr/catalogue.h"
 #include "mgr/err.h"
 
@@ -27,7 +28,7 @@ typedef struct mgr_stage {
     const char *others;    /* what runs of other configurations left here, for people; or NULL */
     bool packs;            /* files are packed at the end */
     mgr_occupant replaced; /* what was there; without a kind nothing */
-    bool reserved;         /* the file system had all the room, quota and all, when asked */
+    mgr_room room;         /* what the file system said of it */
     bool made;             /* by this run */
     bool leftover;         /* it was there, and is resumed */
     bool replace;          /* --force: an existing target, or a leftover, may go */

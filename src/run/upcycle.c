@@ -213,8 +213,12 @@ static int read_headers(mgr_job *job, mgr_err *err)
     mgr_catalogue mine = {0};
     mgr_buf packed = {0}, all = {0};
     int rc = MGR_OK;
-    for (size_t i = first; rc == MGR_OK && i < end; i++)
+    mgr_say_work("files", f->n, job->ranks);
+    for (size_t i = first; rc == MGR_OK && i < end; i++) {
         rc = read_header(job, &mine, f->paths[i], err);
+        if (rc == MGR_OK)
+            rc = mgr_say_step(1, err);
+    }
     mgr_forget_source(job);
     if (rc == MGR_OK && job->ranks > 1 && end > first)
         rc = mgr_catalogue_pack(&mine, &packed, err);

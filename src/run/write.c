@@ -192,11 +192,15 @@ static void writing_clear(writing *w)
     mgr_free(w->written.list);
 }
 
-/* A place between two steps, where tests stop a run: all ranks pass it together. */
-static int step(mgr_job *job, mgr_err *err)
+/* A place between two steps, where tests stop a run: all ranks pass it together. `next` is the
+ * phase that begins. */
+static int step(mgr_job *job, const char *next, mgr_err *err)
 {
     (void)mgr_fault("phase");
-    return mgr_agree(job->comm, mgr_check_stop(err), err);
+    const int rc = mgr_agree(job->comm, mgr_check_stop(err), err);
+    if (rc == MGR_OK && next)
+        mgr_say_phase(next);
+    return rc;
 }
 
 /* Rank 0, after the engine: checksums and headers. */
@@ -251,25 +255,22 @@ static int settle_all(mgr_job *job, writing *w, mgr_err *err)
 static int complete(mgr_job *job, mgr_stage *stage, writing *w, mgr_err *err)
 {
     const double start = mgr_now();
-    int rc = step(job, err);
-    mgr_say_phase("settle");
+    int rc = step(job, "settle", err);
     if (rc == MGR_OK)
         rc = settle_all(job, w, err);
     if (rc == MGR_OK)
-        rc = step(job, err);
-    mgr_say_phase("ledger");
+        rc = step(job, "ledger", err);
     if (rc == MGR_OK && job->source_format) /* what is made of nothing has no provenance */
         rc = mgr_ledger_write(job, w->directory.data, start, err);
     if (rc == MGR_OK)
-        rc = step(job, err);
-    mgr_say_phase(job->container->seal ? "pack" : "seal");
+        rc = step(job, job->container->seal ? "pack" : "seal", err);
     if (rc == MGR_OK)
         rc =
             mgr_seal_files(&w->seal, job, w->journal.data, w->weights.data, w->directory.data, err);
     if (rc == MGR_OK)
         rc = mgr_hash_files(job, w->directory.data, err);
     if (rc == MGR_OK)
-        rc = step(job, err);
+        rc = step(job, NULL, err);
     if (rc == MGR_OK)
         rc = mgr_agree(job->comm, mgr_record_look_again(job, err), err);
     if (rc == MGR_OK)
@@ -363,6 +364,8 @@ static int renew_fills(const mgr_job *job, const writing *w, mgr_err *err)
         for (uint64_t at = s->offset + f->row * row; rc == MGR_OK && at < end;) {
             const size_t n = end - at < sizeof zeros ? (size_t)(end - at) : sizeof zeros;
             rc = mgr_pwrite_full(fd, layout->cat->files[s->file].path, zeros, n, at, err);
+            if (rc == MGR_OK)
+                rc = mgr_check_stop(err);
             at += n;
         }
     }
@@ -374,6 +377,7 @@ static int renew_fills(const mgr_job *job, const writing *w, mgr_err *err)
 /* What a stopped run did, and the plan of what is left. Collective. */
 static int recall(mgr_job *job, writing *w, mgr_err *err)
 {
+    mgr_say_phase("read back");
     int rc = mgr_seal_recall(&w->seal, job, w->journal.data, w->directory.data, err);
     if (rc == MGR_OK)
         rc = mgr_recall_make(&w->recall, job, w->journal.data, w->weights.data, w->seal.whole, err);
@@ -462,7 +466,7 @@ static int check(mgr_job *job, mgr_stage *stage, const char *out, bool quiet, mg
     MGR_TRY(check_apart(job, out, err));
     MGR_TRY(mgr_stage_check(stage, out, job->id, &plan, err));
     job->replaced = stage->replaced;
-    job->reserved = stage->reserved;
+    job->room = stage->room;
     if (stage->others && !quiet)
         mgr_print_others(stage->others);
     return MGR_OK;

@@ -282,6 +282,24 @@ class Places(Folder):
     def test_a_full_quota(self):
         self.refused(self.outputs / "Mixtral", runner.CANNOT_CREATE, "quota", fault="probe:1:EDQUOT")
 
+    def test_a_quota_that_the_kernel_knows(self):
+        """As far as a kernel's answers can be played: what is left is on the page, and too little is refused."""
+        config = runner.write_config(self.folder / "place.yaml", self.source, self.outputs / "Mixtral")
+        env = {"LD_PRELOAD": os.environ["MGR_QUOTA_SAYS"], "QUOTA_USED": str(3 << 20), "ASAN_OPTIONS": "verify_asan_link_order=0"}
+        for of, limit, status, said in (
+            ("user", 1 << 30, 0, "1021.00 MiB left of the user quota of 1.00 GiB"),
+            ("group", 4 << 20, runner.CANNOT_CREATE, "the group quota of "),
+            ("group", 2 << 20, runner.CANNOT_CREATE, " leaves 0 B of 2.00 MiB"),
+        ):
+            words = [runner.program("mgr-upcycle"), "--dry-run", "--ranks", 1, config]
+            result = runner.run(words, env=dict(env, QUOTA_OF=of, QUOTA_LIMIT=str(limit)))
+            self.assertEqual(result.status, status, str(result))
+            self.assertIn(said, " ".join((result.out + result.err).split()))
+            self.assertEqual(os.listdir(self.outputs), [])
+        env.update(QUOTA_OF="user", QUOTA_LIMIT=str(4 << 20))
+        result = runner.upcycle(config, np=2, env=env)
+        self.assertEqual((result.status, len(result.errors())), (runner.CANNOT_CREATE, 1), str(result))
+
     def test_calls(self):
         self.refused(self.outputs / "Mixtral", runner.CANNOT_CREATE, "choose another", fault="probe:2:EACCES")
 

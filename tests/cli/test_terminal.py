@@ -114,12 +114,14 @@ class Terminal(unittest.TestCase):
         self.assertEqual((result.status, result.err), (0, ""), str(result))
         events = [json.loads(line) for line in result.out.splitlines()]
         phases = [e["phase"] for e in events if e["event"] == "phase"]
-        self.assertEqual(phases, ["headers", "plan", "make files", "weights", "settle", "ledger", "seal", "verify",
-                                  "publish"])
+        self.assertEqual(phases, ["headers", "plan", "make files", "weights", "sync", "settle", "ledger", "seal",
+                                  "checksums", "verify", "publish"])
         (plan,), (done,) = ([e for e in events if e["event"] == name] for name in ("plan", "summary"))
         self.assertEqual((plan["ranks"], plan["target"], done["what"]), (2, str(self.target), "done"))
         self.assertEqual(plan["written"], done["written"])
-        progress = [e for e in events if e["event"] == "progress"]
+        progress = [e for e in events if e["event"] == "progress" and "written" in e]
+        others = [e for e in events if e["event"] == "progress" and "written" not in e]
+        self.assertTrue(others and all(0 < e["done"] <= e["done_of"] for e in others), others)
         self.assertTrue(progress and all(e["written"] <= e["written_of"] == plan["written"] for e in progress))
         self.assertEqual([e["time"] for e in events], sorted(e["time"] for e in events))
         result = runner.upcycle(config, np=2, options=("--log-json",))
@@ -243,11 +245,13 @@ class Terminal(unittest.TestCase):
         self.assertEqual(result.status, 0, str(result))
         lines = result.err.splitlines()
         self.assertTrue(lines, str(result))
-        form = r"\d\d \d\d:\d\d:\d\d (sums|write) +[\d.]+ %  [\d.]+ \w+ of [\d.]+ \w+  [\d.]+ GiB/s  [\d:]+ left"
+        share = r"(\d+ of \d+ (files|layers)|[\d.]+ \w+ of [\d.]+ \w+  [\d.]+ GiB/s)"
+        form = r"\d\d \d\d:\d\d:\d\d [a-z ]+ +[\d.]+ %  " + share + "  [\d:]+ left"
         phase = r"\d\d \d\d:\d\d:\d\d [a-z ]+"
         for line in lines:
             self.assertRegex(line, "^(%s|%s)$" % (form, phase))
-        self.assertTrue([line for line in lines if re.search(form, line)], str(result))
+        for some in (" write +[0-9.]+ %.*GiB/s", " ledger +[0-9.]+ %.*layers", " verify +[0-9.]+ %.*files"):
+            self.assertTrue([line for line in lines if re.search(some, line)], str(result))
         self.assertRegex(lines[-1], " publish$")
         self.fits(result.err)
 

@@ -94,11 +94,14 @@ class Slurm:
         found = re.search(r"\b%s=(\S+)" % name, self.ask("scontrol", "show", "job", job))
         return found.group(1) if found else ""
 
+    def wait_for_end(self, job, seconds=240):
+        self._wait("job %s does not end" % job, lambda: self.ask("squeue", "-h", "-j", job) == "", seconds)
+
     def run(self, script, *options, seconds=240):
         """Submit, and wait until the job is out of the queue for good."""
         log = self.folder / (pathlib.Path(script).stem + ".log")
         job = self.submit(script, "--output=%s" % log, *options)
-        self._wait("job %s does not end" % job, lambda: self.ask("squeue", "-h", "-j", job) == "", seconds)
+        self.wait_for_end(job, seconds)
         return self.field(job, "JobState"), self.field(job, "ExitCode"), log.read_text()
 
     def __exit__(self, *_):

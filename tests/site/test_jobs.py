@@ -11,6 +11,7 @@ import tempfile
 import unittest
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "cli"))
+import openmpi  # noqa: E402
 import runner  # noqa: E402
 import slurm  # noqa: E402
 
@@ -74,6 +75,46 @@ class UnderSlurm(Jobs):
             self.assertEqual((state, code), ("COMPLETED", "0:0"), log)
             self.assertIn("start 1", log)
             self.same_as_in_one_go("requeued")
+
+    def test_the_chain_trains_with_what_was_printed(self):
+        """chain.sh: slurm.sh to its end, then train.sh with the options of the target's trainer."""
+        show = self.folder / "show"
+        show.write_text("#!/bin/sh\nprintf '%s\\n' \"$@\"\n")
+        show.chmod(0o755)
+        with slurm.Slurm(self.folder / "slurm-chain") as site:
+            for form, option in (("megatron-torch", "--num-experts"), ("moe-recipes", "--base-model")):
+                place = self.folder / ("chain-" + form)
+                place.mkdir()
+                config = self.config("chain-" + form, self.small, target__format=form)
+                self.slurm_script("slurm", config).rename(place / "slurm.sh")
+                train = (JOBS / "train.sh").read_text()
+                train = re.sub(r"^trainer=.*", "trainer=(%s)" % show, train, flags=re.M)
+                (place / "train.sh").write_text(re.sub(r"^data=.*", "data=(--mock-data)", train, flags=re.M))
+                chain = place / "chain.sh"
+                chain.write_text((JOBS / "chain.sh").read_text().replace("train=$HOME/train.sh", "train=%s/train.sh" % place))
+                said = subprocess.run(["bash", str(chain)], env=site.env, cwd=place, capture_output=True, text=True)
+                self.assertEqual(said.returncode, 0, said.stderr)
+                jobs = re.findall(r"job (\d+) (?:upcycles|trains)", said.stdout)
+                self.assertEqual(len(jobs), 2, said.stdout)
+                site.wait_for_end(jobs[1])
+                log = (place / ("train-%s.log" % jobs[1])).read_text()
+                self.assertEqual([site.field(job, "JobState") for job in jobs], ["COMPLETED"] * 2, log)
+                words = log.splitlines()
+                self.assertIn("--mock-data", words)
+                self.assertIn(option, words, log)
+                self.assertIn(str(self.folder / ("Mixtral-chain-" + form)), words)
+
+    @unittest.skipIf(openmpi.missing(), openmpi.missing())
+    def test_open_mpi_by_pmix(self):
+        built = os.environ.get("MGR_BIN_OPENMPI")
+        folder = pathlib.Path(built) if built else openmpi.build(runner.ROOT, self.folder / "openmpi")
+        with slurm.Slurm(self.folder / "slurm-pmix") as site:
+            if "pmix" not in site.ask("srun", "--mpi=list"):
+                self.skipTest("this Slurm has no PMIx")
+            script = self.slurm_script("pmix", self.config("pmix", self.small), (r"^bin=\S+", "bin=%s" % folder))
+            state, code, log = site.run(script)
+            self.assertEqual((state, code), ("COMPLETED", "0:0"), log)
+            self.assertIn("2 ranks read", log)
 
     def test_a_step_without_an_mpi_is_refused(self):
         with slurm.Slurm(self.folder / "slurm-wrong") as site:
@@ -148,6 +189,68 @@ class UnderTheirVariables(Jobs):
         starts.write_text("10\n")
         done = self.run_job(script, **again)
         self.assertEqual((done.returncode, starts.exists()), (75, False), "ten times at most")
+
+    def launcher(self, name, text):
+        path = self.folder / "bin" / name
+        path.write_text("#!/bin/sh\n" + text)
+        path.chmod(0o755)
+        self.addCleanup(path.unlink, missing_ok=True)
+
+    def run_all(self, name):
+        """Each job script, as its scheduler would start it; what stands for a launcher is in our bin."""
+        one, out = (r"^#SBATCH --nodes=\d+", "#SBATCH --nodes=1"), {}
+        nodes, pe = self.folder / "nodes", self.folder / "pe"
+        pe.write_text("localhost 2 all.q UNDEFINED\n")
+        for job, edits in (("slurm.sh", [one]), ("pbs.sh", []), ("age.sh", [(r"^per_node=\d+", "per_node=2")])):
+            title = name + "-" + job[:-3]
+            script = self.script(job, title, self.config(title, self.small), *edits)
+            out[job] = self.run_job(script, PBS_O_WORKDIR=str(self.folder), PBS_JOBID="1.local", PBS_NODEFILE=str(nodes),
+                                    PE_HOSTFILE=str(pe), SGE_O_WORKDIR=str(self.folder), JOB_ID="9", SLURM_JOB_ID="1")
+        return out
+
+    def test_a_launcher_that_loses_the_status(self):
+        """The target is there: the job ends well. It is not: it does not, and goes back into the queue."""
+        real = runner.launcher(2)[0]
+        real = shutil.which(real)
+        as_srun = 'shift; %s -n 2 "$@"' % real
+        requeued = self.folder / "requeued"
+        self.launcher("scontrol", "echo $@ >>%s\n" % requeued)
+        for wrong in ("exit 255", "exit 0"):
+            end = "" if wrong == "exit 0" else "case $* in *--resume*) %s ;; esac\n" % wrong
+            self.launcher("mpiexec", '%s "$@"\n%s' % (real, end))
+            self.launcher("srun", "%s\n%s" % (as_srun, end))
+            for job, done in self.run_all("lost-" + wrong[-1]).items():
+                self.assertEqual(done.returncode, 0, job + done.stdout + done.stderr)
+        for name in ("mpiexec", "srun"):
+            self.launcher(name, "exit 0\n")
+        for job, done in self.run_all("never").items():
+            self.assertEqual(done.returncode, 99 if job == "age.sh" else 75, job + done.stdout + done.stderr)
+        self.assertIn("requeue 1", requeued.read_text())
+        self.assertIn("-v MGR_START=1 ", self.submitted.read_text())
+
+    def test_a_target_of_another_configuration_is_no_success(self):
+        self.launcher("srun", 'shift; %s -n 2 "$@"\n' % shutil.which(runner.launcher(2)[0]))
+        for job in ("slurm.sh", "pbs.sh", "age.sh"):
+            (self.folder / ("Mixtral-taken-" + job[:-3])).mkdir(exist_ok=True)
+        for job, done in self.run_all("taken").items():
+            self.assertEqual(done.returncode, runner.CANNOT_CREATE, job + done.stdout + done.stderr)
+
+    @unittest.skipIf(openmpi.missing(), openmpi.missing())
+    def test_pbs_with_open_mpi_stops_in_order(self):
+        """Its mpiexec is told by SIGUSR1: SIGTERM would end the ranks after a second."""
+        built = os.environ.get("MGR_BIN_OPENMPI")
+        folder = pathlib.Path(built) if built else openmpi.build(runner.ROOT, self.folder / "openmpi-pbs")
+        real = shutil.which("mpiexec.openmpi")
+        self.launcher("mpiexec", 'exec env OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 %s "$@"\n' % real)
+        config = self.packed("pbs-open")
+        for walltime, status in (("00:05:03", 75), ("01:00:00", 0)):
+            script = self.script("pbs.sh", "pbs-open", config, (r"^#PBS -l walltime=\S+", "#PBS -l walltime=" + walltime),
+                                 (r"^bin=\S+", "bin=%s" % folder))
+            done = self.run_job(script, PBS_O_WORKDIR=str(self.folder), PBS_JOBID="1.local",
+                                PBS_NODEFILE=str(self.folder / "nodes"))
+            self.assertEqual(done.returncode, status, done.stdout + done.stderr)
+            self.assertEqual("stopped by SIGUSR1" in done.stderr, status == 75, done.stderr)
+        self.same_as_in_one_go("pbs-open")
 
     def test_training_gets_the_options_that_were_printed(self):
         target = self.folder / "Mixtral with blank"

@@ -262,15 +262,15 @@ static void test_who_holds_a_folder(void)
 static void test_a_place_is_asked(void)
 {
     uint64_t space = 0;
-    bool reserved = false;
+    mgr_room room;
     char name[400] = "p/";
     CHECK_INT(CODE(mgr_make_dir(in_folder("p"), &err)), MGR_OK);
-    CHECK_INT(CODE(mgr_try_folder(in_folder("p/probe"), 1 << 20, 4096, &reserved, &err)), MGR_OK);
+    CHECK_INT(CODE(mgr_try_folder(in_folder("p/probe"), 1 << 20, 4096, &room, &err)), MGR_OK);
     CHECK(!mgr_path_exists(in_folder("p/probe")));
     memset(name + 2, 'n', 300);
     CHECK(mgr_name_max(folder_path) < 300);
-    CHECK_INT(CODE(mgr_try_folder(in_folder(name), 1, 1, &reserved, &err)), MGR_ERR_CREATE);
-    CHECK_INT(CODE(mgr_try_folder(in_folder("absent/p"), 1, 1, &reserved, &err)), MGR_ERR_CREATE);
+    CHECK_INT(CODE(mgr_try_folder(in_folder(name), 1, 1, &room, &err)), MGR_ERR_CREATE);
+    CHECK_INT(CODE(mgr_try_folder(in_folder("absent/p"), 1, 1, &room, &err)), MGR_ERR_CREATE);
     CHECK_INT(CODE(mgr_free_space(folder_path, &space, &err)), MGR_OK);
     CHECK(space > 0);
     CHECK(mgr_peak_rss() > 0 && mgr_current_rss() > 0);
