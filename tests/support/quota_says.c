@@ -1,5 +1,5 @@
-/* For LD_PRELOAD: a kernel with quotas. quotactl_fd(2) answers with $QUOTA_LIMIT and $QUOTA_USED bytes for the kind
- * $QUOTA_OF (user, group, project), and with no limit for the others. */
+/* For LD_PRELOAD: a kernel with quotas. quotactl_fd(2) answers with $QUOTA_LIMIT and $QUOTA_USED
+ * bytes for the kind $QUOTA_OF (user, group, project), and with no limit for the others. */
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <stdarg.h>
