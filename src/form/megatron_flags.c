@@ -184,6 +184,13 @@ static int put_kept(lines *l, const mgr_megatron_arg_list *list)
     return MGR_OK;
 }
 
+static bool has_biased_experts(const mgr_megatron_arg_list *list)
+{
+    const mgr_attr *const experts = mgr_megatron_args_get(list, "num_experts");
+    return experts && experts->kind == MGR_ATTR_INT &&
+           is_true(mgr_megatron_args_get(list, "add_bias_linear"));
+}
+
 /* torch_dist is for any sizes: those for which its vocabulary is padded and its files are cut. */
 static int put_split(lines *l, const mgr_megatron_arg_list *list, const mgr_config *config,
                      bool dist)
@@ -197,6 +204,8 @@ static int put_split(lines *l, const mgr_megatron_arg_list *list, const mgr_conf
         MGR_TRY(put(l, "--tensor-model-parallel-size", tp));
     if (dist && config->target.expert_parallel > 1)
         MGR_TRY(put(l, "--expert-model-parallel-size", ep));
+    if (dist && has_biased_experts(list)) /* TransformerConfig takes them whole alone */
+        MGR_TRY(put(l, "--expert-tensor-parallel-size", "1"));
     return MGR_OK;
 }
 

@@ -79,6 +79,7 @@ class Again(unittest.TestCase):
                 self.assertEqual(difference["file"], str(path.relative_to(self.out(name))))
                 self.assertEqual((difference["tensor"], difference["byte"]), (tensor, at), difference)
                 self.assertIn("1 of ", difference["what"])
+        print("%d changed weights of outputs in %d formats were found" % (FLIPS * len(TARGETS), len(TARGETS)))
 
     def test_a_changed_weight_in_packed_pieces_is_found(self):
         """Outputs of a source that differs in one weight, held against the true source."""

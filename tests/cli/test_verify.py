@@ -79,6 +79,7 @@ class Verify(unittest.TestCase):
             self.assertEqual(found["file"], str(path.relative_to(out)))
             if path.name != runner.MANIFEST:
                 self.assertEqual((found["byte"], path), (byte, path), found)
+        print("%d of %d flipped bits of outputs in %d formats were found" % (FLIPS, FLIPS, len(FORMATS)))
 
     def test_a_weight_is_named(self):
         for out in self.outputs[:3]:
