@@ -83,7 +83,7 @@ class Package(unittest.TestCase):
 
     def test_completion_completes(self):
         script = self.usr / "share" / "bash-completion" / "completions" / "mgr-upcycle"
-        ask = '. "$1"; COMP_WORDS=(mgr-upcycle --dis); COMP_CWORD=1; _mgr mgr-upcycle --dis mgr-upcycle; echo "${COMPREPLY[@]}"'
+        ask = '. "$1"; f=$(complete -p mgr-upcycle); f=${f#*-F }; f=${f%% *}; COMP_WORDS=(mgr-upcycle --dis); COMP_CWORD=1; "$f" mgr-upcycle --dis mgr-upcycle; echo "${COMPREPLY[@]}"'
         self.assertEqual(output(["bash", "-c", ask, "bash", script]).strip(), "--discard")
 
     def test_a_run_with_what_is_in_it(self):
