@@ -131,8 +131,8 @@ typedef struct mgr_checkpoint_writer mgr_checkpoint_writer;
 /* Get ready to write the model of `like` to the folder `path`: with "mode: reshard" as it is, else
  * with experts, as the section `upcycle` says. `like` gives shapes, element types, the fields of
  * config.json or args, and the tokenizer's files, and outlives the writer; its values are not read.
- * Formats: huggingface, moe-recipes, mixtral, megatron-torch, megatron-dist. Nothing is made yet.
- * Close it with mgr_checkpoint_writer_close. Errors: MGR_ERR_CONFIG, MGR_ERR_UNSUPPORTED,
+ * Formats: huggingface, moe-recipes, mixtral, megatron-torch, megatron-dist, deepspeed. Nothing is
+ * made yet. Close it with mgr_checkpoint_writer_close. Errors: MGR_ERR_CONFIG, MGR_ERR_UNSUPPORTED,
  * MGR_ERR_USAGE, MGR_ERR_NOMEM. */
 int mgr_checkpoint_writer_open(const mgr_checkpoint *like, const char *path, const char *settings,
                                mgr_checkpoint_writer **out, mgr_err *err) MGR_NODISCARD;

@@ -10,11 +10,12 @@ extern const mgr_target_format mgr_target_mixtral;
 extern const mgr_target_format mgr_target_megatron_torch;
 extern const mgr_target_format mgr_target_megatron_dist;
 extern const mgr_target_format mgr_target_huggingface;
+extern const mgr_target_format mgr_target_deepspeed;
 
 /* Those of form/target.c but for HDF5's, whose library asks for MPI. */
 static const mgr_target_format *const table[] = {
     &mgr_target_huggingface,    &mgr_target_moe_recipes,   &mgr_target_mixtral,
-    &mgr_target_megatron_torch, &mgr_target_megatron_dist,
+    &mgr_target_megatron_torch, &mgr_target_megatron_dist, &mgr_target_deepspeed,
 };
 
 const mgr_target_format *mgr_target_at(size_t idx)

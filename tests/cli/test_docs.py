@@ -68,7 +68,7 @@ class Docs(unittest.TestCase):
         self.assertEqual(len(re.findall(r"[1-9]\d* logical tensors compared, 0 differ", result.out)), 2)
 
     def of_formats(self, result, work):
-        self.assertEqual(len(re.findall(r"[1-9]\d* logical tensors compared, 0 differ", result.out)), 5)
+        self.assertEqual(len(re.findall(r"[1-9]\d* logical tensors compared, 0 differ", result.out)), 6)
 
     def of_cards(self, result, work):
         known = json.loads((work / "checked" / "verification.json").read_text())
@@ -126,7 +126,7 @@ class Docs(unittest.TestCase):
                 "source: {path: SOURCE}\ntarget: {path: OUT}\nupcycle: {ratio: 2}\n",
                 "source: {path: SOURCE}\ntarget: {path: OUT}\nupcycle: {experts: 2, top_k: 3}\n",
                 "source: {path: SOURCE}\ntarget: {path: OUT}\nupcycle: {expert_width: 48, slices: 2}\n",
-                "source: {path: %s}\ntarget: {path: OUT}\n" % moe, "source: {path: %s}\ntarget: {path: OUT}\n" % cut,
+                "source: {path: %s}\ntarget: {path: OUT}\nupcycle: {experts: 3}\n" % moe, "source: {path: %s}\ntarget: {path: OUT}\n" % cut,
                 "source: {path: %s}\ntarget: {path: OUT}\n" % self.place,
             )
         ] + [("source: {path: %s}\ntarget: {path: OUT}\n" % nan, ())]  # fmt: skip

@@ -137,6 +137,9 @@ class Install(unittest.TestCase):
         refused = runner.run([program, source, self.folder / "no", "{format: hdf5}"])
         self.assertEqual(refused.status, 78, str(refused))
         self.assertIn("settings:1:", refused.err)
+        config = runner.write_config(self.folder / "c.yaml", source, self.folder / "no", target__format="none")
+        known = [re.search("known are: (.*)", text)[1].split(", ") for text in (refused.err, runner.upcycle(config).err)]
+        self.assertEqual(set(known[1]) - set(known[0]), {"hdf5"})
         self.assertFalse((self.folder / "no").exists())
 
     def experts(self, program, source):

@@ -46,8 +46,8 @@ def test_twenty_steps_train(results):
     assert results["naive"]["losses"][-1][1] < results["from scratch"]["losses"][-1][1]
 
 
-def test_no_upcycled_expert_is_dead(results):
-    """From scratch a router is not yet balanced after so few steps."""
-    assert results["dense"]["least_used"] is None and results["from scratch"]["least_used"] < 1 / 8
-    for name in set(results) - {"dense", "from scratch"}:
+def test_no_expert_with_old_neurons_is_dead(results):
+    """Where all is drawn anew, a router has not found all of them after so few steps."""
+    assert results["dense"]["least_used"] is None
+    for name in ("naive", "drop 0.5"):
         assert results[name]["least_used"] > 0, name

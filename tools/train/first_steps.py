@@ -105,13 +105,13 @@ def shares(model, evaluation, device):
     """The share of tokens that the least used expert of any layer gets; None of a dense model."""
     if not hasattr(model.config, "num_local_experts"):
         return None
-    ids, least = batch(evaluation, torch.Generator().manual_seed(98), device), 1.0
+    generator, counts = torch.Generator().manual_seed(98), 0
     with torch.no_grad():
-        routers = model(input_ids=ids, output_router_logits=True).router_logits
-    for logits in routers:
-        counts = torch.bincount(logits.topk(TOP_K).indices.flatten().cpu(), minlength=EXPERTS)
-        least = min(least, (counts / counts.sum()).min().item())
-    return least
+        for _ in range(4):
+            routers = model(input_ids=batch(evaluation, generator, device), output_router_logits=True).router_logits
+            chosen = [logits.topk(TOP_K).indices.flatten().cpu() for logits in routers]
+            counts = counts + torch.stack([torch.bincount(each, minlength=EXPERTS) for each in chosen])
+    return (counts / counts.sum(1, keepdim=True)).min().item()
 
 
 def upcycle(program, folder, name, keys, seed):
