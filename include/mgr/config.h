@@ -108,11 +108,11 @@ typedef struct mgr_config {
         uint64_t first_stage_layers, last_stage_layers; /* 0: as the others */
         uint64_t make_vocab_size_divisible_by, iteration;
         uint64_t data_parallel, sub_group_size; /* of ZeRO-3's files; 0: a universal checkpoint */
-        char names[16];        /* auto | te | local | per-expert | fused */
-        char expert_names[16]; /* sequential | grouped | grouped-old */
-        char dist_keys[16];    /* auto | stacked | per-layer */
-        char dtype[16];        /* source | bfloat16 | float16 | float32 */
-        char model_class[32];  /* auto | a model_type of transformers */
+        char names[16];                         /* auto | te | local | per-expert | fused */
+        char expert_names[16];                  /* sequential | grouped | grouped-old */
+        char dist_keys[16];                     /* auto | stacked | per-layer */
+        char dtype[16];                         /* source | bfloat16 | float16 | float32 */
+        char model_class[32];                   /* auto | a model_type of transformers */
         uint64_t max_shard_size;
         bool sha256;
         char compression[16];        /* none | deflate */
