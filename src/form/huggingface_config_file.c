@@ -8,6 +8,7 @@
 #include "core/mem.h"
 #include "fmt/json.h"
 #include "form/huggingface_class.h"
+#include "io/file.h"
 #include "model/huggingface_keys.h"
 
 #define MAX_JSON ((uint64_t)16 << 20) /* as a tree */
@@ -140,6 +141,16 @@ static int parse(flattening *f, const mgr_reader *reader, mgr_err *err)
     json_decref(root);
     mgr_free(text);
     return rc;
+}
+
+int mgr_huggingface_config_named(const char *said, mgr_arena *arena, const char **out, mgr_err *err)
+{
+    MGR_TRY(mgr_is_dir(said) ? mgr_arena_fmt(arena, out, err, "%s/config.json", said)
+                             : mgr_arena_fmt(arena, out, err, "%s", said));
+    return mgr_path_exists(*out) && !mgr_is_dir(*out)
+               ? MGR_OK
+               : mgr_fail(err, MGR_ERR_NOT_FOUND, "no file '%s', which 'source.config' names",
+                          *out);
 }
 
 int mgr_huggingface_read_config(mgr_catalogue *cat, uint32_t file, const mgr_reader *reader,

@@ -47,16 +47,6 @@ static bool probe(const char *path)
     return !has_weights(path) && mgr_deepspeed_is(path);
 }
 
-/* The config.json that the user names, or the folder with it. */
-static int config_named(const char *said, mgr_arena *arena, const char **out, mgr_err *err)
-{
-    MGR_TRY(mgr_is_dir(said) ? mgr_arena_fmt(arena, out, err, "%s/" CONFIG, said)
-                             : mgr_arena_fmt(arena, out, err, "%s", said));
-    return is_file(*out) ? MGR_OK
-                         : mgr_fail(err, MGR_ERR_NOT_FOUND,
-                                    "no file '%s', which 'source.config' names", *out);
-}
-
 /* Else one that lies with the files, or above them up to `root`; *out is NULL without one. */
 static int config_beside(const char *folder, const char *root, mgr_arena *arena, const char **out,
                          mgr_err *err)
@@ -81,8 +71,9 @@ static int find(const mgr_config *config, mgr_arena *arena, mgr_source_files *fi
     const char *const root = config->source.path;
     const char *folder, *json;
     MGR_TRY(mgr_deepspeed_folder(root, config->source.iteration, arena, &folder, err));
-    MGR_TRY(config->source.config[0] ? config_named(config->source.config, arena, &json, err)
-                                     : config_beside(folder, root, arena, &json, err));
+    MGR_TRY(config->source.config[0]
+                ? mgr_huggingface_config_named(config->source.config, arena, &json, err)
+                : config_beside(folder, root, arena, &json, err));
     files->directory = folder;
     files->n = 0;
     if (json) {
@@ -197,8 +188,7 @@ static int review(const void *state, const mgr_catalogue *cat, const mgr_config 
 static const mgr_key keys[] = {
     MGR_ROW_SOURCE_ITERATION,
     MGR_ROW_UNKNOWN,
-    MGR_ROW_PATH("source.config", source.config, "",
-                 "config.json of the model, or the folder with it and its tokenizer"),
+    MGR_ROW_SOURCE_CONFIG,
     MGR_ROW_CHOICE("source.weights", source.weights, "masters", "masters|copies",
                    "the float32 masters, or the copies that ZeRO-1 and 2 have of them"),
 };
