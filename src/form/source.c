@@ -12,11 +12,10 @@ extern const mgr_source_format mgr_source_moe_recipes;
 extern const mgr_source_format mgr_source_mixtral;
 
 static const mgr_source_format *const table[] = {
-    &mgr_source_torch_dcp,     /* has a config.json beside what else is Megatron's */
     &mgr_source_megatron_dist, /* before megatron-torch, as in Megatron's own detection */
     &mgr_source_megatron_torch, &mgr_source_hdf5, /* before huggingface: it has a config.json, too
                                                    */
-    &mgr_source_deepspeed,                        /* may have one */
+    &mgr_source_torch_dcp,      &mgr_source_deepspeed, /* may have one */
     &mgr_source_huggingface,    &mgr_source_moe_recipes, &mgr_source_mixtral,
 };
 

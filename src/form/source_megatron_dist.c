@@ -94,6 +94,17 @@ static int hold(void **held, const char *directory, const mgr_dcp **out, mgr_err
 
 /* ---- files ---- */
 
+/* torch.distributed.checkpoint of a model of transformers: source_torch_dcp.c. */
+static bool has_config(const char *path)
+{
+    mgr_buf config = {0};
+    mgr_err ignored = MGR_ERR_INIT;
+    const bool is = mgr_buf_fmt(&config, &ignored, "%s/config.json", path) == MGR_OK &&
+                    mgr_path_exists(config.data);
+    mgr_buf_clear(&config);
+    return is;
+}
+
 static bool probe(const char *path)
 {
     mgr_arena arena = {0};
@@ -102,10 +113,10 @@ static bool probe(const char *path)
     bool found = false;
     if (mgr_megatron_find_iteration(path, "latest", &arena, &directory, &ignored) == MGR_OK) {
         const mgr_megatron_kind kind = mgr_megatron_kind_of(directory);
-        found = kind == MGR_MEGATRON_DIST || kind == MGR_MEGATRON_DCP;
+        found = kind == MGR_MEGATRON_DIST || (kind == MGR_MEGATRON_DCP && !has_config(directory));
     } else if (!mgr_megatron_has_tracker(path)) {
         const mgr_megatron_kind kind = mgr_megatron_kind_below(path);
-        found = kind == MGR_MEGATRON_DIST || kind == MGR_MEGATRON_DCP;
+        found = kind == MGR_MEGATRON_DIST || (kind == MGR_MEGATRON_DCP && !has_config(path));
     }
     mgr_arena_clear(&arena);
     return found;
@@ -157,7 +168,8 @@ static int check_kind(const char *directory, mgr_arena *arena, mgr_err *err)
                  "torch_dcp are not supported, and torch_dist is incomplete without it",
                  directory);
         return mgr_hint(err, "load it in the trainer that saved it, and save it with --ckpt-format "
-                             "torch_dist");
+                             "torch_dist; of a model of transformers, set 'source.format: "
+                             "torch-dcp' and 'source.config'");
     case MGR_MEGATRON_TORCH:
         mgr_fail(err, MGR_ERR_UNSUPPORTED, "'%s' is of the format torch", directory);
         return mgr_hint(err, "set 'source.format: megatron-torch'");

@@ -779,8 +779,8 @@ static const struct {
      "megatron-torch, megatron-dist, hdf5, deepspeed",
      NULL},
     {"source: {path: a, format: hf}\ntarget: {path: b}\n",
-     "x.yaml:1:19: 'source.format' is 'hf'; known are: auto, torch-dcp, megatron-dist, megatron-torch, hdf5, "
-     "deepspeed, "
+     "x.yaml:1:19: 'source.format' is 'hf'; known are: auto, megatron-dist, megatron-torch, hdf5, "
+     "torch-dcp, deepspeed, "
      "huggingface, moe-recipes, mixtral",
      NULL},
     {PATHS "upcycle: {method: dropp}\n",
