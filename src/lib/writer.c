@@ -109,7 +109,7 @@ static int set_up(mgr_checkpoint_writer *w, const mgr_checkpoint *like, const ch
 {
     mgr_job *const job = w->job;
     const mgr_view *const from = &like->view;
-    mgr_model model;
+    mgr_model model = from->tensors.model;
     if (!from->has_model)
         return mgr_fail(err, MGR_ERR_UNSUPPORTED, "'%s' is of no model that is known: %s",
                         like->path, like->about.data);
