@@ -88,6 +88,15 @@ int mgr_hold_dir(const char *path, int *fd, bool *taken, mgr_err *err) MGR_NODIS
 /* Is `path` still the directory that `fd` holds? */
 bool mgr_is_held(const char *path, int fd);
 
+/* A sign of life, for where locks do not reach other hosts: until it is stopped a thread writes the
+ * file `path` anew each second, with this host's name. NULL where that cannot be: the run goes on
+ * without. mgr_beat_is_there tells whether the file is of another host, whose name it gives, and is
+ * being written: it looks for some seconds. Local. */
+typedef struct mgr_beat mgr_beat;
+mgr_beat *mgr_beat_start(const char *path);
+void mgr_beat_stop(mgr_beat **beat);
+bool mgr_beat_is_there(const char *path, char *host, size_t size);
+
 /* Give the directory `from` the name `to`. With `replace` an existing `to` is swapped out in one
  * step where the file system can (renameat2), and then removed; without, an existing one is an
  * error, even an empty one. Durable on return. Local. */

@@ -17,6 +17,7 @@
 #define PARTIAL ".partial-"
 #define DRAFT ".draft" /* what a container makes before it renames */
 #define PUBLISHING "publishing"
+#define ALIVE "alive"
 #define PROBE ".probe"
 
 /* ---- before anything is written ---- */
@@ -47,6 +48,18 @@ static int hold(mgr_stage *s, mgr_err *err)
     return mgr_hint(err, "wait for it, or stop it");
 }
 
+/* A lock may not reach the other hosts of a network file system; then the sign of life does. */
+static int check_alive(mgr_stage *s, mgr_err *err)
+{
+    const char *alive;
+    char host[65];
+    MGR_TRY(mgr_arena_fmt(&s->arena, &alive, err, "%s/" ALIVE, s->journal));
+    if (!mgr_beat_is_there(alive, host, sizeof host))
+        return MGR_OK;
+    mgr_fail(err, MGR_ERR_EXISTS, "another run is writing '%s', on host '%s'", s->directory, host);
+    return mgr_hint(err, "wait for it, or stop it");
+}
+
 /* A run was killed while its output got its name (publish_without_journal). */
 static int bring_back_journal(mgr_stage *s, mgr_err *err)
 {
@@ -62,6 +75,7 @@ static int check_leftover(mgr_stage *s, mgr_err *err)
     if (!mgr_path_exists(s->directory))
         return s->dry_run ? MGR_OK : bring_back_journal(s, err);
     MGR_TRY(hold(s, err));
+    MGR_TRY(check_alive(s, err));
     s->leftover = s->resume;
     if (s->dry_run && (s->resume || s->replace))
         return MGR_OK;
@@ -262,7 +276,8 @@ static relation relation_of(const mgr_catalogue *files, const char *path)
 static mgr_verdict judge_journal(const char *name, mgr_entry kind)
 {
     const bool ours = mgr_has_prefix(name, "rank-") || mgr_has_prefix(name, "sealed-") ||
-                      strcmp(name, MGR_RECORD_NAME) == 0 || strcmp(name, PUBLISHING) == 0;
+                      strcmp(name, MGR_RECORD_NAME) == 0 || strcmp(name, PUBLISHING) == 0 ||
+                      strcmp(name, ALIVE) == 0;
     if (!ours || kind == MGR_ENTRY_FOLDER)
         return MGR_REFUSE;
     return kind == MGR_ENTRY_FILE ? MGR_KEEP : MGR_DROP;
@@ -334,6 +349,9 @@ int mgr_stage_make(mgr_stage *s, const mgr_catalogue *files, bool make_files, bo
     s->made = !s->leftover; /* a failure before the engine runs leaves a leftover as it was */
     MGR_TRY(mgr_make_dirs(s->journal, err));
     MGR_TRY(mgr_make_dirs(s->weights, err));
+    const char *alive;
+    MGR_TRY(mgr_arena_fmt(&s->arena, &alive, err, "%s/" ALIVE, s->journal));
+    s->beat = mgr_beat_start(alive);
     mgr_say_work("files", files->n_files, 1);
     for (size_t i = 0; make_files && i < files->n_files; i++) {
         MGR_TRY(make_file(s, &files->files[i], err));
@@ -409,6 +427,7 @@ int mgr_stage_publish(mgr_stage *s, mgr_err *err)
     MGR_TRY(sync_tree(s, s->directory, 0, err));
     if (s->replace)
         MGR_TRY(check_target(s, err));
+    mgr_beat_stop(&s->beat);
     MGR_TRY(publish_without_journal(s, err));
     s->made = false;
     s->keep = true;
@@ -418,6 +437,7 @@ int mgr_stage_publish(mgr_stage *s, mgr_err *err)
 void mgr_stage_clear(mgr_stage *s)
 {
     mgr_err ignored = MGR_ERR_INIT;
+    mgr_beat_stop(&s->beat);
     const char *const ours[] = {s->directory, s->aside}; /* NULL on ranks that made nothing */
     for (int i = 0; i < 2 && (s->made || s->discard) && !s->keep; i++)
         if (ours[i] && mgr_remove_tree(ours[i], &ignored) != MGR_OK)

@@ -28,6 +28,7 @@ typedef struct mgr_stage {
     const char *others;    /* what runs of other configurations left here, for people; or NULL */
     bool packs;            /* files are packed at the end */
     mgr_occupant replaced; /* what was there; without a kind nothing */
+    mgr_beat *beat;        /* says to other hosts that this run lives */
     mgr_room room;         /* what the file system said of it */
     bool made;             /* by this run */
     bool leftover;         /* it was there, and is resumed */

@@ -110,7 +110,7 @@ class Terminal(unittest.TestCase):
     def test_log_json(self):
         """One object a line, and nothing else: phases in their order, progress, summary; or the error."""
         config = self.config("json", upcycle__ratio=0.25)
-        result = runner.upcycle(config, np=2, options=("--log-json", "--progress", "0.001"))
+        result = runner.upcycle(config, np=2, options=("--log-json", "--progress", "0.000001"))
         self.assertEqual((result.status, result.err), (0, ""), str(result))
         events = [json.loads(line) for line in result.out.splitlines()]
         phases = [e["phase"] for e in events if e["event"] == "phase"]
@@ -241,7 +241,7 @@ class Terminal(unittest.TestCase):
         self.assertEqual(wrong.status, runner.USAGE, str(wrong))
 
     def test_progress_in_a_log(self):
-        result = runner.upcycle(self.config("log"), np=2, options=["--progress", "0.001"])
+        result = runner.upcycle(self.config("log"), np=2, options=["--progress", "0.000001"])
         self.assertEqual(result.status, 0, str(result))
         lines = result.err.splitlines()
         self.assertTrue(lines, str(result))

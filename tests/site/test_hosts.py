@@ -103,5 +103,72 @@ class TwoHosts(unittest.TestCase):
         self.whole("cut")
 
 
+SFTP = "/usr/lib/openssh/sftp-server"
+
+
+def lacks_mounts():
+    lacking = [name for name in ("sshfs", SFTP, "/dev/fuse") if not shutil.which(name) and not os.path.exists(name)]
+    return missing() or ("no %s" % lacking[0] if lacking else "")
+
+
+@unittest.skipIf(lacks_mounts(), lacks_mounts())
+class OneMountForEachHost(unittest.TestCase):
+    """sshfs, without ssh, straight to its server: two clients with caches of their own, and no lock of one reaches the
+    other. On a slow disk (tests/support/slow_files.c), so that the first run is alive when the second comes."""
+
+    def start(self, hosts, name, *options, slow="0"):
+        words = ["env", "LD_PRELOAD=" + os.environ.get("MGR_SLOW_FILES", ""), "SLOW_UNDER=%s" % self.mount, "SLOW_MS=" + slow]
+        return subprocess.Popen(["timeout", "-s", "KILL", "120"] + hosts.enter(name) + words +
+                                [str(runner.BIN / "mgr-upcycle"), "-q", *options, str(self.config)],
+                                stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+    def begin(self, hosts):
+        run = self.start(hosts, "h1", "--journal", "0", slow="40")
+        until = time.monotonic() + 60
+        while not list(self.real.glob("Mixtral.partial-*/.mgr-journal/alive")):
+            self.assertTrue(time.monotonic() < until and run.poll() is None, "the run does not begin to write")
+            time.sleep(0.05)
+        return run
+
+    def test_a_second_run_ends_in_one_sentence(self):
+        folder = pathlib.Path(tempfile.mkdtemp(prefix="mgr-mounts-"))
+        self.addCleanup(shutil.rmtree, folder, ignore_errors=True)
+        self.real, self.mount = folder / "real", folder / "mount"
+        self.real.mkdir()
+        self.mount.mkdir()
+        source = runner.synth(folder / "dense")
+        local = runner.write_config(folder / "local.yaml", source, folder / "Mixtral-local")
+        self.assertEqual(runner.upcycle(local).status, 0)
+        self.config = runner.write_config(folder / "run.yaml", source, self.mount / "Mixtral")
+        server = folder / "server"
+        server.write_text("#!/bin/sh\nexec %s\n" % SFTP)
+        server.chmod(0o755)
+        with Hosts(folder / "net", 2) as hosts:
+            for name in hosts.names:
+                mount = ["sshfs", "-o", "ssh_command=%s" % server, "server:%s" % self.real, str(self.mount)]
+                subprocess.run(hosts.enter(name) + mount, check=True, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+            first = self.begin(hosts)
+            for options in (["--resume"], ["--force"], []):
+                second = self.start(hosts, "h2", *options)
+                said = second.communicate()[0]
+                self.assertEqual((second.returncode, said.count("error:")), (runner.CANNOT_CREATE, 1), said)
+                self.assertRegex(said, "error: another run is writing '.*', on host 'h1'\nhint: wait for it, or stop it")
+            self.assertIsNone(first.poll(), "the first run was over: nothing was shown")
+            said = first.communicate()[0]
+            self.assertEqual(first.returncode, 0, said)
+            self.same(folder)
+            shutil.rmtree(self.real / "Mixtral")
+            first = self.begin(hosts)  # one that is dead is no hindrance
+            hosts.kill("h1")
+            first.communicate()
+            second = self.start(hosts, "h2", "--resume")
+            said = second.communicate()[0]
+            self.assertEqual(second.returncode, 0, said)
+            self.same(folder)
+
+    def same(self, folder):
+        self.assertEqual(runner.hashes(self.real / "Mixtral"), runner.hashes(folder / "Mixtral-local"))
+
+
 if __name__ == "__main__":
     unittest.main()
