@@ -82,6 +82,7 @@ typedef struct mgr_config {
         char experts_file[MGR_CONFIG_TEXT]; /* the same for each layer */
         char neurons_file[MGR_CONFIG_TEXT]; /* the neurons of each expert */
         char layers_from[MGR_CONFIG_TEXT];  /* "0-3,2-5"; empty: each once */
+        double expert_weight;               /* 0: 1 over the number of experts */
         char others[16];                    /* average | base | equal */
         char init[16];                      /* huggingface | megatron */
         double init_std;                    /* 0: the source's */

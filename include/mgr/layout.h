@@ -114,6 +114,12 @@ int mgr_layout_link(mgr_layout *layout, uint32_t stored_a, uint32_t stored_b,
 int mgr_layout_join(mgr_layout *layout, const mgr_layout *from, const uint32_t *place,
                     uint32_t first_stored, uint32_t *copies, mgr_err *err) MGR_NODISCARD;
 
+/* Put the boxes of a finished `from` over the same catalogue into `layout`: its tensor i is a part
+ * of tensor place[i] here, from row[i], col[i] of it on; MGR_NONE for one that is left out. Local.
+ */
+int mgr_layout_compose(mgr_layout *layout, const mgr_layout *from, const uint32_t *place,
+                       const uint64_t *row, const uint64_t *col, mgr_err *err) MGR_NODISCARD;
+
 /* Sort, index, and prove: every element of every logical tensor lies in exactly one box of copy 0,
  * every other copy lies inside it, no stored tensor of the catalogue is left over. The types of a
  * target are settled: what is stored in one tensor has one type, the narrowest that holds all of

@@ -115,6 +115,7 @@ typedef struct mgr_method {
     bool needs_selection; /* has an S of floor(ratio*w) neurons */
     bool needs_moments;   /* has a mean and a std per matrix */
     bool takes_sources;   /* makes experts of several dense sources */
+    bool joins;           /* makes a dense model of a mixture: see run/concat.c */
     bool draws_all;       /* takes the shape alone from the source: S is all neurons */
 
     int (*map)(const mgr_recipe *recipe, uint32_t layer, uint32_t expert, mgr_map *map,

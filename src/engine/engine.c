@@ -216,6 +216,34 @@ static int make_expert(mgr_engine *e, const mgr_group *group, uint32_t target,
                : expert_neuron_rows(e, job->method, &x, target, piece, data, err);
 }
 
+/* down of experts side by side: their columns are scaled, those of a shared expert behind them are
+ * not. */
+static int joined_rows(mgr_engine *e, uint32_t target, const mgr_piece *piece,
+                       const unsigned char *data, mgr_err *err)
+{
+    const mgr_job *const job = e->job;
+    const mgr_tensor *const t = &job->target.tensors.list[target];
+    const mgr_dtype from = source_type(e, piece->source), to = target_type(e, target);
+    const mgr_expert x = {
+        .width = (uint32_t)t->cols, .source_width = (uint32_t)t->cols, .scale = job->joined_weight};
+    const size_t shared = (size_t)(t->cols - job->joined_width);
+    const uint64_t step = rows_that_fit(e, target);
+    for (uint64_t r = 0; r < piece->rows; r += step) {
+        const uint64_t n = piece->rows - r < step ? piece->rows - r : step;
+        const unsigned char *const rows = data + r * t->cols * mgr_dtype_size(from);
+        mgr_expert_down_rows(mgr_method_find("naive"), &x, piece->row + r, n, rows, from, e->out,
+                             to);
+        for (uint64_t i = 0; shared && i < n; i++) {
+            const uint64_t at = i * t->cols + job->joined_width;
+            mgr_cast(e->out + at * mgr_dtype_size(to), to, rows + at * mgr_dtype_size(from), from,
+                     shared);
+        }
+        MGR_TRY(mgr_engine_check_drawn(e, target, n, err));
+        MGR_TRY(mgr_engine_write(e, target, piece->row + r, n, e->out, err));
+    }
+    return MGR_OK;
+}
+
 /* The rows of a mixture's router, or a bias of it, for the experts that are made of its experts. */
 static int gather_rows(mgr_engine *e, uint32_t target, const mgr_piece *piece,
                        const unsigned char *data, mgr_err *err)
@@ -339,6 +367,7 @@ int mgr_engine_make(mgr_engine *e, const mgr_group *group, const mgr_unit *unit,
             const uint32_t target = plan->targets[k];
             const mgr_op op = e->job->defines[target].op;
             MGR_TRY(op == MGR_OP_EXPERT    ? make_expert(e, group, target, piece, data, err)
+                    : op == MGR_OP_JOINED  ? joined_rows(e, target, piece, data, err)
                     : op == MGR_OP_ROWS    ? gather_rows(e, target, piece, data, err)
                     : op == MGR_OP_AVERAGE ? mgr_engine_average(e, unit, p, target, first, err)
                                            : copy_rows(e, target, piece, data, err));

@@ -154,14 +154,16 @@ int mgr_engine_check_drawn(const mgr_engine *e, uint32_t target, uint64_t rows, 
     const mgr_layout *const layout = &e->job->target.layout;
     const mgr_tensor *const t = &layout->tensors->list[target];
     char label[96];
-    const bool as_read = !e->job->method->needs_selection && !mgr_recipe_is_scaled(&e->job->recipe);
+    const mgr_method *const method = e->job->method; /* none: experts were joined, and scaled */
+    const bool as_read =
+        method && !method->needs_selection && !mgr_recipe_is_scaled(&e->job->recipe);
     if (layout->types[target] != MGR_DTYPE_F16 || as_read ||
         e->job->config.source.allow_nonfinite ||
         mgr_largest_magnitude(e->out, MGR_DTYPE_F16, (size_t)(rows * t->cols)) <
             mgr_infinity_bits(MGR_DTYPE_F16))
         return MGR_OK;
     mgr_fail(err, MGR_ERR_FORMAT, "%s: method %s makes a value that float16 cannot hold",
-             mgr_tensor_label(t, label, sizeof label), e->job->method->name);
+             mgr_tensor_label(t, label, sizeof label), e->job->config.upcycle.method);
     return mgr_hint(err, "set target.dtype to bfloat16 or float32");
 }
 

@@ -87,6 +87,18 @@ static int remark(const composition *c, mgr_remark_kind kind, const char *key, c
 
 /* ---- the source's fields ---- */
 
+/* Does the field count experts, of which a dense model that is made of a mixture has none? */
+static bool is_of_experts(const composition *c, const char *key)
+{
+    static const char *const keys[] = {"num_experts",      "num_local_experts",
+                                       "n_routed_experts", "moe_num_experts",
+                                       "n_shared_experts", "num_experts_per_tok"};
+    for (size_t i = 0; !c->same && !c->model->experts && i < sizeof keys / sizeof keys[0]; i++)
+        if (strcmp(key, keys[i]) == 0)
+            return true;
+    return false;
+}
+
 /* One field of the source: carried, altered or dropped. */
 static int take(const composition *c, const char *key, json_t *value)
 {
@@ -96,7 +108,7 @@ static int take(const composition *c, const char *key, json_t *value)
         json_object_set(c->result, key, wanted);
         return remark(c, MGR_REMARK_ALTERED, key, value, wanted);
     }
-    if (!known)
+    if (!known || is_of_experts(c, key))
         return remark(c, MGR_REMARK_DROPPED, key, value, NULL);
     json_object_set(c->result, key, value);
     return remark(c, MGR_REMARK_CARRIED, key, value, NULL);

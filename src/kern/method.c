@@ -6,7 +6,8 @@
 #include <string.h>
 
 static const mgr_method *const methods[] = {
-    &mgr_method_drop, &mgr_method_naive, &mgr_method_noise, &mgr_method_mix, &mgr_method_scratch,
+    &mgr_method_drop, &mgr_method_naive,   &mgr_method_noise,
+    &mgr_method_mix,  &mgr_method_scratch, &mgr_method_concat,
 };
 
 #define N_METHODS (sizeof methods / sizeof methods[0])

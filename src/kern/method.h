@@ -9,6 +9,7 @@
 
 #include "mgr/upcycle.h"
 
+extern const mgr_method mgr_method_concat;
 extern const mgr_method mgr_method_drop;
 extern const mgr_method mgr_method_mix;
 extern const mgr_method mgr_method_naive;

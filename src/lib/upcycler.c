@@ -50,7 +50,7 @@ static int check(const mgr_job *job, bool gated, mgr_err *err)
     if (strcmp(c->mode, "upcycle") != 0)
         return mgr_config_fail(c, "mode", err, "'mode' is '%s', and experts are for 'upcycle'",
                                c->mode);
-    if (job->method->takes_sources || job->method->draws_all)
+    if (job->method->takes_sources || job->method->draws_all || job->method->joins)
         return mgr_config_fail(c, "upcycle.method", err,
                                "method '%s' does not make experts of one FFN", job->method->name);
     if (job->router.kind == MGR_ROUTER_FILE)

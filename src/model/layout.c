@@ -263,6 +263,24 @@ int mgr_layout_join(mgr_layout *layout, const mgr_layout *from, const uint32_t *
     return MGR_OK;
 }
 
+int mgr_layout_compose(mgr_layout *layout, const mgr_layout *from, const uint32_t *place,
+                       const uint64_t *row, const uint64_t *col, mgr_err *err)
+{
+    layout->transposed = from->transposed;
+    memset(layout->used, 1, from->cat->n_stored); /* `from` has seen to that */
+    for (uint32_t i = 0; i < from->tensors->n; i++) {
+        const size_t first = layout->n_boxes;
+        if (place[i] == MGR_NONE)
+            continue;
+        MGR_TRY(join_tensor(layout, from, i, place[i], 0, 0, err));
+        for (size_t b = first; b < layout->n_boxes; b++) {
+            layout->boxes[b].row += row[i];
+            layout->boxes[b].col += col[i];
+        }
+    }
+    return MGR_OK;
+}
+
 int mgr_layout_fill(mgr_layout *layout, uint32_t stored, uint64_t row, uint64_t rows, mgr_err *err)
 {
     if (!layout->declare || rows == 0)

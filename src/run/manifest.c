@@ -130,7 +130,7 @@ static int make_manifest(const mgr_job *job, json_t **out, mgr_err *err)
             json_object_get(*out, "sources"),
             json_pack("{s:s,s:s}", "format", b->format->name, "path", b->files.directory));
     }
-    if (*out && job->method) {
+    if (*out && (job->method || job->joined)) {
         const mgr_step_zero step = mgr_step_zero_of(job);
         json_object_set_new(*out, "step_zero",
                             json_pack("{s:b,s:s}", "identical", step.identical, "text", step.text));

@@ -169,6 +169,9 @@ int mgr_run_recipe(mgr_job *job, mgr_err *err)
     uint32_t width;
     if (!job->method)
         return MGR_OK;
+    if (job->method->joins)
+        return mgr_config_fail(c, "upcycle.method", err, "method '%s' is for mgr-upcycle",
+                               job->method->name);
     MGR_TRY(width_of(job, source, &width, err));
     MGR_TRY(mgr_run_layers(job, err));
     const bool selects = job->method->needs_selection;

@@ -26,6 +26,9 @@ uint64_t mgr_target_layers(const mgr_job *job);
  * how many, or 0 for another text. Pure. */
 uint64_t mgr_number_list(const char *text, uint64_t below, uint64_t most, uint32_t *out);
 
+/* `method: concatenate`: job->source as a dense model, and no method any more. Local. */
+int mgr_run_concat(mgr_job *job, mgr_err *err) MGR_NODISCARD;
+
 /* What `method: from-scratch` draws from, into job and job->config. Local. */
 int mgr_run_scratch(mgr_job *job, mgr_err *err) MGR_NODISCARD;
 

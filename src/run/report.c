@@ -113,6 +113,12 @@ static void print_mixture(const mgr_job *job)
 static void print_method(const mgr_job *job)
 {
     const mgr_config *const c = &job->config;
+    if (job->joined) {
+        mgr_report_line("dense", "%u experts of each layer side by side, %llu neurons, times %g",
+                        job->joined, (unsigned long long)job->joined_width,
+                        (double)job->joined_weight);
+        mgr_report_line("step 0", "%s", mgr_step_zero_of(job).text);
+    }
     if (!job->method)
         return;
     char redrawn[MGR_CONFIG_TEXT + 120] = "", ratio[40], neurons[60], std[40];

@@ -154,6 +154,11 @@ mgr_step_zero mgr_step_zero_of(const mgr_job *job)
 {
     const mgr_recipe *const r = &job->recipe;
     char neurons[60];
+    if (job->joined)
+        return not_identical(
+            "of each layer %u experts have the weight %g for every token, whatever "
+            "the router said",
+            job->joined, (double)job->joined_weight);
     if (job->method->draws_all)
         return not_identical("every weight is drawn anew");
     if (job->layers_from)

@@ -309,6 +309,8 @@ static mgr_define define(const mgr_job *job, const mgr_tensor *t)
 {
     const mgr_tensors *const from = &job->source.tensors;
     const uint32_t layer = mgr_layer_from(job, t->layer);
+    if (job->joined && t->role == MGR_ROLE_DOWN)
+        return (mgr_define){MGR_OP_JOINED, mgr_tensors_match(from, t)};
     if (!job->method || t->opaque)
         return (mgr_define){MGR_OP_COPY, mgr_tensors_match(from, t)};
     if (job->method->draws_all)
@@ -496,6 +498,8 @@ static int plan(mgr_job *job, mgr_err *err)
 {
     uint64_t base;
     int rc = describe_source(job, err);
+    if (rc == MGR_OK)
+        rc = mgr_run_concat(job, err);
     if (rc == MGR_OK)
         rc = mgr_run_recipe(job, err);
     if (rc == MGR_OK)

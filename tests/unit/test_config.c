@@ -785,7 +785,7 @@ static const struct {
      NULL},
     {PATHS "upcycle: {method: dropp}\n",
      "x.yaml:3:11: 'upcycle.method' is 'dropp'; known are: drop, naive, noise, branch-train-mix, "
-     "from-scratch",
+     "from-scratch, concatenate",
      NULL},
     {PATHS "upcycle: {router: x}\n",
      "x.yaml:3:11: 'upcycle.router' is 'x'; known are: uniform, uniform01, uniform01-centred, "

@@ -389,8 +389,8 @@ static void test_dense_window(void)
 
 static void test_method_table(void)
 {
-    static const char *const names[] = {"drop", "naive", "noise", "branch-train-mix",
-                                        "from-scratch"};
+    static const char *const names[] = {"drop",         "naive",      "noise", "branch-train-mix",
+                                        "from-scratch", "concatenate"};
     const size_t n = sizeof names / sizeof names[0];
     for (size_t i = 0; i < n; i++) {
         CHECK_TEXT(mgr_method_at(i)->name, names[i]);
