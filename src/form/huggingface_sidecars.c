@@ -165,6 +165,21 @@ static int speak_of_tokens(const mgr_output *output, const mgr_tokenizer_facts *
     return MGR_OK;
 }
 
+/* A shared expert that the class always has and the model has not. */
+static int speak_of_hollow(const mgr_output *output, const json_t *config, mgr_remarks *remarks,
+                           mgr_err *err)
+{
+    const mgr_model *const m = &output->layout->tensors->model;
+    const char *const type = json_string_value(json_object_get(config, "model_type"));
+    const mgr_hf_family *const f = type ? mgr_huggingface_family(mgr_huggingface_type(type)) : NULL;
+    if (!f || !f->hollow || !m->experts || m->shared_ffn)
+        return MGR_OK;
+    return mgr_remarks_say(remarks, MGR_REMARK_WARNING, err,
+                           "the shared expert that %s always has is there without neurons: its "
+                           "tensors are empty, which a trainer may not expect",
+                           f->name);
+}
+
 /* Where Switch Transformers is not the dense model, or does not train as one expects. */
 static int speak_of_switch(const mgr_output *output, const json_t *config, mgr_remarks *remarks,
                            mgr_err *err)
@@ -206,6 +221,8 @@ int mgr_huggingface_review(const mgr_output *output, mgr_remarks *remarks, mgr_e
                              "works; a trainer that takes it from there adds no balancing loss");
     if (rc == MGR_OK)
         rc = speak_of_switch(output, config, remarks, err);
+    if (rc == MGR_OK)
+        rc = speak_of_hollow(output, config, remarks, err);
     if (rc == MGR_OK)
         rc = speak_of_tokens(output, &facts, config, remarks, err);
     json_decref(config);

@@ -19,6 +19,8 @@ SOURCES = {
     "olmo2": ("Olmo2", {}),
     "ernie4_5_moe": ("Ernie4_5_Moe", families.ERNIE),
     "dots1": ("Dots1", families.DOTS1),
+    "cohere2": ("Cohere2", {"head_dim": 8}),  # passes through unread, and has a mixture
+    "olmo3": ("Olmo3", {}),  # passes through unread, and has none
 }
 FORMATS = ["huggingface", "hdf5", "mixtral", "megatron-dist"]
 CLASSES = ["mixtral", "glm4_moe"]
@@ -51,12 +53,16 @@ def followed(changes, result):
         return [alone]
     if "choose target format 'huggingface'" in hint:
         return [{**alone, "target__format": "huggingface"}]
+    if "'mode: reshard'" in hint:  # of the dense model; what Megatron holds not even so, says it again
+        dense = {k: v for k, v in alone.items() if not k.startswith("upcycle")}
+        return [{**dense, "target__format": "huggingface", "mode": "reshard", "upcycle": None}]
     return [{**alone, key.replace(".", "__"): value} for key, value in re.findall(r"'(\w+\.\w+): ([\w-]+)'", hint)]
 
 
 # Nothing holds it, and it says so by name
 NOWHERE = {
     ("smollm3", "upcycle"): "layers without RoPE",
+    ("olmo3", "upcycle"): "passed through unread",
     ("qwen2 with windows", "upcycle"): "window",
     ("llama with all biases", "upcycle"): "a bias of the router|biases of the router|biases of the FFN",
 }
