@@ -42,7 +42,7 @@ static bool find_device(int fd, char *out, size_t size)
 static bool ask(int fd, int kind, unsigned id, struct dqblk *q)
 {
     char device[512];
-    const int command = QCMD(Q_GETQUOTA, kind);
+    const int command = (int)((unsigned)Q_GETQUOTA << SUBCMDSHIFT | (unsigned)kind); /* QCMD */
     memset(q, 0, sizeof *q);
     if (syscall(SYS_quotactl_fd, fd, command, id, q) == 0)
         return true;
