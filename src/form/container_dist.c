@@ -55,7 +55,8 @@ int mgr_container_dist_object(uint64_t *offset, uint64_t *length, mgr_err *err)
     return rc;
 }
 
-static int place(mgr_layout *layout, uint32_t file, const void *context, mgr_err *err)
+static int place_dist_container(mgr_layout *layout, uint32_t file, const void *context,
+                                mgr_err *err)
 {
     (void)context;
     mgr_catalogue *const cat = layout->cat;
@@ -109,8 +110,8 @@ static int put_objects(const mgr_blob_sink *sink, mgr_err *err)
     return rc;
 }
 
-static int finish(const mgr_layout *layout, uint32_t file, const void *context, const uint32_t *crc,
-                  const mgr_blob_sink *sink, mgr_err *err)
+static int finish_dist_container(const mgr_layout *layout, uint32_t file, const void *context,
+                                 const uint32_t *crc, const mgr_blob_sink *sink, mgr_err *err)
 {
     (void)context;
     const mgr_catalogue *const cat = layout->cat;
@@ -122,4 +123,5 @@ static int finish(const mgr_layout *layout, uint32_t file, const void *context, 
     return MGR_OK;
 }
 
-const mgr_container mgr_container_dist = {.place = place, .finish = finish};
+const mgr_container mgr_container_dist = {.place = place_dist_container,
+                                          .finish = finish_dist_container};

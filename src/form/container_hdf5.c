@@ -34,7 +34,8 @@ uint64_t mgr_hdf5_bytes(const mgr_stored *s)
 }
 
 /* A good guess, for the plan; the library places them when the files are made. */
-static int place(mgr_layout *layout, uint32_t file, const void *context, mgr_err *err)
+static int place_hdf5_container(mgr_layout *layout, uint32_t file, const void *context,
+                                mgr_err *err)
 {
     uint64_t at = ALIGN;
     (void)context, (void)err;
@@ -52,7 +53,7 @@ static int place(mgr_layout *layout, uint32_t file, const void *context, mgr_err
 /* Plain and packed files are there at the same time. */
 static int place_twice(mgr_layout *layout, uint32_t file, const void *context, mgr_err *err)
 {
-    MGR_TRY(place(layout, file, context, err));
+    MGR_TRY(place_hdf5_container(layout, file, context, err));
     layout->cat->files[file].bytes *= 2;
     return MGR_OK;
 }
@@ -164,8 +165,8 @@ static int put_rest(const mgr_catalogue *cat, uint32_t file, const char *path,
     return rc;
 }
 
-static int finish(const mgr_layout *layout, uint32_t file, const void *context, const uint32_t *crc,
-                  const mgr_blob_sink *sink, mgr_err *err)
+static int finish_hdf5_container(const mgr_layout *layout, uint32_t file, const void *context,
+                                 const uint32_t *crc, const mgr_blob_sink *sink, mgr_err *err)
 {
     const mgr_hdf5_context *const c = context;
     mgr_buf path = {0};
@@ -303,14 +304,14 @@ static int sealed(mgr_layout *layout, uint32_t file, const char *path, mgr_err *
 }
 
 const mgr_container mgr_container_hdf5 = {
-    .place = place,
-    .finish = finish,
+    .place = place_hdf5_container,
+    .finish = finish_hdf5_container,
     .create = create_files,
 };
 
 const mgr_container mgr_container_hdf5_deflate = {
     .place = place_twice,
-    .finish = finish,
+    .finish = finish_hdf5_container,
     .create = create_files,
     .seal = seal,
     .sealed = sealed,

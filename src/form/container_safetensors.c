@@ -26,7 +26,8 @@ static int header(const mgr_layout *layout, uint32_t file, mgr_buf *out, mgr_err
     return rc;
 }
 
-static int place(mgr_layout *layout, uint32_t file, const void *context, mgr_err *err)
+static int place_safetensors_container(mgr_layout *layout, uint32_t file, const void *context,
+                                       mgr_err *err)
 {
     (void)context;
     mgr_buf text = {0};
@@ -44,8 +45,9 @@ static int place(mgr_layout *layout, uint32_t file, const void *context, mgr_err
     return rc;
 }
 
-static int finish(const mgr_layout *layout, uint32_t file, const void *context, const uint32_t *crc,
-                  const mgr_blob_sink *sink, mgr_err *err)
+static int finish_safetensors_container(const mgr_layout *layout, uint32_t file,
+                                        const void *context, const uint32_t *crc,
+                                        const mgr_blob_sink *sink, mgr_err *err)
 {
     (void)context;
     (void)crc;
@@ -59,4 +61,5 @@ static int finish(const mgr_layout *layout, uint32_t file, const void *context, 
     return rc;
 }
 
-const mgr_container mgr_container_safetensors = {.place = place, .finish = finish};
+const mgr_container mgr_container_safetensors = {.place = place_safetensors_container,
+                                                 .finish = finish_safetensors_container};

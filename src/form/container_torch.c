@@ -142,7 +142,8 @@ static int archive_make(archive *a, const mgr_layout *layout, uint32_t file,
     return mgr_zip_layout(a->entries, a->n, ALIGN, &a->directory, &a->total, err);
 }
 
-static int place(mgr_layout *layout, uint32_t file, const void *context, mgr_err *err)
+static int place_torch_container(mgr_layout *layout, uint32_t file, const void *context,
+                                 mgr_err *err)
 {
     archive a;
     const int rc = archive_make(&a, layout, file, context, NULL, err);
@@ -176,8 +177,8 @@ static int put_member(const archive *a, size_t i, const mgr_blob_sink *sink, mgr
     return put(sink, e->offset, text, (size_t)e->size, err);
 }
 
-static int finish(const mgr_layout *layout, uint32_t file, const void *context, const uint32_t *crc,
-                  const mgr_blob_sink *sink, mgr_err *err)
+static int finish_torch_container(const mgr_layout *layout, uint32_t file, const void *context,
+                                  const uint32_t *crc, const mgr_blob_sink *sink, mgr_err *err)
 {
     archive a;
     mgr_buf tail = {0};
@@ -193,4 +194,5 @@ static int finish(const mgr_layout *layout, uint32_t file, const void *context, 
     return rc;
 }
 
-const mgr_container mgr_container_torch = {.place = place, .finish = finish};
+const mgr_container mgr_container_torch = {.place = place_torch_container,
+                                           .finish = finish_torch_container};

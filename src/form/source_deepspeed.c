@@ -42,7 +42,7 @@ static bool has_weights(const char *path)
     return found;
 }
 
-static bool probe(const char *path)
+static bool probe_deepspeed_source(const char *path)
 {
     return !has_weights(path) && mgr_deepspeed_is(path);
 }
@@ -66,7 +66,8 @@ static int config_beside(const char *folder, const char *root, mgr_arena *arena,
 
 /* config.json first, then the model's files, then the optimizer's. The folder is that of the
  * config: what belongs to the model, such as its tokenizer, lies there. */
-static int find(const mgr_config *config, mgr_arena *arena, mgr_source_files *files, mgr_err *err)
+static int find_deepspeed_source(const mgr_config *config, mgr_arena *arena,
+                                 mgr_source_files *files, mgr_err *err)
 {
     const char *const root = config->source.path;
     const char *folder, *json;
@@ -102,8 +103,8 @@ static int read_param(mgr_catalogue *cat, uint32_t file, const mgr_reader *reade
     return rc;
 }
 
-static int read_source_file(mgr_catalogue *cat, uint32_t file, const mgr_reader *reader,
-                            void **held, mgr_err *err)
+static int read_deepspeed_file(mgr_catalogue *cat, uint32_t file, const mgr_reader *reader,
+                               void **held, mgr_err *err)
 {
     const char *const slash = strrchr(reader->name, '/');
     mgr_zero_name name;
@@ -121,7 +122,7 @@ static int read_source_file(mgr_catalogue *cat, uint32_t file, const mgr_reader 
 
 /* ---- what was found ---- */
 
-static void release(void *state)
+static void release_deepspeed_source(void *state)
 {
     if (state)
         mgr_deepspeed_clear(state);
@@ -138,8 +139,8 @@ static int need_config(const mgr_catalogue *cat, mgr_err *err)
     return mgr_hint(err, "name the folder with its config.json: source.config");
 }
 
-static int describe(const mgr_catalogue *cat, const mgr_config *config, void **out,
-                    mgr_model *model, mgr_err *err)
+static int describe_deepspeed_source(const mgr_catalogue *cat, const mgr_config *config, void **out,
+                                     mgr_model *model, mgr_err *err)
 {
     const bool copies = strcmp(config->source.weights, "copies") == 0;
     mgr_deepspeed *ds;
@@ -155,16 +156,16 @@ static int describe(const mgr_catalogue *cat, const mgr_config *config, void **o
     if (rc == MGR_OK)
         *out = ds;
     else
-        release(ds);
+        release_deepspeed_source(ds);
     return rc;
 }
 
-static int layout(const void *state, mgr_layout *into, mgr_err *err)
+static int layout_deepspeed_source(const void *state, mgr_layout *into, mgr_err *err)
 {
     return mgr_deepspeed_layout(into, state, err);
 }
 
-static int summary(const void *state, mgr_buf *out, mgr_err *err)
+static int summary_deepspeed_source(const void *state, mgr_buf *out, mgr_err *err)
 {
     const mgr_deepspeed *const ds = state;
     if (ds->universal)
@@ -176,8 +177,8 @@ static int summary(const void *state, mgr_buf *out, mgr_err *err)
                        mgr_huggingface_family(ds->hf.class)->name);
 }
 
-static int review(const void *state, const mgr_catalogue *cat, const mgr_config *config,
-                  mgr_remarks *remarks, mgr_err *err)
+static int review_deepspeed_source(const void *state, const mgr_catalogue *cat,
+                                   const mgr_config *config, mgr_remarks *remarks, mgr_err *err)
 {
     const mgr_deepspeed *const ds = state;
     (void)cat;
@@ -196,12 +197,12 @@ static const mgr_key keys[] = {
 const mgr_source_format mgr_source_deepspeed = {
     .name = "deepspeed",
     .keys = MGR_KEY_TABLE(MGR_OWNER_SOURCE, "deepspeed", keys),
-    .probe = probe,
-    .find = find,
-    .read = read_source_file,
-    .describe = describe,
-    .layout = layout,
-    .summary = summary,
-    .review = review,
-    .release = release,
+    .probe = probe_deepspeed_source,
+    .find = find_deepspeed_source,
+    .read = read_deepspeed_file,
+    .describe = describe_deepspeed_source,
+    .layout = layout_deepspeed_source,
+    .summary = summary_deepspeed_source,
+    .review = review_deepspeed_source,
+    .release = release_deepspeed_source,
 };

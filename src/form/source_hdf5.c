@@ -26,7 +26,7 @@ static int find_index(const char *path, mgr_buf *out, mgr_err *err)
     return mgr_buf_fmt(out, err, "%s/" MGR_HDF5_INDEX, path);
 }
 
-static bool probe(const char *path)
+static bool probe_hdf5_source(const char *path)
 {
     mgr_buf index = {0};
     mgr_err ignored = MGR_ERR_INIT;
@@ -58,7 +58,8 @@ static int list_files(const char *root, mgr_arena *arena, mgr_source_files *file
     return MGR_OK;
 }
 
-static int find(const mgr_config *config, mgr_arena *arena, mgr_source_files *files, mgr_err *err)
+static int find_hdf5_source(const mgr_config *config, mgr_arena *arena, mgr_source_files *files,
+                            mgr_err *err)
 {
     const char *const root = config->source.path;
     MGR_TRY(mgr_arena_strndup(arena, &files->directory, root, strlen(root), err));
@@ -131,8 +132,8 @@ static int read_model(const mgr_reader *in, mgr_catalogue *cat, uint32_t file, m
     return rc == MGR_OK ? read_config(in, cat, file, err) : rc;
 }
 
-static int read_source_file(mgr_catalogue *cat, uint32_t file, const mgr_reader *reader,
-                            void **held, mgr_err *err)
+static int read_hdf5_file(mgr_catalogue *cat, uint32_t file, const mgr_reader *reader, void **held,
+                          mgr_err *err)
 {
     (void)held;
     return mgr_has_suffix(reader->name, "/" MGR_HDF5_INDEX)
@@ -185,8 +186,8 @@ static void take_config(const mgr_config *c, mgr_model *m)
         m->eos_token_id = c->model.eos_token_id;
 }
 
-static int describe(const mgr_catalogue *cat, const mgr_config *config, void **out,
-                    mgr_model *model, mgr_err *err)
+static int describe_hdf5_source(const mgr_catalogue *cat, const mgr_config *config, void **out,
+                                mgr_model *model, mgr_err *err)
 {
     state *s;
     MGR_TRY(mgr_hdf5_model_read(cat, 0, model, err));
@@ -207,20 +208,20 @@ static int find_opaque(const void *of, const mgr_catalogue *cat, mgr_tensors *te
     return mgr_flat_opaque(cat, &s->flat, tensors, err);
 }
 
-static int layout(const void *opaque, mgr_layout *into, mgr_err *err)
+static int layout_hdf5_source(const void *opaque, mgr_layout *into, mgr_err *err)
 {
     const state *const s = opaque;
     return mgr_flat_layout(into, &s->flat, err);
 }
 
-static int summary(const void *opaque, mgr_buf *out, mgr_err *err)
+static int summary_hdf5_source(const void *opaque, mgr_buf *out, mgr_err *err)
 {
     const state *const s = opaque;
     MGR_TRY(mgr_buf_fmt(out, err, "%s weights", s->compressed ? "compressed" : "plain"));
     return s->moe ? mgr_buf_fmt(out, err, ", experts in %u files", s->flat.n_files - 1) : MGR_OK;
 }
 
-static void release(void *opaque)
+static void release_hdf5_source(void *opaque)
 {
     mgr_free(opaque);
 }
@@ -317,14 +318,14 @@ static void fetched(void *opaque)
 const mgr_source_format mgr_source_hdf5 = {
     .name = "hdf5",
     .keys = MGR_NO_KEYS(MGR_OWNER_SOURCE, "hdf5"),
-    .probe = probe,
-    .find = find,
-    .read = read_source_file,
-    .describe = describe,
+    .probe = probe_hdf5_source,
+    .find = find_hdf5_source,
+    .read = read_hdf5_file,
+    .describe = describe_hdf5_source,
     .opaque = find_opaque,
-    .layout = layout,
-    .summary = summary,
-    .release = release,
+    .layout = layout_hdf5_source,
+    .summary = summary_hdf5_source,
+    .release = release_hdf5_source,
     .fetch = fetch,
     .fetched = fetched,
 };

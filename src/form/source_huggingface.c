@@ -46,7 +46,7 @@ static bool is_file(const char *path)
     return mgr_path_exists(path) && !mgr_is_dir(path);
 }
 
-static bool probe(const char *path)
+static bool probe_huggingface_source(const char *path)
 {
     mgr_buf config = {0};
     mgr_err ignored = MGR_ERR_INIT;
@@ -195,7 +195,8 @@ static int read_index(const char *index, mgr_arena *arena, mgr_source_files *fil
 }
 
 /* config.json first, then the index if there is one, then the weights by name. */
-static int find(const mgr_config *config, mgr_arena *arena, mgr_source_files *files, mgr_err *err)
+static int find_huggingface_source(const mgr_config *config, mgr_arena *arena,
+                                   mgr_source_files *files, mgr_err *err)
 {
     const char *const root = config->source.path;
     MGR_TRY(mgr_arena_strndup(arena, &files->directory, root, strlen(root), err));
@@ -297,8 +298,8 @@ static void skip_buffers(mgr_catalogue *cat, size_t first)
     cat->n_stored = kept;
 }
 
-static int read_source_file(mgr_catalogue *cat, uint32_t file, const mgr_reader *reader,
-                            void **held, mgr_err *err)
+static int read_huggingface_file(mgr_catalogue *cat, uint32_t file, const mgr_reader *reader,
+                                 void **held, mgr_err *err)
 {
     (void)held;
     const size_t first = cat->n_stored;
@@ -419,8 +420,8 @@ static int check_wrappers(const mgr_catalogue *cat, uint32_t first, mgr_err *err
     return MGR_OK;
 }
 
-static int describe(const mgr_catalogue *cat, const mgr_config *config, void **out,
-                    mgr_model *model, mgr_err *err)
+static int describe_huggingface_source(const mgr_catalogue *cat, const mgr_config *config,
+                                       void **out, mgr_model *model, mgr_err *err)
 {
     const bool indexed = mgr_has_suffix(cat->files[1].path, INDEX_SUFFIX);
     mgr_huggingface hf = {.config = 0, .first_file = indexed ? 2 : 1};
@@ -443,13 +444,13 @@ static int opaque(const void *state, const mgr_catalogue *cat, mgr_tensors *tens
     return mgr_huggingface_opaque(cat, state, tensors, err);
 }
 
-static int layout(const void *state, mgr_layout *into, mgr_err *err)
+static int layout_huggingface_source(const void *state, mgr_layout *into, mgr_err *err)
 {
     MGR_TRY(mgr_huggingface_layout(into, state, err));
     return mgr_huggingface_fp8_layout(into, err);
 }
 
-static int summary(const void *state, mgr_buf *out, mgr_err *err)
+static int summary_huggingface_source(const void *state, mgr_buf *out, mgr_err *err)
 {
     const mgr_huggingface *const hf = state;
     return mgr_buf_fmt(out, err, "%s%s, weights in %u file%s",
@@ -488,8 +489,8 @@ static int review_files(const mgr_catalogue *cat, mgr_remarks *remarks, mgr_err 
     return rc;
 }
 
-static int review(const void *state, const mgr_catalogue *cat, const mgr_config *config,
-                  mgr_remarks *remarks, mgr_err *err)
+static int review_huggingface_source(const void *state, const mgr_catalogue *cat,
+                                     const mgr_config *config, mgr_remarks *remarks, mgr_err *err)
 {
     (void)config;
     MGR_TRY(mgr_huggingface_review_config(state, cat, remarks, err));
@@ -499,7 +500,7 @@ static int review(const void *state, const mgr_catalogue *cat, const mgr_config 
     return review_files(cat, remarks, err);
 }
 
-static void release(void *state)
+static void release_huggingface_source(void *state)
 {
     mgr_free(state);
 }
@@ -509,15 +510,15 @@ static const mgr_key keys[] = {MGR_ROW_UNKNOWN};
 const mgr_source_format mgr_source_huggingface = {
     .name = "huggingface",
     .keys = MGR_KEY_TABLE(MGR_OWNER_SOURCE, "huggingface", keys),
-    .probe = probe,
-    .find = find,
-    .read = read_source_file,
-    .describe = describe,
+    .probe = probe_huggingface_source,
+    .find = find_huggingface_source,
+    .read = read_huggingface_file,
+    .describe = describe_huggingface_source,
     .opaque = opaque,
-    .layout = layout,
-    .summary = summary,
-    .review = review,
-    .release = release,
+    .layout = layout_huggingface_source,
+    .summary = summary_huggingface_source,
+    .review = review_huggingface_source,
+    .release = release_huggingface_source,
     .fetch = mgr_huggingface_fp8_fetch,
     .fetched = mgr_huggingface_fp8_fetched,
 };
@@ -533,14 +534,14 @@ const mgr_source_format mgr_source_moe_recipes = {
     .name = "moe-recipes",
     .keys = MGR_KEY_TABLE(MGR_OWNER_SOURCE, "moe-recipes", keys),
     .probe = probe_nothing,
-    .find = find,
-    .read = read_source_file,
-    .describe = describe,
+    .find = find_huggingface_source,
+    .read = read_huggingface_file,
+    .describe = describe_huggingface_source,
     .opaque = opaque,
-    .layout = layout,
-    .summary = summary,
-    .review = review,
-    .release = release,
+    .layout = layout_huggingface_source,
+    .summary = summary_huggingface_source,
+    .review = review_huggingface_source,
+    .release = release_huggingface_source,
     .fetch = mgr_huggingface_fp8_fetch,
     .fetched = mgr_huggingface_fp8_fetched,
 };
@@ -549,14 +550,14 @@ const mgr_source_format mgr_source_mixtral = {
     .name = "mixtral",
     .keys = MGR_KEY_TABLE(MGR_OWNER_SOURCE, "mixtral", keys),
     .probe = probe_nothing,
-    .find = find,
-    .read = read_source_file,
-    .describe = describe,
+    .find = find_huggingface_source,
+    .read = read_huggingface_file,
+    .describe = describe_huggingface_source,
     .opaque = opaque,
-    .layout = layout,
-    .summary = summary,
-    .review = review,
-    .release = release,
+    .layout = layout_huggingface_source,
+    .summary = summary_huggingface_source,
+    .review = review_huggingface_source,
+    .release = release_huggingface_source,
     .fetch = mgr_huggingface_fp8_fetch,
     .fetched = mgr_huggingface_fp8_fetched,
 };

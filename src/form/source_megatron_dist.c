@@ -105,7 +105,7 @@ static bool has_config(const char *path)
     return is;
 }
 
-static bool probe(const char *path)
+static bool probe_megatron_dist_source(const char *path)
 {
     mgr_arena arena = {0};
     mgr_err ignored = MGR_ERR_INIT;
@@ -179,7 +179,8 @@ static int check_kind(const char *directory, mgr_arena *arena, mgr_err *err)
     return mgr_fail(err, MGR_ERR_NOT_FOUND, "no 'metadata.json' in '%s'", directory);
 }
 
-static int find(const mgr_config *config, mgr_arena *arena, mgr_source_files *files, mgr_err *err)
+static int find_megatron_dist_source(const mgr_config *config, mgr_arena *arena,
+                                     mgr_source_files *files, mgr_err *err)
 {
     const mgr_dcp *dcp;
     MGR_TRY(mgr_megatron_find_iteration(config->source.path, config->source.iteration, arena,
@@ -305,13 +306,13 @@ typedef struct state {
     size_t n_chunks;
 } state;
 
-static void release(void *opaque)
+static void release_megatron_dist_source(void *opaque)
 {
     mgr_free(opaque);
 }
 
-static int describe(const mgr_catalogue *cat, const mgr_config *config, void **out,
-                    mgr_model *model, mgr_err *err)
+static int describe_megatron_dist_source(const mgr_catalogue *cat, const mgr_config *config,
+                                         void **out, mgr_model *model, mgr_err *err)
 {
     state *s;
     MGR_TRY(mgr_alloc(&s, 1, sizeof *s, err));
@@ -320,17 +321,17 @@ static int describe(const mgr_catalogue *cat, const mgr_config *config, void **o
     if (rc == MGR_OK)
         *out = s;
     else
-        release(s);
+        release_megatron_dist_source(s);
     return rc;
 }
 
-static int layout(const void *opaque, mgr_layout *into, mgr_err *err)
+static int layout_megatron_dist_source(const void *opaque, mgr_layout *into, mgr_err *err)
 {
     const state *const s = opaque;
     return mgr_megatron_dist_layout(into, &s->dist, err);
 }
 
-static int summary(const void *opaque, mgr_buf *out, mgr_err *err)
+static int summary_megatron_dist_source(const void *opaque, mgr_buf *out, mgr_err *err)
 {
     const state *const s = opaque;
     return mgr_buf_fmt(out, err, "torch_dist, %zu chunks, %s%s", s->n_chunks,
@@ -347,8 +348,8 @@ static const mgr_key keys[] = {
                  "compare every file with integrity.json; reads the source once more"),
 };
 
-static int review(const void *opaque, const mgr_catalogue *cat, const mgr_config *config,
-                  mgr_remarks *remarks, mgr_err *err)
+static int review_megatron_dist_source(const void *opaque, const mgr_catalogue *cat,
+                                       const mgr_config *config, mgr_remarks *remarks, mgr_err *err)
 {
     (void)opaque;
     return mgr_megatron_source_review(cat, config, remarks, err);
@@ -357,13 +358,13 @@ static int review(const void *opaque, const mgr_catalogue *cat, const mgr_config
 const mgr_source_format mgr_source_megatron_dist = {
     .name = "megatron-dist",
     .keys = MGR_KEY_TABLE(MGR_OWNER_SOURCE, "megatron-dist", keys),
-    .probe = probe,
-    .find = find,
+    .probe = probe_megatron_dist_source,
+    .find = find_megatron_dist_source,
     .read = read_file,
     .forget = forget,
-    .describe = describe,
-    .layout = layout,
-    .summary = summary,
-    .review = review,
-    .release = release,
+    .describe = describe_megatron_dist_source,
+    .layout = layout_megatron_dist_source,
+    .summary = summary_megatron_dist_source,
+    .review = review_megatron_dist_source,
+    .release = release_megatron_dist_source,
 };

@@ -23,7 +23,7 @@
 
 extern const mgr_source_format mgr_source_megatron_torch;
 
-static bool probe(const char *path)
+static bool probe_megatron_torch_source(const char *path)
 {
     return mgr_megatron_has_tracker(path) || mgr_megatron_kind_of(path) == MGR_MEGATRON_TORCH ||
            mgr_megatron_kind_below(path) == MGR_MEGATRON_TORCH;
@@ -38,14 +38,15 @@ static int no_rank_folder(const char *directory, mgr_err *err)
     return err->code;
 }
 
-static int read_source_file(mgr_catalogue *cat, uint32_t file, const mgr_reader *reader,
-                            void **held, mgr_err *err)
+static int read_megatron_torch_file(mgr_catalogue *cat, uint32_t file, const mgr_reader *reader,
+                                    void **held, mgr_err *err)
 {
     (void)held;
     return mgr_torch_file_read(cat, file, reader, err);
 }
 
-static int find(const mgr_config *config, mgr_arena *arena, mgr_source_files *files, mgr_err *err)
+static int find_megatron_torch_source(const mgr_config *config, mgr_arena *arena,
+                                      mgr_source_files *files, mgr_err *err)
 {
     const char **names;
     size_t n;
@@ -71,7 +72,7 @@ typedef struct state {
     const char *names; /* for people */
 } state;
 
-static void release(void *opaque)
+static void release_megatron_torch_source(void *opaque)
 {
     state *const s = opaque;
     if (!s)
@@ -301,8 +302,8 @@ static const char *kind_of_names(const mgr_catalogue *cat)
     return "Transformer Engine";
 }
 
-static int describe(const mgr_catalogue *cat, const mgr_config *config, void **out,
-                    mgr_model *model, mgr_err *err)
+static int describe_megatron_torch_source(const mgr_catalogue *cat, const mgr_config *config,
+                                          void **out, mgr_model *model, mgr_err *err)
 {
     state *s;
     int names = 0;
@@ -323,17 +324,17 @@ static int describe(const mgr_catalogue *cat, const mgr_config *config, void **o
     if (rc == MGR_OK)
         *out = s;
     else
-        release(s);
+        release_megatron_torch_source(s);
     return rc;
 }
 
-static int layout(const void *opaque, mgr_layout *into, mgr_err *err)
+static int layout_megatron_torch_source(const void *opaque, mgr_layout *into, mgr_err *err)
 {
     const state *const s = opaque;
     return mgr_megatron_layout(into, &s->megatron, err);
 }
 
-static int summary(const void *opaque, mgr_buf *out, mgr_err *err)
+static int summary_megatron_torch_source(const void *opaque, mgr_buf *out, mgr_err *err)
 {
     const state *const s = opaque;
     const mgr_megatron *const mg = &s->megatron;
@@ -356,8 +357,9 @@ static const mgr_key keys[] = {
                  "pipeline parallel size of the source"),
 };
 
-static int review(const void *opaque, const mgr_catalogue *cat, const mgr_config *config,
-                  mgr_remarks *remarks, mgr_err *err)
+static int review_megatron_torch_source(const void *opaque, const mgr_catalogue *cat,
+                                        const mgr_config *config, mgr_remarks *remarks,
+                                        mgr_err *err)
 {
     (void)opaque;
     return mgr_megatron_source_review(cat, config, remarks, err);
@@ -366,12 +368,12 @@ static int review(const void *opaque, const mgr_catalogue *cat, const mgr_config
 const mgr_source_format mgr_source_megatron_torch = {
     .name = "megatron-torch",
     .keys = MGR_KEY_TABLE(MGR_OWNER_SOURCE, "megatron-torch", keys),
-    .probe = probe,
-    .find = find,
-    .read = read_source_file,
-    .describe = describe,
-    .layout = layout,
-    .summary = summary,
-    .review = review,
-    .release = release,
+    .probe = probe_megatron_torch_source,
+    .find = find_megatron_torch_source,
+    .read = read_megatron_torch_file,
+    .describe = describe_megatron_torch_source,
+    .layout = layout_megatron_torch_source,
+    .summary = summary_megatron_torch_source,
+    .review = review_megatron_torch_source,
+    .release = release_megatron_torch_source,
 };

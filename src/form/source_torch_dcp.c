@@ -54,7 +54,7 @@ static int list_shards(const char *folder, mgr_arena *arena, const char ***out, 
 
 /* A folder whose weights transformers would load is one of its own, and what has a metadata.json is
  * Megatron's. */
-static bool probe(const char *path)
+static bool probe_torch_dcp_source(const char *path)
 {
     mgr_arena arena = {0};
     mgr_err ignored = MGR_ERR_INIT;
@@ -146,7 +146,8 @@ static int add_files(const char *root, const char *first, const char *const *nam
 }
 
 /* config.json, then `.metadata` if there is one, then the pieces. */
-static int find(const mgr_config *config, mgr_arena *arena, mgr_source_files *files, mgr_err *err)
+static int find_torch_dcp_source(const mgr_config *config, mgr_arena *arena,
+                                 mgr_source_files *files, mgr_err *err)
 {
     const char *const root = config->source.path;
     const mgr_dcp *dcp;
@@ -266,8 +267,8 @@ static int read_shard(mgr_catalogue *cat, uint32_t file, const mgr_reader *reade
     return rc;
 }
 
-static int read_source_file(mgr_catalogue *cat, uint32_t file, const mgr_reader *reader,
-                            void **held, mgr_err *err)
+static int read_torch_dcp_file(mgr_catalogue *cat, uint32_t file, const mgr_reader *reader,
+                               void **held, mgr_err *err)
 {
     if (mgr_has_suffix(reader->name, ".json"))
         return mgr_huggingface_read_config(cat, file, reader, err);
@@ -277,15 +278,15 @@ static int read_source_file(mgr_catalogue *cat, uint32_t file, const mgr_reader 
 
 /* ---- what was found ---- */
 
-static void release(void *state)
+static void release_torch_dcp_source(void *state)
 {
     if (state)
         mgr_pieces_clear(state);
     mgr_free(state);
 }
 
-static int describe(const mgr_catalogue *cat, const mgr_config *config, void **out,
-                    mgr_model *model, mgr_err *err)
+static int describe_torch_dcp_source(const mgr_catalogue *cat, const mgr_config *config, void **out,
+                                     mgr_model *model, mgr_err *err)
 {
     mgr_pieces *ps;
     MGR_TRY(mgr_alloc(&ps, 1, sizeof *ps, err));
@@ -297,7 +298,7 @@ static int describe(const mgr_catalogue *cat, const mgr_config *config, void **o
     if (rc == MGR_OK)
         *out = ps;
     else
-        release(ps);
+        release_torch_dcp_source(ps);
     return rc;
 }
 
@@ -308,12 +309,12 @@ static int opaque(const void *state, const mgr_catalogue *cat, mgr_tensors *tens
     return mgr_huggingface_opaque(&ps->view, &ps->hf, tensors, err);
 }
 
-static int layout(const void *state, mgr_layout *into, mgr_err *err)
+static int layout_torch_dcp_source(const void *state, mgr_layout *into, mgr_err *err)
 {
     return mgr_pieces_layout(into, state, err);
 }
 
-static int summary(const void *state, mgr_buf *out, mgr_err *err)
+static int summary_torch_dcp_source(const void *state, mgr_buf *out, mgr_err *err)
 {
     const mgr_pieces *const ps = state;
     return mgr_buf_fmt(out, err, "%s, %zu tensors in %zu pieces",
@@ -321,8 +322,8 @@ static int summary(const void *state, mgr_buf *out, mgr_err *err)
                        ps->view.n_stored, ps->n);
 }
 
-static int review(const void *state, const mgr_catalogue *cat, const mgr_config *config,
-                  mgr_remarks *remarks, mgr_err *err)
+static int review_torch_dcp_source(const void *state, const mgr_catalogue *cat,
+                                   const mgr_config *config, mgr_remarks *remarks, mgr_err *err)
 {
     const mgr_pieces *const ps = state;
     (void)cat;
@@ -338,14 +339,14 @@ static const mgr_key keys[] = {
 const mgr_source_format mgr_source_torch_dcp = {
     .name = "torch-dcp",
     .keys = MGR_KEY_TABLE(MGR_OWNER_SOURCE, "torch-dcp", keys),
-    .probe = probe,
-    .find = find,
-    .read = read_source_file,
+    .probe = probe_torch_dcp_source,
+    .find = find_torch_dcp_source,
+    .read = read_torch_dcp_file,
     .forget = forget,
-    .describe = describe,
+    .describe = describe_torch_dcp_source,
     .opaque = opaque,
-    .layout = layout,
-    .summary = summary,
-    .review = review,
-    .release = release,
+    .layout = layout_torch_dcp_source,
+    .summary = summary_torch_dcp_source,
+    .review = review_torch_dcp_source,
+    .release = release_torch_dcp_source,
 };

@@ -49,7 +49,7 @@ static int check_names(const mgr_config *config, const mgr_model *model, mgr_err
 }
 
 /* A universal checkpoint restores what the optimizer has, which buffers are not. */
-static int check(const mgr_config *config, const mgr_model *model, mgr_err *err)
+static int check_deepspeed_target(const mgr_config *config, const mgr_model *model, mgr_err *err)
 {
     MGR_TRY(check_size(config, err));
     MGR_TRY(check_names(config, model, err));
@@ -104,8 +104,8 @@ static int check_order(const mgr_config *config, const state *s, mgr_err *err)
     return mgr_hint(err, "write a universal checkpoint: leave out target.data_parallel");
 }
 
-static int layout(const mgr_config *config, const mgr_origin *origin, mgr_layout *into, void **out,
-                  mgr_err *err)
+static int layout_deepspeed_target(const mgr_config *config, const mgr_origin *origin,
+                                   mgr_layout *into, void **out, mgr_err *err)
 {
     const mgr_model *const model = &into->tensors->model;
     state *s;
@@ -143,13 +143,13 @@ static int say_how(const mgr_output *out, const state *s, mgr_remarks *remarks, 
         s->ds.groups == 1 ? "" : "s", mgr_huggingface_is_fused(s->ds.hf.ffn) ? "5" : "4 and 5");
 }
 
-static int review(const mgr_output *out, mgr_remarks *remarks, mgr_err *err)
+static int review_deepspeed_target(const mgr_output *out, mgr_remarks *remarks, mgr_err *err)
 {
     MGR_TRY(mgr_huggingface_review(out, remarks, err));
     return say_how(out, out->state, remarks, err);
 }
 
-static int sidecars(const mgr_output *out, const char *directory, mgr_err *err)
+static int sidecars_deepspeed_target(const mgr_output *out, const char *directory, mgr_err *err)
 {
     const state *const s = out->state;
     json_t *config;
@@ -159,7 +159,7 @@ static int sidecars(const mgr_output *out, const char *directory, mgr_err *err)
                                   out->config->target.iteration, s->folder, directory, err);
 }
 
-static void release(void *opaque)
+static void release_deepspeed_target(void *opaque)
 {
     state *const s = opaque;
     if (s)
@@ -184,9 +184,9 @@ const mgr_target_format mgr_target_deepspeed = {
     .complete = mgr_huggingface_fill,
     .keys = MGR_KEY_TABLE(MGR_OWNER_TARGET, "deepspeed", keys),
     .container = &mgr_container_torch,
-    .check = check,
-    .layout = layout,
-    .review = review,
-    .sidecars = sidecars,
-    .release = release,
+    .check = check_deepspeed_target,
+    .layout = layout_deepspeed_target,
+    .review = review_deepspeed_target,
+    .sidecars = sidecars_deepspeed_target,
+    .release = release_deepspeed_target,
 };

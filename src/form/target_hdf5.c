@@ -23,7 +23,7 @@
 
 extern const mgr_target_format mgr_target_hdf5;
 
-static int check(const mgr_config *config, const mgr_model *model, mgr_err *err)
+static int check_hdf5_target(const mgr_config *config, const mgr_model *model, mgr_err *err)
 {
     const uint64_t ep = config->target.expert_parallel;
     if (model->experts % ep != 0)
@@ -33,8 +33,8 @@ static int check(const mgr_config *config, const mgr_model *model, mgr_err *err)
     return mgr_huggingface_check("hdf5", model, err);
 }
 
-static int layout(const mgr_config *config, const mgr_origin *origin, mgr_layout *into,
-                  void **state, mgr_err *err)
+static int layout_hdf5_target(const mgr_config *config, const mgr_origin *origin, mgr_layout *into,
+                              void **state, mgr_err *err)
 {
     (void)origin;
     const uint32_t ep = into->tensors->model.experts ? (uint32_t)config->target.expert_parallel : 0;
@@ -52,7 +52,7 @@ static int layout(const mgr_config *config, const mgr_origin *origin, mgr_layout
     return mgr_flat_layout(into, &flat, err);
 }
 
-static void release(void *state)
+static void release_hdf5_target(void *state)
 {
     mgr_hdf5_context *const context = state;
     if (context)
@@ -131,7 +131,7 @@ static int fill_model(mgr_h5 *h, const mgr_output *target, const char *directory
 }
 
 /* model.h5 last: it is what makes the directory a checkpoint. */
-static int sidecars(const mgr_output *target, const char *directory, mgr_err *err)
+static int sidecars_hdf5_target(const mgr_output *target, const char *directory, mgr_err *err)
 {
     json_t *config;
     mgr_buf path = {0};
@@ -169,9 +169,9 @@ const mgr_target_format mgr_target_hdf5 = {
     .container = &mgr_container_hdf5,
     .opaque = true,
     .choose = choose,
-    .check = check,
-    .layout = layout,
+    .check = check_hdf5_target,
+    .layout = layout_hdf5_target,
     .review = mgr_huggingface_review,
-    .sidecars = sidecars,
-    .release = release,
+    .sidecars = sidecars_hdf5_target,
+    .release = release_hdf5_target,
 };

@@ -20,7 +20,8 @@ static bool is_fused(const mgr_config *config)
     return strcmp(config->target.names, "fused") == 0;
 }
 
-static int check_experts(const mgr_config *config, const mgr_model *model, mgr_err *err)
+static int check_experts_huggingface_target(const mgr_config *config, const mgr_model *model,
+                                            mgr_err *err)
 {
     const uint64_t ep = config->target.expert_parallel;
     if (model->experts % ep != 0)
@@ -103,9 +104,10 @@ static int check_class(const mgr_config *config, const mgr_model *model, mgr_err
                     mgr_huggingface_family(mgr_huggingface_class(model))->type);
 }
 
-static int check(const mgr_config *config, const mgr_model *model, mgr_err *err)
+static int check_huggingface_target(const mgr_config *config, const mgr_model *model, mgr_err *err)
 {
-    MGR_TRY(model->experts ? check_experts(config, model, err) : check_dense(config, err));
+    MGR_TRY(model->experts ? check_experts_huggingface_target(config, model, err)
+                           : check_dense(config, err));
     MGR_TRY(check_passed(config, model, err));
     MGR_TRY(mgr_huggingface_check("huggingface", model, err));
     return check_class(config, model, err);
@@ -119,7 +121,7 @@ static int check_mixtral(const mgr_config *config, const mgr_model *model, mgr_e
                                "target format '%s' holds mixtures of experts; the source is dense "
                                "and 'mode' is not 'upcycle'",
                                config->target.format);
-    MGR_TRY(check_experts(config, model, err));
+    MGR_TRY(check_experts_huggingface_target(config, model, err));
     MGR_TRY(mgr_huggingface_check(config->target.format, model, err));
     char lacks[400];
     if (!*mgr_huggingface_lacks(MGR_HF_MIXTRAL, model, lacks, sizeof lacks))
@@ -131,8 +133,8 @@ static int check_mixtral(const mgr_config *config, const mgr_model *model, mgr_e
                     mgr_huggingface_family(mgr_huggingface_class(model))->name);
 }
 
-static int layout(const mgr_config *config, const mgr_origin *origin, mgr_layout *into,
-                  void **state, mgr_err *err)
+static int layout_huggingface_target(const mgr_config *config, const mgr_origin *origin,
+                                     mgr_layout *into, void **state, mgr_err *err)
 {
     mgr_hf_class class;
     *state = NULL;
@@ -182,8 +184,8 @@ const mgr_target_format mgr_target_huggingface = {
     .keys = MGR_KEY_TABLE(MGR_OWNER_TARGET, "huggingface", free_keys),
     .container = &mgr_container_safetensors,
     .opaque = true,
-    .check = check,
-    .layout = layout,
+    .check = check_huggingface_target,
+    .layout = layout_huggingface_target,
     .review = mgr_huggingface_review,
     .sidecars = mgr_huggingface_sidecars,
 };
@@ -194,7 +196,7 @@ const mgr_target_format mgr_target_moe_recipes = {
     .container = &mgr_container_safetensors,
     .opaque = true,
     .check = check_mixtral,
-    .layout = layout,
+    .layout = layout_huggingface_target,
     .review = mgr_huggingface_review,
     .sidecars = mgr_huggingface_sidecars,
 };
@@ -205,7 +207,7 @@ const mgr_target_format mgr_target_mixtral = {
     .container = &mgr_container_safetensors,
     .opaque = true,
     .check = check_mixtral,
-    .layout = layout,
+    .layout = layout_huggingface_target,
     .review = mgr_huggingface_review,
     .sidecars = mgr_huggingface_sidecars,
 };

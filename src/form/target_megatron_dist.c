@@ -38,7 +38,8 @@ typedef struct state {
 
 /* ---- what cannot be expressed ---- */
 
-static int check_experts(const mgr_config *config, const mgr_model *model, mgr_err *err)
+static int check_experts_megatron_dist_target(const mgr_config *config, const mgr_model *model,
+                                              mgr_err *err)
 {
     const uint64_t ep = config->target.expert_parallel;
     if (ep < 2 || (model->experts > 0 && model->experts % ep == 0))
@@ -79,11 +80,12 @@ static int check_hybrid(const mgr_config *config, const mgr_model *model, mgr_er
     return mgr_hint(err, "write a GPTModel's keys: 'target.dist_keys: stacked' or 'per-layer'");
 }
 
-static int check(const mgr_config *config, const mgr_model *model, mgr_err *err)
+static int check_megatron_dist_target(const mgr_config *config, const mgr_model *model,
+                                      mgr_err *err)
 {
     MGR_TRY(check_keys(config, model, err));
     MGR_TRY(check_hybrid(config, model, err));
-    MGR_TRY(check_experts(config, model, err));
+    MGR_TRY(check_experts_megatron_dist_target(config, model, err));
     return mgr_megatron_check_args(model, err);
 }
 
@@ -142,7 +144,7 @@ static int make_args(const mgr_config *config, const mgr_origin *origin, state *
     return mgr_megatron_args_make(&args, &s->args, err);
 }
 
-static int review(const mgr_output *out, mgr_remarks *remarks, mgr_err *err)
+static int review_megatron_dist_target(const mgr_output *out, mgr_remarks *remarks, mgr_err *err)
 {
     const state *const s = out->state;
     MGR_TRY(mgr_megatron_args_review(&s->args, remarks, err));
@@ -150,7 +152,7 @@ static int review(const mgr_output *out, mgr_remarks *remarks, mgr_err *err)
     return mgr_megatron_flags_review(&s->args, out, remarks, err);
 }
 
-static void release(void *opaque)
+static void release_megatron_dist_target(void *opaque)
 {
     state *const s = opaque;
     if (s)
@@ -158,8 +160,8 @@ static void release(void *opaque)
     mgr_free(s);
 }
 
-static int layout(const mgr_config *config, const mgr_origin *origin, mgr_layout *into, void **out,
-                  mgr_err *err)
+static int layout_megatron_dist_target(const mgr_config *config, const mgr_origin *origin,
+                                       mgr_layout *into, void **out, mgr_err *err)
 {
     state *s;
     MGR_TRY(mgr_alloc(&s, 1, sizeof *s, err));
@@ -403,7 +405,8 @@ static int write_integrity(const mgr_output *target, const char *directory, mgr_
     return rc;
 }
 
-static int sidecars(const mgr_output *target, const char *directory, mgr_err *err)
+static int sidecars_megatron_dist_target(const mgr_output *target, const char *directory,
+                                         mgr_err *err)
 {
     MGR_TRY(mgr_megatron_write_tokenizer(target, directory, err));
     MGR_TRY(write_bytes(target, directory, "common.pt", emit_common_file, err));
@@ -426,7 +429,7 @@ static const mgr_key keys[] = {
 };
 
 /* A HybridModel stays one. */
-static void settle(const mgr_origin *origin, mgr_config *config)
+static void settle_megatron_dist_target(const mgr_origin *origin, mgr_config *config)
 {
     char *const keys_of = config->target.dist_keys;
     if (strcmp(keys_of, "auto") == 0 && strcmp(origin->format, "megatron-dist") == 0 &&
@@ -441,10 +444,10 @@ const mgr_target_format mgr_target_megatron_dist = {
     .name = "megatron-dist",
     .keys = MGR_KEY_TABLE(MGR_OWNER_TARGET, "megatron-dist", keys),
     .container = &mgr_container_dist,
-    .check = check,
-    .settle = settle,
-    .layout = layout,
-    .review = review,
-    .sidecars = sidecars,
-    .release = release,
+    .check = check_megatron_dist_target,
+    .settle = settle_megatron_dist_target,
+    .layout = layout_megatron_dist_target,
+    .review = review_megatron_dist_target,
+    .sidecars = sidecars_megatron_dist_target,
+    .release = release_megatron_dist_target,
 };

@@ -35,7 +35,8 @@ static uint64_t expert_tensor_parallel(const mgr_config *config)
  * for each rank would add the whole bias of fc2; cores up to 0.13 refuse them at all. Where the
  * linears have biases the router has one too, `router.bias` of the element type of the weights, in
  * core 0.16 and later (transformer/moe/router.py). */
-static int check_experts(const mgr_config *config, const mgr_model *model, mgr_err *err)
+static int check_experts_megatron_torch_target(const mgr_config *config, const mgr_model *model,
+                                               mgr_err *err)
 {
     const uint64_t ep = config->target.expert_parallel, etp = expert_tensor_parallel(config);
     if (model->experts % ep != 0 || (ep > 1 && model->experts == 0))
@@ -107,10 +108,11 @@ static int check_names(const mgr_config *config, mgr_err *err)
     return MGR_OK;
 }
 
-static int check(const mgr_config *config, const mgr_model *model, mgr_err *err)
+static int check_megatron_torch_target(const mgr_config *config, const mgr_model *model,
+                                       mgr_err *err)
 {
     MGR_TRY(check_names(config, err));
-    MGR_TRY(check_experts(config, model, err));
+    MGR_TRY(check_experts_megatron_torch_target(config, model, err));
     MGR_TRY(check_stages(config, model, err));
     return mgr_megatron_check_args(model, err);
 }
@@ -208,7 +210,7 @@ static int make_args(const mgr_config *config, const mgr_origin *origin, state *
     return mgr_megatron_args_make(&args, &s->args, err);
 }
 
-static int review(const mgr_output *out, mgr_remarks *remarks, mgr_err *err)
+static int review_megatron_torch_target(const mgr_output *out, mgr_remarks *remarks, mgr_err *err)
 {
     const state *const s = out->state;
     MGR_TRY(mgr_megatron_args_review(&s->args, remarks, err));
@@ -216,7 +218,7 @@ static int review(const mgr_output *out, mgr_remarks *remarks, mgr_err *err)
     return mgr_megatron_flags_review(&s->args, out, remarks, err);
 }
 
-static void release(void *opaque)
+static void release_megatron_torch_target(void *opaque)
 {
     state *const s = opaque;
     if (!s)
@@ -227,8 +229,8 @@ static void release(void *opaque)
     mgr_free(s);
 }
 
-static int layout(const mgr_config *config, const mgr_origin *origin, mgr_layout *into, void **out,
-                  mgr_err *err)
+static int layout_megatron_torch_target(const mgr_config *config, const mgr_origin *origin,
+                                        mgr_layout *into, void **out, mgr_err *err)
 {
     state *s;
     MGR_TRY(mgr_alloc(&s, 1, sizeof *s, err));
@@ -238,7 +240,8 @@ static int layout(const mgr_config *config, const mgr_origin *origin, mgr_layout
     return mgr_megatron_layout(into, &s->megatron, err);
 }
 
-static int sidecars(const mgr_output *target, const char *directory, mgr_err *err)
+static int sidecars_megatron_torch_target(const mgr_output *target, const char *directory,
+                                          mgr_err *err)
 {
     MGR_TRY(mgr_megatron_write_tokenizer(target, directory, err));
     return mgr_megatron_write_tracker(directory, target->config->target.iteration, err);
@@ -270,10 +273,10 @@ const mgr_target_format mgr_target_megatron_torch = {
     .name = "megatron-torch",
     .keys = MGR_KEY_TABLE(MGR_OWNER_TARGET, "megatron-torch", keys),
     .container = &mgr_container_torch,
-    .check = check,
+    .check = check_megatron_torch_target,
     .settle = mgr_megatron_settle,
-    .layout = layout,
-    .review = review,
-    .sidecars = sidecars,
-    .release = release,
+    .layout = layout_megatron_torch_target,
+    .review = review_megatron_torch_target,
+    .sidecars = sidecars_megatron_torch_target,
+    .release = release_megatron_torch_target,
 };

@@ -217,8 +217,7 @@ static int find_tensor(const audit *a, const char *file, const mgr_stored **out,
         uint32_t crc;
         if (!said)
             continue;
-        MGR_TRY(crc_of(cat->files[s->file].path, s->offset,
-                       mgr_view_elements(s) * mgr_dtype_size(s->dtype), &crc, err));
+        MGR_TRY(crc_of(cat->files[s->file].path, s->offset, mgr_view_bytes(s), &crc, err));
         if (crc == (uint32_t)strtoul(said, NULL, 16))
             continue;
         *out = s;
@@ -237,7 +236,7 @@ static int blame(audit *a, const mgr_file_sum *file, uint32_t wanted, mgr_err *e
     MGR_TRY(find_tensor(a, file->path, &s, &diff, err));
     if (s) {
         from = s->offset;
-        bytes = mgr_view_elements(s) * mgr_dtype_size(s->dtype);
+        bytes = mgr_view_bytes(s);
     }
     const bool one = mgr_find_flip(diff, bytes, &at);
     if (one)
@@ -271,8 +270,7 @@ static int compare_keys(audit *a, mgr_err *err)
         const mgr_stored *const s = &cat->stored[i];
         const char *const file = cat->files[s->file].path + strlen(a->path) + 1;
         const json_t *const t = tensor_entry(a, file, s->name);
-        if (!t || (uint64_t)json_integer_value(json_object_get(t, "bytes")) !=
-                      mgr_view_elements(s) * mgr_dtype_size(s->dtype))
+        if (!t || (uint64_t)json_integer_value(json_object_get(t, "bytes")) != mgr_view_bytes(s))
             MGR_TRY(mgr_findings_add(
                 &a->report, file, s->name, UINT64_MAX,
                 t ? "has another size than the manifest says" : "is not in the manifest", err));

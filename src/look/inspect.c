@@ -29,8 +29,7 @@ static void print_tensors(const mgr_view *v)
             if (s->file == f)
                 mgr_say(stdout, "  %-*s  %-8s  %-18s %10s\n", width, s->name, type_text(s),
                         mgr_view_shape(s, shape, sizeof shape),
-                        mgr_format_bytes(mgr_view_elements(s) * mgr_dtype_size(s->dtype), bytes,
-                                         sizeof bytes));
+                        mgr_format_bytes(mgr_view_bytes(s), bytes, sizeof bytes));
         }
     }
 }
@@ -44,7 +43,7 @@ static void print_text(const mgr_view *v, const mgr_inspect_options *o)
     mgr_err ignored = MGR_ERR_INIT;
     for (size_t i = 0; i < v->cat.n_stored; i++) {
         count += mgr_view_elements(&v->cat.stored[i]);
-        bytes += mgr_view_elements(&v->cat.stored[i]) * mgr_dtype_size(v->cat.stored[i].dtype);
+        bytes += mgr_view_bytes(&v->cat.stored[i]);
     }
     mgr_say(stdout, "path      %s\nformat    %s, %zu files%s%s\n", o->path, v->format,
             v->cat.n_files, v->split.len ? ": " : "", v->split.len ? v->split.data : "");

@@ -74,7 +74,7 @@ static int add_spans(mgr_scan *scan, const uint32_t *files, mgr_err *err)
     const mgr_catalogue *const cat = scan->cat;
     for (size_t i = 0; i < cat->n_stored; i++) {
         const mgr_stored *const s = &cat->stored[i];
-        const uint64_t bytes = mgr_view_elements(s) * mgr_dtype_size(s->dtype);
+        const uint64_t bytes = mgr_view_bytes(s);
         if (!mgr_scan_is_plain(s) || files[s->file] == MGR_NONE || bytes == 0)
             continue;
         MGR_TRY(

@@ -213,6 +213,11 @@ uint64_t mgr_view_elements(const mgr_stored *s)
     return n;
 }
 
+uint64_t mgr_view_bytes(const mgr_stored *s)
+{
+    return mgr_view_elements(s) * mgr_dtype_size(s->dtype);
+}
+
 const char *mgr_view_shape(const mgr_stored *s, char *out, size_t size)
 {
     size_t used = (size_t)snprintf(out, size, "[");

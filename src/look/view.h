@@ -45,5 +45,7 @@ int mgr_view_types(const mgr_layout *layout, mgr_buf *out, mgr_err *err) MGR_NOD
 /* "[2, 3]" into a caller's buffer; returns it. */
 const char *mgr_view_shape(const mgr_stored *stored, char *out, size_t size);
 uint64_t mgr_view_elements(const mgr_stored *stored);
+/* Their bytes: without what lies between rows that are apart (mgr_stored_bytes has it). */
+uint64_t mgr_view_bytes(const mgr_stored *stored);
 
 #endif
