@@ -223,9 +223,9 @@ static void want_sibling(const composition *c)
 {
     const mgr_model *const m = c->model;
     const mgr_hf_sibling *const s = mgr_huggingface_sibling(m->sibling);
-    json_t *const written = s ? json_loads(s->written, 0, NULL) : NULL;
     if (!s || !m->experts)
         return;
+    json_t *const written = json_loads(s->written, 0, NULL);
     json_object_update(c->derived, written);
     json_decref(written);
     json_object_set_new(c->derived, "architectures", json_pack("[s]", s->architecture));
