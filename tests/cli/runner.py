@@ -16,6 +16,7 @@ import subprocess
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 BIN = pathlib.Path(os.environ.get("MGR_BIN") or ROOT / "build" / "release" / "bin")
 SANITIZED = bool(os.environ.get("MGR_SANITIZE"))
+LITTLE_MEMORY = "256MiB" if SANITIZED else "64MiB"  # a sanitizer has much of its own
 MANIFEST = "mgr-manifest.json"
 LEDGER = "provenance.h5"  # its timeline differs from run to run
 

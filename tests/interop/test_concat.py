@@ -69,7 +69,7 @@ def test_slices_become_the_dense_model_again(scratch, between):
     moe, _ = run(scratch, scratch / "dense", cut, name="moe", target__format=between, **more)
     wanted = harness.read_output(scratch / "dense")
     for i, ranks in enumerate((1, 3)):
-        out, _ = run(scratch, moe, DENSE, name=f"again{i}", np=ranks, target__format="huggingface", memory_per_rank="64MiB" if i else "2GiB")
+        out, _ = run(scratch, moe, DENSE, name=f"again{i}", np=ranks, target__format="huggingface", memory_per_rank=runner.LITTLE_MEMORY if i else "2GiB")
         found = harness.read_output(out)
         assert found.keys() == wanted.keys() and all(harness.same_bits(found[k], wanted[k]) for k in wanted)
 

@@ -74,7 +74,7 @@ def test_each_copy_is_drawn_by_its_own_place(scratch):
     how = dict(layers_from="0-1,1-2,2", ratio=None, layer_ratio="0.2 to 0.6", experts=3, seed=7, moe_layer_freq="[1]*4+[0]")
     for tp, np in ((1, 1), (2, 3)):
         source = ml.save(model, SHAPE, scratch / f"tp{tp}", tp, 1)
-        memory = "64MiB" if tp == 2 else "2GiB"
+        memory = runner.LITTLE_MEMORY if tp == 2 else "2GiB"
         out, _ = run(
             scratch, source, how, np=np, name=f"tp{tp}", model__vocab_size=128, memory_per_rank=memory,
             target__format="megatron-torch", target__names="local", target__tensor_parallel=2,

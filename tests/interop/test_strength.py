@@ -103,7 +103,7 @@ def test_against_the_rule(scratch, dense, name):
                     assert np.allclose((mean[layer, e, i], std[layer, e, i]), law[matrix], rtol=1e-5, atol=1e-9)
     if name not in ("both", "noise", "centred"):
         return
-    again, _ = run(scratch, sources[2], how, "again", np=3, memory_per_rank="64MiB")
+    again, _ = run(scratch, sources[2], how, "again", np=3, memory_per_rank=runner.LITTLE_MEMORY)
     assert runner.tensor_sums(again) == runner.tensor_sums(out)
 
 
