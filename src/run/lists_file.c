@@ -260,7 +260,7 @@ static int settle_experts(mgr_job *job, const char *key, uint64_t n, mgr_err *er
 int mgr_lists_of_experts(mgr_job *job, mgr_err *err)
 {
     const head h = head_of(job);
-    uint32_t *from;
+    uint32_t *from = NULL;
     MGR_TRY(take(job, "upcycle.experts_file", job->config.upcycle.experts_file,
                  job->source.tensors.model.experts, "expert", &from, err));
     job->recipe.from = from;
@@ -299,7 +299,7 @@ int mgr_lists_width(const mgr_job *job, uint32_t *width, mgr_err *err)
 int mgr_lists_of_neurons(mgr_job *job, mgr_err *err)
 {
     const head h = head_of(job);
-    uint32_t *neurons;
+    uint32_t *neurons = NULL;
     if (job->source.tensors.model.experts) /* said by the recipe of mixtures */
         return MGR_OK;
     MGR_TRY(take(job, "upcycle.neurons_file", job->config.upcycle.neurons_file,
