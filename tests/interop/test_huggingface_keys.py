@@ -4,8 +4,8 @@ One test walks the configuration classes of each installed transformers: a field
 not name fails it. Another changes each key of a tiny real model, one at a time: what the program makes
 of the changed folder computes what the real class makes of it, or the program refuses, or the class
 itself fails; fields on which no logit depends arrive as they were. The figures are printed.
-MGR_MUTATIONS=all takes every value; without it one in twelve is drawn, of the newer families one in
-sixty, the same ones each time."""
+MGR_MUTATIONS=all takes every value; without it one in twenty is drawn, of the newer families one in
+ninety, the same ones each time."""
 
 import collections
 import copy
@@ -180,7 +180,7 @@ LEFT_OUT = object()
 def drawn(family, key, value):
     if os.environ.get("MGR_MUTATIONS") == "all":
         return True
-    rare = 60 if family in NEWER else 12
+    rare = 90 if family in NEWER else 20
     return zlib.crc32(f"{family} {key} {value if value is not LEFT_OUT else '-'}".encode()) % rare == 0
 
 
