@@ -284,12 +284,45 @@ bool mgr_model_plain_router(const mgr_model *m)
            is_one(mgr_model_router_scale(m)) && r->groups <= 1;
 }
 
+typedef struct feature {
+    bool is;
+    const char *name;
+} feature;
+
+/* The `idx`-th that there is of `n`; what it counts down is left to the next table. */
+static const char *nth(const feature *features, size_t n, size_t *idx)
+{
+    for (size_t i = 0; i < n; i++)
+        if (features[i].is && (*idx)-- == 0)
+            return features[i].name;
+    return NULL;
+}
+
+/* Of routers, experts and windows. */
+static const char *late_feature(const mgr_model *m, size_t *idx)
+{
+    const feature features[] = {
+        {m->router.score == MGR_SCORE_SOFTMAX && m->router.unnormalised,
+         "a router with softmax before top-k"},
+        {m->router.score == MGR_SCORE_SIGMOID, "a router with sigmoid scores"},
+        {m->router.score == MGR_SCORE_SIGMOID && m->router.unnormalised,
+         "a router whose scores are not normalised"},
+        {m->router.selection_bias, "a router with a selection bias"},
+        {m->experts && !is_one(mgr_model_router_scale(m)), "a scaled router"},
+        {m->router.groups > 1, "a router with groups of experts"},
+        {m->shared_ffn > 0, "shared experts"},
+        {m->shared_switch, "a gate of the shared expert"},
+        {!is_one(mgr_model_rotary_part(m)), "RoPE on a part of the head"},
+        {m->window > 0, "sliding-window attention"},
+        {mgr_model_moe_layers(m) > 0 && mgr_model_moe_layers(m) < m->layers,
+         "dense layers between those with experts"},
+    };
+    return nth(features, sizeof features / sizeof features[0], idx);
+}
+
 const char *mgr_model_feature(const mgr_model *m, size_t idx)
 {
-    const struct {
-        bool is;
-        const char *name;
-    } features[] = {
+    const feature features[] = {
         {m->encoder_layers > 0, "an encoder beside the decoder"},
         {m->passed, "parts that are passed through unread"},
         {m->norm == MGR_NORM_LAYER, "LayerNorm"},
@@ -310,25 +343,9 @@ const char *mgr_model_feature(const mgr_model *m, size_t idx)
         {m->rope_interleaved, "interleaved RoPE"},
         {mgr_model_nope_layers(m) > 0, "layers without RoPE"},
         {mgr_model_is_multiplied(m), "multipliers of embeddings, attention, residuals or logits"},
-        {m->router.score == MGR_SCORE_SOFTMAX && m->router.unnormalised,
-         "a router with softmax before top-k"},
-        {m->router.score == MGR_SCORE_SIGMOID, "a router with sigmoid scores"},
-        {m->router.score == MGR_SCORE_SIGMOID && m->router.unnormalised,
-         "a router whose scores are not normalised"},
-        {m->router.selection_bias, "a router with a selection bias"},
-        {m->experts && !is_one(mgr_model_router_scale(m)), "a scaled router"},
-        {m->router.groups > 1, "a router with groups of experts"},
-        {m->shared_ffn > 0, "shared experts"},
-        {m->shared_switch, "a gate of the shared expert"},
-        {!is_one(mgr_model_rotary_part(m)), "RoPE on a part of the head"},
-        {m->window > 0, "sliding-window attention"},
-        {mgr_model_moe_layers(m) > 0 && mgr_model_moe_layers(m) < m->layers,
-         "dense layers between those with experts"},
     };
-    for (size_t i = 0; i < sizeof features / sizeof features[0]; i++)
-        if (features[i].is && idx-- == 0)
-            return features[i].name;
-    return NULL;
+    const char *const found = nth(features, sizeof features / sizeof features[0], &idx);
+    return found ? found : late_feature(m, &idx);
 }
 
 static unsigned features_of(const mgr_model *m, bool moe)
