@@ -8,7 +8,7 @@ what=${1:-all}
 # run BUILD REGEX PATTERN: the lines of ctest that hold figures; its status.
 run() {
     log=$(mktemp)
-    ctest --test-dir "build/$1" -R "$2" -V >"$log" 2>&1 || { tail -n 20 "$log" && exit 1; }
+    ctest --test-dir "build/$1" -R "$2" --no-tests=error -V >"$log" 2>&1 || { tail -n 20 "$log" && exit 1; }
     sed -n "s/^ *[0-9]*: *\($3\)/\1/p" "$log"
     rm -f "$log"
 }
@@ -17,7 +17,7 @@ is() { [ "$what" = all ] || [ "$what" = "$1" ]; }
 
 is faults && echo "faults of calls below the program" && run release '^faults\.many$' '.* ended right'
 is zoo && echo "malformed inputs, under sanitizers" && run asan '^zoo\.' '.*corpus.*inputs\|malformed inputs: .*'
-is bits && echo "flipped bits" && run release '^cli\.\(Verify\|Again\)_many$' '.* found'
+is bits && echo "flipped bits" && run release '^cli\.(Verify|Again)_many$' '.* found'
 is hdf5 && echo "spoiled HDF5 sources" && run release '^interop\.hdf5_mutants$' '.* mutants: .*'
 is fuzz && echo "inputs that fuzzers and the zoo made so far" && tests/fuzz/totals.sh
 exit 0

@@ -78,7 +78,7 @@ void mgr_say_event(const char *event, const mgr_fact *facts, size_t n)
     fflush(stdout);
 }
 
-void mgr_say_line(const char *text)
+static void say_line(const char *text)
 {
     char clock[16] = "";
     const time_t t = time(NULL);
@@ -100,7 +100,7 @@ void mgr_say_phase(const char *phase)
     work.start = work.last = now(CLOCK_MONOTONIC);
     mgr_say_event("phase", &(mgr_fact){.key = "phase", .text = phase}, 1);
     if (!run.json && run.seconds > 0 && work.start - run.start >= run.seconds)
-        mgr_say_line(phase);
+        say_line(phase);
 }
 
 void mgr_say_work(const char *unit, uint64_t total, uint32_t ranks)
@@ -112,7 +112,7 @@ void mgr_say_work(const char *unit, uint64_t total, uint32_t ranks)
     work.start = now(CLOCK_MONOTONIC);
 }
 
-const char *mgr_format_left(double seconds, char *out, size_t size)
+static const char *format_left(double seconds, char *out, size_t size)
 {
     const double most = 99.0 * 3600;
     const unsigned s = (unsigned)(seconds < most ? seconds + 0.5 : most);
@@ -123,10 +123,21 @@ const char *mgr_format_left(double seconds, char *out, size_t size)
     return out;
 }
 
+void mgr_say_bytes(const char *phase, double share, double done, double total, double rate,
+                   double left)
+{
+    char text[160], some[32], all[32], wait[32];
+    snprintf(text, sizeof text, "%-5s %5.1f %%  %s of %s  %.2f GiB/s  %s left", phase, 100 * share,
+             mgr_format_bytes((uint64_t)done, some, sizeof some),
+             mgr_format_bytes((uint64_t)total, all, sizeof all), rate / 0x1p30,
+             format_left(left, wait, sizeof wait));
+    say_line(text);
+}
+
 static void say_share(double done, double elapsed, double left)
 {
     const double total = (double)work.total;
-    char text[160], some[32], all[32], wait[32];
+    char text[160], wait[32];
     const mgr_fact facts[] = {{.key = "phase", .text = work.phase},
                               {.key = "unit", .text = work.unit ? work.unit : "bytes"},
                               {.key = "done", .number = done},
@@ -136,15 +147,13 @@ static void say_share(double done, double elapsed, double left)
     mgr_say_event("progress", facts, sizeof facts / sizeof facts[0]);
     if (run.json)
         return;
-    mgr_format_left(left, wait, sizeof wait);
-    if (work.unit)
-        snprintf(text, sizeof text, "%-5s %5.1f %%  %.0f of %.0f %s  %s left", work.phase,
-                 100 * done / total, done, total, work.unit, wait);
-    else
-        snprintf(text, sizeof text, "%-5s %5.1f %%  %s of %s  %.2f GiB/s  %s left", work.phase,
-                 100 * done / total, mgr_format_bytes((uint64_t)done, some, sizeof some),
-                 mgr_format_bytes(work.total, all, sizeof all), done / elapsed / 0x1p30, wait);
-    mgr_say_line(text);
+    if (!work.unit) {
+        mgr_say_bytes(work.phase, done / total, done, total, done / elapsed, left);
+        return;
+    }
+    snprintf(text, sizeof text, "%-5s %5.1f %%  %.0f of %.0f %s  %s left", work.phase,
+             100 * done / total, done, total, work.unit, format_left(left, wait, sizeof wait));
+    say_line(text);
 }
 
 int mgr_say_step(uint64_t n, mgr_err *err)

@@ -38,12 +38,10 @@ void mgr_say_work(const char *unit, uint64_t total, uint32_t ranks);
  * time. MGR_ERR_INTERRUPTED once a stop was asked for (core/stop.h). Local. */
 int mgr_say_step(uint64_t n, mgr_err *err) MGR_NODISCARD;
 
-/* A line about the phase at hand, at most 79 columns: in place on a terminal; in a log a new one,
- * with the time. */
-void mgr_say_line(const char *text);
-
-/* "1:23:45" or "0:59" for people who wait. */
-const char *mgr_format_left(double seconds, char *out, size_t size);
+/* A line about the phase at hand: a share of all that it does, bytes, bytes a second, seconds left.
+ * At most 79 columns: in place on a terminal; in a log a new line, with the time. */
+void mgr_say_bytes(const char *phase, double share, double done, double total, double rate,
+                   double left);
 
 /* A phase that stands on the terminal goes, since other lines come. */
 void mgr_say_no_phase(void);

@@ -88,16 +88,11 @@ static void print_line(mgr_progress *p, double now)
     const double total = (double)(p->totals[0] + p->totals[1]) + 1;
     const double share = done < total ? done / total : 1.0;
     const double left = now_done > 0 && total > done ? elapsed * (total - done) / now_done : 0;
-    char written[32], of[32], wait[32], text[160];
     if (mgr_says_json()) {
         say_json(p, sum, elapsed, left);
         return;
     }
-    mgr_format_left(left, wait, sizeof wait);
-    snprintf(text, sizeof text, "%-5s %5.1f %%  %s of %s  %.2f GiB/s  %s left", p->phase,
-             100.0 * share, mgr_format_bytes(sum[1], written, sizeof written),
-             mgr_format_bytes(p->totals[1], of, sizeof of), now_done / elapsed / 0x1p30, wait);
-    mgr_say_line(text);
+    mgr_say_bytes(p->phase, share, (double)sum[1], (double)p->totals[1], now_done / elapsed, left);
     p->shown = true;
 }
 

@@ -9,44 +9,38 @@
 #define LENGTH_BYTES 8
 #define MAX_INFO ((size_t)64 << 20)
 
-/* The text of the member, if it is there, into `out`. */
-static int find_info(mgr_json_scan *s, mgr_buf *out, mgr_err *err)
+/* To the value of member `name` of the object at hand, past all others; false if it has none of
+ * that kind. */
+static int seek(mgr_json_scan *s, const char *name, mgr_json_kind kind, bool *found)
 {
-    mgr_json_kind kind;
+    mgr_json_kind is;
     MGR_TRY(mgr_json_scan_open(s, '{'));
     for (bool more;;) {
         MGR_TRY(mgr_json_scan_member(s, &more));
-        if (!more)
+        const bool named = more && strcmp(s->text.data, name) == 0;
+        if (more)
+            MGR_TRY(mgr_json_scan_kind(s, &is));
+        *found = named && is == kind;
+        if (!more || *found)
             return MGR_OK;
-        const bool info = strcmp(s->text.data, "DCP_SHARDING_INFO") == 0;
-        MGR_TRY(mgr_json_scan_kind(s, &kind));
-        if (!info || kind != MGR_JSON_STRING) {
-            MGR_TRY(mgr_json_scan_skip(s));
-            continue;
-        }
-        s->keep = MAX_INFO;
-        MGR_TRY(mgr_json_scan_string(s));
-        if (s->cut)
-            return mgr_fail(err, MGR_ERR_UNSUPPORTED, "DCP_SHARDING_INFO of '%s' is too long",
-                            s->reader->name);
-        out->len = 0;
-        MGR_TRY(mgr_buf_add(out, s->text.data, s->text.len, err));
+        MGR_TRY(mgr_json_scan_skip(s));
     }
 }
 
+/* The text of __metadata__'s member, if it is there, into `out`. */
 static int scan(mgr_json_scan *s, mgr_buf *out, mgr_err *err)
 {
-    mgr_json_kind kind;
-    MGR_TRY(mgr_json_scan_open(s, '{'));
-    for (bool more;;) {
-        MGR_TRY(mgr_json_scan_member(s, &more));
-        if (!more)
-            return MGR_OK;
-        const bool metadata = strcmp(s->text.data, "__metadata__") == 0;
-        MGR_TRY(mgr_json_scan_kind(s, &kind));
-        MGR_TRY(metadata && kind == MGR_JSON_OBJECT ? find_info(s, out, err)
-                                                    : mgr_json_scan_skip(s));
-    }
+    bool found;
+    MGR_TRY(seek(s, "__metadata__", MGR_JSON_OBJECT, &found));
+    if (found)
+        MGR_TRY(seek(s, "DCP_SHARDING_INFO", MGR_JSON_STRING, &found));
+    if (!found)
+        return MGR_OK;
+    MGR_TRY(mgr_json_scan_string(s));
+    if (s->cut)
+        return mgr_fail(err, MGR_ERR_UNSUPPORTED, "DCP_SHARDING_INFO of '%s' is too long",
+                        s->reader->name);
+    return mgr_buf_add(out, s->text.data, s->text.len, err);
 }
 
 /* The header's end was checked when its tensors were read; this looks no further than the file. */

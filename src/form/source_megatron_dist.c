@@ -10,9 +10,9 @@
 #include <string.h>
 
 #include "core/mem.h"
-#include "fmt/dcp.h"
 #include "fmt/json.h"
 #include "fmt/torch_file.h"
+#include "form/dcp_chunks.h"
 #include "form/format_keys.h"
 #include "form/megatron_root.h"
 #include "form/megatron_write.h"
@@ -20,7 +20,6 @@
 #include "io/file.h"
 #include "model/megatron_dist.h"
 
-#define METADATA ".metadata"
 #define COMMON "common.pt"
 #define COMMON_OBJECT "common_state/shard_0_1"
 
@@ -50,46 +49,6 @@ static mgr_skip sort_key(const char *key, bool tensor)
     if (mgr_has_prefix(key, "rerun_state"))
         return MGR_SKIP_OTHER;
     return tensor || strcmp(key, COMMON_OBJECT) == 0 ? MGR_SKIP_COUNT : MGR_SKIP_OTHER;
-}
-
-/* Each .distcp file needs .metadata to be understood, and a rank reads many of them: it is held,
- * once parsed, until the source is described. */
-static void forget(void *held)
-{
-    if (held)
-        mgr_dcp_clear(held);
-    mgr_free(held);
-}
-
-static int parse_metadata(mgr_dcp *dcp, const char *directory, mgr_err *err)
-{
-    mgr_buf path = {0};
-    mgr_reader reader;
-    int rc = mgr_buf_fmt(&path, err, "%s/" METADATA, directory);
-    if (rc == MGR_OK)
-        rc = mgr_reader_open(&reader, path.data, err);
-    if (rc == MGR_OK) {
-        rc = mgr_dcp_read(dcp, &reader, sort_key, err);
-        mgr_reader_close(&reader);
-    }
-    mgr_buf_clear(&path);
-    return rc;
-}
-
-static int hold(void **held, const char *directory, const mgr_dcp **out, mgr_err *err)
-{
-    mgr_dcp *dcp = *held;
-    if (!dcp) {
-        MGR_TRY(mgr_alloc(&dcp, 1, sizeof *dcp, err));
-        const int rc = parse_metadata(dcp, directory, err);
-        if (rc != MGR_OK) {
-            forget(dcp);
-            return rc;
-        }
-        *held = dcp;
-    }
-    *out = dcp;
-    return MGR_OK;
 }
 
 /* ---- files ---- */
@@ -186,9 +145,9 @@ static int find_megatron_dist_source(const mgr_config *config, mgr_arena *arena,
     MGR_TRY(mgr_megatron_find_iteration(config->source.path, config->source.iteration, arena,
                                         &files->directory, err));
     MGR_TRY(check_kind(files->directory, arena, err));
-    MGR_TRY(hold(&files->held, files->directory, &dcp, err));
+    MGR_TRY(mgr_dcp_hold(&files->held, files->directory, sort_key, &dcp, err));
     MGR_TRY(mgr_arena_alloc(arena, &files->paths, (dcp->n_paths + 2) * sizeof *files->paths, err));
-    MGR_TRY(mgr_arena_fmt(arena, &files->paths[0], err, "%s/" METADATA, files->directory));
+    MGR_TRY(mgr_arena_fmt(arena, &files->paths[0], err, "%s/" MGR_DCP_METADATA, files->directory));
     MGR_TRY(mgr_arena_fmt(arena, &files->paths[1], err, "%s/" COMMON, files->directory));
     files->n = mgr_path_exists(files->paths[1]) ? 2 : 1;
     for (size_t i = 0; i < dcp->n_paths; i++)
@@ -199,47 +158,13 @@ static int find_megatron_dist_source(const mgr_config *config, mgr_arena *arena,
 
 /* ---- reading ---- */
 
-/* An item must be what .metadata says of its chunk, and plain: the elements one behind the other.
- */
-static int check_item(const mgr_reader *reader, const mgr_dcp_entry *e, const mgr_dcp_chunk *c,
-                      const mgr_stored *s, mgr_err *err)
-{
-    char is[128], said[128];
-    uint64_t stride = 1;
-    if (s->ndim != e->ndim || memcmp(s->shape, c->size, s->ndim * sizeof *s->shape) != 0)
-        return mgr_fail(err, MGR_ERR_FORMAT, "tensor '%s' in '%s' has shape %s, .metadata says %s",
-                        s->name, reader->name, mgr_dcp_place(s->ndim, s->shape, is, sizeof is),
-                        mgr_dcp_place(e->ndim, c->size, said, sizeof said));
-    if (s->dtype != e->dtype)
-        return mgr_fail(err, MGR_ERR_FORMAT,
-                        "tensor '%s' in '%s' has type %s, .metadata says another", s->name,
-                        reader->name, mgr_dtype_name(s->dtype));
-    for (uint32_t d = s->ndim; d-- > 0; stride *= s->shape[d])
-        if (s->shape[d] > 1 && s->stride[d] != stride)
-            return mgr_fail(err, MGR_ERR_UNSUPPORTED, "tensor '%s' in '%s' is not contiguous",
-                            s->name, reader->name);
-    return MGR_OK;
-}
-
 static int read_chunk(mgr_catalogue *cat, uint32_t file, const mgr_reader *reader,
-                      const mgr_dcp *dcp, const mgr_dcp_item *item, mgr_buf *name, mgr_err *err)
+                      const mgr_dcp *dcp, const mgr_dcp_item *item, mgr_err *err)
 {
-    const mgr_dcp_entry *const e = &dcp->entries[item->entry];
-    const mgr_dcp_chunk *const c = &dcp->chunks[item->chunk];
-    mgr_reader window;
-    name->len = 0;
-    MGR_TRY(mgr_megatron_dist_name(name, e->name, e->ndim, c->offset, err));
-    if (e->fp8) {
-        mgr_fail(err, MGR_ERR_UNSUPPORTED, "tensor '%s' of '%s': FP8 parameters are not supported",
-                 e->name, reader->name);
-        return mgr_hint(err, "save the checkpoint without --fp8-param-gather");
-    }
-    int rc = mgr_reader_window(&window, reader, item->offset, item->length, err);
-    if (rc == MGR_OK)
-        rc = mgr_torch_file_read_tensor(cat, file, &window, name->data, err);
-    if (rc != MGR_OK)
-        return mgr_wrap(err, "chunk '%.300s' at byte %" PRIu64, name->data, item->offset);
-    return check_item(reader, e, c, &cat->stored[cat->n_stored - 1], err);
+    const int rc = mgr_dcp_read_chunk(dcp, item, cat, file, reader, err);
+    return dcp->entries[item->entry].fp8
+               ? mgr_hint(err, "save the checkpoint without --fp8-param-gather")
+               : rc;
 }
 
 static int read_common(mgr_catalogue *cat, uint32_t file, const mgr_reader *reader,
@@ -261,25 +186,22 @@ static int read_items(mgr_catalogue *cat, uint32_t file, const mgr_reader *reade
                       const char *directory, void **held, mgr_err *err)
 {
     const mgr_dcp *dcp;
-    mgr_buf name = {0};
     size_t first, n;
-    MGR_TRY(hold(held, directory, &dcp, err));
+    MGR_TRY(mgr_dcp_hold(held, directory, sort_key, &dcp, err));
     mgr_dcp_items_of(dcp, strrchr(reader->name, '/') + 1, &first, &n);
     int rc = MGR_OK;
     for (size_t i = first; rc == MGR_OK && i < first + n; i++)
         rc = dcp->items[i].chunk == SIZE_MAX
                  ? read_common(cat, file, reader, directory, &dcp->items[i], err)
-                 : read_chunk(cat, file, reader, dcp, &dcp->items[i], &name, err);
-    mgr_buf_clear(&name);
+                 : read_chunk(cat, file, reader, dcp, &dcp->items[i], err);
     return rc;
 }
 
 static int count_skipped(mgr_catalogue *cat, const char *directory, void **held, mgr_err *err)
 {
     const mgr_dcp *dcp;
-    MGR_TRY(hold(held, directory, &dcp, err));
-    for (int k = 0; k < MGR_SKIP_COUNT; k++)
-        cat->skipped[k] += dcp->skipped[k];
+    MGR_TRY(mgr_dcp_hold(held, directory, sort_key, &dcp, err));
+    mgr_dcp_count_skipped(dcp, cat);
     return MGR_OK;
 }
 
@@ -289,7 +211,7 @@ static int read_file(mgr_catalogue *cat, uint32_t file, const mgr_reader *reader
     mgr_arena arena = {0};
     const char *directory;
     int rc = mgr_dirname(reader->name, &arena, &directory, err);
-    if (rc == MGR_OK && mgr_has_suffix(reader->name, "/" METADATA))
+    if (rc == MGR_OK && mgr_has_suffix(reader->name, "/" MGR_DCP_METADATA))
         rc = count_skipped(cat, directory, held, err);
     else if (rc == MGR_OK && mgr_has_suffix(reader->name, "/" COMMON))
         rc = mgr_torch_file_read_common(cat, file, reader, err);
@@ -361,7 +283,7 @@ const mgr_source_format mgr_source_megatron_dist = {
     .probe = probe_megatron_dist_source,
     .find = find_megatron_dist_source,
     .read = read_file,
-    .forget = forget,
+    .forget = mgr_dcp_forget,
     .describe = describe_megatron_dist_source,
     .layout = layout_megatron_dist_source,
     .summary = summary_megatron_dist_source,

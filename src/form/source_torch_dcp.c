@@ -8,11 +8,10 @@
 #include <string.h>
 
 #include "core/mem.h"
-#include "fmt/dcp.h"
 #include "fmt/json.h"
 #include "fmt/safetensors.h"
 #include "fmt/safetensors_pieces.h"
-#include "fmt/torch_file.h"
+#include "form/dcp_chunks.h"
 #include "form/format_keys.h"
 #include "form/huggingface_config_file.h"
 #include "form/source.h"
@@ -22,7 +21,6 @@
 #include "model/pieces.h"
 
 #define CONFIG "config.json"
-#define METADATA ".metadata"
 #define SHARDS "shard-*-model-*.safetensors"
 
 extern const mgr_source_format mgr_source_torch_dcp;
@@ -63,7 +61,7 @@ static bool probe_torch_dcp_source(const char *path)
     if (!mgr_is_dir(path) || has(path, "model.safetensors") ||
         has(path, "model.safetensors.index.json"))
         return false;
-    if (has(path, METADATA))
+    if (has(path, MGR_DCP_METADATA))
         return has(path, CONFIG) && !has(path, "metadata.json");
     const bool found = list_shards(path, &arena, &shards, &n, &ignored) == MGR_OK && n > 0;
     mgr_arena_clear(&arena);
@@ -76,44 +74,6 @@ static mgr_skip sort_key(const char *key, bool tensor)
     if (mgr_has_prefix(key, "optim"))
         return MGR_SKIP_OPTIMIZER;
     return tensor ? MGR_SKIP_COUNT : MGR_SKIP_OTHER;
-}
-
-static void forget(void *held)
-{
-    if (held)
-        mgr_dcp_clear(held);
-    mgr_free(held);
-}
-
-static int parse_metadata(mgr_dcp *dcp, const char *directory, mgr_err *err)
-{
-    mgr_buf path = {0};
-    mgr_reader reader;
-    int rc = mgr_buf_fmt(&path, err, "%s/" METADATA, directory);
-    if (rc == MGR_OK)
-        rc = mgr_reader_open(&reader, path.data, err);
-    if (rc == MGR_OK) {
-        rc = mgr_dcp_read(dcp, &reader, sort_key, err);
-        mgr_reader_close(&reader);
-    }
-    mgr_buf_clear(&path);
-    return rc;
-}
-
-static int hold(void **held, const char *directory, const mgr_dcp **out, mgr_err *err)
-{
-    mgr_dcp *dcp = *held;
-    if (!dcp) {
-        MGR_TRY(mgr_alloc(&dcp, 1, sizeof *dcp, err));
-        const int rc = parse_metadata(dcp, directory, err);
-        if (rc != MGR_OK) {
-            mgr_free(dcp);
-            return rc;
-        }
-        *held = dcp;
-    }
-    *out = dcp;
-    return MGR_OK;
 }
 
 /* The config.json that the user names, or that lies with the files or one folder above. */
@@ -156,55 +116,18 @@ static int find_torch_dcp_source(const mgr_config *config, mgr_arena *arena,
     MGR_TRY(mgr_arena_alloc(arena, &files->paths, sizeof *files->paths, err));
     MGR_TRY(find_config(config, root, arena, &files->paths[0], err));
     MGR_TRY(mgr_dirname(files->paths[0], arena, &files->directory, err));
-    if (has(root, METADATA)) {
-        MGR_TRY(hold(&files->held, root, &dcp, err));
-        return add_files(root, METADATA, dcp->paths, dcp->n_paths, arena, files, err);
+    if (has(root, MGR_DCP_METADATA)) {
+        MGR_TRY(mgr_dcp_hold(&files->held, root, sort_key, &dcp, err));
+        return add_files(root, MGR_DCP_METADATA, dcp->paths, dcp->n_paths, arena, files, err);
     }
     MGR_TRY(list_shards(root, arena, &shards, &n, err));
     if (n == 0)
-        return mgr_fail(err, MGR_ERR_NOT_FOUND, "neither '" METADATA "' nor '" SHARDS "' in '%s'",
-                        root);
+        return mgr_fail(err, MGR_ERR_NOT_FOUND,
+                        "neither '" MGR_DCP_METADATA "' nor '" SHARDS "' in '%s'", root);
     return add_files(root, NULL, shards, n, arena, files, err);
 }
 
 /* ---- headers ---- */
-
-static int check_item(const mgr_reader *reader, const mgr_dcp_entry *e, const mgr_dcp_chunk *c,
-                      const mgr_stored *s, mgr_err *err)
-{
-    uint64_t stride = 1;
-    bool plain = true;
-    for (uint32_t d = s->ndim; d-- > 0; stride *= s->shape[d])
-        plain = plain && (s->shape[d] <= 1 || s->stride[d] == stride);
-    if (s->ndim == e->ndim && s->dtype == e->dtype && plain &&
-        memcmp(s->shape, c->size, s->ndim * sizeof *s->shape) == 0)
-        return MGR_OK;
-    return mgr_fail(err, plain ? MGR_ERR_FORMAT : MGR_ERR_UNSUPPORTED, "tensor '%s' in '%s' %s",
-                    s->name, reader->name,
-                    plain ? "is not what .metadata says" : "is not contiguous");
-}
-
-static int read_chunk(mgr_catalogue *cat, uint32_t file, const mgr_reader *reader,
-                      const mgr_dcp *dcp, const mgr_dcp_item *item, mgr_err *err)
-{
-    const mgr_dcp_entry *const e = &dcp->entries[item->entry];
-    const mgr_dcp_chunk *const c = &dcp->chunks[item->chunk];
-    mgr_buf name = {0};
-    mgr_reader window;
-    if (e->fp8)
-        return mgr_fail(err, MGR_ERR_UNSUPPORTED,
-                        "tensor '%s' of '%s' is in FP8, which is not supported", e->name,
-                        reader->name);
-    int rc = mgr_megatron_dist_name(&name, e->name, e->ndim, c->offset, err);
-    if (rc == MGR_OK)
-        rc = mgr_reader_window(&window, reader, item->offset, item->length, err);
-    if (rc == MGR_OK)
-        rc = mgr_torch_file_read_tensor(cat, file, &window, name.data, err);
-    if (rc == MGR_OK)
-        rc = check_item(reader, e, c, &cat->stored[cat->n_stored - 1], err);
-    mgr_buf_clear(&name);
-    return rc;
-}
 
 static int read_items(mgr_catalogue *cat, uint32_t file, const mgr_reader *reader, void **held,
                       mgr_err *err)
@@ -215,15 +138,14 @@ static int read_items(mgr_catalogue *cat, uint32_t file, const mgr_reader *reade
     size_t first = 0, n = 0;
     int rc = mgr_dirname(reader->name, &arena, &directory, err);
     if (rc == MGR_OK)
-        rc = hold(held, directory, &dcp, err);
-    if (rc == MGR_OK && mgr_has_suffix(reader->name, "/" METADATA))
-        for (int k = 0; k < MGR_SKIP_COUNT; k++)
-            cat->skipped[k] += dcp->skipped[k];
+        rc = mgr_dcp_hold(held, directory, sort_key, &dcp, err);
+    if (rc == MGR_OK && mgr_has_suffix(reader->name, "/" MGR_DCP_METADATA))
+        mgr_dcp_count_skipped(dcp, cat);
     else if (rc == MGR_OK)
         mgr_dcp_items_of(dcp, strrchr(reader->name, '/') + 1, &first, &n);
     for (size_t i = first; rc == MGR_OK && i < first + n; i++)
         if (dcp->items[i].chunk != SIZE_MAX)
-            rc = read_chunk(cat, file, reader, dcp, &dcp->items[i], err);
+            rc = mgr_dcp_read_chunk(dcp, &dcp->items[i], cat, file, reader, err);
     mgr_arena_clear(&arena);
     return rc;
 }
@@ -342,7 +264,7 @@ const mgr_source_format mgr_source_torch_dcp = {
     .probe = probe_torch_dcp_source,
     .find = find_torch_dcp_source,
     .read = read_torch_dcp_file,
-    .forget = forget,
+    .forget = mgr_dcp_forget,
     .describe = describe_torch_dcp_source,
     .opaque = opaque,
     .layout = layout_torch_dcp_source,

@@ -62,6 +62,9 @@ typedef struct mgr_target_format {
     void (*release)(void *state); /* NULL-safe */
 } mgr_target_format;
 
+/* All of them, NULL behind the last: the programs' (form/target_table.c), or those that libmgr.so
+ * has (lib/settings.c). */
+extern const mgr_target_format *const mgr_target_table[];
 const mgr_target_format *mgr_target_find(const char *name);
 const mgr_target_format *mgr_target_at(size_t idx);
 

@@ -12,24 +12,16 @@ extern const mgr_target_format mgr_target_megatron_dist;
 extern const mgr_target_format mgr_target_huggingface;
 extern const mgr_target_format mgr_target_deepspeed;
 
-/* Those of form/target.c but for HDF5's, whose library asks for MPI. */
-static const mgr_target_format *const table[] = {
-    &mgr_target_huggingface,    &mgr_target_moe_recipes,   &mgr_target_mixtral,
-    &mgr_target_megatron_torch, &mgr_target_megatron_dist, &mgr_target_deepspeed,
+/* Those of form/target_table.c but for HDF5's, whose library asks for MPI. */
+const mgr_target_format *const mgr_target_table[] = {
+    &mgr_target_huggingface,
+    &mgr_target_moe_recipes,
+    &mgr_target_mixtral,
+    &mgr_target_megatron_torch,
+    &mgr_target_megatron_dist,
+    &mgr_target_deepspeed,
+    NULL,
 };
-
-const mgr_target_format *mgr_target_at(size_t idx)
-{
-    return idx < sizeof table / sizeof table[0] ? table[idx] : NULL;
-}
-
-const mgr_target_format *mgr_target_find(const char *name)
-{
-    for (size_t i = 0; mgr_target_at(i); i++)
-        if (strcmp(mgr_target_at(i)->name, name) == 0)
-            return mgr_target_at(i);
-    return NULL;
-}
 
 static int set_path(char *field, size_t size, const char *path, mgr_err *err)
 {

@@ -243,10 +243,11 @@ static int check_draws(const experts *x, mgr_rows *in, uint64_t i, uint32_t laye
     return MGR_OK;
 }
 
+/* Are the ledger's moments those of what was drawn? Not of what was scaled then. */
 static bool was_drawn(const experts *x)
 {
-    return strcmp(x->config.upcycle.method, "drop") == 0 &&
-           strcmp(x->config.upcycle.scale, "none") == 0;
+    const mgr_method *const method = mgr_method_find(x->config.upcycle.method);
+    return method && method->needs_moments && strcmp(x->config.upcycle.scale, "none") == 0;
 }
 
 /* Moments are looked at of one expert in each layer. */
@@ -272,11 +273,14 @@ static int check_all(const experts *x, mgr_rows *in, mgr_err *err)
 static int add_fact(const experts *x, mgr_err *err)
 {
     char text[200];
+    const mgr_model *const model = &x->view->tensors.model;
     uint32_t least = UINT32_MAX, most = 0;
-    for (uint64_t i = 0; i < x->of_layers * MATRICES; i++) {
-        least = x->wanted[i] < least ? x->wanted[i] : least;
-        most = x->wanted[i] > most ? x->wanted[i] : most;
-    }
+    for (uint32_t layer = 0; layer < model->layers; layer++)
+        for (size_t m = 0; m < MATRICES && mgr_model_is_moe(model, layer); m++) {
+            const uint32_t chosen = of_layer(x, layer)[m];
+            least = has_matrix(x, m) && chosen < least ? chosen : least;
+            most = has_matrix(x, m) && chosen > most ? chosen : most;
+        }
     const int n =
         snprintf(text, sizeof text, "%llu in %llu layers, %s, %llu", (unsigned long long)x->n,
                  (unsigned long long)x->layers, x->selects ? "no two alike" : "copies",

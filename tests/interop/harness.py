@@ -33,6 +33,16 @@ def convert(
     return target
 
 
+def construct(scratch, source, how, name="out", np=2, status=0, options=(), **more):
+    """Run the program with these keys of its section upcycle; return the output's folder, and how the run ended."""
+    out = scratch / f"Mixtral-{name}"
+    more = {"target__dtype": "source", **more, **{f"upcycle__{key}": value for key, value in how.items()}}
+    config = runner.write_config(scratch / f"{name}.yaml", source, out, **more)
+    result = runner.upcycle(config, np=np, options=options)
+    assert result.status == status, str(result)
+    return out, result
+
+
 def read_index(out):
     """{tensor: file} of an output, from its index or its only file."""
     index = out / "model.safetensors.index.json"

@@ -9,7 +9,9 @@ import torch
 import harness
 import real_models
 import runner
-from test_lists import MIXTURE, SIZES, logits, run
+from harness import construct as run
+from real_models import SIZES, logits
+from test_lists import MIXTURE
 
 DENSE = dict(method="concatenate", ratio=None, experts=None, top_k=None)
 

@@ -12,10 +12,8 @@ import transformers
 import harness
 import runner
 import upcycle_oracle as oracle
+from real_models import logits
 
-transformers.utils.logging.disable_progress_bar()
-torch.set_num_threads(1)  # tiny models: a second thread only waits
-IDS = torch.arange(24).reshape(1, 24) * 7 % 61
 SEED, EXPERTS, TOP, WIDTH, HIDDEN = 99, 8, 2, 20, 32
 SIZES = dict(
     vocab_size=64, hidden_size=HIDDEN, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2,
@@ -29,11 +27,6 @@ KINDS = {
         mlp_only_layers=[1],
     ),
 }  # fmt: skip
-
-
-def logits(lm):
-    with torch.no_grad():
-        return lm(IDS).logits
 
 
 @pytest.fixture(scope="module")

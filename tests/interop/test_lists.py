@@ -14,23 +14,11 @@ import megatron_like as ml
 import real_models
 import runner
 import upcycle_oracle as oracle
+from harness import construct as run
+from real_models import SIZES, logits
 
-torch.set_num_threads(1)  # tiny models: a second thread only waits
-IDS = torch.arange(24).reshape(1, 24) * 7 % 61
-SIZES = dict(
-    vocab_size=64, hidden_size=32, intermediate_size=48, num_hidden_layers=3, num_attention_heads=4,
-    num_key_value_heads=2, head_dim=16, max_position_embeddings=64, attn_implementation="eager",
-)  # fmt: skip
 MIXTURE = dict(num_experts=6, num_experts_per_tok=2, moe_intermediate_size=24, norm_topk_prob=True, mlp_only_layers=[0])
 SHAPE = ml.Shape(layers=2, hidden=64, ffn=96, heads=4, kv_heads=4, head_dim=16, vocab=128)
-
-
-def run(scratch, source, how, status=0, np=2, name="out", **more):
-    out = scratch / f"Mixtral-{name}"
-    more = {"target__dtype": "source", **more, **{f"upcycle__{k}": v for k, v in how.items()}}
-    result = runner.upcycle(runner.write_config(scratch / f"{name}.yaml", source, out, **more), np=np)
-    assert result.status == status, str(result)
-    return out, result
 
 
 def write(path, name, lists):
@@ -40,11 +28,6 @@ def write(path, name, lists):
         with h5py.File(path, "w", libver="latest") as file:
             file.create_dataset(name, data=np.asarray(lists), dtype=np.int32 if len(np.shape(lists)) == 3 else np.int64)
     return str(path)
-
-
-def logits(lm):
-    with torch.no_grad():
-        return lm(IDS).logits
 
 
 @pytest.mark.parametrize("suffix,per_layer", [("json", True), ("h5", False)])

@@ -18,14 +18,8 @@ import harness
 import real_models
 import runner
 import test_megatron_moe as moe
+from real_models import SIZES, logits
 
-transformers.utils.logging.disable_progress_bar()
-torch.set_num_threads(1)  # tiny models: a second thread only waits
-IDS = torch.arange(24).reshape(1, 24) * 7 % 61
-SIZES = dict(
-    vocab_size=64, hidden_size=32, intermediate_size=48, num_hidden_layers=3, num_attention_heads=4,
-    num_key_value_heads=2, head_dim=16, max_position_embeddings=64, attn_implementation="eager",
-)  # fmt: skip
 NAIVE = dict(method="naive", ratio=None, experts=8, top_k=4)
 SLICES = dict(NAIVE, slices=4)
 GROUPS = dict(SLICES, router="virtual-groups")
@@ -70,11 +64,6 @@ CELLS = [
 
 def real(kind):
     return real_models.born(kind, SIZES)
-
-
-def logits(lm):
-    with torch.no_grad():
-        return lm(IDS).logits
 
 
 class World:

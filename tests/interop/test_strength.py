@@ -72,13 +72,9 @@ def dense(module_scratch):
     return model, {tp: ml.save(model, SHAPE, module_scratch / f"tp{tp}", tp, 1) for tp in (1, 2)}
 
 
-def run(scratch, source, how, name="out", np=2, status=0, **more):
-    out = scratch / f"Mixtral-{name}"
+def run(scratch, source, how, name="out", **more):
     how = {"ratio": None, "experts": EXPERTS, "seed": SEED, **how}
-    more = {"target__dtype": "source", "model__vocab_size": 128, **more, **{f"upcycle__{k}": v for k, v in how.items()}}
-    result = runner.upcycle(runner.write_config(scratch / f"{name}.yaml", source, out, **more), np=np)
-    assert result.status == status, str(result)
-    return out, result
+    return harness.construct(scratch, source, how, name, **{"model__vocab_size": 128, **more})
 
 
 @pytest.mark.parametrize("name", CASES)
