@@ -12,7 +12,6 @@ import tempfile
 
 import pytest
 import torch
-import transformers
 
 import harness
 import real_models
@@ -118,11 +117,9 @@ class World:
             return step, harness.relative_difference(moe.logits(to), dense)
         source, dense = self.of_transformers(name)
         out, step = self.run(upcycle, source, target__format="huggingface")
-        lm, info = transformers.AutoModelForCausalLM.from_pretrained(
-            out, dtype=torch.float32, attn_implementation="eager", output_loading_info=True
-        )
-        assert lm.config.model_type == name and not any(info.values()), info
-        return step, harness.relative_difference(logits(lm.eval()), dense)
+        lm = real_models.load(out)
+        assert lm.config.model_type == name
+        return step, harness.relative_difference(logits(lm), dense)
 
 
 def row(cell, error):
