@@ -5,7 +5,7 @@
 const mgr_target_format *mgr_target_at(size_t idx)
 {
     size_t n = 0;
-    while (mgr_target_table[n] && n < idx)
+    while (n < idx && mgr_target_table[n])
         n++;
     return mgr_target_table[n];
 }
