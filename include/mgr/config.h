@@ -40,6 +40,7 @@ typedef struct mgr_config_source {
     char config[MGR_CONFIG_TEXT]; /* config.json, where a format has none */
     char weights[16];             /* masters | copies */
     char unknown[16];             /* refuse | warn */
+    char mtp[16];                 /* keep | drop */
     bool allow_nonfinite;
     bool sha256;
 } mgr_config_source;

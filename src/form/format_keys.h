@@ -12,6 +12,9 @@
 #define MGR_ROW_UNKNOWN \
     MGR_ROW_CHOICE("source.unknown", source.unknown, "refuse", "refuse|warn", \
                    "a setting of the checkpoint that this program does not know")
+#define MGR_ROW_MTP \
+    MGR_ROW_CHOICE("source.mtp", source.mtp, "keep", "keep|drop", \
+                   "layers for multi-token prediction: drop leaves them out")
 #define MGR_ROW_SOURCE_CONFIG \
     MGR_ROW_PATH("source.config", source.config, "", \
                  "config.json of the model, or the folder with it and its tokenizer")

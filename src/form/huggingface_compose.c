@@ -5,6 +5,7 @@
 #include "fmt/json.h"
 #include "model/huggingface_keys.h"
 #include "model/huggingface_passed.h"
+#include "model/mtp.h"
 
 /* What a composition is made of. */
 typedef struct composition {
@@ -199,6 +200,18 @@ static void want_token(const composition *c, const char *key, int64_t said, int6
         json_object_set_new(c->derived, key, json_null());
 }
 
+/* Layers that were left out are not counted. */
+static void want_no_mtp(const composition *c)
+{
+    const char *key;
+    json_t *value;
+    json_object_foreach(c->base, key, value)
+    {
+        if (mgr_mtp_is_dropped(c->out->config) && mgr_mtp_is_count(key) && json_is_integer(value))
+            json_object_set_new(c->derived, key, json_integer(0));
+    }
+}
+
 static void want(const composition *c, const mgr_tokenizer_facts *tokens)
 {
     const mgr_config *const config = c->out->config;
@@ -209,6 +222,7 @@ static void want(const composition *c, const mgr_tokenizer_facts *tokens)
         want_too(c, "num_experts", "num_local_experts");
     want_window(c);
     want_layers(c);
+    want_no_mtp(c);
     if (scaling && !json_object_get(c->derived, "rope_scaling") && !is_plain_rope(scaling))
         json_object_set_new(c->derived, "rope_scaling", json_null());
     want_token(c, "bos_token_id", config->model.bos_token_id,
@@ -248,6 +262,7 @@ static int compose_passed(composition *c)
         return mgr_fail(c->err, MGR_ERR_NOT_FOUND,
                         "there is no config.json of a model that is passed through unread");
     want_sibling(c);
+    want_no_mtp(c);
     json_object_foreach(c->base, key, value)
     {
         const bool type = strcmp(key, "dtype") == 0 || strcmp(key, "torch_dtype") == 0;

@@ -2,6 +2,8 @@
 
 #include <string.h>
 
+#include "model/mtp.h"
+
 extern const mgr_source_format mgr_source_megatron_dist;
 extern const mgr_source_format mgr_source_megatron_torch;
 extern const mgr_source_format mgr_source_deepspeed;
@@ -45,6 +47,8 @@ int mgr_source_lay_out(const mgr_source_format *format, mgr_catalogue *cat,
                        mgr_layout *layout, mgr_err *err)
 {
     mgr_model model;
+    if (mgr_mtp_is_dropped(config))
+        mgr_mtp_drop(cat);
     MGR_TRY(format->describe(cat, config, state, &model, err));
     MGR_TRY(mgr_tensors_init(tensors, &model, err));
     if (format->opaque)

@@ -505,7 +505,7 @@ static void release_huggingface_source(void *state)
     mgr_free(state);
 }
 
-static const mgr_key keys[] = {MGR_ROW_UNKNOWN};
+static const mgr_key keys[] = {MGR_ROW_UNKNOWN, MGR_ROW_MTP};
 
 const mgr_source_format mgr_source_huggingface = {
     .name = "huggingface",

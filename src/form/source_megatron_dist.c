@@ -266,6 +266,7 @@ static int summary_megatron_dist_source(const void *opaque, mgr_buf *out, mgr_er
 static const mgr_key keys[] = {
     MGR_ROW_SOURCE_ITERATION,
     MGR_ROW_UNKNOWN,
+    MGR_ROW_MTP,
     MGR_ROW_BOOL("source.sha256", source.sha256, "false",
                  "compare every file with integrity.json; reads the source once more"),
 };

@@ -351,6 +351,7 @@ static int summary_megatron_torch_source(const void *opaque, mgr_buf *out, mgr_e
 static const mgr_key keys[] = {
     MGR_ROW_SOURCE_ITERATION,
     MGR_ROW_UNKNOWN,
+    MGR_ROW_MTP,
     MGR_ROW_UINT("model.tensor_parallel", model.tensor_parallel, "0", 0, MGR_MOST_PARTS,
                  "tensor parallel size of the source"),
     MGR_ROW_UINT("model.pipeline_parallel", model.pipeline_parallel, "0", 0, MGR_MOST_PARTS,

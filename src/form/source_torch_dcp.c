@@ -255,6 +255,7 @@ static int review_torch_dcp_source(const void *state, const mgr_catalogue *cat,
 
 static const mgr_key keys[] = {
     MGR_ROW_UNKNOWN,
+    MGR_ROW_MTP,
     MGR_ROW_SOURCE_CONFIG,
 };
 

@@ -11,6 +11,7 @@
 #include "model/huggingface_keys.h"
 #include "model/huggingface_passed.h"
 #include "model/huggingface_t5.h"
+#include "model/mtp.h"
 
 /* A class without a row is passed through, unless it is known to be none that can be. */
 static int pass_type(mgr_hf_evidence *ev, const char *type, mgr_err *err)
@@ -183,11 +184,10 @@ static int layer_sizes(const mgr_hf_evidence *ev, mgr_model *m, mgr_err *err)
 {
     const mgr_attr *const said = mgr_hf_arg(ev, "num_hidden_layers");
     const uint64_t found = count_layers(ev);
-    if ((ev->kind->keys & MGR_HF_KEY_GROUPED) && said && said->i > 0 && found > (uint64_t)said->i)
-        return mgr_fail(err, MGR_ERR_UNSUPPORTED,
-                        "'%s' has layers for multi-token prediction behind its %lld layers "
-                        "('model.layers.%llu...'), which are not supported",
-                        mgr_hf_path(ev), (long long)said->i, (unsigned long long)(found - 1));
+    const bool behind = (ev->kind->keys & MGR_HF_KEY_GROUPED) && said && said->i > 0;
+    const mgr_stored *const mtp = mgr_mtp_find(ev->cat, behind ? (uint64_t)said->i : 0);
+    if (mtp)
+        return mgr_mtp_refuse(ev->cat, mtp, err);
     return mgr_hf_whole(ev,
                         (mgr_hf_size){"num_hidden_layers", "model.num_layers", 0,
                                       ev->config->model.num_layers, found},

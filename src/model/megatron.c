@@ -494,6 +494,18 @@ static int first_chunk(const place *p, mgr_err *err)
                       err);
 }
 
+/* Layers for multi-token prediction, which are dropped, had an embedding in the last stage. */
+static int embedding_for_mtp(const place *p, mgr_err *err)
+{
+    char name[NAME_MAX_BYTES];
+    make_name(p, embedding_names[0], false, name);
+    if (p->layout->declare || p->mg->pipeline_parallel == 1 ||
+        !mgr_layout_has(p->layout, p->file, name))
+        return MGR_OK;
+    return vocabulary(p, MGR_ROLE_EMBEDDING, embedding_names,
+                      2 * p->mg->expert_parallel + p->copy_of_part, err);
+}
+
 /* Tied embeddings: with one stage there is no output layer; with more, the last stage holds its own
  * copy of the embedding, which must be equal to it. */
 static int last_chunk(place *p, mgr_err *err)
@@ -503,6 +515,7 @@ static int last_chunk(place *p, mgr_err *err)
     if (p->mg->names == MGR_NAMES_TE)
         MGR_TRY(object(p, "decoder.final_layernorm._extra_state", err));
     MGR_TRY(object(p, "output_layer._extra_state", err)); /* also where it has no weight */
+    MGR_TRY(embedding_for_mtp(p, err));
     if (!p->model->tied)
         return vocabulary(p, MGR_ROLE_LM_HEAD, output_names, p->copy_of_part, err);
     if (p->mg->pipeline_parallel > 1) /* behind all copies that first stages hold */

@@ -10,6 +10,7 @@
 #include "model/megatron_families.h"
 #include "model/megatron_fields.h"
 #include "model/megatron_hybrid.h"
+#include "model/mtp.h"
 
 #define MAX_EXPERTS 65536
 
@@ -86,6 +87,8 @@ static int check_field(const evidence *ev, const mgr_attr *a, mgr_err *err)
         return MGR_OK;
     mgr_fail(err, MGR_ERR_UNSUPPORTED, "'%s' has %s (args.%s is %s), which is not supported",
              path(ev), f.what, name, shown);
+    if (mgr_mtp_is_arg(a->key))
+        return mgr_hint(err, MGR_MTP_HINT);
     return f.rule == MGR_FIELD_KEPT
                ? mgr_hint(err, "only 'mode: reshard' from Megatron to Megatron keeps it%s",
                           ev->hybrid ? ", from a HybridModel to 'target.dist_keys: hybrid'" : "")

@@ -4,6 +4,8 @@
 
 #include <string.h>
 
+#include "model/mtp.h"
+
 static const struct {
     const char *part, *what;
 } families[] = {
@@ -26,5 +28,6 @@ int mgr_megatron_families_check(const mgr_catalogue *cat, mgr_err *err)
                     "'%s' is of %s ('%s'), which is not supported in Megatron's formats",
                     cat->files[s->file].path, families[k].what, s->name);
         }
-    return MGR_OK;
+    const mgr_stored *const mtp = mgr_mtp_find(cat, 0);
+    return mtp ? mgr_mtp_refuse(cat, mtp, err) : MGR_OK;
 }

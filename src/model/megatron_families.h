@@ -7,7 +7,8 @@
 
 #include "mgr/catalogue.h"
 
-/* Refuse, by name, T5, vision transformers and what has a vision tower. Pure. */
+/* Refuse, by name, T5, vision transformers, what has a vision tower, and layers for multi-token
+ * prediction. Pure. */
 int mgr_megatron_families_check(const mgr_catalogue *cat, mgr_err *err) MGR_NODISCARD;
 
 #endif

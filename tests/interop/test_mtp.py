@@ -1,0 +1,148 @@
+"""Layers for multi-token prediction: moved where all else is moved unread, else refused with the way on, and left
+out with `source.mtp: drop`. What is left is the model, to real transformers and by Megatron-LM's own logits."""
+
+import json
+
+import pytest
+import torch
+import torch.distributed.checkpoint as dcp
+from safetensors.torch import load_file, save_file
+
+import harness
+import real_models
+import runner
+import test_families as families
+import test_passed as passed
+import trainer
+
+RESHARD = dict(mode="reshard", upcycle=None)
+DROP = dict(RESHARD, source__mtp="drop")
+GLM = dict(
+    families.SIZES, head_dim=16, n_routed_experts=4, num_experts_per_tok=2, moe_intermediate_size=20,
+    num_mtp_layers=1,
+)  # fmt: skip
+ERNIE = dict(families.SIZES, **families.ERNIE)
+
+
+def behind(tensors, layers):
+    """A layer behind the last, as DeepSeek-V3 and GLM-4.5 are published with."""
+    last, new = f"model.layers.{layers - 1}.", f"model.layers.{layers}."
+    width = tensors["model.norm.weight"].numel()
+    more = {new + n[len(last) :]: t * 2 for n, t in tensors.items() if n.startswith(last)}
+    more |= {new + n: torch.randn(width) for n in ("enorm.weight", "hnorm.weight", "shared_head.norm.weight")}
+    more |= {new + "eh_proj.weight": torch.randn(width, 2 * width)}
+    return more | {new + n: tensors["lm_head.weight"] * 3 for n in ("embed_tokens.weight", "shared_head.head.weight")}
+
+
+def named(tensors, layers):
+    """As Ernie 4.5, Qwen3-Next and others name them."""
+    return {"model.mtp_block.0.mlp.up_proj.weight": torch.randn(6, 4), "mtp.fc.weight": torch.randn(4, 8)}
+
+
+KINDS = {
+    "glm4_moe": (lambda: real_models.born("Glm4Moe", GLM), behind, "num_nextn_predict_layers"),
+    "ernie4_5_moe": (lambda: real_models.born("Ernie4_5_Moe", ERNIE), named, "num_nextn_predict_layers"),
+    "deepseek_v3": (lambda: passed.born("DeepseekV3", passed.MIXTURES["DeepseekV3"]), behind, "num_nextn_predict_layers"),
+}
+
+
+def published(folder, kind):
+    """A model in folder / "a", and the same with such a layer in folder / "b"."""
+    make, more, key = KINDS[kind]
+    lm = make()
+    lm.save_pretrained(folder / "a")
+    tensors = load_file(folder / "a" / "model.safetensors")
+    config = json.loads((folder / "a" / "config.json").read_text())
+    config.pop("num_mtp_layers", None)
+    (folder / "b").mkdir()
+    for at, part in enumerate((tensors, more(tensors, lm.config.num_hidden_layers))):
+        save_file({n: t.contiguous() for n, t in part.items()}, folder / "b" / f"{at}.safetensors", {"format": "pt"})
+        index = {n: f"{at}.safetensors" for n in part} | (index if at else {})
+    (folder / "b" / "model.safetensors.index.json").write_text(json.dumps({"weight_map": index}))
+    (folder / "b" / "config.json").write_text(json.dumps({**config, key: 1}))
+    return lm, key
+
+
+def config_of(folder):
+    return json.loads((folder / "config.json").read_text())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_dropped_it_is_the_model_without(scratch, kind):
+    lm, key = published(scratch, kind)
+    result = families.run(scratch, scratch / "b", "out", **DROP)
+    assert result.status == 0 and f"{len(index(scratch)) - len(families.tensors(scratch / 'a'))} other" in result.out, str(result)
+    families.same_tensors(scratch / "a", scratch / "out")
+    assert config_of(scratch / "out")[key] == 0
+    assert torch.equal(families.logits(real_models.load(scratch / "out")), families.logits(lm))
+    families.reshard(scratch, scratch / "b", "h5", source__mtp="drop", target__format="hdf5")
+    families.same_tensors(scratch / "a", families.reshard(scratch, scratch / "h5", "back"))
+    assert config_of(scratch / "back")[key] == 0
+
+
+def index(scratch):
+    return json.loads((scratch / "b" / "model.safetensors.index.json").read_text())["weight_map"]
+
+
+@pytest.mark.parametrize("kind", ["glm4_moe", "ernie4_5_moe"])
+def test_what_cannot_carry_it_names_the_key(scratch, kind):
+    published(scratch, kind)
+    for format in ("huggingface", "hdf5", "megatron-dist"):
+        result = families.run(scratch, scratch / "b", "no", **RESHARD, target__format=format)
+        assert result.status == runner.DATA and "multi-token prediction" in result.err, str(result)
+        assert "set 'source.mtp: drop'" in result.err and not (scratch / "no").exists(), str(result)
+
+
+def test_what_is_moved_unread_carries_it(scratch):
+    published(scratch, "deepseek_v3")
+    passed.there_and_back(scratch, scratch / "b")
+    assert len(families.tensors(scratch / "back")) == len(index(scratch))
+
+
+def test_of_torch_dcp_too(scratch):
+    published(scratch, "glm4_moe")
+    dcp.save(families.tensors(scratch / "b"), checkpoint_id=scratch / "dcp", no_dist=True)
+    (scratch / "dcp" / "config.json").write_text((scratch / "b" / "config.json").read_text())
+    result = families.run(scratch, scratch / "dcp", "no", **RESHARD)
+    assert result.status == runner.DATA and "set 'source.mtp: drop'" in result.err, str(result)
+    families.convert(scratch, scratch / "dcp", "out", **DROP)
+    families.same_tensors(scratch / "a", scratch / "out")
+
+
+def test_who_has_no_such_key_says_so(scratch):
+    published(scratch, "glm4_moe")
+    families.reshard(scratch, scratch / "a", "h5", target__format="hdf5")
+    result = families.run(scratch, scratch / "h5", "no", **DROP)
+    assert result.status == runner.CONFIG and "source.mtp" in result.err, str(result)
+
+
+# ---- Megatron
+
+
+@pytest.fixture(scope="module")
+def saved(module_scratch):
+    """Models that Megatron-LM itself saved with such layers, on two stages of two ranks; their logits."""
+    split = ["--tensor-model-parallel-size", "2", "--pipeline-model-parallel-size", "2"]
+    cli = [*trainer.DENSE, *split, "--mtp-num-layers", "1"]
+    steps = [
+        {"do": "save", "to": module_scratch / name, "format": name, "logits": module_scratch / f"{name}.pt", "cli": cli}
+        for name in ("torch", "torch_dist")
+    ]
+    with trainer.started(module_scratch) as judge:
+        judge.run(4, *steps)
+    return {step["to"].name: (step["to"], torch.load(step["logits"])) for step in steps}
+
+
+@pytest.mark.parametrize("name", ["torch", "torch_dist"])
+def test_megatron(scratch, saved, name):
+    source, said = saved[name]
+    model = {"vocab_size": trainer.VOCAB}
+    result = families.run(scratch, source, "no", **RESHARD, model=model)
+    assert result.status == runner.DATA and "multi-token prediction" in result.err, str(result)
+    assert "set 'source.mtp: drop'" in result.err, str(result)
+    out = families.convert(scratch, source, "out", **DROP, model=model)
+    with torch.no_grad():
+        got = real_models.load(out)(said["ids"]).logits
+    assert harness.relative_difference(got, said["logits"]) < 2e-5
+    again = families.convert(scratch, source, "dist", **DROP, model=model, target__format="megatron-dist")
+    families.same_tensors(out, families.reshard(scratch, again, "back", model=model))
