@@ -78,6 +78,9 @@ typedef struct mgr_config {
         char cut[16];          /* slices | shuffled */
         char scale[16];        /* none | published | exact */
         bool router_pre_softmax;
+        char shared_expert[16]; /* none | whole | half | slices */
+        uint64_t shared_slices; /* of 'slices' */
+        bool shared_gate;       /* the shared expert has a gate */
         char router_file[MGR_CONFIG_TEXT];
         char experts_from[MGR_CONFIG_TEXT]; /* "0-3,7"; empty: all, as often as it takes */
         char experts_file[MGR_CONFIG_TEXT]; /* the same for each layer */

@@ -69,6 +69,10 @@ const char *mgr_role_name(mgr_role role);
 bool mgr_role_is_ffn(mgr_role role);
 /* Is it the weight of a norm? */
 bool mgr_role_is_norm(mgr_role role);
+
+/* Is it one of a shared expert's matrices; and which of an FFN's it is then. Pure. */
+bool mgr_role_is_shared(mgr_role role);
+mgr_role mgr_role_unshared(mgr_role role);
 /* Is it gate, up or down? */
 bool mgr_role_is_matrix(mgr_role role);
 

@@ -30,6 +30,7 @@ typedef enum mgr_op {
     MGR_OP_AVERAGE, /* the mean of `source` and of the same tensor of all other sources */
     MGR_OP_EXPERT,  /* by the upcycling method from the dense `source` */
     MGR_OP_JOINED,  /* the same, and the columns of experts that stand side by side are scaled */
+    MGR_OP_SHARED,  /* a shared expert's of the dense `source` */
     MGR_OP_ROWS,    /* rows of `source`, each for the experts that are made of its expert */
     MGR_OP_ROUTER,  /* by the router init */
     MGR_OP_ZERO,    /* zeros: a bias that training starts anew */

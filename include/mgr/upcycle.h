@@ -9,7 +9,8 @@
  * [F, H], a column of down [H, F]. The *source* is the FFN of the checkpoint that is read, of F
  * neurons; the *expert* is what is made of it, of w neurons, each of which has its *origin*: the
  * neuron of the source that it comes from. Copies of the source are laid end to end without end,
- * and expert e is cut from neuron e * w of them on: where w divides F, slice e mod F/w.
+ * and expert e is cut from neuron e * w of them on: where w divides F, slice e mod F/w. Neurons
+ * that a shared expert alone has are set aside before that.
  */
 #ifndef MGR_UPCYCLE_H
 #define MGR_UPCYCLE_H
@@ -40,6 +41,8 @@ typedef struct mgr_recipe {
     uint64_t seed;
     uint32_t source_width;         /* F */
     uint32_t width;                /* w, of an expert */
+    uint32_t set_aside;            /* the first neurons of the source that no expert is cut from */
+    float part;                    /* of the dense FFN's output that the experts are to have */
     uint32_t n_selected;           /* |S| = floor(ratio * w), the most of all of these: */
     const uint32_t *counts;        /* [layer][matrix], by layer key; NULL: all the same */
     bool shuffle;                  /* an expert's neurons are permuted, by a key of its own */
@@ -56,6 +59,9 @@ typedef struct mgr_recipe {
     uint32_t lists;          /* of `from` or `neurons`; 0 and 1: one for all layers */
     const uint32_t *list_of; /* [layer key]: which list; NULL: the first */
 } mgr_recipe;
+
+/* Neurons of the source that experts are cut from. Pure. */
+uint32_t mgr_recipe_cut_width(const mgr_recipe *recipe);
 
 /* Of which FFNs the experts of a layer (its key) are made: [experts], or NULL. Pure. */
 const uint32_t *mgr_recipe_from(const mgr_recipe *recipe, uint32_t layer);

@@ -88,16 +88,16 @@ static int copy_rows(mgr_engine *e, uint32_t target, const mgr_piece *piece,
 }
 
 /* down: the expert's rows are those of the source with columns chosen and replaced. */
-static int expert_down_rows(mgr_engine *e, const mgr_expert *x, uint32_t target,
-                            const mgr_piece *piece, const unsigned char *data, mgr_err *err)
+static int expert_down_rows(mgr_engine *e, const mgr_method *method, const mgr_expert *x,
+                            uint32_t target, const mgr_piece *piece, const unsigned char *data,
+                            mgr_err *err)
 {
     const uint64_t row_bytes = mgr_layout_row_bytes(&e->job->source.layout, piece->source);
     const mgr_dtype from = source_type(e, piece->source), to = target_type(e, target);
     const uint64_t step = rows_that_fit(e, target);
     for (uint64_t r = 0; r < piece->rows; r += step) {
         const uint64_t n = piece->rows - r < step ? piece->rows - r : step;
-        mgr_expert_down_rows(e->job->method, x, piece->row + r, n, data + r * row_bytes, from,
-                             e->out, to);
+        mgr_expert_down_rows(method, x, piece->row + r, n, data + r * row_bytes, from, e->out, to);
         MGR_TRY(mgr_engine_check_drawn(e, target, n, err));
         MGR_TRY(mgr_engine_write(e, target, piece->row + r, n, e->out, err));
     }
@@ -212,7 +212,7 @@ static int make_expert(mgr_engine *e, const mgr_group *group, uint32_t target,
     if (is_copy(e, &x, target, piece->source))
         return copy_rows(e, target, piece, data, err);
     return matrix == MGR_MATRIX_DOWN
-               ? expert_down_rows(e, &x, target, piece, data, err)
+               ? expert_down_rows(e, job->method, &x, target, piece, data, err)
                : expert_neuron_rows(e, job->method, &x, target, piece, data, err);
 }
 
@@ -242,6 +242,25 @@ static int joined_rows(mgr_engine *e, uint32_t target, const mgr_piece *piece,
         MGR_TRY(mgr_engine_write(e, target, piece->row + r, n, e->out, err));
     }
     return MGR_OK;
+}
+
+/* A shared expert is copied, as the naive method does it; its down may be scaled. */
+static int shared_rows(mgr_engine *e, uint32_t target, const mgr_piece *piece,
+                       const unsigned char *data, mgr_err *err)
+{
+    const mgr_job *const job = e->job;
+    const mgr_method *const naive = mgr_method_find("naive");
+    const mgr_tensor *const t = &job->target.tensors.list[target];
+    const bool down = t->role == MGR_ROLE_SHARED_DOWN;
+    const mgr_expert x = {.width = job->shared_width,
+                          .source_width = job->recipe.source_width,
+                          .hidden = job->source.tensors.model.hidden,
+                          .origin = job->shared_origin,
+                          .scale = down ? job->shared_scale : 1};
+    if (!x.origin && x.scale == 1)
+        return copy_rows(e, target, piece, data, err);
+    return down ? expert_down_rows(e, naive, &x, target, piece, data, err)
+                : expert_neuron_rows(e, naive, &x, target, piece, data, err);
 }
 
 /* The rows of a mixture's router, or a bias of it, for the experts that are made of its experts. */
@@ -368,6 +387,7 @@ int mgr_engine_make(mgr_engine *e, const mgr_group *group, const mgr_unit *unit,
             const mgr_op op = e->job->defines[target].op;
             MGR_TRY(op == MGR_OP_EXPERT    ? make_expert(e, group, target, piece, data, err)
                     : op == MGR_OP_JOINED  ? joined_rows(e, target, piece, data, err)
+                    : op == MGR_OP_SHARED  ? shared_rows(e, target, piece, data, err)
                     : op == MGR_OP_ROWS    ? gather_rows(e, target, piece, data, err)
                     : op == MGR_OP_AVERAGE ? mgr_engine_average(e, unit, p, target, first, err)
                                            : copy_rows(e, target, piece, data, err));

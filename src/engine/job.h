@@ -89,12 +89,15 @@ typedef struct mgr_job {
     const mgr_method *method; /* NULL without upcycling */
     mgr_recipe recipe;        /* of the experts; of none without upcycling */
     mgr_router_recipe router;
-    uint32_t joined;       /* experts of a mixture that are side by side in a dense FFN; else 0 */
-    uint64_t joined_width; /* neurons of all of them */
-    float joined_weight;   /* what their columns of down are multiplied by */
-    mgr_buf lists;         /* what run/lists_file.h reads; else empty */
-    uint32_t *layers_from; /* of each layer of the target that of the source; NULL: the same */
-    uint32_t n_layers;     /* of them */
+    uint32_t joined;         /* experts of a mixture that are side by side in a dense FFN; else 0 */
+    uint64_t joined_width;   /* neurons of all of them */
+    float joined_weight;     /* what their columns of down are multiplied by */
+    uint32_t shared_width;   /* neurons of the shared expert that is made, the FFN's first; or 0 */
+    float shared_scale;      /* what its down is multiplied by */
+    uint32_t *shared_origin; /* [shared_width]; NULL of the whole FFN */
+    mgr_buf lists;           /* what run/lists_file.h reads; else empty */
+    uint32_t *layers_from;   /* of each layer of the target that of the source; NULL: the same */
+    uint32_t n_layers;       /* of them */
     mgr_catalogue router_file; /* of 'router: file'; else empty */
     uint32_t *router_of_layer; /* its tensors by layer; NULL without one */
     uint64_t synth_seed;

@@ -79,6 +79,7 @@ static const mgr_key keys[] = {
     MGR_ROW_REAL("upcycle.redraw_std", upcycle.redraw_std, "0", 0, 100,
                  "standard deviation of what is drawn anew; 0: that of the entries that it "
                  "replaces"),
+    MGR_ROWS_SHARED,
 };
 
 const mgr_method mgr_method_drop = {

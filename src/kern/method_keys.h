@@ -19,6 +19,15 @@
 #define MGR_ROW_INDEX_SETS \
     MGR_ROW_CHOICE("upcycle.index_sets", upcycle.index_sets, "shared", "shared|independent", \
                    "an expert's gate, up and down change the same neurons (the paper) or each its own")
+#define MGR_ROWS_SHARED \
+    MGR_ROW_CHOICE("upcycle.shared_expert", upcycle.shared_expert, "none", "none|whole|half|slices", \
+                   "a shared expert: the dense FFN; the same with half the weight, and the routed " \
+                   "experts with the other half; or the first slices of it, which no routed expert gets"), \
+    MGR_ROW_UINT("upcycle.shared_slices", upcycle.shared_slices, "1", 1, MGR_MOST_I31, \
+                 "how many of the slices the shared expert has (shared_expert: slices)"), \
+    MGR_ROW_BOOL("upcycle.shared_gate", upcycle.shared_gate, "false", \
+                 "the shared expert has a gate, as a class may have it that is written; one of zeros " \
+                 "is 1/2, for which its down is doubled")
 /* clang-format on */
 
 #endif

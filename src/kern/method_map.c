@@ -8,7 +8,12 @@
 
 bool mgr_recipe_has_origin(const mgr_recipe *r)
 {
-    return r->shuffle || r->replicas || r->neurons || r->width != r->source_width;
+    return r->shuffle || r->replicas || r->neurons || r->set_aside || r->width != r->source_width;
+}
+
+uint32_t mgr_recipe_cut_width(const mgr_recipe *r)
+{
+    return r->source_width - r->set_aside;
 }
 
 static size_t list_of(const mgr_recipe *r, uint32_t layer)
@@ -34,15 +39,16 @@ bool mgr_recipe_is_copy(const mgr_recipe *r, uint32_t layer, uint32_t expert)
 static int cut_replicas(const mgr_recipe *r, uint32_t layer, uint64_t first, mgr_map *map,
                         mgr_err *err)
 {
+    const uint32_t of = mgr_recipe_cut_width(r);
     uint64_t held = UINT64_MAX;
     for (uint32_t i = 0; i < r->width; i++) {
-        const uint64_t replica = (first + i) / r->source_width;
+        const uint64_t replica = (first + i) / of;
         if (replica != held) {
             const mgr_stream stream = {r->seed, MGR_PURPOSE_REPLICA, layer, (uint32_t)replica};
-            MGR_TRY(mgr_permutation(&stream, r->source_width, map->work, err));
+            MGR_TRY(mgr_permutation(&stream, of, map->work, err));
             held = replica;
         }
-        map->origin[i] = map->work[(first + i) % r->source_width];
+        map->origin[i] = r->set_aside + map->work[(first + i) % of];
     }
     return MGR_OK;
 }
@@ -71,7 +77,8 @@ int mgr_map_copies(const mgr_recipe *r, uint32_t layer, uint32_t expert, mgr_map
     if (r->shuffle)
         MGR_TRY(mgr_permutation(&stream, r->width, map->origin, err));
     for (uint32_t i = 0; i < r->width; i++)
-        map->origin[i] = (uint32_t)((first + map->origin[i]) % r->source_width);
+        map->origin[i] =
+            r->set_aside + (uint32_t)((first + map->origin[i]) % mgr_recipe_cut_width(r));
     return MGR_OK;
 }
 

@@ -76,6 +76,7 @@ static const mgr_key keys[] = {
     MGR_ROW_INDEX_SETS,
     MGR_ROW_REAL("upcycle.noise_std", upcycle.noise_std, "0.02", 0, 100,
                  "standard deviation of the noise"),
+    MGR_ROWS_SHARED,
 };
 
 const mgr_method mgr_method_noise = {

@@ -29,7 +29,7 @@ static const char *const matrix_names[MGR_MATRIX_COUNT] = {"gate", "up", "down"}
 static int check_keys(const mgr_config *c, mgr_err *err)
 {
     static const char *const keys[] = {"upcycle.layers_from", "upcycle.neurons_file",
-                                       "upcycle.experts_file"};
+                                       "upcycle.experts_file", "upcycle.shared_expert"};
     for (size_t i = 0; i < sizeof keys / sizeof keys[0]; i++)
         if (mgr_config_place(c, keys[i]))
             return mgr_config_fail(c, keys[i], err, "'%s' is for a model", keys[i]);

@@ -247,7 +247,8 @@ static int check_draws(const experts *x, mgr_rows *in, uint64_t i, uint32_t laye
 static bool was_drawn(const experts *x)
 {
     const mgr_method *const method = mgr_method_find(x->config.upcycle.method);
-    return method && method->needs_moments && strcmp(x->config.upcycle.scale, "none") == 0;
+    return method && method->needs_moments && strcmp(x->config.upcycle.scale, "none") == 0 &&
+           strcmp(x->config.upcycle.shared_expert, "half") != 0;
 }
 
 /* Moments are looked at of one expert in each layer. */

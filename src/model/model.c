@@ -118,6 +118,17 @@ bool mgr_role_is_ffn(mgr_role role)
     return false;
 }
 
+bool mgr_role_is_shared(mgr_role role)
+{
+    return role >= MGR_ROLE_SHARED_GATE && role <= MGR_ROLE_SHARED_DOWN;
+}
+
+mgr_role mgr_role_unshared(mgr_role role)
+{
+    return mgr_role_is_shared(role) ? (mgr_role)(MGR_ROLE_GATE + (role - MGR_ROLE_SHARED_GATE))
+                                    : role;
+}
+
 bool mgr_role_is_norm(mgr_role role)
 {
     return role == MGR_ROLE_ATTN_NORM || role == MGR_ROLE_MLP_NORM || role == MGR_ROLE_FINAL_NORM ||

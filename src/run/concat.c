@@ -128,9 +128,8 @@ static int place_tensor(const mgr_job *job, const mgr_tensors *dense, uint32_t i
 {
     const mgr_model *const m = &job->source.tensors.model;
     const mgr_tensor *const t = &job->source.tensors.list[i];
-    const bool shared = t->role >= MGR_ROLE_SHARED_GATE && t->role <= MGR_ROLE_SHARED_DOWN;
-    const mgr_role role =
-        shared ? (mgr_role)(MGR_ROLE_GATE + (t->role - MGR_ROLE_SHARED_GATE)) : t->role;
+    const bool shared = mgr_role_is_shared(t->role);
+    const mgr_role role = mgr_role_unshared(t->role);
     uint64_t slot = 0;
     bool found = true;
     if (t->expert != MGR_NONE)

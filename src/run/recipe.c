@@ -41,8 +41,9 @@ static int check_cut(const mgr_config *c, bool replicas, mgr_err *err)
     return MGR_OK;
 }
 
-/* The factor that makes the layer's output as large as the dense FFN's: an expert has w of F
- * neurons, and without normalisation top_k of E weights of about 1/E are added up. */
+/* The factor that makes the layer's output as large as that of the F neurons which the experts are
+ * cut from: an expert has w of F, and without normalisation top_k of E weights of about 1/E are
+ * added up. */
 static double output_factor(const mgr_config *c, double ffn, double width)
 {
     const double narrow = ffn / width;
@@ -54,7 +55,7 @@ static double output_factor(const mgr_config *c, double ffn, double width)
 static int make_router(mgr_job *job, mgr_err *err)
 {
     const mgr_config *const c = &job->config;
-    const uint32_t ffn = job->recipe.source_width, width = job->recipe.width;
+    const uint32_t ffn = mgr_recipe_cut_width(&job->recipe), width = job->recipe.width;
     job->router.std = c->upcycle.router_std;
     job->router.seed = c->upcycle.seed;
     job->router.group = 1;
@@ -179,18 +180,22 @@ int mgr_run_recipe(mgr_job *job, mgr_err *err)
         .seed = c->upcycle.seed,
         .source_width = source,
         .width = width,
+        .part = 1,
         .shuffle = c->upcycle.shuffle,
         .replicas = strcmp(c->upcycle.cut, "shuffled") == 0,
         .independent = strcmp(c->upcycle.index_sets, "independent") == 0,
     };
     MGR_TRY(check_cut(c, job->recipe.replicas, err));
+    MGR_TRY(mgr_run_shared(job, err));
     if (selects)
         MGR_TRY(count_selected(job, err));
     if (c->upcycle.neurons_file[0])
         MGR_TRY(mgr_lists_of_neurons(job, err));
     MGR_TRY(job->method->draws_all ? mgr_run_scratch(job, err) : mgr_run_growth(job, err));
-    mgr_scale_factors(mgr_scale_find(c->upcycle.scale), output_factor(c, source, width),
-                      m->activation, job->recipe.scale);
+    mgr_scale_factors(mgr_scale_find(c->upcycle.scale),
+                      output_factor(c, mgr_recipe_cut_width(&job->recipe), width), m->activation,
+                      job->recipe.scale);
+    job->recipe.scale[MGR_MATRIX_DOWN] *= job->recipe.part;
     job->moments = job->method->needs_moments && job->recipe.n_selected > 0;
     /* a draw's number is neuron * H + h, and a stream has 2^34 of them */
     if (job->recipe.n_selected * m->hidden > UINT64_C(1) << 34)
@@ -261,6 +266,9 @@ int mgr_run_model(const mgr_job *job, mgr_model *model, mgr_err *err)
     model->experts = c->upcycle.experts;
     model->expert_ffn = job->recipe.width;
     model->top_k = c->upcycle.top_k;
+    if (job->shared_width)
+        model->shared_ffn = job->shared_width;
+    model->shared_switch = model->shared_switch || c->upcycle.shared_gate;
     if (job->source.tensors.model.experts)
         return MGR_OK;
     model->router.unnormalised = c->upcycle.router_pre_softmax;

@@ -13,6 +13,13 @@
  * them as often as it takes, or a list. Local. */
 int mgr_run_growth(mgr_job *job, mgr_err *err) MGR_NODISCARD;
 
+/* 'upcycle.shared_expert' into job->recipe and job->shared_width; the width of the routed ones is
+ * known. What makes no sense is refused. Local. */
+int mgr_run_shared(mgr_job *job, mgr_err *err) MGR_NODISCARD;
+
+/* The gate of the shared expert that `model`, of the target, has in the end: job->shared_scale. */
+void mgr_run_shared_gate(mgr_job *job, const mgr_model *model);
+
 /* 'upcycle.layers_from' into job->layers_from. Local. */
 int mgr_run_layers(mgr_job *job, mgr_err *err) MGR_NODISCARD;
 

@@ -84,8 +84,26 @@ static void print_cut(const mgr_job *job)
                         r->replicas ? "of shuffled copies" : "in turn",
                         mgr_rest_of(job, rest, sizeof rest)[0] ? ": " : "", rest);
     if (mgr_recipe_is_scaled(r))
-        mgr_report_line("", "scaled in the end, as '%s' has it: gate %g, up %g, down %g",
-                        job->config.upcycle.scale, r->scale[0], r->scale[1], r->scale[2]);
+        mgr_report_line("", "scaled in the end, as '%s'%s has it: gate %g, up %g, down %g",
+                        job->config.upcycle.scale,
+                        r->part == 1 ? "" : " beside half of a shared expert", r->scale[0],
+                        r->scale[1], r->scale[2]);
+}
+
+/* A shared expert beside them. */
+static void print_shared(const mgr_job *job)
+{
+    const mgr_recipe *const r = &job->recipe;
+    const bool gate = job->target.tensors.model.shared_switch;
+    if (!job->shared_width)
+        return;
+    if (r->set_aside)
+        mgr_report_line("", "a shared expert of the FFN's first %u neurons, which no other has%s",
+                        r->set_aside, gate ? ", with a gate of zeros and down doubled" : "");
+    else
+        mgr_report_line("", "a shared expert that is the FFN%s%s",
+                        r->part == 1 ? "" : " with half the weight; the others have the other half",
+                        gate ? ", with a gate of zeros and down doubled" : "");
 }
 
 /* Which experts of a mixture. */
@@ -141,6 +159,7 @@ static void print_method(const mgr_job *job)
                             : "");
     else
         print_cut(job);
+    print_shared(job);
     if (job->redraw_centred || job->redraw_std > 0)
         mgr_report_line("", "drawn with mean %s and std %s",
                         job->redraw_centred ? "0" : "of what is replaced",

@@ -39,7 +39,7 @@ static mgr_step_zero identical(const mgr_recipe *r)
 /* Does every expert compute `times` times what the dense FFN does? */
 static bool whole_experts(const mgr_recipe *r)
 {
-    return r->width % r->source_width == 0;
+    return r->width % mgr_recipe_cut_width(r) == 0;
 }
 
 /* Is the layer scaled by a root, which the gate's activation does not pass on? */
@@ -52,10 +52,9 @@ static mgr_step_zero of_slices(const mgr_job *job)
 {
     const mgr_recipe *const r = &job->recipe;
     const mgr_model *const m = &job->target.tensors.model;
-    const uint32_t n = r->source_width / r->width;
-    if (r->source_width % r->width != 0 || m->experts % n != 0)
-        return not_identical("experts of %u neurons are no whole slices of %u", r->width,
-                             r->source_width);
+    const uint32_t of = mgr_recipe_cut_width(r), n = of / r->width;
+    if (of % r->width != 0 || m->experts % n != 0)
+        return not_identical("experts of %u neurons are no whole slices of %u", r->width, of);
     if (r->neurons && !mgr_lists_make_groups(r, n))
         return not_identical("the lists of neurons do not make up the FFN by %u experts in turn",
                              n);
@@ -75,7 +74,7 @@ static mgr_step_zero of_slices(const mgr_job *job)
                              (unsigned long long)m->top_k, n);
     if (scaled_by_root(r))
         return not_identical("'scale: published' is the dense FFN to first order only");
-    if (r->scale[MGR_MATRIX_DOWN] == 1)
+    if (r->scale[MGR_MATRIX_DOWN] == r->part)
         return not_identical("each of %u slices has a weight of 1/%u or less; 'scale: exact' makes "
                              "up for it",
                              n, n);
@@ -86,12 +85,12 @@ static mgr_step_zero of_slices(const mgr_job *job)
 static mgr_step_zero of_whole(const mgr_job *job)
 {
     const mgr_recipe *const r = &job->recipe;
-    const uint32_t times = r->width / r->source_width;
+    const uint32_t times = r->width / mgr_recipe_cut_width(r);
     const mgr_model *const m = &job->target.tensors.model;
     if (scaled_by_root(r))
         return not_identical("'scale: published' is the dense FFN to first order only");
     const double share = m->router.unnormalised ? (double)m->top_k / (double)m->experts : 1;
-    const bool whole = r->scale[MGR_MATRIX_DOWN] == (float)(1 / (times * share));
+    const bool whole = r->scale[MGR_MATRIX_DOWN] == (float)(1 / (times * share)) * r->part;
     if (m->router.unnormalised && job->router.kind == MGR_ROUTER_NORMAL && whole)
         return not_identical("the weights of the experts are 1/%llu, but for what a router of "
                              "router_std %g makes of each token",
@@ -172,6 +171,8 @@ mgr_step_zero mgr_step_zero_of(const mgr_job *job)
         return not_identical("%s of each expert %s",
                              mgr_selected_text(job, neurons, sizeof neurons),
                              job->method->needs_moments ? "are drawn anew" : "have noise added");
+    if (job->shared_width == r->source_width && r->part == 1)
+        return not_identical("the shared expert is the dense FFN, to which the routed ones add");
     return whole_experts(r) ? of_whole(job) : of_slices(job);
 }
 
@@ -179,8 +180,8 @@ const char *mgr_rest_of(const mgr_job *job, char *out, size_t size)
 {
     const mgr_recipe *const r = &job->recipe;
     const uint64_t all = job->target.tensors.model.experts * r->width;
-    const uint64_t copies = (all + r->source_width - 1) / r->source_width;
-    const uint64_t rest = copies * r->source_width - all;
+    const uint64_t of = mgr_recipe_cut_width(r), copies = (all + of - 1) / of;
+    const uint64_t rest = copies * of - all;
     out[0] = '\0';
     if (r->neurons) {
         const uint32_t left = mgr_lists_leave(r);
@@ -188,7 +189,7 @@ const char *mgr_rest_of(const mgr_job *job, char *out, size_t size)
             snprintf(out, size, "of some layer %u neurons are in no expert", left);
         return out;
     }
-    if (r->width % r->source_width != 0)
+    if (r->width % of != 0)
         snprintf(out, size,
                  rest ? "%llu copies of the FFN, of which the last leaves %llu neurons"
                       : "%llu copies of the FFN",

@@ -322,6 +322,9 @@ static mgr_define define(const mgr_job *job, const mgr_tensor *t)
     if (t->role == MGR_ROLE_ROUTER_BIAS || t->role == MGR_ROLE_SELECTION_BIAS ||
         t->role == MGR_ROLE_SHARED_SWITCH)
         return (mgr_define){MGR_OP_ZERO, MGR_NONE};
+    if (mgr_role_is_shared(t->role))
+        return (mgr_define){MGR_OP_SHARED,
+                            mgr_tensors_ffn(from, mgr_role_unshared(t->role), layer, 0)};
     const bool of_neurons = t->role != MGR_ROLE_DOWN_BIAS; /* that bias is the same for all */
     if (t->expert == MGR_NONE)
         return (mgr_define){has_mean(job) ? MGR_OP_AVERAGE : MGR_OP_COPY,
@@ -374,6 +377,7 @@ static int describe_target(mgr_job *job, mgr_err *err)
     if (job->target_format->settle)
         job->target_format->settle(&job->origin, &job->config);
     MGR_TRY(mgr_target_check(job->target_format, c, &job->origin, &model, err));
+    mgr_run_shared_gate(job, &model);
     MGR_TRY(mgr_tensors_init(&t->tensors, &model, err));
     MGR_TRY(mgr_tensors_share_opaque(&t->tensors, &job->source.tensors, err));
     MGR_TRY(define_targets(job, err));

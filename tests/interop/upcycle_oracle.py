@@ -98,9 +98,12 @@ def contract_expert(
     return out, done
 
 
-def cut_neurons(seed, layer, expert, n, width, cut="slices", shuffle=False):
+def cut_neurons(seed, layer, expert, n, width, cut="slices", shuffle=False, aside=0):
     """Of an expert of `width` neurons the dense neuron of each: copies of the n neurons lie end to end,
-    each copy in an order of its own with `cut: shuffled`, and experts are cut off one after another."""
+    each copy in an order of its own with `cut: shuffled`, and experts are cut off one after another.
+    The first `aside` of the n are a shared expert's, and no copy has them."""
+    if aside:
+        return aside + cut_neurons(seed, layer, expert, n - aside, width, cut, shuffle)
     inside = philox.permutation(seed, layer, expert, width) if shuffle else np.arange(width)
     copy, place = np.divmod(expert * width + inside, n)
     if cut == "slices":
@@ -118,11 +121,11 @@ def scale_factors(rule, n, width, experts, top_k, pre_softmax=False):
     return dict(zip(MATRICES, factors))
 
 
-def built_expert(dense, seed, layer, expert, width, ratio, factors, cut="slices", shuffle=False):
+def built_expert(dense, seed, layer, expert, width, ratio, factors, cut="slices", shuffle=False, aside=0):
     """contract_expert of any width: cut, drawn from statistics of what is not scaled, scaled last.
     ({name: matrix}, {"origin", "chosen"}); what is kept is exact in float32."""
     n, hidden = dense["gate"].shape
-    origin = cut_neurons(seed, layer, expert, n, width, cut, shuffle)
+    origin = cut_neurons(seed, layer, expert, n, width, cut, shuffle, aside)
     count = int(ratio * width)
     chosen = philox.sample(seed, philox.SAMPLE, layer, expert, width, count) if count else np.arange(0)
     out = {}
