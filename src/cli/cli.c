@@ -5,7 +5,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/ioctl.h>
 #include <unistd.h>
 
 #include "core/say.h"
@@ -20,18 +19,9 @@
 /* How long MPI may take to end; 1024 ranks need a second or two. */
 #define END_SECONDS 10
 
-/* Columns of a terminal, within reason; 80 where there is none. */
-static int columns(int fd)
-{
-    struct winsize size = {0};
-    if (!isatty(fd) || ioctl(fd, TIOCGWINSZ, &size) != 0 || !size.ws_col)
-        return 80;
-    return size.ws_col < 60 ? 60 : size.ws_col > 120 ? 120 : size.ws_col;
-}
-
 void mgr_cli_wrapped(const char *text, int used, int column)
 {
-    const int width = columns(STDOUT_FILENO) - 1 - column;
+    const int width = mgr_say_columns(STDOUT_FILENO) - 1 - column;
     if (used >= column && used > 0) /* no room beside it */
         printf("\n%*s", column, "");
     else
@@ -162,27 +152,6 @@ int mgr_cli_seconds(const char *option, const char *text, double *out, mgr_err *
     return MGR_OK;
 }
 
-/* A line to stderr; on a terminal broken between words, in a log left as one, for grep. */
-static void say_fitting(const char *label, const char *message)
-{
-    char text[1024];
-    const char *at = text;
-    const size_t width = isatty(STDERR_FILENO) ? (size_t)columns(STDERR_FILENO) - 1 : SIZE_MAX;
-    snprintf(text, sizeof text, "%s: %s", label, message);
-    while (strlen(at) > width) {
-        size_t n = width;
-        while (n > 0 && at[n] != ' ')
-            n--;
-        if (n == 0) /* a word that is longer, as a path may be */
-            n = strcspn(at, " ");
-        if (at[n] == '\0')
-            break;
-        mgr_say(stderr, "%.*s\n", (int)n, at);
-        at += n + 1;
-    }
-    mgr_say(stderr, "%s\n", at);
-}
-
 static void print_error(const mgr_program *p, const mgr_err *err)
 {
     const mgr_fact facts[] = {{.key = "status", .number = mgr_code_exit(err->code)},
@@ -192,9 +161,9 @@ static void print_error(const mgr_program *p, const mgr_err *err)
     mgr_say_no_phase();
     mgr_say_event("error", facts, err->hint[0] ? 3 : 2);
     snprintf(label, sizeof label, "%s: error", p->name);
-    say_fitting(label, err->msg);
+    mgr_say_fitting(label, err->msg);
     if (err->hint[0])
-        say_fitting("hint", err->hint);
+        mgr_say_fitting("hint", err->hint);
 }
 
 /* What a process whose MPI does not end ends with, and who says so. */

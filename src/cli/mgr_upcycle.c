@@ -53,7 +53,7 @@ static const mgr_option options[] = {
     [JOURNAL] = {"journal", 0, "SECONDS", "how often finished work is made safe for --resume (20)"},
     [SET] = {"set", 's', "KEY=VALUE", "override a key of the configuration; may be repeated"},
     [QUIET] = {"quiet", 'q', NULL, "print errors only"},
-    [VERBOSE] = {"verbose", 'v', NULL, "print the effective configuration as well"},
+    [VERBOSE] = {"verbose", 'v', NULL, "print the effective configuration, all files, and calls as well"},
     [PROGRESS] = {"progress", 'p', "SECONDS",
                   "seconds between progress lines; 0: none (default 10)"},
     [SIMD] = {"simd", 0, "NAME", "scalar, avx2, avx512 or neon; the bytes are the same"},

@@ -39,6 +39,11 @@ void mgr_mem_bound(uint64_t total, uint64_t resident)
     most = total > others ? total - others : 1;
 }
 
+uint64_t mgr_mem_held(void)
+{
+    return held;
+}
+
 void mgr_mem_trim(void)
 {
     (void)malloc_trim(0);

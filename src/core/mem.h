@@ -32,6 +32,9 @@ void mgr_free(void *p);
  */
 void mgr_mem_bound(uint64_t total, uint64_t resident);
 
+/* What is allocated now, as the allocator counts it. */
+uint64_t mgr_mem_held(void);
+
 /* Freed pages go back to the system: behind work that freed many small blocks. */
 void mgr_mem_trim(void);
 

@@ -4,6 +4,8 @@
 #include <stdbool.h>
 #include <stdint.h>
 #include <string.h>
+#include <sys/ioctl.h>
+#include <unistd.h>
 
 #include "core/mem.h"
 #include "core/str.h"
@@ -79,4 +81,33 @@ int mgr_say(FILE *to, const char *fmt, ...)
     if (text != few)
         mgr_free(text);
     return len;
+}
+
+int mgr_say_columns(int fd)
+{
+    struct winsize size = {0};
+    if (!isatty(fd) || ioctl(fd, TIOCGWINSZ, &size) != 0 || !size.ws_col)
+        return 80;
+    return size.ws_col < 60 ? 60 : size.ws_col > 120 ? 120 : size.ws_col;
+}
+
+void mgr_say_fitting(const char *label, const char *message)
+{
+    char text[1024];
+    const char *at = text;
+    const size_t width =
+        isatty(STDERR_FILENO) ? (size_t)mgr_say_columns(STDERR_FILENO) - 1 : SIZE_MAX;
+    snprintf(text, sizeof text, "%s: %s", label, message);
+    while (strlen(at) > width) {
+        size_t n = width;
+        while (n > 0 && at[n] != ' ')
+            n--;
+        if (n == 0) /* a word that is longer, as a path may be */
+            n = strcspn(at, " ");
+        if (at[n] == '\0')
+            break;
+        mgr_say(stderr, "%.*s\n", (int)n, at);
+        at += n + 1;
+    }
+    mgr_say(stderr, "%s\n", at);
 }

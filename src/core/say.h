@@ -15,6 +15,13 @@
  * \x and two. Returns the characters of the text. Local. */
 int mgr_say(FILE *to, const char *fmt, ...) MGR_PRINTF(2, 3);
 
+/* Columns of the terminal that `fd` is, within reason; 80 where it is none. */
+int mgr_say_columns(int fd);
+
+/* "label: message" to stderr; on a terminal broken between words, in a log left as one line, for
+ * grep. Local. */
+void mgr_say_fitting(const char *label, const char *message);
+
 /* Several lines that we made: JSON, a configuration, a list. Newlines pass; all else as above. */
 void mgr_say_lines(FILE *to, const char *text);
 

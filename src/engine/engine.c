@@ -25,9 +25,7 @@ static const mgr_tensor *source_tensor(const mgr_engine *e, uint32_t idx)
     return &e->job->source.tensors.list[idx];
 }
 
-/* Sums of one layer: of each FFN of the source that experts are made of, each matrix, each neuron.
- */
-static size_t layer_sums(const mgr_job *job)
+size_t mgr_engine_layer_sums(const mgr_job *job)
 {
     const mgr_recipe *const r = &job->recipe;
     return (size_t)(r->from ? r->sources : 1) * MGR_MATRIX_COUNT * r->source_width;
@@ -44,7 +42,7 @@ int mgr_engine_sums(mgr_engine *e, const mgr_group *group, const mgr_unit *unit,
         return MGR_OK;
     assert(unit->n_pieces == 1 && t->layer - group->layer < group->n_layers);
     mgr_sums *const sums =
-        e->sums + (t->layer - group->layer) * layer_sums(e->job) +
+        e->sums + (t->layer - group->layer) * mgr_engine_layer_sums(e->job) +
         ((t->expert == MGR_NONE ? t->source : t->expert) * (size_t)MGR_MATRIX_COUNT +
          mgr_matrix_of(t->role)) *
             width;
@@ -104,10 +102,16 @@ static int expert_down_rows(mgr_engine *e, const mgr_method *method, const mgr_e
     return MGR_OK;
 }
 
-static bool in_piece(const mgr_expert *x, uint32_t neuron, const mgr_piece *piece)
+uint32_t mgr_engine_run_of(const mgr_expert *x, uint32_t row, uint32_t end, uint64_t most,
+                           const mgr_piece *piece)
 {
-    const uint32_t origin = x->origin ? x->origin[neuron] : neuron;
-    return origin >= piece->row && origin - piece->row < piece->rows;
+    uint32_t n = 0;
+    for (; row + n < end && n < most; n++) {
+        const uint32_t origin = x->origin ? x->origin[row + n] : row + n;
+        if (origin < piece->row || origin - piece->row >= piece->rows)
+            break;
+    }
+    return n;
 }
 
 /* gate, up: expert rows whose origins are in the piece, in runs of neighbours. Where neurons keep
@@ -121,9 +125,7 @@ static int expert_neuron_rows(mgr_engine *e, const mgr_method *method, const mgr
     uint32_t row = x->origin ? 0 : (uint32_t)piece->row;
     const uint32_t end = x->origin ? x->width : (uint32_t)(piece->row + piece->rows);
     while (row < end) {
-        uint32_t n = 0;
-        while (row + n < end && n < step && in_piece(x, row + n, piece))
-            n++;
+        const uint32_t n = mgr_engine_run_of(x, row, end, step, piece);
         if (n == 0) {
             row++;
             continue;
@@ -184,11 +186,10 @@ static int note_moments(mgr_engine *e, mgr_err *err)
     return MGR_OK;
 }
 
-/* Are the expert's rows those of the source, bit for bit? */
-static bool is_copy(const mgr_engine *e, const mgr_expert *x, uint32_t target, uint32_t source)
+bool mgr_engine_copies(const mgr_job *job, const mgr_expert *x, uint32_t target, uint32_t source)
 {
-    return !x->origin && x->scale == 1 && (x->n_selected == 0 || !e->job->method->draw_row) &&
-           source_type(e, source) == target_type(e, target);
+    return !x->origin && x->scale == 1 && (x->n_selected == 0 || !job->method->draw_row) &&
+           job->source.layout.types[source] == job->target.layout.types[target];
 }
 
 static int make_expert(mgr_engine *e, const mgr_group *group, uint32_t target,
@@ -197,7 +198,9 @@ static int make_expert(mgr_engine *e, const mgr_group *group, uint32_t target,
     const mgr_job *const job = e->job;
     const mgr_tensor *const t = &job->target.tensors.list[target];
     const mgr_sums *const sums =
-        e->sums ? e->sums + (mgr_layer_from(job, t->layer) - group->layer) * layer_sums(job) : NULL;
+        e->sums
+            ? e->sums + (mgr_layer_from(job, t->layer) - group->layer) * mgr_engine_layer_sums(job)
+            : NULL;
     if (e->selection->layer != t->layer) {
         MGR_TRY(mgr_selection_set(e->selection, job, t->layer, sums, err));
         MGR_TRY(note_moments(e, err));
@@ -209,7 +212,7 @@ static int make_expert(mgr_engine *e, const mgr_group *group, uint32_t target,
     const mgr_expert x = mgr_selection_expert(e->selection, job, t->expert, matrix);
     if (bias)
         return expert_bias(e, &x, target, piece, data, err);
-    if (is_copy(e, &x, target, piece->source))
+    if (mgr_engine_copies(job, &x, target, piece->source))
         return copy_rows(e, target, piece, data, err);
     return matrix == MGR_MATRIX_DOWN
                ? expert_down_rows(e, job->method, &x, target, piece, data, err)
@@ -424,9 +427,7 @@ static int sum_group(mgr_engine *e, const mgr_group *group, mgr_err *err)
         if (unit->in_bytes <= e->job->plan.cache_bytes - e->cache_used) {
             into = e->cache + e->cache_used;
             e->kept[u] = e->cache_used;
-            e->cache_used += (unit->in_bytes + 63) & ~(uint64_t)63;
-            if (e->cache_used > e->job->plan.cache_bytes)
-                e->cache_used = e->job->plan.cache_bytes;
+            mgr_engine_keep(&e->cache_used, unit->in_bytes, e->job->plan.cache_bytes);
         }
         e->unit_idx = group->unit + u;
         MGR_TRY(mgr_engine_read(e, unit, into, pending(e, e->unit_idx), err));
@@ -458,7 +459,7 @@ static int make_group(mgr_engine *e, const mgr_group *group, mgr_err *err)
 /* A phase: local work, one agreement, the sums of all ranks. */
 static int share_sums(mgr_engine *e, const mgr_group *group, mgr_err *err)
 {
-    const size_t n = group->n_layers * layer_sums(e->job);
+    const size_t n = group->n_layers * mgr_engine_layer_sums(e->job);
     memset(e->sums, 0, n * sizeof *e->sums);
     const double start = mgr_now();
     int rc = mgr_agree(e->job->comm, sum_group(e, group, err), err);

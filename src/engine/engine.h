@@ -101,6 +101,15 @@ typedef struct mgr_engine_options {
 int mgr_engine_run(mgr_job *job, const mgr_engine_options *options, mgr_extents *read,
                    mgr_extents *written, mgr_err *err) MGR_NODISCARD;
 
+/* Calls that read from sources and write weights, of all ranks, and the engine's collective ones.
+ */
+typedef struct mgr_calls {
+    uint64_t reads, writes, collective;
+} mgr_calls;
+
+/* Those that a whole run of this plan makes. Local. */
+int mgr_engine_count(mgr_job *job, mgr_calls *out, mgr_err *err) MGR_NODISCARD;
+
 /* Bytes that a selection of one layer's experts takes: for the plan. Pure. */
 uint64_t mgr_selection_bytes(const mgr_job *job);
 
@@ -115,6 +124,34 @@ int mgr_engine_read(mgr_engine *engine, const mgr_unit *unit, unsigned char *int
  * a part of them. Local. */
 int mgr_engine_write(mgr_engine *engine, uint32_t target, uint64_t row, uint64_t n,
                      const unsigned char *rows, mgr_err *err) MGR_NODISCARD;
+
+/* Sums of one layer: of each FFN of the source that experts are made of, each matrix, each neuron.
+ * Pure. */
+size_t mgr_engine_layer_sums(const mgr_job *job);
+
+/* How many calls read a unit. Local. */
+int mgr_engine_count_reads(mgr_engine *engine, const mgr_unit *unit, uint64_t *out,
+                           mgr_err *err) MGR_NODISCARD;
+
+/* Rows, or columns of a transposed box, that one call writes where `n` rows were handed over and
+ * `inside` of them lie in the box. Pure. */
+uint64_t mgr_engine_at_once(const mgr_job *job, const mgr_box *box, uint64_t n, uint64_t inside);
+
+/* Neurons of an expert, from `row` on and at most `most`, whose origins are in the piece. Pure. */
+uint32_t mgr_engine_run_of(const mgr_expert *expert, uint32_t row, uint32_t end, uint64_t most,
+                           const mgr_piece *piece);
+
+/* Are the expert's rows those of the source, bit for bit? Pure. */
+bool mgr_engine_copies(const mgr_job *job, const mgr_expert *expert, uint32_t target,
+                       uint32_t source);
+
+/* A unit of `bytes` stays in a cache of `room` bytes, of which *used are taken. */
+static inline void mgr_engine_keep(uint64_t *used, uint64_t bytes, uint64_t room)
+{
+    *used += (bytes + 63) & ~(uint64_t)63;
+    if (*used > room)
+        *used = room;
+}
 
 /* Add a unit's dense FFN rows to the sums. Local. */
 int mgr_engine_sums(mgr_engine *engine, const mgr_group *group, const mgr_unit *unit,

@@ -303,6 +303,7 @@ static int read_run(mgr_engine *e, size_t first, size_t n, uint64_t bytes, bool 
     MGR_TRY(mgr_check_stop(err));
     MGR_TRY(read_bytes(e, lead, into, bytes, err));
     e->job->tally.bytes_read += bytes;
+    e->job->tally.calls_read++;
     mgr_progress_add(e->progress, bytes, 0);
     if (count && lead->record != MGR_NONE) {
         const mgr_extent extent = {lead->record,
@@ -318,6 +319,16 @@ static int read_run(mgr_engine *e, size_t first, size_t n, uint64_t bytes, bool 
         MGR_TRY(place_item(e, &e->items[i], at, err));
         at += e->items[i].rows * e->items[i].row_bytes;
     }
+    return MGR_OK;
+}
+
+int mgr_engine_count_reads(mgr_engine *e, const mgr_unit *unit, uint64_t *out, mgr_err *err)
+{
+    uint64_t bytes;
+    *out = 0;
+    MGR_TRY(collect_items(e, unit, e->unit, err));
+    for (size_t i = 0; i < e->n_items; i += run_length(e, i, &bytes))
+        ++*out;
     return MGR_OK;
 }
 
@@ -368,8 +379,21 @@ static int put_stretch(mgr_engine *e, const mgr_box *box, uint64_t row, uint64_t
     MGR_TRY(e->sink ? e->sink->put(e->sink->context, &stretch, err)
                     : put_into_file(e, &stretch, err));
     e->job->tally.bytes_written += len;
+    e->job->tally.calls_written++;
     mgr_progress_add(e->progress, 0, len);
     return MGR_OK;
+}
+
+uint64_t mgr_engine_at_once(const mgr_job *job, const mgr_box *box, uint64_t n, uint64_t inside)
+{
+    const mgr_layout *const layout = &job->target.layout;
+    const uint64_t cols = layout->tensors->list[box->tensor].cols;
+    const uint64_t element = mgr_dtype_size(layout->types[box->tensor]);
+    if (box->transposed)
+        return inside == box->row_stride ? job->plan.chunk_bytes / (inside * element) : 1;
+    return box->row_stride != box->cols ? 1
+           : box->cols == cols          ? n
+                                        : job->plan.chunk_bytes / (box->cols * element);
 }
 
 /* Rows [from, end) of a transposed box are a stretch of each stored row; where they are all of it,
@@ -381,9 +405,8 @@ static int write_transposed(mgr_engine *e, const mgr_box *box, uint64_t from, ui
     const size_t element = mgr_dtype_size(layout->types[box->tensor]);
     const size_t stride = layout->tensors->list[box->tensor].cols * element;
     const size_t n = (size_t)(end - from), len = n * element;
-    const uint64_t fit = e->job->plan.chunk_bytes / len;
-    assert(fit > 0 && end <= box->row + box->rows);
-    const uint64_t step = n == box->row_stride ? fit : 1;
+    const uint64_t step = mgr_engine_at_once(e->job, box, n, n);
+    assert(step > 0 && end <= box->row + box->rows);
     for (uint64_t col = 0; col < box->cols; col += step) {
         const uint64_t count = box->cols - col < step ? box->cols - col : step;
         for (uint64_t k = 0; k < count; k++)
@@ -408,9 +431,7 @@ static int write_box(mgr_engine *e, const mgr_box *box, uint64_t row, uint64_t n
     if (box->transposed)
         return from < end ? write_transposed(e, box, from, end, rows + (from - row) * stride, err)
                           : MGR_OK;
-    const bool dense = box->row_stride == box->cols;
-    const uint64_t fit = e->job->plan.chunk_bytes / row_bytes;
-    const uint64_t step = !dense ? 1 : row_bytes == stride ? n : fit;
+    const uint64_t step = mgr_engine_at_once(e->job, box, n, end - from);
     for (uint64_t r = from; r < end; r += step) {
         const uint64_t count = end - r < step ? end - r : step;
         const unsigned char *bytes = rows + (r - row) * stride + box->col * element;

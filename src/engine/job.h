@@ -40,6 +40,7 @@ typedef struct mgr_branch {
  */
 typedef struct mgr_tally {
     uint64_t bytes_read, bytes_written;
+    uint64_t calls_read, calls_written;      /* of the weights */
     uint64_t records_checked, records_total; /* of the source, by CRC-32 */
     double seconds_find, seconds_plan, seconds_sums, seconds_write, seconds_sync, seconds_publish;
     double seconds_proof; /* within these, before publishing: checksums and journal */
@@ -76,9 +77,10 @@ typedef struct mgr_job {
     uint32_t plan_ranks; /* that the plan is for: `ranks`, but for a dry run that asks otherwise */
     uint64_t unit_min;   /* as mgr_plan_request has it */
 
-    char id[17];     /* of the configuration, as far as it says what comes out */
-    uint64_t memory; /* of this rank, for the plan's buffers */
-    bool complete;   /* there was nothing to do */
+    char id[17];              /* of the configuration, as far as it says what comes out */
+    uint64_t memory;          /* of this rank, for the plan's buffers */
+    uint64_t memory_expected; /* that a rank takes at most, all in all, as far as can be known */
+    bool complete;            /* there was nothing to do */
 
     const mgr_source_format *source_format; /* NULL for mgr-synth */
     const mgr_target_format *target_format;

@@ -19,6 +19,9 @@
 #include "io/file.h"
 
 #define ALIGN 4096
+/* What the library keeps beside tensors, a block at a time, each enough for about so many. */
+#define META_BLOCK ((uint64_t)1 << 20)
+#define SETS_OF_A_BLOCK 1500
 #define CHUNK_BYTES ((uint64_t)1 << 20)
 /* Smaller ones stay plain: there is nothing to gain. */
 #define PACK_MIN ((uint64_t)64 << 10)
@@ -37,7 +40,7 @@ uint64_t mgr_hdf5_bytes(const mgr_stored *s)
 static int place_hdf5_container(mgr_layout *layout, uint32_t file, const void *context,
                                 mgr_err *err)
 {
-    uint64_t at = ALIGN;
+    uint64_t at = ALIGN, sets = 0;
     (void)context, (void)err;
     for (size_t i = 0; i < layout->cat->n_stored; i++) {
         mgr_stored *const s = &layout->cat->stored[i];
@@ -45,8 +48,9 @@ static int place_hdf5_container(mgr_layout *layout, uint32_t file, const void *c
             continue;
         s->offset = at;
         at += (mgr_hdf5_bytes(s) + ALIGN - 1) / ALIGN * ALIGN;
+        sets++;
     }
-    layout->cat->files[file].bytes = at;
+    layout->cat->files[file].bytes = at + (sets / SETS_OF_A_BLOCK + 1) * META_BLOCK;
     return MGR_OK;
 }
 

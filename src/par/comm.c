@@ -16,6 +16,7 @@ struct mgr_comm {
     MPI_Comm comm, progress;
     int rank, size;
     int alone;              /* MPI was not started: nothing below may call it */
+    uint64_t calls;         /* collective ones */
     uint64_t posted, taken; /* progress messages */
     uint64_t slot[3];       /* of the one message that may be under way */
     MPI_Request pending;
@@ -102,12 +103,25 @@ int mgr_comm_size(const mgr_comm *comm)
     return comm->size;
 }
 
+bool mgr_comm_is_alone(const mgr_comm *comm)
+{
+    return comm->alone;
+}
+
+uint64_t mgr_comm_calls(const mgr_comm *comm)
+{
+    return comm->calls;
+}
+
 static void bcast(mgr_comm *c, void *bytes, size_t len, int root)
 {
     char *at = bytes;
-    while (len > 0 && !c->alone) {
+    while (len > 0) {
         const size_t n = len < INT_MAX ? len : INT_MAX;
         MPI_Request request;
+        c->calls++;
+        if (c->alone)
+            return;
         MPI_Ibcast(at, (int)n, MPI_BYTE, root, c->comm, &request);
         wait_politely(&request, longest_pause(n));
         at += n;
@@ -119,6 +133,7 @@ int mgr_agree(mgr_comm *c, int rc, mgr_err *err)
 {
     int first = rc != MGR_OK ? c->rank : INT_MAX, lowest = INT_MAX;
     MPI_Request request;
+    c->calls++;
     if (c->alone && rc != MGR_OK && err->code == MGR_OK)
         mgr_fail(err, (mgr_code)rc, "%s", mgr_code_text(rc));
     if (c->alone)
@@ -190,8 +205,11 @@ static int gather(mgr_comm *c, const mgr_buf *mine, mgr_buf *all, int everyone, 
 {
     int *counts = NULL;
     size_t total = 0;
-    if (c->alone)
+    c->calls += 2;
+    if (c->alone) {
+        c->calls += 2; /* of the two agreements below */
         return mgr_buf_add(all, mine->data ? mine->data : "", mine->len, err);
+    }
     const int len = mine->len < INT_MAX ? (int)mine->len : INT_MAX;
     MPI_Request request;
     int rc = mgr_agree(c, mgr_alloc(&counts, 2 * (size_t)c->size, sizeof *counts, err), err);
@@ -231,12 +249,20 @@ int mgr_gather_bytes(mgr_comm *comm, const mgr_buf *mine, mgr_buf *all, mgr_err 
     return gather(comm, mine, all, 0, err);
 }
 
+uint64_t mgr_sum_calls(size_t n)
+{
+    return 1 + n / REDUCE_CHUNK + (n % REDUCE_CHUNK != 0);
+}
+
 int mgr_sum_i64(mgr_comm *c, int64_t *values, size_t n, mgr_err *err)
 {
     int64_t *sums = NULL;
-    if (c->alone)
-        return MGR_OK;
     const size_t chunk = n < REDUCE_CHUNK ? n : REDUCE_CHUNK;
+    c->calls += mgr_sum_calls(n) - 1;
+    if (c->alone) {
+        c->calls++; /* of the agreement below */
+        return MGR_OK;
+    }
     const int rc = mgr_agree(c, mgr_alloc(&sums, chunk, sizeof *sums, err), err);
     for (size_t at = 0; rc == MGR_OK && at < n; at += chunk) {
         const size_t part = n - at < chunk ? n - at : chunk;
@@ -252,6 +278,7 @@ int mgr_sum_i64(mgr_comm *c, int64_t *values, size_t n, mgr_err *err)
 void mgr_barrier(mgr_comm *c)
 {
     MPI_Request request;
+    c->calls++;
     if (c->alone)
         return;
     MPI_Ibarrier(c->comm, &request);
@@ -299,6 +326,7 @@ void mgr_progress_drain(mgr_comm *c)
 {
     uint64_t sent = 0;
     MPI_Request request;
+    c->calls++;
     if (c->alone)
         return;
     MPI_Ireduce(&c->posted, &sent, 1, MPI_UINT64_T, MPI_SUM, 0, c->comm, &request);

@@ -12,6 +12,7 @@
 #ifndef MGR_PAR_COMM_H
 #define MGR_PAR_COMM_H
 
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
@@ -25,6 +26,12 @@ int mgr_comm_start(mgr_comm **out, mgr_err *err) MGR_NODISCARD;
 
 /* The communicator of this process alone, without MPI: for what only looks. Local. */
 int mgr_comm_alone(mgr_comm **out, mgr_err *err) MGR_NODISCARD;
+
+/* Is it of a process that has no MPI? Pure. */
+bool mgr_comm_is_alone(const mgr_comm *comm);
+
+/* Collective calls of MPI that this rank made, or would have made were it not alone. Pure. */
+uint64_t mgr_comm_calls(const mgr_comm *comm);
 
 /* Finalize MPI. NULL-safe. Collective. */
 void mgr_comm_stop(mgr_comm *comm);
@@ -50,6 +57,9 @@ int mgr_gather_bytes(mgr_comm *comm, const mgr_buf *mine, mgr_buf *all, mgr_err 
 /* Element-wise sums over all ranks, in place. Whole numbers: any order gives the same. Collective.
  */
 int mgr_sum_i64(mgr_comm *comm, int64_t *values, size_t n, mgr_err *err) MGR_NODISCARD;
+
+/* The collective calls that this takes, the agreement before it included. Pure. */
+uint64_t mgr_sum_calls(size_t n);
 
 /* Everyone here. Collective. */
 void mgr_barrier(mgr_comm *comm);

@@ -1,4 +1,5 @@
 /* What rank 0 prints about a run: aligned lines for people. */
+#include <stdarg.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -233,12 +234,22 @@ static void print_remarks(const mgr_remarks *remarks)
             mgr_report_line("note", "%s", remarks->list[i].why);
 }
 
+static void MGR_PRINTF(1, 2) warn(const char *fmt, ...)
+{
+    char text[800];
+    va_list args;
+    va_start(args, fmt);
+    (void)vsnprintf(text, sizeof text, fmt, args);
+    va_end(args);
+    mgr_say_fitting("mgr-upcycle: warning", text);
+}
+
 /* What only the values have shown. */
 static void print_found(const mgr_job *job)
 {
     for (size_t i = job->planned_remarks; i < job->remarks.n; i++)
         if (job->remarks.list[i].kind == MGR_REMARK_WARNING)
-            mgr_say(stderr, "mgr-upcycle: warning: %s\n", job->remarks.list[i].why);
+            warn("%s", job->remarks.list[i].why);
 }
 
 static void print_next(const mgr_remarks *remarks)
@@ -263,15 +274,15 @@ static void warn_of_path(const mgr_job *job)
     for (size_t i = 0; i < sizeof earlier / sizeof earlier[0] && !taken; i++)
         taken = strstr(path, earlier[i]) ? earlier[i] : NULL;
     if (taken)
-        mgr_say(stderr,
-                "mgr-upcycle: warning: moe-recipes takes a checkpoint for another model by the\n"
-                "word %s in its path, as '%s' has it\n",
-                taken, path);
+        warn("moe-recipes takes a checkpoint for another model by the word %s in its path, as '%s' "
+             "has "
+             "it",
+             taken, path);
     else if (!strstr(path, "Mixtral"))
-        mgr_say(stderr,
-                "mgr-upcycle: warning: moe-recipes takes a checkpoint for Mixtral by that\n"
-                "word in its path; '%s' does not have it\n",
-                path);
+        warn("moe-recipes takes a checkpoint for Mixtral by that word in its path; '%s' does not "
+             "have "
+             "it",
+             path);
 }
 
 void mgr_print_plan(const mgr_job *job)
@@ -288,9 +299,10 @@ void mgr_print_plan(const mgr_job *job)
     mgr_say(stdout, "plan      %u rank%s read %s and %s %s\n", plan->ranks,
             plan->ranks == 1 ? "" : "s", mgr_format_bytes(plan->total_in, in, sizeof in),
             job->found ? "compare" : "write", mgr_format_bytes(plan->total_out, out, sizeof out));
-    mgr_report_line("memory", "at most %s on each rank (memory_per_rank), with %s of buffers",
-                    mgr_format_bytes(job->config.memory_per_rank, in, sizeof in),
-                    mgr_format_bytes(plan->memory_bytes, memory, sizeof memory));
+    mgr_report_line("memory", "%s on each rank, with %s of buffers; memory_per_rank allows %s",
+                    mgr_format_bytes(job->memory_expected, out, sizeof out),
+                    mgr_format_bytes(plan->memory_bytes, memory, sizeof memory),
+                    mgr_format_bytes(job->config.memory_per_rank, in, sizeof in));
     fflush(stdout);
 }
 
@@ -311,7 +323,16 @@ static double rate(uint64_t bytes, double seconds)
     return seconds > 0 ? (double)bytes / seconds / 0x1p30 : 0.0;
 }
 
-static void print_done(const mgr_job *job)
+/* How often: to hold beside what the dry run said. */
+static void print_calls(const mgr_job *job)
+{
+    mgr_report_line("calls", "%llu reads and %llu writes of weights, %llu collective",
+                    (unsigned long long)job->tally.calls_read,
+                    (unsigned long long)job->tally.calls_written,
+                    (unsigned long long)mgr_comm_calls(job->comm));
+}
+
+static void print_done(const mgr_job *job, bool verbose)
 {
     const mgr_tally *const t = &job->tally;
     const double engine = t->seconds_sums + t->seconds_write + t->seconds_sync;
@@ -330,6 +351,8 @@ static void print_done(const mgr_job *job)
             t->seconds_publish);
     mgr_say(stdout, "memory    %10s   peak of the largest rank\n",
             mgr_format_bytes(t->peak_rss, text, sizeof text));
+    if (verbose)
+        print_calls(job);
     if (job->replaced.kind)
         mgr_say(stdout, "replaced  what was there: %s, %zu files\n", job->replaced.kind,
                 job->replaced.n_files);
@@ -339,7 +362,7 @@ static void print_done(const mgr_job *job)
     print_found(job);
 }
 
-void mgr_print_summary(const mgr_job *job, const mgr_run_options *options)
+void mgr_print_summary(mgr_job *job, const mgr_run_options *options)
 {
     if (job->complete) {
         mgr_say(stdout, "\nalready complete: %s\n", job->config.target.path);
@@ -351,7 +374,7 @@ void mgr_print_summary(const mgr_job *job, const mgr_run_options *options)
                     job->replaced.kind, job->replaced.n_files);
         mgr_say(stdout, "\ndry run: nothing was written\n");
     } else {
-        print_done(job);
+        print_done(job, options->verbosity > 0);
     }
 }
 
@@ -386,6 +409,7 @@ void mgr_say_plan(const mgr_job *job)
         {.key = "ranks", .number = job->plan.ranks},
         {.key = "read", .number = (double)job->plan.total_in},
         {.key = "written", .number = (double)job->plan.total_out},
+        {.key = "memory", .number = (double)job->memory_expected},
         {.key = "memory_per_rank", .number = (double)job->config.memory_per_rank}};
     mgr_say_event("plan", facts, sizeof facts / sizeof facts[0]);
     say_remarks(job, 0);
@@ -411,7 +435,7 @@ void mgr_say_done(const mgr_job *job, const mgr_run_options *options)
 
 void mgr_print_others(const char *others)
 {
-    mgr_say(stderr, "mgr-upcycle: warning: left alone, of another configuration: %s\n", others);
+    warn("left alone, of another configuration: %s", others);
 }
 
 void mgr_print_synth(const mgr_job *job, const char *out)

@@ -110,6 +110,9 @@ static void print_files(const mgr_job *job, bool verbose)
                 cat->n_files - shown);
     mgr_say(stdout, "%-9s %10s  in all, with the ledger; small files come on top\n", "",
             mgr_format_bytes(mgr_run_output_bytes(job), text, sizeof text));
+    if (job->container->seal)
+        mgr_report_line("",
+                        "of each file half is the plain one, which is there until it is packed");
 }
 
 /* The folder that is or will be the target's parent; false where there is no name for it. */
@@ -215,7 +218,45 @@ static void print_time(const mgr_job *job, const mgr_run_options *options)
                         format_time(bytes / (10 * 0x1p30), time, sizeof time));
 }
 
-static void print_details(const mgr_job *job)
+static void print_memory(const mgr_job *job)
+{
+    char expected[32], most[32];
+    const uint64_t ranks = job->plan.ranks;
+    mgr_report_line("memory", "%s on %u rank%s together, at most %s",
+                    mgr_format_bytes(job->memory_expected * ranks, expected, sizeof expected),
+                    job->plan.ranks, ranks == 1 ? "" : "s",
+                    mgr_format_bytes(job->config.memory_per_rank * ranks, most, sizeof most));
+}
+
+/* What run/write.c calls behind a dry run's end; cli.Terminal holds it against runs. */
+#define CALLS_BEHIND 57
+#define CALLS_OF_HEADERS 4 /* of each source, where there are ranks to share them with */
+#define CALLS_OF_PLACES 4
+#define CALLS_OF_HASHES 6
+
+/* Collective ones of a run, the engine's and those of packing apart. */
+static uint64_t collective_calls(const mgr_job *job)
+{
+    const uint64_t sources = job->n_branches ? job->n_branches : 1;
+    const bool shared = job->ranks == 1 && job->plan.ranks > 1;
+    return mgr_comm_calls(job->comm) + CALLS_BEHIND + (shared ? sources * CALLS_OF_HEADERS : 0) +
+           (job->container->create ? CALLS_OF_PLACES : 0) +
+           (job->method && job->target.tensors.model.experts ? 1 : 0) +
+           (job->config.target.sha256 ? CALLS_OF_HASHES : 0);
+}
+
+static void print_calls(mgr_job *job)
+{
+    mgr_calls calls;
+    mgr_err ignored = MGR_ERR_INIT;
+    if (mgr_engine_count(job, &calls, &ignored) == MGR_OK)
+        mgr_report_line("calls", "%llu reads and %llu writes of weights, %llu collective%s",
+                        (unsigned long long)calls.reads, (unsigned long long)calls.writes,
+                        (unsigned long long)(calls.collective + collective_calls(job)),
+                        job->container->seal ? ", and those of packing" : "");
+}
+
+static void print_details(mgr_job *job)
 {
     const mgr_plan *const plan = &job->plan;
     const double mean = (double)(plan->total_in + plan->total_out) / plan->ranks;
@@ -226,19 +267,17 @@ static void print_details(const mgr_job *job)
                     plan->n_units, plan->n_groups, most);
 }
 
-void mgr_print_page(const mgr_job *job, const mgr_run_options *options)
+void mgr_print_page(mgr_job *job, const mgr_run_options *options)
 {
     const bool verbose = options->verbosity > 0;
-    char memory[32];
     print_parameters(job);
     print_origins(job);
     print_files(job, verbose);
     print_space(job);
-    mgr_report_line(
-        "memory", "%s on %u rank%s together, at most",
-        mgr_format_bytes(job->config.memory_per_rank * job->plan.ranks, memory, sizeof memory),
-        job->plan.ranks, job->plan.ranks == 1 ? "" : "s");
+    print_memory(job);
     print_time(job, options);
-    if (verbose)
+    if (verbose) {
         print_details(job);
+        print_calls(job);
+    }
 }

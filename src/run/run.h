@@ -108,9 +108,9 @@ void mgr_print_config(const mgr_job *job);
 void mgr_say_plan(const mgr_job *job);
 void mgr_say_done(const mgr_job *job, const mgr_run_options *options);
 
-void mgr_print_summary(const mgr_job *job, const mgr_run_options *options);
+void mgr_print_summary(mgr_job *job, const mgr_run_options *options);
 /* The page of a dry run: what there will be, and what it needs. */
-void mgr_print_page(const mgr_job *job, const mgr_run_options *options);
+void mgr_print_page(mgr_job *job, const mgr_run_options *options);
 void mgr_print_others(const char *others); /* leftovers of other configurations */
 void mgr_print_synth(const mgr_job *job, const char *out);
 

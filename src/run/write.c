@@ -127,6 +127,13 @@ static void take_found(mgr_job *job)
         mgr_found_take(job, job->found);
 }
 
+/* What is there, the buffers, and as much again as the lists take: the output is read back. */
+static uint64_t expect_memory(const mgr_job *job, uint64_t baseline)
+{
+    const uint64_t sum = baseline + job->plan.memory_bytes + mgr_mem_held() + RESERVE_MIN;
+    return sum < job->config.memory_per_rank ? sum : job->config.memory_per_rank;
+}
+
 int mgr_run_plan(mgr_job *job, uint64_t baseline, mgr_err *err)
 {
     const uint64_t all = job->config.memory_per_rank;
@@ -138,6 +145,7 @@ int mgr_run_plan(mgr_job *job, uint64_t baseline, mgr_err *err)
         take_found(job);
     if (mgr_run_replan(job, NULL, 0, err) != MGR_OK)
         return mgr_hint(err, "raise memory_per_rank");
+    job->memory_expected = expect_memory(job, baseline);
     return job->source_format ? check_consumed(job, err) : MGR_OK;
 }
 
@@ -164,6 +172,8 @@ int mgr_run_tally(mgr_job *job, mgr_err *err)
         memcpy(&other, all.data + at, sizeof other);
         job->tally.bytes_read += other.bytes_read;
         job->tally.bytes_written += other.bytes_written;
+        job->tally.calls_read += other.calls_read;
+        job->tally.calls_written += other.calls_written;
         if (other.peak_rss > job->tally.peak_rss)
             job->tally.peak_rss = other.peak_rss;
     }

@@ -1,4 +1,8 @@
-"""What the programs say on a terminal and in a log: the page of a dry run, its agreement with the run, widths."""
+"""What the programs say on a terminal and in a log: the page of a dry run, its agreement with the run, widths.
+
+The rule of widths: no line has more than 80 columns, but for one that a single word fills that has no blank to break at, as
+a long path. The exception is an error in a log or a pipe, which is one line there, for grep, and its hint another. The
+captures are made with short paths, so that in them nothing is wider on a terminal."""
 
 import contextlib
 import json
@@ -21,6 +25,7 @@ MASKS = (
     (r"[\d.]+ [KMGT]iB free", "N free"),
     (r"^quota .*", "quota     N"),
     (r"[\d.]+ GiB/s", "N GiB/s"),
+    (r"^memory +[\d.]+ [MG]iB on", "memory    N on"),
     (r"with [\d.]+ MiB of", "with N of"),
     (r"^memory +[\d.]+ MiB +peak", "memory    N   peak"),
     (r"^seconds .*", "seconds N"),
@@ -58,14 +63,16 @@ class Terminal(unittest.TestCase):
         return runner.run([runner.program("mgr-upcycle"), *words], 60)
 
     def fits(self, text):
-        """No line is too long, but for a path in it."""
+        """No line is too long, but for one whose last word is a path that began where lines begin."""
         for line in text.splitlines():
-            words = [w for w in line.split() if str(self.place) not in w]
-            self.assertLessEqual(len(line) if len(words) == len(line.split()) else 0, WIDTH, line)
+            *before, last = line.split() or [""]
+            alone = len(line) - len(last) <= len("mgr-upcycle: error: ") and str(self.place) in last
+            self.assertTrue(len(line) <= WIDTH or alone, line)
 
-    def masked(self, text):
+    @staticmethod
+    def masked(text):
         kept, skip = [], False
-        for line in text.replace(str(self.place), "PLACE").splitlines():
+        for line in text.splitlines():
             skip = line.split(" ")[0] in OTHERS or (skip and line.startswith("   "))
             for pattern, word in MASKS:
                 line = re.sub(pattern, word, line)
@@ -82,22 +89,29 @@ class Terminal(unittest.TestCase):
         return "\n".join(dict.fromkeys(steady)) + "\n"
 
     def capture(self):
-        """{title: what is said}"""
+        """{title: what is said}, from the folder of source and target, so that paths are short."""
         options = self.alone("--help").out.split("CONFIG is YAML")[0]
-        config = self.config("golden", target__expert_parallel=2)
-        said = {"options": options, "dry run": self.alone("-n", "--ranks", 64, config).out}
-        said["run"] = runner.upcycle(config, np=2).out
-        again = self.config("golden-log")
-        said["progress in a log"] = self.shapes(runner.upcycle(again, np=2, options=("-p", "0.001")).err.splitlines())
-        again = self.config("golden-tty")
-        lines = self.on_a_terminal("-p", "0.001", again)[1].decode().split("\r")
+        page, log, terminal = (self.short("golden" + name, target__expert_parallel=2) for name in ("", "-log", "-tty"))
+        said = {"options": options}
+        said["dry run"] = self.here("-n", "--ranks", 64, page).out
+        said["details of a dry run"] = "details " + self.here("-n", "--ranks", 64, "-v", page).out.split("\ndetails ")[1].split("\n\n")[0]
+        said["run"] = self.here(page, np=2).out
+        said["progress in a log"] = self.shapes(self.here("-p", "0.001", log, np=2).err.splitlines())
+        lines = self.on_a_terminal("-p", "0.001", terminal, cwd=self.place)[1].decode().split("\r")
         said["progress on a terminal"] = self.shapes(line.strip() for line in lines)
         for title, (text, words) in ERRORS.items():
-            path = self.place / "run.yaml"
-            path.write_text(text.replace("SOURCE", str(self.source)).replace("OUT", str(self.place / "Mixtral-x")))
-            result = self.alone(*words, path)
-            said["error: " + title] = "exit status %d\n%s" % (result.status, result.err)
+            (self.place / "run.yaml").write_text(text.replace("SOURCE", "dense").replace("OUT", "Mixtral-x"))
+            status, lines = self.on_a_terminal(*words, "run.yaml", cwd=self.place)
+            said["error: " + title] = "exit status %d\n%s" % (status, lines.decode().replace("\r\n", "\n"))
         return {title: self.masked(text) for title, text in said.items()}
+
+    def short(self, name, **changes):
+        """A configuration without a folder in any path."""
+        return runner.write_config(self.place / (name + ".yaml"), "dense", "Mixtral-" + name, **changes).name
+
+    def here(self, *words, np=0):
+        launch = runner.launcher(np) if np else []
+        return runner.run([*launch, runner.program("mgr-upcycle"), *words], 60, cwd=self.place)
 
     def test_what_is_said(self):
         """tests/data/golden/terminal.txt; MGR_WRITE_GOLDEN=1 writes it anew."""
@@ -105,6 +119,7 @@ class Terminal(unittest.TestCase):
         if os.environ.get("MGR_WRITE_GOLDEN"):
             GOLDEN.write_text(text)
         self.maxDiff = None
+        self.assertEqual([line for line in text.splitlines() if len(line) > WIDTH], [])
         self.assertEqual(text, GOLDEN.read_text())
 
     def test_log_json(self):
@@ -141,29 +156,62 @@ class Terminal(unittest.TestCase):
             self.assertEqual((result.status, result.out.count(word)), (0, 1), str(result))
 
     def test_the_page_is_what_the_run_does(self):
-        """Files with their sizes, bytes and memory, for the ranks that will run."""
+        """Files with their sizes, bytes, memory and calls, for the ranks that will run."""
         for name, np, changes in (
             ("hugging", 1, {"target__expert_parallel": 2}),
             ("torch", 2, {"target__format": "megatron-torch", "target__tensor_parallel": 2}),
             ("dist", 3, {"target__format": "megatron-dist", "upcycle__method": "noise"}),
+            ("hdf5", 2, {"target__format": "hdf5", "upcycle__shuffle": True, "target__dtype": "float32"}),
         ):
             with self.subTest(name):
                 config = self.config(name, **changes)
-                page = self.alone("--dry-run", "--ranks", np, config)
+                page = self.alone("--dry-run", "-v", "--ranks", np, "--unit-bytes", 4096, config)
                 self.assertEqual((page.status, self.target.exists()), (0, False), str(page))
-                done = runner.upcycle(config, np=np)
+                done = runner.upcycle(config, np=np, options=["-v", "--unit-bytes", 4096])
                 self.assertEqual(done.status, 0, str(done))
                 self.same(page.out, done.out, np)
+                self.assertEqual(self.calls(page.out), self.calls(done.out))
+
+    @staticmethod
+    def calls(text):
+        (line,) = re.findall(r"(?m)^calls +(\d+ reads and \d+ writes of weights, \d+ collective)$", text)
+        return line
+
+    def test_the_memory_is_what_the_run_takes(self):
+        """Never more than stated, and stated is no more than 2.5 times what is taken; the kernel's VmHWM."""
+        source = runner.synth(self.place / "wide", layers=6, hidden=384, ffn=1056, vocab=4000, tp=2)
+        target = self.place / "Mixtral-wide"
+        for np, changes in (
+            (1, {}),
+            (2, {"target__format": "megatron-torch", "target__tensor_parallel": 2}),
+            (3, {"target__format": "megatron-dist", "upcycle__method": "naive"}),
+            (2, {"target__format": "hdf5", "target__compression": "deflate"}),
+            (2, {"memory_per_rank": runner.LITTLE_MEMORY}),
+        ):
+            config = runner.write_config(self.place / "wide.yaml", source, target, **changes)
+            page = self.alone("--dry-run", "--ranks", np, "--force", config)
+            done = runner.upcycle(config, np=np, options=["--force"])
+            self.assertEqual((page.status, done.status), (0, 0), str(page) + str(done))
+            self.takes(page.out, done.out)
+
+    def takes(self, page, done):
+        (stated,) = re.findall(r"(?m)^memory +([\d.]+) MiB on each", page)
+        (taken,) = re.findall(r"(?m)^memory +([\d.]+) MiB +peak of the largest rank", done)
+        print("memory stated %s MiB, taken %s MiB" % (stated, taken))
+        self.assertLessEqual(float(taken), float(stated))
+        if not runner.SANITIZED:
+            self.assertLessEqual(float(stated), 2.5 * float(taken))
 
     def same(self, page, done, np):
-        self.fits(page)
-        self.fits(done)
+        for text in (page, done):
+            self.fits(text.split("\nnext ")[0])  # what follows is for a shell, a line a command
         files = re.findall(r"^(?:files)? +([\d.]+) (\w+)  (\S*\.\S+)$", page, re.M)
         self.assertTrue(files)
         unit = {"B": 1, "KiB": 1 << 10, "MiB": 1 << 20}
         for size, name, path in files:
             real = (self.target / path).stat().st_size
-            self.assertLess(abs(float(size) * unit[name] - real), 0.006 * unit[name], path)
+            near = 0.006 * unit[name] if not path.endswith(".h5") else 64 << 10  # where the library puts its own
+            self.assertLess(abs(float(size) * unit[name] - real), near, path)
         (plan,) = re.findall(r"^plan .*$", page, re.M)
         self.assertIn(plan, done)
         self.assertIn("%d rank" % np, plan)
@@ -179,10 +227,8 @@ class Terminal(unittest.TestCase):
         whole = float(written.split()[0]) * unit[written.split()[1]]
         if self.target.name != "Mixtral-torch":  # which stores some for each rank
             self.assertLess(abs(sum(parts) - whole), 40, page)
-        self.assertRegex(page, r"(?m)^memory +%d\.00 GiB on %d ranks? together, at most$" % (2 * np, np))
-        (memory,) = re.findall(r"at most ([\d.]+) GiB on each rank", page)
-        (peak,) = re.findall(r"memory +([\d.]+) MiB +peak of the largest rank", done)
-        self.assertLess(float(peak), float(memory) * 1024)
+        self.assertRegex(page, r"(?m)^memory +\S+ [MG]iB on %d ranks? together, at most\s%d\.00\sGiB$" % (np, 2 * np))
+        self.takes(page, done)
 
     def test_what_is_drawn_anew(self):
         """The page's bytes are those that differ from copies; a draw may hit the number that was there."""
@@ -255,11 +301,11 @@ class Terminal(unittest.TestCase):
         self.assertRegex(lines[-1], " publish$")
         self.fits(result.err)
 
-    def on_a_terminal(self, *words):
+    def on_a_terminal(self, *words, cwd=None):
         """Exit status, and what a terminal of 80 columns is told on stderr."""
         ours, theirs = os.openpty()
         words = [str(word) for word in (runner.program("mgr-upcycle"), *words)]
-        done = subprocess.run(words, stdout=subprocess.DEVNULL, stderr=theirs, timeout=300)
+        done = subprocess.run(words, stdout=subprocess.DEVNULL, stderr=theirs, timeout=300, cwd=cwd)
         os.close(theirs)
         text = b""
         with contextlib.suppress(OSError):  # the other end is closed

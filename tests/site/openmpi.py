@@ -1,5 +1,7 @@
 """The project, built with Open MPI beside the MPI that the machine's builds take."""
 
+import os
+import pathlib
 import shutil
 import subprocess
 
@@ -29,3 +31,9 @@ def build(source, folder):
         done = subprocess.run([str(word) for word in argv], stdin=subprocess.DEVNULL, capture_output=True, text=True)
         assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     return folder / "bin"
+
+
+def programs(folder):
+    """Those that MGR_BIN_OPENMPI names, or built anew below `folder`, from the checkout that this is in."""
+    built = os.environ.get("MGR_BIN_OPENMPI")
+    return pathlib.Path(built) if built else build(pathlib.Path(__file__).resolve().parents[2], folder / "openmpi")

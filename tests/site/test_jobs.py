@@ -106,8 +106,7 @@ class UnderSlurm(Jobs):
 
     @unittest.skipIf(openmpi.missing(), openmpi.missing())
     def test_open_mpi_by_pmix(self):
-        built = os.environ.get("MGR_BIN_OPENMPI")
-        folder = pathlib.Path(built) if built else openmpi.build(runner.ROOT, self.folder / "openmpi")
+        folder = openmpi.programs(self.folder)
         with slurm.Slurm(self.folder / "slurm-pmix") as site:
             if "pmix" not in site.ask("srun", "--mpi=list"):
                 self.skipTest("this Slurm has no PMIx")
@@ -124,7 +123,7 @@ class UnderSlurm(Jobs):
             self.assertFalse((self.folder / "Mixtral-wrong").exists(), log)
 
 
-class UnderTheirVariables(Jobs):
+class WithoutScheduler(Jobs):
     def run_job(self, script, **env):
         return subprocess.run(["bash", str(script)], env=dict(os.environ, PATH=str(self.folder / "bin") + ":" + os.environ["PATH"], **env),
                               cwd="/", capture_output=True, text=True, stdin=subprocess.DEVNULL)
@@ -139,6 +138,18 @@ class UnderTheirVariables(Jobs):
         self.submitted = submitted
         (self.folder / "nodes").write_text("localhost\nlocalhost\n")
 
+    def pbs(self, name, config, walltime, **env):
+        script = self.script("pbs.sh", name, config, (r"^#PBS -l walltime=\S+", "#PBS -l walltime=" + walltime))
+        return self.run_job(script, PBS_O_WORKDIR=str(self.folder), PBS_JOBID="1.local", PBS_NODEFILE=str(self.folder / "nodes"), **env)
+
+    def launcher(self, name, text):
+        path = self.folder / "bin" / name
+        path.write_text("#!/bin/sh\n" + text)
+        path.chmod(0o755)
+        self.addCleanup(path.unlink, missing_ok=True)
+
+
+class Scripts(WithoutScheduler):
     def test_pbs_grammar(self):
         text = (JOBS / "pbs.sh").read_text()
         head = [line for line in text.splitlines() if line.startswith("#PBS ")]
@@ -147,10 +158,56 @@ class UnderTheirVariables(Jobs):
         self.assertEqual([line for line in head if not known.fullmatch(line)], [])
         self.assertLess(text.index(head[-1]), text.index("set -uo pipefail"), "qsub stops at the first command")
 
-    def pbs(self, name, config, walltime, **env):
-        script = self.script("pbs.sh", name, config, (r"^#PBS -l walltime=\S+", "#PBS -l walltime=" + walltime))
-        return self.run_job(script, PBS_O_WORKDIR=str(self.folder), PBS_JOBID="1.local", PBS_NODEFILE=str(self.folder / "nodes"), **env)
+    def test_age_and_slurm_grammar(self):
+        """What their manuals take, of what these scripts ask for."""
+        for job, mark, known in (
+            ("age.sh", "#$ ", r"-cwd|-j y|-r y|-N [A-Za-z][\w.-]*|-l h_rt=\d+:[0-5]\d:[0-5]\d|-l [a-z]+_\w+=[1-9]\d*"),
+            ("slurm.sh", "#SBATCH ", r"--(job-name=\S+|output=[\w%.-]+|open-mode=append|mem-per-cpu=\d+[KMGT]|requeue"
+                                     r"|time=\d+:[0-5]\d:[0-5]\d|signal=[A-Z0-9]+@\d+|nodes=\d+|ntasks-per-node=\d+)"),
+        ):
+            text = (JOBS / job).read_text()
+            head = [line for line in text.splitlines() if line.startswith(mark)]
+            self.assertTrue(head, job)
+            self.assertEqual([line for line in head if not re.fullmatch(known, line[len(mark):])], [], job)
+            self.assertLess(text.index(head[-1]), text.index("set -uo pipefail"), job)
 
+    def test_what_each_script_promises(self):
+        for job, memory, again in (("slurm.sh", "--mem-per-cpu=", "scontrol requeue"), ("pbs.sh", ":mem=", "qsub -v MGR_START="),
+                                   ("age.sh", "#$ -l cpu_80=", "exit 99")):
+            text = (JOBS / job).read_text()
+            subprocess.run(["bash", "-n", str(JOBS / job)], check=True)
+            self.assertIn(memory, text)
+            self.assertIn(again, text)
+            self.assertIn("-lt 10 ]", text)
+            self.assertIn("mgr-verify", text)
+            self.assertEqual(len(re.findall(r"(?m)^(?:#SBATCH --time=|#PBS -l walltime=|#\$ -l h_rt=)", text)), 1, job)
+            numbers = re.findall(r"\d", "".join(re.findall(r"(?m)^# EDIT (\d(?: and \d)?)", text)))
+            self.assertEqual(numbers, ["1", "2", "3"], job)
+            self.assertRegex(text, "was at hand|no test had one|were at hand")
+
+    def test_each_mpi_is_started_as_it_wants(self):
+        """By what stands for its launcher, which says who it is; it is the line that the job prints."""
+        nodes = str(self.folder / "nodes")
+        for name, says, words in (("PALS", "PALS 1.3.2", "mpiexec -n 2 %s"), ("Open MPI", "mpiexec (OpenRTE) 4.1.4", "mpiexec -n 2 --hostfile " + nodes + " %s"),
+                                  ("Hydra", "HYDRA build details:", "mpiexec -n 2 -f " + nodes + " %s")):
+            self.launcher("mpiexec", 'case "$*" in --version) echo "%s"; exit ;; esac\nexit 66\n' % says)
+            title = "start-" + name.split()[0]
+            done = self.pbs(title, self.config(title, self.small), "00:10:00")
+            self.assertEqual(done.returncode, 66, done.stdout + done.stderr)
+            self.assertIn(words % runner.BIN, done.stdout)
+            self.assertIn("--signal=" + ("USR1" if name == "Open MPI" else "TERM"), done.stdout)
+        self.launcher("srun", "exit 66\n")
+        for library, option in (("libmpi_cray.so.12", "cray_shasta"), ("libmpi_gnu_91.so.12", "cray_shasta"), ("libmpi.so.40", "pmix"),
+                                ("libmpich.so.12", "pmi2")):
+            self.launcher("ldd", 'echo "\t%s => /somewhere"\n' % library)
+            title = "start-" + library.split(".")[0]
+            script = self.script("slurm.sh", title, self.config(title, self.small))
+            done = self.run_job(script, SLURM_JOB_ID="1")
+            self.assertEqual(done.returncode, 66, done.stdout + done.stderr)
+            self.assertIn(": srun --mpi=%s %s" % (option, runner.BIN), done.stdout)
+
+
+class UnderTheirVariables(WithoutScheduler):
     def test_pbs_whole_again_stopped_and_submitted_again(self):
         config = self.config("pbs", self.small)
         for again in (False, True):
@@ -189,12 +246,6 @@ class UnderTheirVariables(Jobs):
         starts.write_text("10\n")
         done = self.run_job(script, **again)
         self.assertEqual((done.returncode, starts.exists()), (75, False), "ten times at most")
-
-    def launcher(self, name, text):
-        path = self.folder / "bin" / name
-        path.write_text("#!/bin/sh\n" + text)
-        path.chmod(0o755)
-        self.addCleanup(path.unlink, missing_ok=True)
 
     def run_all(self, name):
         """Each job script, as its scheduler would start it; what stands for a launcher is in our bin."""
@@ -238,8 +289,7 @@ class UnderTheirVariables(Jobs):
     @unittest.skipIf(openmpi.missing(), openmpi.missing())
     def test_pbs_with_open_mpi_stops_in_order(self):
         """Its mpiexec is told by SIGUSR1: SIGTERM would end the ranks after a second."""
-        built = os.environ.get("MGR_BIN_OPENMPI")
-        folder = pathlib.Path(built) if built else openmpi.build(runner.ROOT, self.folder / "openmpi-pbs")
+        folder = openmpi.programs(self.folder)
         real = shutil.which("mpiexec.openmpi")
         self.launcher("mpiexec", 'exec env OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 %s "$@"\n' % real)
         config = self.packed("pbs-open")

@@ -158,8 +158,7 @@ class SignalsWithOpenMpi(Signals):
 
     @classmethod
     def choose_mpi(cls):
-        built = os.environ.get("MGR_BIN_OPENMPI")
-        cls.bin = pathlib.Path(built) if built else openmpi.build(runner.ROOT, cls.folder / "openmpi")
+        cls.bin = openmpi.programs(cls.folder)
         cls.launcher = ["mpiexec.openmpi", "--oversubscribe", "-n", "2"]
 
 

@@ -1,6 +1,10 @@
-/* io/: readers, folders, trees, sweeps, publishing, and what a place is asked before a run. */
+/* io/: readers, folders, trees, sweeps, publishing, signs of life, and what a place is asked before
+ * a run. */
 #include <errno.h>
+#include <fcntl.h>
+#include <pthread.h>
 #include <sys/stat.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "io/reader.h"
@@ -257,7 +261,84 @@ static void test_who_holds_a_folder(void)
     mgr_close(first);
 }
 
+/* ---- signs of life ---- */
+
+#define SIGN 128
+
+/* What another host's run keeps doing to its sign. */
+typedef struct other_host {
+    const char *path;
+    bool ends; /* it takes it away instead */
+} other_host;
+
+static void put_sign(const char *path, const char *host, unsigned count)
+{
+    char sign[SIGN] = "";
+    const int fd = open(path, O_WRONLY | O_CREAT, 0600);
+    snprintf(sign, sizeof sign, "%s 1 %u", host, count);
+    CHECK(pwrite(fd, sign, sizeof sign, 0) == SIGN);
+    close(fd);
+}
+
+static void *act(void *context)
+{
+    const other_host *const o = context;
+    const struct timespec pause = {0, 400000000};
+    nanosleep(&pause, NULL);
+    if (o->ends)
+        unlink(o->path);
+    else
+        put_sign(o->path, "elsewhere", 2);
+    return NULL;
+}
+
+/* Is there life while the other host acts? */
+static bool seen_beside(const char *path, bool ends, char *host, size_t size)
+{
+    pthread_t thread;
+    other_host other = {path, ends};
+    put_sign(path, "elsewhere", 1);
+    CHECK(pthread_create(&thread, NULL, act, &other) == 0);
+    const bool seen = mgr_beat_is_there(path, host, size);
+    pthread_join(thread, NULL);
+    return seen;
+}
+
+static void test_a_sign_of_life(void)
+{
+    char host[65] = "", path[512];
+    struct stat st;
+    snprintf(path, sizeof path, "%s", in_folder("alive"));
+    CHECK(!mgr_beat_is_there(path, host, sizeof host)); /* none */
+    CHECK(seen_beside(path, false, host, sizeof host));
+    CHECK_TEXT(host, "elsewhere");
+    CHECK(!seen_beside(path, true, host, sizeof host));
+    put_file("alive", "short");
+    CHECK(!mgr_beat_is_there(path, host, sizeof host));
+    mgr_beat *beat = mgr_beat_start(path); /* in the place of what was left */
+    CHECK(beat && stat(path, &st) == 0 && st.st_size == SIGN);
+    CHECK(!mgr_beat_is_there(path, host, sizeof host)); /* of this host: there the lock tells */
+    mgr_beat_stop(&beat);
+    mgr_beat_stop(&beat);
+    CHECK(!beat && !mgr_path_exists(path));
+    CHECK(!mgr_beat_start(in_folder("absent/alive")));
+    CHECK(symlink(in_folder("p"), path) == 0);
+    CHECK(!mgr_beat_is_there(path, host, sizeof host)); /* links are not followed */
+    unlink(path);
+}
+
 /* ---- room ---- */
+
+static void test_a_quota_is_asked(void)
+{
+    mgr_quota quota;
+    const int fd = open(folder_path, O_RDONLY | O_DIRECTORY);
+    mgr_quota_ask(fd, &quota);
+    CHECK(!quota.whose || (quota.asked && quota.left <= quota.limit && quota.limit > 0));
+    close(fd);
+    mgr_quota_ask(-1, &quota);
+    CHECK(!quota.asked && !quota.whose);
+}
 
 static void test_a_place_is_asked(void)
 {
@@ -292,7 +373,9 @@ int main(void)
     test_a_sweep();
     test_publishing();
     test_who_holds_a_folder();
+    test_a_sign_of_life();
     test_a_place_is_asked();
+    test_a_quota_is_asked();
     folder_end();
     return CHECK_DONE();
 }

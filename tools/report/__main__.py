@@ -31,6 +31,7 @@ h1 { font-size: 1.5em } h2 { font-size: 1.15em; margin-top: 2em; border-bottom: 
 table { border-collapse: collapse } td, th { text-align: left; padding: .25em 1em .25em 0; vertical-align: top }
 tr + tr td { border-top: 1px solid var(--line) } figure { margin: 1em 0 } img { max-width: 100% }
 td.number { text-align: right; font-variant-numeric: tabular-nums } td { overflow-wrap: anywhere }
+table[id^="experts-"] td { overflow-wrap: normal }
 figcaption { color: var(--dim); font-size: .9em } pre { background: var(--box); padding: 1em; overflow-x: auto }
 .pass { color: var(--pass); font-weight: bold } .fail { color: var(--fail); font-weight: bold } .none { color: var(--dim) }
 """
