@@ -250,10 +250,11 @@ class Terminal(unittest.TestCase):
     @unittest.skipUnless(os.environ.get("MGR_MANY_RANKS"), "a run of 64 ranks takes a while: cli.Terminal_many")
     def test_64_ranks_do_what_their_page_says(self):
         config = self.config("many", target__expert_parallel=4)
-        page = self.alone("--dry-run", "--ranks", 64, config)
-        done = runner.upcycle(config, np=64, timeout=300)
+        page = self.alone("--dry-run", "-v", "--ranks", 64, "--unit-bytes", 4096, config)
+        done = runner.upcycle(config, np=64, timeout=300, options=["-v", "--unit-bytes", 4096])
         self.assertEqual((page.status, done.status), (0, 0), str(done))
         self.same(page.out, done.out, 64)
+        self.assertEqual(self.calls(page.out), self.calls(done.out))
 
     def test_the_time(self):
         """From what is stated, or measured; nothing stays behind."""
