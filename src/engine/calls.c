@@ -88,32 +88,36 @@ static int expert_writes(counter *c, uint32_t target, const mgr_piece *piece, ui
     return MGR_OK;
 }
 
+/* Is what the target gets the piece as it was read, handed over whole? */
+static bool is_whole_copy(const mgr_job *job, uint32_t target, const mgr_piece *piece)
+{
+    const mgr_op op = job->defines[target].op;
+    const bool scaled =
+        job->target.tensors.list[target].role == MGR_ROLE_SHARED_DOWN && job->shared_scale != 1;
+    return (op == MGR_OP_COPY || (op == MGR_OP_SHARED && !job->shared_origin && !scaled)) &&
+           job->source.layout.types[piece->source] == job->target.layout.types[target];
+}
+
 static int target_writes(counter *c, uint32_t target, const mgr_piece *piece, uint64_t *sum,
                          mgr_err *err)
 {
     const mgr_job *const job = c->engine.job;
     const mgr_tensor *const t = &job->target.tensors.list[target];
+    const mgr_op op = job->defines[target].op;
+    const bool shared = op == MGR_OP_SHARED && t->role != MGR_ROLE_SHARED_DOWN;
     const mgr_expert rows = {.width = (uint32_t)t->rows,
-                             .origin = mgr_recipe_from(&job->recipe, t->layer)};
-    switch (job->defines[target].op) {
-    case MGR_OP_EXPERT:
+                             .origin = shared ? job->shared_origin
+                                              : mgr_recipe_from(&job->recipe, t->layer)};
+    if (op == MGR_OP_EXPERT)
         return expert_writes(c, target, piece, sum, err);
-    case MGR_OP_ROUTER:
+    if (op == MGR_OP_ROUTER)
         *sum += row_writes(job, target, 0, t->rows);
-        return MGR_OK;
-    case MGR_OP_ROWS:
+    else if (op == MGR_OP_ROWS || (shared && job->shared_origin))
         *sum += neuron_writes(job, &rows, target, piece);
-        return MGR_OK;
-    case MGR_OP_COPY:
-        if (job->source.layout.types[piece->source] == job->target.layout.types[target]) {
-            *sum += row_writes(job, target, piece->row, piece->rows);
-            return MGR_OK;
-        }
-        break;
-    default:
-        break;
-    }
-    *sum += made_writes(job, target, piece->row, piece->rows);
+    else if (is_whole_copy(job, target, piece))
+        *sum += row_writes(job, target, piece->row, piece->rows);
+    else
+        *sum += made_writes(job, target, piece->row, piece->rows);
     return MGR_OK;
 }
 
