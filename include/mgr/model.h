@@ -134,6 +134,8 @@ typedef struct mgr_model {
      * opaque, too, unless they are called as these experts' are. 0: a class with a row. */
     uint8_t passed, passed_experts;
     uint8_t sibling; /* the class with experts that has all else alike (the same file); 0: none */
+    uint8_t tower; /* of a vision-language model: where its decoder lies (a place of the table in
+                      model/huggingface_tower.c, from 1) */
     bool passed_router;
     uint64_t ffn;        /* of a dense FFN */
     uint64_t vocab;      /* true size, without padding */

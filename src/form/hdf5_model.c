@@ -5,6 +5,7 @@
 
 #include "model/huggingface.h"
 #include "model/huggingface_passed.h"
+#include "model/huggingface_tower.h"
 
 #define MAX_SIZE (INT64_C(1) << 31) /* of any size: products of two fit 64 bits */
 
@@ -116,6 +117,8 @@ static void add_passed(json_t *object, const mgr_model *m)
                         json_string(mgr_huggingface_ffn_text(mgr_huggingface_dense(m))));
     json_object_set_new(object, "expert_names",
                         json_string(mgr_huggingface_ffn_text((mgr_hf_ffn)m->passed_experts)));
+    if (m->tower)
+        json_object_set_new(object, "tower", json_string(mgr_huggingface_tower_text(m->tower)));
     if (mgr_huggingface_sibling(m->sibling) && !m->experts)
         json_object_set_new(object, "sibling",
                             json_string(mgr_huggingface_sibling(m->sibling)->type));
@@ -290,14 +293,19 @@ static int take_router(const mgr_catalogue *cat, uint32_t file, mgr_model *m, mg
 
 static int take_passed(const mgr_catalogue *cat, uint32_t file, mgr_model *m, mgr_err *err)
 {
-    const mgr_attr *const sibling = mgr_catalogue_attr(cat, file, "sibling"), *dense, *experts;
+    const mgr_attr *const sibling = mgr_catalogue_attr(cat, file, "sibling"),
+                          *const tower = mgr_catalogue_attr(cat, file, "tower");
+    const mgr_attr *dense, *experts;
     if (!mgr_catalogue_attr(cat, file, "ffn_names"))
         return MGR_OK;
     MGR_TRY(take(cat, file, "ffn_names", MGR_ATTR_TEXT, &dense, err));
     MGR_TRY(take(cat, file, "expert_names", MGR_ATTR_TEXT, &experts, err));
+    if (tower && tower->kind == MGR_ATTR_TEXT)
+        m->tower = mgr_huggingface_tower_find(tower->text);
     if (sibling && sibling->kind == MGR_ATTR_TEXT)
         m->sibling = (uint8_t)mgr_huggingface_sibling_find(sibling->text);
-    if (m->ffns_only && mgr_huggingface_passed_texts(dense->text, experts->text, m) &&
+    if (m->ffns_only && !m->tower == !tower &&
+        mgr_huggingface_passed_texts(dense->text, experts->text, m) &&
         !m->experts == !m->passed_experts)
         return MGR_OK;
     return mgr_fail(err, MGR_ERR_UNSUPPORTED,

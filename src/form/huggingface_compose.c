@@ -1,11 +1,13 @@
 #include "form/huggingface_compose.h"
 
+#include <stdio.h>
 #include <string.h>
 
 #include "fmt/json.h"
 #include "model/huggingface_keys.h"
 #include "model/huggingface_passed.h"
 #include "model/mtp.h"
+#include "model/huggingface_tower.h"
 
 /* What a composition is made of. */
 typedef struct composition {
@@ -16,6 +18,8 @@ typedef struct composition {
     json_t *base; /* the source's config.json, or NULL */
     bool same;    /* it is of the class that is written */
     json_t *derived, *result;
+    const char *section; /* this is an object in config.json: what its keys begin with there */
+    json_t *parts;       /* objects in it that are composed for themselves, by key */
     mgr_remarks *remarks;
     mgr_err *err;
 } composition;
@@ -72,17 +76,20 @@ static int spell(const json_t *value, mgr_buf *out, mgr_err *err)
 static int remark(const composition *c, mgr_remark_kind kind, const char *key, const json_t *was,
                   const json_t *now)
 {
-    mgr_buf before = {0}, after = {0};
+    mgr_buf before = {0}, after = {0}, field = {0};
     if (!c->remarks)
         return MGR_OK;
     int rc = spell(was, &before, c->err);
     if (rc == MGR_OK)
         rc = spell(now, &after, c->err);
-    const mgr_remark r = {.kind = kind, .field = key, .was = before.data, .now = after.data};
+    if (rc == MGR_OK)
+        rc = mgr_buf_fmt(&field, c->err, "%s%s", c->section ? c->section : "", key);
+    const mgr_remark r = {.kind = kind, .field = field.data, .was = before.data, .now = after.data};
     if (rc == MGR_OK)
         rc = mgr_remarks_add(c->remarks, &r, c->err);
     mgr_buf_clear(&before);
     mgr_buf_clear(&after);
+    mgr_buf_clear(&field);
     return rc;
 }
 
@@ -121,8 +128,12 @@ static int take_all(const composition *c)
     json_t *value;
     json_object_foreach(c->base, key, value)
     {
-        if ((strcmp(key, "auto_map") == 0 && c->class != MGR_HF_PASSED) ||
-            strcmp(key, "quantization_config") == 0) /* the weights are not quantised any more */
+        json_t *const part = json_object_get(c->parts, key);
+        if (part)
+            json_object_set(c->result, key, part);
+        else if ((strcmp(key, "auto_map") == 0 && c->class != MGR_HF_PASSED) ||
+                 strcmp(key, "quantization_config") ==
+                     0) /* the weights are not quantised any more */
             MGR_TRY(remark(c, MGR_REMARK_DROPPED, key, value, NULL));
         else
             MGR_TRY(take(c, key, value));
@@ -232,47 +243,104 @@ static void want(const composition *c, const mgr_tokenizer_facts *tokens)
     want_token(c, "pad_token_id", -1, tokens->pad);
 }
 
+/* ---- what is passed through ---- */
+
+static void want_class(const composition *c, const char *type, const char *architecture)
+{
+    json_object_set_new(c->derived, "model_type", json_string(type));
+    if (!c->section || json_object_get(c->base, "architectures"))
+        json_object_set_new(c->derived, "architectures", json_pack("[s]", architecture));
+}
+
 /* What a mixture is that was made of a class without a row. */
-static void want_sibling(const composition *c)
+static void want_sibling(const composition *c, const mgr_hf_sibling *s)
 {
     const mgr_model *const m = c->model;
-    const mgr_hf_sibling *const s = mgr_huggingface_sibling(m->sibling);
-    if (!s || !m->experts)
-        return;
     json_t *const written = json_loads(s->written, 0, NULL);
     json_object_update(c->derived, written);
     json_decref(written);
-    json_object_set_new(c->derived, "architectures", json_pack("[s]", s->architecture));
-    json_object_set_new(c->derived, "model_type", json_string(s->type));
+    want_class(c, s->type, s->architecture);
     json_object_set_new(c->derived, "num_experts", json_integer((json_int_t)m->experts));
     json_object_set_new(c->derived, "num_local_experts", json_integer((json_int_t)m->experts));
     json_object_set_new(c->derived, "num_experts_per_tok", json_integer((json_int_t)m->top_k));
     json_object_set_new(c->derived, s->width, json_integer((json_int_t)mgr_model_expert_ffn(m)));
 }
 
-/* Of a class without a row nothing is known: all is carried as it is. */
-static int compose_passed(composition *c)
+/* One object: all of it is carried as it is, but for what is wanted. */
+static int pass(composition *c)
 {
     const char *key;
     json_t *value;
-    c->same = true;
-    c->result = json_object();
-    c->derived = json_object();
-    if (!c->base)
-        return mgr_fail(c->err, MGR_ERR_NOT_FOUND,
-                        "there is no config.json of a model that is passed through unread");
-    want_sibling(c);
     want_no_mtp(c);
     json_object_foreach(c->base, key, value)
     {
         const bool type = strcmp(key, "dtype") == 0 || strcmp(key, "torch_dtype") == 0;
-        json_t *const dtype = json_string(mgr_dtype_name(c->out->layout->dtype));
         if (type && json_is_string(value) && strcmp(c->out->config->target.dtype, "source") != 0)
-            json_object_set(c->derived, key, dtype);
-        json_decref(dtype);
+            json_object_set_new(c->derived, key,
+                                json_string(mgr_dtype_name(c->out->layout->dtype)));
     }
     MGR_TRY(take_all(c));
     return set_missing(c, c->derived);
+}
+
+/* An object in config.json, of which a mixture is what `s` says, or its model_type is `type`. */
+static int pass_part(const composition *whole, const char *key, const mgr_hf_sibling *s,
+                     const char *type)
+{
+    char section[64];
+    composition c = *whole;
+    c.base = json_object_get(whole->base, key);
+    if (!json_is_object(c.base))
+        return MGR_OK;
+    snprintf(section, sizeof section, "%s.", key);
+    c.section = section;
+    c.parts = NULL;
+    c.result = json_object();
+    c.derived = json_object();
+    if (s)
+        want_sibling(&c, s);
+    if (type)
+        want_class(&c, type, "");
+    const int rc = pass(&c);
+    json_object_set_new(whole->parts, key, c.result);
+    json_decref(c.derived);
+    return rc;
+}
+
+/* A vision-language model: the decoder becomes its sibling's, the whole and the tower's keys what
+ * goes with that. */
+static int compose_decoder(const composition *c, const mgr_hf_sibling *s)
+{
+    if (s && s->whole) {
+        MGR_TRY(pass_part(c, "vision_config", NULL, s->vision));
+        want_class(c, s->whole, s->architecture);
+    }
+    return pass_part(c, MGR_HF_TEXT_CONFIG, s, NULL);
+}
+
+/* Of a class without a row nothing is known. */
+static int compose_passed(composition *c)
+{
+    const mgr_hf_sibling *const s =
+        c->model->experts ? mgr_huggingface_sibling(c->model->sibling) : NULL;
+    const bool has_decoder = json_is_object(json_object_get(c->base, MGR_HF_TEXT_CONFIG));
+    c->same = true;
+    c->result = json_object();
+    c->derived = json_object();
+    c->parts = json_object();
+    if (!c->base)
+        return mgr_fail(c->err, MGR_ERR_NOT_FOUND,
+                        "there is no config.json of a model that is passed through unread");
+    if (s && s->whole && !has_decoder)
+        return mgr_fail(c->err, MGR_ERR_UNSUPPORTED,
+                        "'%s' is a vision-language model, and there is no text decoder beside "
+                        "others (text_config) in the source's config.json",
+                        s->whole);
+    if (has_decoder)
+        MGR_TRY(compose_decoder(c, s));
+    else if (s)
+        want_sibling(c, s);
+    return pass(c);
 }
 
 /* ---- what the user sets ---- */
@@ -350,6 +418,7 @@ int mgr_huggingface_compose(const mgr_output *out, const mgr_tokenizer_facts *to
         rc = compose(&c, tokens);
     json_decref(c.base);
     json_decref(c.derived);
+    json_decref(c.parts);
     if (rc == MGR_OK)
         *config = c.result;
     else

@@ -15,6 +15,9 @@
 #define FUSED                                                                                      \
     "experts under fused names load as a", "", "; older ones leave theirs at random values"
 
+#define TURNED                                                                                     \
+    "experts as they lie here load as a", "", "; 4.57 has them transposed, as published files do"
+
 /* ---- releases ---- */
 
 static bool always(const mgr_output *out, const json_t *config)
@@ -67,6 +70,7 @@ static const struct {
     {"qwen2", has_own_head_dim, 448, HEAD_DIM},   {"qwen2_moe", has_own_head_dim, 500, HEAD_DIM},
     {"qwen2", has_window_of_some, 457, WINDOWS},  {"qwen3", always, 451, NULL, NULL, NULL},
     {"qwen3_moe", always, 451, NULL, NULL, NULL}, {"mixtral", is_fused, 500, FUSED},
+    {"qwen3_vl_moe", always, 500, TURNED},
 };
 
 /* "4.48" */
@@ -121,13 +125,16 @@ static int say(mgr_remarks *remarks, mgr_err *err, const char *line)
 }
 
 /* A path as Python spells it is one as JSON does. */
-static int next_transformers(const mgr_output *out, unsigned least, mgr_remarks *remarks,
-                             mgr_err *err)
+static int next_transformers(const mgr_output *out, const json_t *config, unsigned least,
+                             mgr_remarks *remarks, mgr_err *err)
 {
     char number[16];
     mgr_buf text = {0};
     const bool two = out->layout->tensors->model.encoder_layers > 0;
-    const char *const class = two ? "AutoModelForSeq2SeqLM" : "AutoModelForCausalLM";
+    const char *const class = two ? "AutoModelForSeq2SeqLM"
+                              : json_object_get(config, "vision_config")
+                                  ? "AutoModelForImageTextToText"
+                                  : "AutoModelForCausalLM";
     json_t *const path = json_string(out->config->target.path);
     int rc = mgr_json_dump(path, 0, &text, err);
     if (rc == MGR_OK)
@@ -213,5 +220,5 @@ int mgr_huggingface_next(const mgr_output *out, const json_t *config, mgr_remark
     MGR_TRY(say_types(out, remarks, err));
     if (strcmp(format, "moe-recipes") == 0)
         MGR_TRY(next_moe_recipes(out, remarks, err));
-    return next_transformers(out, least, remarks, err);
+    return next_transformers(out, config, least, remarks, err);
 }

@@ -217,10 +217,6 @@ static const struct {
     {"_orig_mod.", "torch.compile", "save the state dict of model._orig_mod"},
     {"_fsdp_wrapped_module.", "FSDP", "save a full state dict of the model inside"},
     {"base_model.model.", "PEFT", "merge it first: merge_and_unload()"},
-    {"language_model.", "a model with other parts beside the text's",
-     "save the language model alone"},
-    {"model.language_model.", "a model with other parts beside the text's",
-     "save the language model alone"},
 };
 
 static bool has_name(const mgr_catalogue *cat, const char *prefix, const char *name)

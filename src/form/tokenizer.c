@@ -21,9 +21,14 @@ static const char *const files[] = {
     "*.tiktoken",     "tokenizer.model.bpe",
 };
 static const char *const companions[] = {
-    "chat_template.jinja", "chat_template.json", "additional_chat_templates",
-    "tokenization_*.py",   "LICENSE*",           "NOTICE*",
+    "chat_template.jinja",
+    "chat_template.json",
+    "additional_chat_templates",
+    "tokenization_*.py",
+    "LICENSE*",
+    "NOTICE*",
     "USE_POLICY*",
+    "*processor_config.json", /* of images, too */
 };
 
 static bool matches(const char *name, const char *const *patterns, size_t n)

@@ -1,6 +1,7 @@
 #include "model/flat.h"
 
 #include "core/mem.h"
+#include "model/huggingface_tower.h"
 #include "model/opaque.h"
 
 /* The file, counted from flat->first_file, that a target's tensor belongs to. */
@@ -29,8 +30,11 @@ bool mgr_flat_name(const mgr_tensors *ts, const mgr_tensor *t, char name[MGR_HF_
     const bool dense = mgr_role_is_ffn(t->role) && t->expert == MGR_NONE;
     const mgr_hf_ffn ffn =
         dense ? mgr_huggingface_dense(&ts->model) : mgr_huggingface_ffn(&ts->model);
-    return mgr_huggingface_name(mgr_huggingface_class(&ts->model), ffn, t->role,
-                                mgr_model_layer_key(&ts->model, t->layer), t->expert, name);
+    const bool found =
+        mgr_huggingface_name(mgr_huggingface_class(&ts->model), ffn, t->role,
+                             mgr_model_layer_key(&ts->model, t->layer), t->expert, name);
+    mgr_huggingface_tower_name(ts->model.tower, name);
+    return found;
 }
 
 static int add_tensor(mgr_layout *layout, const mgr_flat *flat, uint32_t i, mgr_err *err)

@@ -5,6 +5,7 @@
 
 #include "core/mem.h"
 #include "model/huggingface_passed.h"
+#include "model/huggingface_tower.h"
 #include "model/opaque.h"
 
 /* Roles that most models name alike; %u is the layer. */
@@ -332,8 +333,9 @@ static uint32_t file_of(const walk *w, const char *name)
     return MGR_NONE;
 }
 
-/* The name of what is stored of `t`, as that of `role`. */
-static bool name_of(const walk *w, const mgr_tensor *t, mgr_role role, char name[MGR_HF_NAME_BYTES])
+/* The name of what is stored of `t`, as that of `role`; of a decoder that is the whole model. */
+static bool bare_name(const walk *w, const mgr_tensor *t, mgr_role role,
+                      char name[MGR_HF_NAME_BYTES])
 {
     const bool dense = mgr_role_is_ffn(t->role) && t->expert == MGR_NONE;
     switch (fusion_of(w, t)) {
@@ -355,6 +357,13 @@ static bool name_of(const walk *w, const mgr_tensor *t, mgr_role role, char name
     const uint32_t layer = mgr_model_layer_key(&w->layout->tensors->model, t->layer);
     const mgr_hf_ffn ffn = dense ? mgr_huggingface_dense(&w->layout->tensors->model) : w->hf->ffn;
     return mgr_huggingface_name(w->hf->class, ffn, role, layer, t->expert, name);
+}
+
+static bool name_of(const walk *w, const mgr_tensor *t, mgr_role role, char name[MGR_HF_NAME_BYTES])
+{
+    const bool found = bare_name(w, t, role, name);
+    mgr_huggingface_tower_name(w->layout->tensors->model.tower, name);
+    return found;
 }
 
 /* Find or declare what is stored of tensor `idx` under the name of `role`. */

@@ -322,7 +322,7 @@ int mgr_huggingface_model(const mgr_catalogue *cat, const mgr_config *config, mg
     hf->ffn = ev.kind->ffn;
     if (ev.class == MGR_HF_PASSED) {
         MGR_TRY(mgr_huggingface_passed_model(&ev, model, err));
-        hf->type = mgr_hf_arg(&ev, "model_type")->text;
+        hf->type = mgr_hf_arg(&ev, "model_type")->text; /* of the whole */
         hf->ffn = (mgr_hf_ffn)model->passed_experts;
         return MGR_OK;
     }

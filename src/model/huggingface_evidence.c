@@ -8,7 +8,7 @@
 const mgr_attr *mgr_hf_arg(const mgr_hf_evidence *ev, const char *name)
 {
     char key[112];
-    snprintf(key, sizeof key, "config.%s", name);
+    snprintf(key, sizeof key, "config.%s%s", ev->section ? ev->section : "", name);
     const mgr_attr *const a = mgr_catalogue_attr(ev->cat, ev->hf->config, key);
     return a && a->kind != MGR_ATTR_NULL ? a : NULL;
 }

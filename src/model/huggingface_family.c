@@ -279,7 +279,6 @@ const char *mgr_huggingface_types(char *out, size_t size)
     return out;
 }
 
-#define TOWER "a vision tower beside its text decoder"
 #define PATCHES "a vision transformer, of which no class with experts is known"
 
 /* Model types that users will try, and what keeps them out. */
@@ -290,18 +289,6 @@ static const struct {
     {"umt5", "gated FFNs in two stacks, which no class with experts holds"},
     {"longt5", "a T5 with another attention"},
     {"t5gemma", "gated FFNs in two stacks, which no class with experts holds"},
-    {"llava", TOWER},
-    {"llava_next", TOWER},
-    {"llava_onevision", TOWER},
-    {"internvl", TOWER},
-    {"mistral3", TOWER},
-    {"qwen2_vl", TOWER},
-    {"qwen2_5_vl", TOWER},
-    {"qwen3_vl", TOWER},
-    {"qwen3_vl_moe", TOWER},
-    {"idefics3", TOWER},
-    {"gemma3", TOWER},
-    {"mllama", TOWER},
     {"vit", PATCHES},
     {"dinov2", PATCHES},
     {"siglip", PATCHES},

@@ -8,6 +8,7 @@
 
 #include "core/mem.h"
 #include "core/str.h"
+#include "model/huggingface_tower.h"
 
 /* ---- dense FFNs ---- */
 
@@ -127,17 +128,54 @@ bool mgr_huggingface_passed_texts(const char *dense, const char *experts, mgr_mo
 /* Both have the same attention and norms, tensor by tensor and key by key; the router's weights add
  * up to 1. */
 static const mgr_hf_sibling siblings[] = {
-    {"cohere2", "cohere2_moe", "Cohere2MoeForCausalLM", MGR_HF_QWEN_EXPERT, "intermediate_size",
-     "{\"expert_selection_fn\": \"softmax\", \"norm_topk_prob\": true, \"num_shared_experts\": 0,"
-     " \"first_k_dense_replace\": 0}"},
-    {"granite_swa", "granitemoe_swa", "GraniteMoeSWAForCausalLM", MGR_HF_GRANITE_FUSED,
-     "intermediate_size", "{\"shared_intermediate_size\": 0}"},
-    {"lfm2", "lfm2_moe", "Lfm2MoeForCausalLM", MGR_HF_FEED_FORWARD, "moe_intermediate_size",
-     "{\"norm_topk_prob\": true, \"num_dense_layers\": 0, \"use_expert_bias\": false,"
-     " \"routed_scaling_factor\": 1.0}"},
+    {.dense = "cohere2",
+     .type = "cohere2_moe",
+     .architecture = "Cohere2MoeForCausalLM",
+     .ffn = MGR_HF_QWEN_EXPERT,
+     .width = "intermediate_size",
+     .written = "{\"expert_selection_fn\": \"softmax\", \"norm_topk_prob\": true,"
+                " \"num_shared_experts\": 0, \"first_k_dense_replace\": 0}"},
+    {.dense = "granite_swa",
+     .type = "granitemoe_swa",
+     .architecture = "GraniteMoeSWAForCausalLM",
+     .ffn = MGR_HF_GRANITE_FUSED,
+     .width = "intermediate_size",
+     .written = "{\"shared_intermediate_size\": 0}"},
+    {.dense = "lfm2",
+     .type = "lfm2_moe",
+     .architecture = "Lfm2MoeForCausalLM",
+     .ffn = MGR_HF_FEED_FORWARD,
+     .width = "moe_intermediate_size",
+     .written = "{\"norm_topk_prob\": true, \"num_dense_layers\": 0, \"use_expert_bias\": false,"
+                " \"routed_scaling_factor\": 1.0}"},
+    {.dense = "qwen3_vl_text",
+     .type = "qwen3_vl_moe_text",
+     .ffn = MGR_HF_FUSED,
+     .width = "moe_intermediate_size",
+     .written = "{\"decoder_sparse_step\": 1, \"mlp_only_layers\": []}",
+     .host = "qwen3_vl",
+     .whole = "qwen3_vl_moe",
+     .architecture = "Qwen3VLMoeForConditionalGeneration",
+     .vision = "qwen3_vl_moe_vision"},
 };
 
 #define N_SIBLINGS (sizeof siblings / sizeof siblings[0])
+
+/* Vision-language models that make of text_config whatever class its model_type names. */
+static const char *const hosts[] = {
+    "llava",         "llava_next", "llava_next_video", "llava_onevision", "vipllava",
+    "internvl",      "mistral3",   "aya_vision",       "cohere2_vision",  "lfm2_vl",
+    "idefics2",      "idefics3",   "smolvlm",          "got_ocr2",        "ovis2",
+    "perception_lm",
+};
+
+static bool takes_any(const char *host)
+{
+    for (size_t i = 0; i < sizeof hosts / sizeof hosts[0]; i++)
+        if (strcmp(hosts[i], host) == 0)
+            return true;
+    return false;
+}
 
 const mgr_hf_sibling *mgr_huggingface_sibling(unsigned idx)
 {
@@ -155,7 +193,8 @@ unsigned mgr_huggingface_sibling_of(const char *dense)
 unsigned mgr_huggingface_sibling_find(const char *type)
 {
     for (unsigned i = 0; i < N_SIBLINGS; i++)
-        if (strcmp(siblings[i].type, type) == 0)
+        if (strcmp(siblings[i].type, type) == 0 ||
+            (siblings[i].whole && strcmp(siblings[i].whole, type) == 0))
             return i + 1;
     return 0;
 }
@@ -171,10 +210,11 @@ void mgr_huggingface_become_sibling(mgr_model *m, const char *type)
 }
 
 /* "model.layers.3.mlp." of "model.layers.3.mlp.down_proj.weight" */
-static size_t module_of(unsigned row, uint32_t layer, char out[MGR_HF_NAME_BYTES])
+static size_t module_of(const mgr_model *m, uint32_t layer, char out[MGR_HF_NAME_BYTES])
 {
     size_t len;
-    spell(mgr_huggingface_mlp(row, MGR_ROLE_DOWN), layer, out);
+    spell(mgr_huggingface_mlp(m->passed, MGR_ROLE_DOWN), layer, out);
+    mgr_huggingface_tower_name(m->tower, out);
     len = strlen(out) - strlen(".weight");
     while (len > 0 && out[len - 1] != '.')
         len--;
@@ -185,7 +225,7 @@ const char *mgr_huggingface_passed_stray(const mgr_tensors *ts)
 {
     char module[MGR_HF_NAME_BYTES];
     for (uint32_t l = 0; ts->model.passed > NO_MLP && l < ts->model.layers; l++) {
-        const size_t len = module_of(ts->model.passed, l, module);
+        const size_t len = module_of(&ts->model, l, module);
         for (uint32_t i = ts->first_opaque; i < ts->n; i++)
             if (strncmp(ts->list[i].opaque->name, module, len) == 0)
                 return ts->list[i].opaque->name;
@@ -203,6 +243,7 @@ typedef struct search {
     entry *list;
     size_t n;
     uint64_t layers;
+    uint8_t tower;
     unsigned mlp;    /* a row of mlps */
     mgr_hf_ffn kind; /* of experts; MGR_HF_DENSE: there are none */
     uint64_t dense_layer, moe_layer;
@@ -230,6 +271,7 @@ static entry find_dense(const search *s, unsigned row, mgr_role role, uint64_t l
     if (!format)
         return NULL;
     spell(format, (uint32_t)layer, name);
+    mgr_huggingface_tower_name(s->tower, name);
     return find(s, name);
 }
 
@@ -237,9 +279,9 @@ static entry find_expert(const search *s, mgr_hf_ffn kind, mgr_role role, uint64
                          uint32_t expert)
 {
     char name[MGR_HF_NAME_BYTES];
-    return mgr_huggingface_name(MGR_HF_PASSED, kind, role, (uint32_t)layer, expert, name)
-               ? find(s, name)
-               : NULL;
+    const bool has = mgr_huggingface_name(MGR_HF_PASSED, kind, role, (uint32_t)layer, expert, name);
+    mgr_huggingface_tower_name(s->tower, name);
+    return has ? find(s, name) : NULL;
 }
 
 static bool is_mlp(const search *s, unsigned row, uint64_t layer)
@@ -256,14 +298,18 @@ static bool has_experts(const search *s, mgr_hf_ffn kind, uint64_t layer)
 /* One more than the highest number behind the stem that is there. */
 static void count_layers(search *s)
 {
-    for (size_t k = 0; k < sizeof stems / sizeof stems[0] && s->layers == 0; k++)
+    for (size_t k = 0; k < sizeof stems / sizeof stems[0] && s->layers == 0; k++) {
+        char stem[MGR_HF_NAME_BYTES];
+        snprintf(stem, sizeof stem, "%s", stems[k]);
+        mgr_huggingface_tower_name(s->tower, stem);
         for (size_t i = 0; i < s->n; i++) {
-            if (!mgr_has_prefix(s->list[i]->name, stems[k]))
+            if (!mgr_has_prefix(s->list[i]->name, stem))
                 continue;
-            const unsigned long idx = strtoul(s->list[i]->name + strlen(stems[k]), NULL, 10);
+            const unsigned long idx = strtoul(s->list[i]->name + strlen(stem), NULL, 10);
             if (idx < MGR_MAX_LAYERS && idx + 1 > s->layers)
                 s->layers = idx + 1;
         }
+    }
 }
 
 /* How experts are called: as in the first layer that has any. */
@@ -277,15 +323,20 @@ static void find_kind(search *s)
             }
 }
 
+/* The model_type of the whole. */
+static const char *top_type(const search *s)
+{
+    return mgr_catalogue_attr(s->ev->cat, s->ev->hf->config, "config.model_type")->text;
+}
+
 static int fail(const search *s, uint64_t layer, const char *what)
 {
-    const mgr_attr *const type = mgr_hf_arg(s->ev, "model_type");
+    const char *const type = top_type(s);
     char shown[MGR_HF_SHOWN], known[400];
     return mgr_fail(s->err, MGR_ERR_UNSUPPORTED,
                     "'%s' is of model_type '%s', which is not supported: it is none of %s, and its "
                     "layer %llu %s, so that it cannot be passed through",
-                    mgr_hf_path(s->ev),
-                    mgr_printable(type->text, strlen(type->text), shown, sizeof shown),
+                    mgr_hf_path(s->ev), mgr_printable(type, strlen(type), shown, sizeof shown),
                     mgr_huggingface_types(known, sizeof known), (unsigned long long)layer, what);
 }
 
@@ -328,6 +379,8 @@ static int check_width(const search *s, uint64_t layer, entry down, uint32_t axi
 {
     static const char *const keys[] = {"hidden_size", "n_embd", "d_model", NULL};
     const uint64_t said = whole(s, keys, *hidden);
+    if (axis == 1 && down->ndim == 3 && down->shape[2] == said && down->shape[1] != said)
+        return fail(s, layer, "has experts that are fused transposed");
     if (down->ndim != axis + 2 || (said && down->shape[axis] != said))
         return fail(s, layer,
                     "has FFNs that are no matrices [hidden size, neurons], as they are "
@@ -402,6 +455,20 @@ static void scalars(const search *s, mgr_model *m)
     m->eos_token_id = eos && eos->kind == MGR_ATTR_INT && eos->i >= 0 ? eos->i : -1;
 }
 
+/* The class for the decoder must be one that the class around it takes. */
+static unsigned sibling_of(const search *s)
+{
+    const mgr_attr *const type = mgr_hf_arg(s->ev, "model_type");
+    const unsigned idx = !s->kind && type && type->kind == MGR_ATTR_TEXT
+                             ? mgr_huggingface_sibling_of(type->text)
+                             : 0;
+    const char *const around = *s->ev->section ? top_type(s) : "", *const host =
+                                                                       idx && siblings[idx - 1].host
+                                                                           ? siblings[idx - 1].host
+                                                                           : "";
+    return strcmp(host, around) == 0 || (!*host && takes_any(around)) ? idx : 0;
+}
+
 static int derive(search *s, mgr_model *m)
 {
     count_layers(s);
@@ -410,8 +477,8 @@ static int derive(search *s, mgr_model *m)
     m->layers = s->layers;
     m->passed = (uint8_t)s->mlp;
     m->passed_experts = (uint8_t)s->kind;
-    m->sibling =
-        (uint8_t)(s->kind ? 0 : mgr_huggingface_sibling_of(mgr_hf_arg(s->ev, "model_type")->text));
+    m->tower = s->tower;
+    m->sibling = (uint8_t)sibling_of(s);
     MGR_TRY(dense_sizes(s, m));
     MGR_TRY(expert_sizes(s, m));
     scalars(s, m);
@@ -420,10 +487,13 @@ static int derive(search *s, mgr_model *m)
     return fail(s, 0, "has an FFN without neurons, or fewer experts than a token takes");
 }
 
-int mgr_huggingface_passed_model(const mgr_hf_evidence *ev, mgr_model *model, mgr_err *err)
+int mgr_huggingface_passed_model(const mgr_hf_evidence *whole_model, mgr_model *model, mgr_err *err)
 {
     mgr_model m = {.ffns_only = true};
-    search s = {.ev = ev, .err = err};
+    mgr_hf_evidence inner = *whole_model;
+    const mgr_hf_evidence *const ev = &inner;
+    search s = {.ev = ev, .err = err, .tower = mgr_huggingface_tower(ev->cat, ev->hf->first_file)};
+    inner.section = mgr_huggingface_section(whole_model);
     int rc = mgr_alloc(&s.list, ev->cat->n_stored, sizeof *s.list, err);
     for (size_t i = 0; rc == MGR_OK && i < ev->cat->n_stored; i++)
         if (ev->cat->stored[i].file >= ev->hf->first_file)

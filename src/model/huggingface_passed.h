@@ -27,6 +27,10 @@ typedef struct mgr_hf_sibling {
     mgr_hf_ffn ffn;
     const char *width;   /* the key of an expert's width */
     const char *written; /* an object of further keys */
+    /* Of the decoder of a vision-language model of model_type `host`, whose class takes no other:
+     * the model_type of the class that takes this one, which is the architecture, and of its
+     * vision_config. NULL of those that are whole models, too. */
+    const char *host, *whole, *vision;
 } mgr_hf_sibling;
 
 /* From 1; NULL behind the last. The number of the one that a dense model_type has, or that is of a

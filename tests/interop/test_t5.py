@@ -283,7 +283,7 @@ def test_other_kinds_of_t5(t5, tmp_path):
     refused(tmp_path, half, "half a T5", "no decoder beside it")
     for changes, word in (
         (dict(model_type="mt5", architectures=["MT5ForConditionalGeneration"]), "gated FFNs in two stacks"),
-        (dict(model_type="llava", architectures=["LlavaForConditionalGeneration"]), "a vision tower beside"),
+        (dict(model_type="vit", architectures=["ViTModel"]), "a vision transformer"),
         (dict(dense_act_fn="gelu"), "an activation other than ReLU"),
         (dict(num_layers=5), "num_layers is 5"),
         (dict(d_model=32), "d_model is 32"),
