@@ -6,8 +6,8 @@
 #include "fmt/json.h"
 #include "model/huggingface_keys.h"
 #include "model/huggingface_passed.h"
-#include "model/mtp.h"
 #include "model/huggingface_tower.h"
+#include "model/mtp.h"
 
 /* What a composition is made of. */
 typedef struct composition {
