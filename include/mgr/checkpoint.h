@@ -1,8 +1,8 @@
 /*
- * Any checkpoint that mgr-upcycle reads, tensor by tensor: Megatron's, torch_dist, Hugging Face's
- * and HDF5, fused and split as they may be, seen as the weights of a model; new ones, written from
- * a callback; and the experts of a layer, made in memory. Without MPI and without torch; nothing in
- * a file is executed.
+ * Any checkpoint that mgr-upcycle reads, tensor by tensor: Megatron's, torch_dist, Hugging Face's,
+ * HDF5, DeepSpeed's and torch.distributed.checkpoint's, fused and split as they may be, seen as the
+ * weights of a model; new ones, written from a callback; and the experts of a layer, made in
+ * memory. Without MPI and without torch; nothing in a file is executed.
  *
  *     mgr_err err = MGR_ERR_INIT;
  *     mgr_checkpoint *checkpoint = NULL;
@@ -34,7 +34,9 @@
  * the file, the tensor and the byte (mgr/err.h). Nothing is printed, and nothing exits.
  *
  * Threads: a handle is for one thread at a time; two handles know nothing of each other. MPI is
- * neither started nor used, so a program may have its own: a library call belongs to one rank.
+ * neither started nor used, so a program may have its own: a library call belongs to one rank. Nor
+ * does a program's locale count: numbers have a point in settings, files and messages, and a
+ * callback is called with the locale that the program has.
  */
 #ifndef MGR_CHECKPOINT_H
 #define MGR_CHECKPOINT_H
@@ -57,7 +59,7 @@ int mgr_checkpoint_abi(void);
 
 /* Raised by one with whatever is added; functions say which brought them, if it was not the first.
  * mgr_checkpoint_version() is the library's (version 2). */
-#define MGR_CHECKPOINT_VERSION 2
+#define MGR_CHECKPOINT_VERSION 3
 int mgr_checkpoint_version(void);
 
 /* Axes of a stored tensor, at most. */
@@ -92,6 +94,10 @@ void mgr_checkpoint_close(mgr_checkpoint *checkpoint); /* NULL-safe */
  * (version 2). */
 int mgr_checkpoint_open_with(const char *path, const char *settings, mgr_checkpoint **out,
                              mgr_err *err) MGR_NODISCARD;
+
+/* The names of the formats that can be opened, as `source.format` has them; NULL behind the last
+ * (version 3). */
+const char *mgr_checkpoint_format_at(uint32_t idx);
 
 /* "megatron-torch", "huggingface", ...; and one line on the model, such as "2 layers, hidden 256,
  * ...", or on why the tensors are not taken for a model's. Both are the checkpoint's. */
@@ -162,8 +168,12 @@ typedef struct mgr_upcycler mgr_upcycler;
 
 /* Make experts as the section `upcycle` of `settings` says, with the values that mgr-upcycle gives
  * them, of FFNs with `ffn` neurons; without a gate if not `gated`. A key that needs the number of
- * layers takes it from "model: {num_layers: N}". Close it with
- * mgr_upcycler_close. Errors: MGR_ERR_CONFIG, MGR_ERR_USAGE, MGR_ERR_NOMEM. */
+ * layers (layer_ratio, neurons_file) takes it from "model: {num_layers: N}". What is about a whole
+ * model is refused by name: experts and layers of a mixture (experts_from, experts_file,
+ * layers_from), which layers have experts (moe_layer_freq), a shared_expert, routers from a file,
+ * and the methods from-scratch, concatenate and branch-train-mix. Close it with mgr_upcycler_close.
+ * Errors: MGR_ERR_CONFIG, MGR_ERR_NOT_FOUND, MGR_ERR_FORMAT (a file of lists), MGR_ERR_USAGE,
+ * MGR_ERR_NOMEM. */
 int mgr_upcycler_open(const char *settings, uint64_t hidden, uint64_t ffn, bool gated,
                       mgr_upcycler **out, mgr_err *err) MGR_NODISCARD;
 void mgr_upcycler_close(mgr_upcycler *upcycler); /* NULL-safe */

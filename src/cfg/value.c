@@ -1,5 +1,5 @@
-/* Typed values: strict parsing, range checks, exact printing. The C locale is assumed: no part of
- * the project calls setlocale. */
+/* Typed values: strict parsing, range checks, exact printing. The C locale is assumed: no program
+ * calls setlocale, and libmgr puts its caller's aside (lib/locale.h). */
 #include "cfg/value.h"
 
 #include <ctype.h>
@@ -61,12 +61,8 @@ static const char *exact_bytes(uint64_t bytes, char *out, size_t size)
  * take "1e-05" for a text. */
 const char *mgr_exact_real(double value, char *out, size_t size)
 {
-    char digits[40];
-    int precision = 15; /* as many digits as every double holds */
-    do {
-        (void)snprintf(digits, sizeof digits, "%.*g", precision, value);
-    } while (precision++ < 17 && strtod(digits, NULL) != value);
-    const size_t mantissa = strcspn(digits, "e");
+    char digits[MGR_REAL_BYTES];
+    const size_t mantissa = strcspn(mgr_shortest_real(value, digits), "e");
     const char *point = memchr(digits, '.', mantissa) ? "" : ".0";
     (void)snprintf(out, size, "%.*s%s%s", (int)mantissa, digits, point, digits + mantissa);
     return out;

@@ -174,6 +174,15 @@ const char *mgr_format_bytes(uint64_t bytes, char *out, size_t size)
     return out;
 }
 
+const char *mgr_shortest_real(double value, char out[MGR_REAL_BYTES])
+{
+    int precision = 15; /* as many digits as every double holds */
+    do {
+        snprintf(out, MGR_REAL_BYTES, "%.*g", precision, value);
+    } while (precision++ < 17 && strtod(out, NULL) != value);
+    return out;
+}
+
 /* Levenshtein distance of two short names; names of 64 bytes and more never match. */
 static size_t distance(const char *a, const char *b)
 {

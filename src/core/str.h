@@ -41,6 +41,10 @@ bool mgr_parse_bytes(const char *text, uint64_t *out);
 /* "1.23 GiB" and the like into a caller's buffer; returns the buffer. */
 const char *mgr_format_bytes(uint64_t bytes, char *out, size_t size);
 
+/* The shortest decimal that reads back to the same double; returns out. */
+#define MGR_REAL_BYTES 40
+const char *mgr_shortest_real(double value, char out[MGR_REAL_BYTES]);
+
 /* The nearest of `names` to `text` by edit distance, or NULL if none is near enough to suggest. */
 const char *mgr_nearest(const char *text, const char *const *names, size_t n_names);
 

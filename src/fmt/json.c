@@ -175,13 +175,10 @@ int mgr_json_text(const char *text, mgr_buf *out, mgr_err *err)
 
 static int dump_real(double value, mgr_buf *out, mgr_err *err)
 {
-    char digits[40];
-    int precision = 15; /* as many digits as every double holds */
+    char digits[MGR_REAL_BYTES];
     if (!isfinite(value))
         return mgr_fail(err, MGR_ERR_INTERNAL, "JSON has no infinities and NaNs");
-    do {
-        (void)snprintf(digits, sizeof digits, "%.*g", precision, value);
-    } while (precision++ < 17 && strtod(digits, NULL) != value);
+    mgr_shortest_real(value, digits);
     return mgr_buf_fmt(out, err, "%s%s", digits, strpbrk(digits, ".e") ? "" : ".0");
 }
 

@@ -21,11 +21,8 @@ typedef struct speller {
 
 const char *mgr_literal_real(double value, char *out, size_t size)
 {
-    for (int digits = 15; digits <= 17; digits++) {
-        snprintf(out, size, "%.*g", digits, value);
-        if (strtod(out, NULL) >= value && strtod(out, NULL) <= value)
-            break;
-    }
+    char digits[MGR_REAL_BYTES];
+    snprintf(out, size, "%s", mgr_shortest_real(value, digits));
     if (strspn(out, "-0123456789") == strlen(out) && strlen(out) + 3 <= size)
         memcpy(out + strlen(out), ".0", sizeof ".0");
     return out;

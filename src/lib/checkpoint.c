@@ -5,8 +5,10 @@
 
 #include "core/mem.h"
 #include "core/str.h"
+#include "form/source.h"
 #include "kern/kern.h"
 #include "lib/handle.h"
+#include "lib/locale.h"
 #include "model/flat.h"
 
 /* Of what is read in another type than it is stored in. */
@@ -73,13 +75,7 @@ static int look(mgr_checkpoint *c, const char *settings, mgr_err *err)
     return mgr_view_open_config(&c->view, c->config, err);
 }
 
-int mgr_checkpoint_open(const char *path, mgr_checkpoint **out, mgr_err *err)
-{
-    return mgr_checkpoint_open_with(path, NULL, out, err);
-}
-
-int mgr_checkpoint_open_with(const char *path, const char *settings, mgr_checkpoint **out,
-                             mgr_err *err)
+static int open_with(const char *path, const char *settings, mgr_checkpoint **out, mgr_err *err)
 {
     mgr_checkpoint *c = NULL;
     *out = NULL;
@@ -101,6 +97,17 @@ int mgr_checkpoint_open_with(const char *path, const char *settings, mgr_checkpo
     return rc;
 }
 
+int mgr_checkpoint_open_with(const char *path, const char *settings, mgr_checkpoint **out,
+                             mgr_err *err)
+{
+    MGR_ASIDE(open_with(path, settings, out, err));
+}
+
+int mgr_checkpoint_open(const char *path, mgr_checkpoint **out, mgr_err *err)
+{
+    return mgr_checkpoint_open_with(path, NULL, out, err);
+}
+
 void mgr_checkpoint_close(mgr_checkpoint *c)
 {
     if (!c)
@@ -112,6 +119,12 @@ void mgr_checkpoint_close(mgr_checkpoint *c)
     mgr_free(c->config);
     mgr_arena_clear(&c->arena);
     mgr_free(c);
+}
+
+const char *mgr_checkpoint_format_at(uint32_t idx)
+{
+    const mgr_source_format *const format = mgr_source_at(idx);
+    return format ? format->name : NULL;
 }
 
 const char *mgr_checkpoint_format(const mgr_checkpoint *c)
@@ -219,13 +232,19 @@ static int read_cast(mgr_checkpoint *c, const request *r, uint64_t row, uint64_t
     return MGR_OK;
 }
 
-int mgr_checkpoint_read(mgr_checkpoint *c, mgr_checkpoint_list list, uint32_t idx, uint64_t row,
-                        uint64_t n, mgr_dtype dtype, void *out, size_t bytes, mgr_err *err)
+static int read_rows(mgr_checkpoint *c, request r, uint64_t row, uint64_t n, void *out,
+                     size_t bytes, mgr_err *err)
 {
-    request r = {.list = list, .idx = idx, .to = dtype};
     MGR_TRY(check(c, &r, row, n, bytes, err));
     if (n == 0 || r.cols == 0)
         return MGR_OK;
     return r.from == r.to ? read_plain(c, &r, row, n, out, err)
                           : read_cast(c, &r, row, n, out, err);
+}
+
+int mgr_checkpoint_read(mgr_checkpoint *c, mgr_checkpoint_list list, uint32_t idx, uint64_t row,
+                        uint64_t n, mgr_dtype dtype, void *out, size_t bytes, mgr_err *err)
+{
+    const request r = {.list = list, .idx = idx, .to = dtype};
+    MGR_ASIDE(read_rows(c, r, row, n, out, bytes, err));
 }

@@ -9,6 +9,9 @@
 #include "engine/engine.h"
 #include "kern/kern.h"
 #include "lib/handle.h"
+#include "lib/locale.h"
+#include "par/comm.h"
+#include "run/lists_file.h"
 #include "run/recipe.h"
 #include "run/run.h"
 
@@ -25,17 +28,41 @@ struct mgr_upcycler {
 
 static const char *const matrix_names[MGR_MATRIX_COUNT] = {"gate", "up", "down"};
 
-/* Keys that are about a model's layers. */
+/* What experts of one dense FFN are made by; the keys of the other sections are not about a layer.
+ */
+static bool is_of_layer(const char *key)
+{
+    static const char *const keys[] = {
+        "method",       "experts",      "top_k",        "router_pre_softmax",
+        "ratio",        "layer_ratio",  "index_sets",   "seed",
+        "matrix_ratio", "shuffle",      "redraw_mean",  "redraw_std",
+        "noise_std",    "neurons_file", "expert_width", "slices",
+        "cut",          "scale",        "router",       "router_std",
+    };
+    const size_t section = strlen("upcycle.");
+    if (!mgr_has_prefix(key, "upcycle."))
+        return true;
+    for (size_t i = 0; i < sizeof keys / sizeof keys[0]; i++)
+        if (strcmp(key + section, keys[i]) == 0)
+            return true;
+    return false;
+}
+
 static int check_keys(const mgr_config *c, mgr_err *err)
 {
-    static const char *const keys[] = {"upcycle.layers_from", "upcycle.neurons_file",
-                                       "upcycle.experts_file", "upcycle.shared_expert"};
-    for (size_t i = 0; i < sizeof keys / sizeof keys[0]; i++)
-        if (mgr_config_place(c, keys[i]))
-            return mgr_config_fail(c, keys[i], err, "'%s' is for a model", keys[i]);
-    if (c->upcycle.layer_ratio[0] && !c->model.num_layers) {
-        mgr_config_fail(c, "upcycle.layer_ratio", err,
-                        "'upcycle.layer_ratio' is for a number of layers, which nothing says");
+    for (uint32_t i = 0; i < c->n_written; i++)
+        if (!is_of_layer(c->written[i].key)) {
+            mgr_config_fail(c, c->written[i].key, err, "'%s' is for a model, and this is one layer",
+                            c->written[i].key);
+            return mgr_hint(err, "remove '%s', or run mgr-upcycle on the whole model",
+                            c->written[i].key);
+        }
+    const char *const by_layer = c->upcycle.layer_ratio[0]    ? "upcycle.layer_ratio"
+                                 : c->upcycle.neurons_file[0] ? "upcycle.neurons_file"
+                                                              : NULL;
+    if (by_layer && !c->model.num_layers) {
+        mgr_config_fail(c, by_layer, err, "'%s' is for a number of layers, which nothing says",
+                        by_layer);
         return mgr_hint(err, "set 'model.num_layers'");
     }
     if (c->model.num_layers > MGR_MAX_LAYERS)
@@ -79,16 +106,19 @@ static int set_up(mgr_upcycler *u, const char *settings, uint64_t hidden, uint64
     m->ffn = ffn;
     m->layers = job->config.model.num_layers ? job->config.model.num_layers : MGR_MAX_LAYERS;
     m->activation = u->gated ? MGR_ACTIVATION_SWIGLU : MGR_ACTIVATION_GELU;
+    MGR_TRY(mgr_comm_alone(&job->comm, err));
+    MGR_TRY(mgr_lists_file_read(job, err));
     MGR_TRY(mgr_run_recipe(job, err));
     job->target.tensors.model = *m;
     job->target.tensors.model.experts = job->config.upcycle.experts;
+    MGR_TRY(mgr_lists_place(job, &job->target.tensors.model, err));
     MGR_TRY(mgr_alloc(&u->sums, MGR_MATRIX_COUNT * ffn, sizeof *u->sums, err));
     MGR_TRY(mgr_alloc(&u->scratch, 2 * ffn, sizeof *u->scratch, err));
     return mgr_selection_init(&u->selection, job, err);
 }
 
-int mgr_upcycler_open(const char *settings, uint64_t hidden, uint64_t ffn, bool gated,
-                      mgr_upcycler **out, mgr_err *err)
+static int open_upcycler(const char *settings, uint64_t hidden, uint64_t ffn, bool gated,
+                         mgr_upcycler **out, mgr_err *err)
 {
     mgr_upcycler *u = NULL;
     *out = NULL;
@@ -104,6 +134,12 @@ int mgr_upcycler_open(const char *settings, uint64_t hidden, uint64_t ffn, bool 
     return rc;
 }
 
+int mgr_upcycler_open(const char *settings, uint64_t hidden, uint64_t ffn, bool gated,
+                      mgr_upcycler **out, mgr_err *err)
+{
+    MGR_ASIDE(open_upcycler(settings, hidden, ffn, gated, out, err));
+}
+
 void mgr_upcycler_close(mgr_upcycler *u)
 {
     if (!u)
@@ -111,8 +147,10 @@ void mgr_upcycler_close(mgr_upcycler *u)
     mgr_selection_clear(&u->selection);
     mgr_free(u->sums);
     mgr_free(u->scratch);
-    if (u->job)
+    if (u->job) {
+        mgr_comm_stop(u->job->comm);
         mgr_job_clear(u->job);
+    }
     mgr_free(u->job);
     mgr_free(u);
 }
@@ -166,8 +204,8 @@ static int add_sums(mgr_upcycler *u, uint32_t matrix, mgr_err *err)
     return MGR_OK;
 }
 
-int mgr_upcycler_layer(mgr_upcycler *u, uint32_t layer, mgr_dtype dtype, const void *gate,
-                       const void *up, const void *down, mgr_err *err)
+static int take_layer(mgr_upcycler *u, uint32_t layer, mgr_dtype dtype, const void *gate,
+                      const void *up, const void *down, mgr_err *err)
 {
     u->has_layer = false;
     if (layer >= u->job->source.tensors.model.layers)
@@ -192,11 +230,16 @@ int mgr_upcycler_layer(mgr_upcycler *u, uint32_t layer, mgr_dtype dtype, const v
     return MGR_OK;
 }
 
-int mgr_upcycler_expert(const mgr_upcycler *u, uint32_t expert, mgr_dtype dtype, void *gate,
-                        void *up, void *down, mgr_err *err)
+int mgr_upcycler_layer(mgr_upcycler *u, uint32_t layer, mgr_dtype dtype, const void *gate,
+                       const void *up, const void *down, mgr_err *err)
+{
+    MGR_ASIDE(take_layer(u, layer, dtype, gate, up, down, err));
+}
+
+static int make_expert(const mgr_upcycler *u, uint32_t expert, mgr_dtype dtype,
+                       void *const out[MGR_MATRIX_COUNT], mgr_err *err)
 {
     const mgr_job *const job = u->job;
-    void *const out[MGR_MATRIX_COUNT] = {gate, up, down};
     if (!u->has_layer || expert >= job->config.upcycle.experts || !mgr_dtype_is_weight(dtype))
         return mgr_fail(err, MGR_ERR_USAGE,
                         u->has_layer ? "there are %llu experts, of bfloat16, float16 or float32"
@@ -216,8 +259,15 @@ int mgr_upcycler_expert(const mgr_upcycler *u, uint32_t expert, mgr_dtype dtype,
     return MGR_OK;
 }
 
-int mgr_upcycler_router(const mgr_upcycler *u, uint32_t layer, mgr_dtype dtype, void *out,
-                        mgr_err *err)
+int mgr_upcycler_expert(const mgr_upcycler *u, uint32_t expert, mgr_dtype dtype, void *gate,
+                        void *up, void *down, mgr_err *err)
+{
+    void *const out[MGR_MATRIX_COUNT] = {gate, up, down};
+    MGR_ASIDE(make_expert(u, expert, dtype, out, err));
+}
+
+static int make_router(const mgr_upcycler *u, uint32_t layer, mgr_dtype dtype, void *out,
+                       mgr_err *err)
 {
     const mgr_job *const job = u->job;
     if (!mgr_dtype_is_weight(dtype))
@@ -225,4 +275,10 @@ int mgr_upcycler_router(const mgr_upcycler *u, uint32_t layer, mgr_dtype dtype, 
     mgr_router_fill(&job->router, layer, (uint32_t)job->config.upcycle.experts,
                     job->source.tensors.model.hidden, out, dtype);
     return MGR_OK;
+}
+
+int mgr_upcycler_router(const mgr_upcycler *u, uint32_t layer, mgr_dtype dtype, void *out,
+                        mgr_err *err)
+{
+    MGR_ASIDE(make_router(u, layer, dtype, out, err));
 }

@@ -8,6 +8,7 @@
 #include "core/mem.h"
 #include "kern/kern.h"
 #include "lib/handle.h"
+#include "lib/locale.h"
 #include "par/comm.h"
 #include "run/ledger.h"
 #include "run/recipe.h"
@@ -18,6 +19,7 @@ struct mgr_checkpoint_writer {
     const char **names; /* of the tensors to write */
     mgr_checkpoint_rows *rows;
     void *context;
+    mgr_aside aside; /* while it runs */
 };
 
 /* What is made of no source has no provenance, and the ledger's library asks for MPI. */
@@ -126,8 +128,8 @@ static int set_up(mgr_checkpoint_writer *w, const mgr_checkpoint *like, const ch
     return mgr_name_tensors(&job->target.tensors, &job->arena, &w->names, err);
 }
 
-int mgr_checkpoint_writer_open(const mgr_checkpoint *like, const char *path, const char *settings,
-                               mgr_checkpoint_writer **out, mgr_err *err)
+static int open_writer(const mgr_checkpoint *like, const char *path, const char *settings,
+                       mgr_checkpoint_writer **out, mgr_err *err)
 {
     mgr_checkpoint_writer *w = NULL;
     *out = NULL;
@@ -140,6 +142,12 @@ int mgr_checkpoint_writer_open(const mgr_checkpoint *like, const char *path, con
     else
         mgr_checkpoint_writer_close(w);
     return rc;
+}
+
+int mgr_checkpoint_writer_open(const mgr_checkpoint *like, const char *path, const char *settings,
+                               mgr_checkpoint_writer **out, mgr_err *err)
+{
+    MGR_ASIDE(open_writer(like, path, settings, out, err));
 }
 
 void mgr_checkpoint_writer_close(mgr_checkpoint_writer *w)
@@ -189,7 +197,9 @@ static int give(void *context, uint32_t idx, uint64_t row, uint64_t n, void *out
 {
     const mgr_checkpoint_writer *const w = context;
     const mgr_checkpoint_tensor t = mgr_logical_tensor(&w->job->target.layout, w->names, idx);
+    mgr_aside_call(&w->aside);
     const int rc = w->rows(w->context, idx, &t, row, n, out, err);
+    mgr_aside_return(&w->aside);
     if (rc == MGR_OK)
         return look(w, &t, row, n, out, err);
     if (err->code == MGR_OK)
@@ -209,7 +219,9 @@ int mgr_checkpoint_writer_run(mgr_checkpoint_writer *w, mgr_checkpoint_rows *row
     job->give_context = w;
     w->rows = rows;
     w->context = context;
+    MGR_TRY(mgr_aside_begin(&w->aside, err));
     const int rc = mgr_run_write(job, job->config.target.path, &options, err);
+    mgr_aside_end(&w->aside);
     if (rc == MGR_ERR_EXISTS) /* the program's hint is an option of its own */
         snprintf(err->hint, sizeof err->hint, "choose another folder, or remove it");
     return rc;

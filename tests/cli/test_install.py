@@ -170,6 +170,15 @@ class Install(unittest.TestCase):
         text = re.sub(r"/\*.*?\*/", "", text, flags=re.S)
         return re.sub(r"static inline.*?\n}\n", "", text, flags=re.S)
 
+    def test_a_program_may_have_its_locale(self):
+        """Each function that can fail puts it aside, since it reads or writes numbers (src/lib/locale.h)."""
+        declared = set(re.findall(r"(mgr_\w+)\([^)]*mgr_err \*err\) MGR_NODISCARD", self.headers()))
+        self.assertGreaterEqual(len(declared), 9)
+        text = "".join(path.read_text() for path in sorted((runner.ROOT / "src" / "lib").glob("*.c")))
+        for name in declared:
+            body = re.search(r"^int %s\([^)]*\)\n\{\n(.*?)^\}" % name, text, re.M | re.S)[1]
+            self.assertRegex(body, r"MGR_ASIDE\(|mgr_aside_begin\(|return mgr_checkpoint_open_with\(", name)
+
     def numbers(self, text):
         """Sizes and places of all that is laid out in the headers, and all their numbers, by a compiler."""
         asked = ["MGR_CHECKPOINT_ABI", "MGR_CHECKPOINT_AXES"]

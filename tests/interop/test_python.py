@@ -1,6 +1,7 @@
 """The Python module, installed from its wheel: it reads every format with the right values, and what it writes and
 upcycles is what the program does. torch is the judge alone."""
 
+import json
 import os
 import pathlib
 import re
@@ -8,36 +9,38 @@ import shutil
 import subprocess
 import sys
 
+import h5py
 import ml_dtypes
 import numpy
 import pytest
 import torch
+import torch.distributed as dist
 import transformers
 from safetensors.torch import load_file, save_file
 
 import deepspeed_like
+import dist_like
 import harness
+import megatron_like as ml
 import real_models
 import runner
 import test_huggingface_fp8 as fp8
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-FORMATS = {
-    "huggingface": {},
-    "megatron-torch": {"target__tensor_parallel": 2, "target__pipeline_parallel": 2},
-    "megatron-dist": {"target__tensor_parallel": 2},
-    "hdf5": {},
-    "hdf5-deflate": {"target__format": "hdf5", "target__compression": "deflate"},
-}
+LIBRARY = pathlib.Path(os.environ.get("MGR_LIBRARY_OF_WHEEL") or runner.BIN.parent / "src" / "libmgr.so")
+SHAPE = ml.Shape(layers=2, hidden=32, ffn=48, heads=4, kv_heads=2, head_dim=8, vocab=50, norm_epsilon=1.5e-6)
+SIZES = dict(
+    vocab_size=64, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
+    num_key_value_heads=2,
+)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
 def mgr(tmp_path_factory):
     """The wheel's module: nothing else of the project is on the path."""
     folder = tmp_path_factory.mktemp("wheel")
-    library = runner.BIN.parent / "src" / "libmgr.so"
     done = subprocess.run(
-        [ROOT / "tools" / "python" / "wheel.sh", library, folder, sys.executable], capture_output=True, text=True
+        [ROOT / "tools" / "python" / "wheel.sh", LIBRARY, folder, sys.executable], capture_output=True, text=True
     )
     assert done.returncode == 0, done.stdout + done.stderr
     (wheel,) = folder.glob("*.whl")
@@ -69,19 +72,111 @@ def same(found, tensor):
     assert numpy.array_equal(numpy.asarray(found[:], dtype=numpy.float32), values(tensor))
 
 
-@pytest.mark.parametrize("name", FORMATS)
-def test_every_format(mgr, dense, tmp_path, name):
-    out = tmp_path / "out"
-    changes = {"target__format": name, **FORMATS[name]}
-    config = runner.write_config(tmp_path / "c.yaml", dense, out, mode="reshard", upcycle=None, **changes)
+# Of each format: a folder that the libraries of others wrote, the settings that it wants, the model's tensors by
+# name, and what its files hold, {name: tensor}, read by those libraries.
+
+
+def from_megatron(folder):
+    model = ml.dense_model(SHAPE)
+    ml.save(model, SHAPE, folder / "made", tp=2, pp=2)
+    with ml.megatron_enums():
+        files = [torch.load(path, weights_only=False)["model"] for path in sorted(folder.rglob("model_optim_rng.pt"))]
+    stored = {}
+    for file in files:  # of a name that several files have, the first
+        stored = {**{"model." + name: value for name, value in file.items() if name.endswith("weight")}, **stored}
+    return folder / "made", {"model": {"vocab_size": SHAPE.vocab}}, model, stored
+
+
+def from_torch_dist(folder):
+    model = ml.dense_model(SHAPE)
+    root = dist_like.save_megatron(model, SHAPE, folder / "made")
+    return root, {"model": {"vocab_size": SHAPE.vocab}}, model, None
+
+
+def from_transformers(folder, kind, **more):
+    model = real_models.born(kind, {**SIZES, **more})
+    model.bfloat16().save_pretrained(folder / "made")
+    stored = load_file(folder / "made" / "model.safetensors")
+    return folder / "made", {}, stored, stored
+
+
+def from_mixtral(folder):
+    return from_transformers(folder, "Mixtral", num_local_experts=3)
+
+
+def from_hdf5(folder, **changes):
+    """The form is our own: h5py is asked what the files hold."""
+    source = from_transformers(folder, "Qwen2")[0]
+    config = runner.write_config(
+        folder / "c.yaml", source, folder / "h5", mode="reshard", target__format="hdf5", target__dtype="source", **changes
+    )
     assert runner.run([runner.program("mgr-upcycle"), config]).status == 0
-    expected = harness.read_output(dense)
-    with mgr.open(out) as checkpoint:
-        assert checkpoint.format == changes["target__format"]
-        assert set(checkpoint) == set(expected)
-        for key, tensor in checkpoint.items():
-            same(tensor, expected[key])
-        assert len(checkpoint.stored) > 0
+    with h5py.File(folder / "h5" / "model.h5") as file:
+        held = {name: file[name] for name in file if name != "mgr"}
+        stored = {name: torch.from_numpy(item[()].astype(numpy.float32)) for name, item in held.items()}
+    return folder / "h5", {}, load_file(source / "model.safetensors"), stored
+
+
+def from_deepspeed(folder):
+    model = real_models.born("Llama", SIZES)
+    model.save_pretrained(folder / "hf")
+    params = {name: p.detach().float() for name, p in model.named_parameters()}
+    deepspeed_like.zero3(folder / "made", params, ranks=3, size=700)
+    return folder / "made", {"source": {"config": str(folder / "hf")}}, params, None
+
+
+def halves(tensor):
+    """Of axis 0, and the first is the larger: offsets and sizes."""
+    n, rest = tensor.shape[0], list(tensor.shape[1:])
+    cut, zeros = n - n // 3, [0] * len(rest)
+    return [([0, *zeros], [cut, *rest]), ([cut, *zeros], [n - cut, *rest])]
+
+
+def from_dcp(folder):
+    """As FSDP2 saves it: two chunks of each tensor where it has rows for them."""
+    source, _, tensors, _ = from_transformers(folder, "Qwen3", head_dim=8)
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        dist_like.write({name: dist_like.sharded_tensor(t, halves(t)) for name, t in tensors.items()}, folder / "dcp")
+    finally:
+        dist.destroy_process_group()
+    shutil.copy(source / "config.json", folder / "dcp")
+    return folder / "dcp", {}, tensors, None
+
+
+MADE = {
+    "megatron-torch": from_megatron,
+    "megatron-dist": from_torch_dist,
+    "huggingface": lambda folder: from_transformers(folder, "Llama"),
+    "moe-recipes": from_mixtral,
+    "mixtral": from_mixtral,
+    "hdf5": from_hdf5,
+    "hdf5, deflate": lambda folder: from_hdf5(folder, target__compression="deflate"),
+    "deepspeed": from_deepspeed,
+    "torch-dcp": from_dcp,
+}
+
+
+def test_no_format_is_forgotten(mgr):
+    assert set(mgr.formats()) == {name.split(",")[0] for name in MADE}
+
+
+@pytest.mark.parametrize("name", MADE)
+def test_every_format(mgr, tmp_path, name):
+    folder, settings, model, stored = MADE[name](tmp_path)
+    form = name.split(",")[0]
+    known = {**settings, "source": {**settings.get("source", {}), "format": form}}
+    for how in (known, *([settings] if form not in ("moe-recipes", "mixtral") else [])):  # by its name, and found
+        with mgr.open(folder, **how) as checkpoint:
+            assert checkpoint.format == form
+            assert set(checkpoint) == set(model)
+            for key, tensor in model.items():
+                same(checkpoint[key], tensor)
+            if stored is not None:
+                assert set(checkpoint.stored) >= set(stored)
+                for key, tensor in stored.items():
+                    same(checkpoint.stored[key], tensor)
+            assert len(checkpoint.stored) > 0
 
 
 def test_a_mixture(mgr, dense, tmp_path):
@@ -289,6 +384,7 @@ METHODS = {
     "law": {"redraw_mean": "zero", "redraw_std": 0.01},
     "slices": {"slices": 2, "router": "virtual-groups", "scale": "exact"},
     "wide": {"expert_width": 80, "cut": "shuffled", "scale": "published", "ratio": 1.0},
+    "listed": {"neurons_file": "lists.json", "ratio": 0.25},
 }
 
 
@@ -297,6 +393,10 @@ METHODS = {
 )
 def test_upcycle_is_what_a_run_makes(mgr, dense, tmp_path, name, dtype):
     keys = {"experts": 4, "ratio": 0.5, "seed": 99, **METHODS[name]}
+    if "neurons_file" in keys:  # of each layer, each expert's
+        lists = [[[(l + 3 * e + 2 * k) % 96 for k in range(40)] for e in range(4)] for l in range(2)]
+        keys["neurons_file"] = str(tmp_path / "lists.json")
+        (tmp_path / "lists.json").write_text(json.dumps({"neurons": lists}))
     changes = {"target__dtype": dtype, **{"upcycle__" + key: value for key, value in keys.items()}}
     out = harness.read_output(run(tmp_path, dense, target__format="moe-recipes", **changes))
     keys = {key: value for key, value in keys.items() if value is not None}
@@ -327,6 +427,14 @@ def test_upcycle_refuses(mgr):
         ((up, up, up.T), {"method": "branch-train-mix"}, "does not make experts of one FFN"),
         ((None, up, up.T), {"scale": "published", "slices": 2}, "without a gate"),
         ((up, up, up.T), {"layer_ratio": "0 to 1"}, "set 'model.num_layers'"),
+        ((up, up, up.T), {"neurons_file": "no.json"}, "set 'model.num_layers'"),
+        ((up, up, up.T), {"neurons_file": "no.json", "layers": 2}, "no.json"),
+        ((up, up, up.T), {"moe_layer_freq": "2"}, "'upcycle.moe_layer_freq' is for a model.*remove"),
+        ((up, up, up.T), {"experts_from": "0-1"}, "'upcycle.experts_from' is for a model"),
+        ((up, up, up.T), {"shared_expert": "whole"}, "'upcycle.shared_expert' is for a model"),
+        ((up, up, up.T), {"layers_from": "0,0"}, "'upcycle.layers_from' is for a model"),
+        ((up, up, up.T), {"router": "file", "router_file": "r"}, "'upcycle.router: file' is for a model"),
+        ((up, up, up.T), {"method": "from-scratch"}, "does not make experts of one FFN"),
         ((up, up, up.T), {"layers": 2, "layer": 2}, "no layer 2"),
         ((up, up, up.T), {"slices": 4}, "does not divide the 6 neurons"),
     ):
@@ -337,3 +445,73 @@ def test_upcycle_refuses(mgr):
             mgr.upcycle(*arrays)
     bare = mgr.upcycle(None, up, up.T, experts=2, ratio=1.0)
     assert bare.experts[0].gate is None and bare.experts[1].down.shape == (4, 6)
+
+
+COMMA = """LC_NUMERIC
+decimal_point "<U002C>"
+thousands_sep ""
+grouping -1
+END LC_NUMERIC
+"""
+HOST = """
+import ctypes, locale, sys
+sys.path.insert(0, sys.argv[1])
+import mgr, numpy
+out, name = sys.argv[3], sys.argv[4]
+locale.setlocale(locale.LC_NUMERIC, name)
+
+def half():
+    text = ctypes.create_string_buffer(8)
+    ctypes.CDLL(None).snprintf(text, 8, b"%g", ctypes.c_double(0.5))
+    return text.value.decode()
+
+seen = {half()}
+dense = mgr.open(sys.argv[2], source={"unknown": "warn"})
+def values(name):
+    seen.add(half())
+    return dense[name]
+for form in ("huggingface", "megatron-torch", "megatron-dist", "deepspeed"):
+    mgr.write(out + "/" + form, dense, values, mode="reshard", target={"format": form})
+    again = mgr.open(out + "/" + form, **({"source": {"config": sys.argv[2]}} if form == "deepspeed" else {}))
+    assert set(again) == set(dense)
+    print(again.about)
+mgr.write(out + "/moe", dense, lambda n: dense[n] if n in dense else numpy.zeros({".gate.": (4, 64), ".w2.": (64, 96)}.get(
+    next((k for k in (".gate.", ".w2.") if k in n), ""), (96, 64)), "float32"),
+    upcycle={"experts": 4, "top_k": 2, "router": "normal", "router_std": 0.0125})
+ffn = [dense["model.layers.0.mlp.%s_proj.weight" % m][:] for m in ("gate", "up", "down")]
+made = mgr.upcycle(*ffn, layers=2, experts=2, layer_ratio="0.25 to 0.75", redraw_std=0.0625, redraw_mean="zero")
+print(hash(b"".join(m.tobytes() for m in (*made.experts[1], made.router))))
+try:
+    mgr.upcycle(*ffn, ratio=1.5)
+except mgr.Error as error:
+    print(error)
+seen.add(half())
+print(*seen, file=sys.stderr)
+"""
+
+
+def test_a_decimal_comma(mgr, dense, tmp_path):
+    """The locale of a program that has the library: numbers in files, settings and messages have a point, and a
+    callback has the program's locale. The bytes are those of a program without one."""
+    if not shutil.which("localedef"):
+        pytest.skip("no localedef")
+    (tmp_path / "comma.src").write_text(COMMA)
+    subprocess.run(
+        ["localedef", "-c", "-i", tmp_path / "comma.src", "-f", "ANSI_X3.4-1968", tmp_path / "comma"], capture_output=True
+    )
+    site = pathlib.Path(mgr.__file__).parents[1]
+    said, made = {}, {}
+    for name, half in (("C", "0.5"), ("comma", "0,5")):
+        out = tmp_path / ("out-" + name)
+        out.mkdir()
+        done = subprocess.run(
+            [sys.executable, "-c", HOST, site, dense, out, name], capture_output=True, text=True,
+            env={**os.environ, "LOCPATH": str(tmp_path), "PYTHONHASHSEED": "0"},
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        assert done.stderr.split() == [half]
+        said[name], made[name] = done.stdout, runner.hashes(out)
+        manifest = json.loads((out / "moe" / runner.MANIFEST).read_text())
+        said[name] += json.dumps(manifest["remarks"]).replace(str(out), "")
+    assert said["C"] == said["comma"] and made["C"] == made["comma"]
+    assert "'upcycle.ratio' is 1.5" in said["C"]

@@ -45,6 +45,7 @@ CALLS = [
      r"|rmdir|f(open|dopen|read))", ("io/",), "file descriptors belong to io"),
     (r"(_?exit|_Exit|quick_exit|setenv|signal|sigaction)", ("cli/",), "belongs to cli"),
     (r"(secure_)?getenv", ("cli/", "io/fault."), "belongs to cli (and to io's fault hook)"),
+    (r"(set|new|use|free)locale", ("lib/locale.",), "numbers have a point: lib/locale.h"),
     (r"(m|c|re)alloc|free|str(n?)dup|posix_memalign|aligned_alloc", ("core/mem.",),
      "memory goes through core/mem.h"),
     (r"v?f?printf|f?puts|f?putc|putchar|perror",

@@ -42,9 +42,9 @@ try:
 except ImportError:
     _bfloat16 = None
 
-__all__ = ["Checkpoint", "Error", "Expert", "Layer", "Tensor", "open", "upcycle", "write"]
+__all__ = ["Checkpoint", "Error", "Expert", "Layer", "Tensor", "formats", "open", "upcycle", "write"]
 
-_ABI, _VERSION = 1, 2
+_ABI, _VERSION = 1, 3
 _LOGICAL, _STORED = 0, 1
 _NONE = 0xFFFFFFFF
 
@@ -131,6 +131,7 @@ def _declare(lib):
             [handle, ctypes.c_int, u32, u64, u64, ctypes.c_int, handle, ctypes.c_size_t, err],
         ),
         ("mgr_checkpoint_version", ctypes.c_int, []),
+        ("mgr_checkpoint_format_at", text, [u32]),
         ("mgr_checkpoint_open_with", ctypes.c_int, [text, text, ctypes.POINTER(handle), err]),
         ("mgr_checkpoint_writer_open", ctypes.c_int, [handle, text, text, ctypes.POINTER(handle), err]),
         ("mgr_checkpoint_writer_close", None, [handle]),
@@ -315,6 +316,14 @@ class Checkpoint(collections.abc.Mapping):
 
     def __repr__(self):
         return "<mgr.Checkpoint %r: %s, %s>" % (self.path, self.format, self.about)
+
+
+def formats():
+    """The names of the formats that can be opened, as source={"format": NAME} has them."""
+    names = []
+    while name := _library().mgr_checkpoint_format_at(len(names)):
+        names.append(name.decode())
+    return names
 
 
 def open(path, **settings):
