@@ -3,6 +3,7 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "core/mem.h"
 #include "core/say.h"
 #include "core/say_run.h"
 #include "look/view.h"
@@ -306,15 +307,41 @@ void mgr_print_plan(const mgr_job *job)
     fflush(stdout);
 }
 
+/* Keys that were left to be found have what was found. */
+static void fill_in_found(mgr_config *c, const mgr_model *m)
+{
+    c->model.num_layers = m->layers;
+    c->model.ffn_hidden_size = m->ffn;
+    c->model.hidden_size = m->hidden;
+    c->model.moe_router_topk = m->top_k;
+    if (m->ffns_only)
+        return;
+    c->model.num_attention_heads = m->heads;
+    c->model.num_query_groups = m->kv_groups;
+    c->model.kv_channels = m->head_dim;
+    c->model.vocab_size = m->vocab;
+    c->model.max_position_embeddings = m->max_positions;
+    c->model.norm_epsilon = m->norm_epsilon;
+    c->model.rotary_base = m->rotary_base;
+    c->model.bos_token_id = m->bos_token_id;
+    c->model.eos_token_id = m->eos_token_id;
+}
+
 void mgr_print_config(const mgr_job *job)
 {
+    mgr_config *c;
     mgr_buf text = {0};
     mgr_err ignored = MGR_ERR_INIT;
-    if (mgr_config_dump(&job->config, mgr_config_tables, &text, &ignored) == MGR_OK) {
+    if (mgr_alloc(&c, 1, sizeof *c, &ignored) != MGR_OK)
+        return;
+    *c = job->config;
+    fill_in_found(c, &job->source.tensors.model);
+    if (mgr_config_dump(c, mgr_config_tables, &text, &ignored) == MGR_OK) {
         mgr_say(stdout, "\n");
         mgr_say_lines(stdout, text.data);
     }
     mgr_buf_clear(&text);
+    mgr_free(c);
     fflush(stdout);
 }
 
