@@ -93,7 +93,7 @@ int mgr_say_columns(int fd)
 
 void mgr_say_fitting(const char *label, const char *message)
 {
-    char text[1024];
+    char text[4608];
     const char *at = text;
     const size_t width =
         isatty(STDERR_FILENO) ? (size_t)mgr_say_columns(STDERR_FILENO) - 1 : SIZE_MAX;

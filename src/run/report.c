@@ -237,7 +237,7 @@ static void print_remarks(const mgr_remarks *remarks)
 
 static void MGR_PRINTF(1, 2) warn(const char *fmt, ...)
 {
-    char text[800];
+    char text[4096];
     va_list args;
     va_start(args, fmt);
     (void)vsnprintf(text, sizeof text, fmt, args);

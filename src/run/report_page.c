@@ -229,30 +229,31 @@ static void print_memory(const mgr_job *job)
 }
 
 /* What run/write.c calls behind a dry run's end; cli.Terminal holds it against runs. */
-#define CALLS_BEHIND 57
+#define CALLS_BEHIND 56
 #define CALLS_OF_HEADERS 4 /* of each source, where there are ranks to share them with */
 #define CALLS_OF_PLACES 4
 #define CALLS_OF_HASHES 6
 
 /* Collective ones of a run, the engine's and those of packing apart. */
-static uint64_t collective_calls(const mgr_job *job)
+static uint64_t collective_calls(const mgr_job *job, const mgr_run_options *options)
 {
     const uint64_t sources = job->n_branches ? job->n_branches : 1;
     const bool shared = job->ranks == 1 && job->plan.ranks > 1;
     return mgr_comm_calls(job->comm) + CALLS_BEHIND + (shared ? sources * CALLS_OF_HEADERS : 0) +
            (job->container->create ? CALLS_OF_PLACES : 0) +
            (job->method && job->target.tensors.model.experts ? 1 : 0) +
-           (job->config.target.sha256 ? CALLS_OF_HASHES : 0);
+           (job->config.target.sha256 ? CALLS_OF_HASHES : 0) +
+           (options->write.progress > 0 ? 1 : 0);
 }
 
-static void print_calls(mgr_job *job)
+static void print_calls(mgr_job *job, const mgr_run_options *options)
 {
     mgr_calls calls;
     mgr_err ignored = MGR_ERR_INIT;
     if (mgr_engine_count(job, &calls, &ignored) == MGR_OK)
         mgr_report_line("calls", "%llu reads and %llu writes of weights, %llu collective%s",
                         (unsigned long long)calls.reads, (unsigned long long)calls.writes,
-                        (unsigned long long)(calls.collective + collective_calls(job)),
+                        (unsigned long long)(calls.collective + collective_calls(job, options)),
                         job->container->seal ? ", and those of packing" : "");
 }
 
@@ -278,6 +279,6 @@ void mgr_print_page(mgr_job *job, const mgr_run_options *options)
     print_time(job, options);
     if (verbose) {
         print_details(job);
-        print_calls(job);
+        print_calls(job, options);
     }
 }

@@ -130,7 +130,9 @@ static void take_found(mgr_job *job)
 /* What is there, the buffers, and as much again as the lists take: the output is read back. */
 static uint64_t expect_memory(const mgr_job *job, uint64_t baseline)
 {
-    const uint64_t sum = baseline + job->plan.memory_bytes + mgr_mem_held() + RESERVE_MIN;
+    const uint64_t compared = job->found ? MGR_COMPARE_BYTES : 0;
+    const uint64_t sum =
+        baseline + job->plan.memory_bytes + compared + mgr_mem_held() + RESERVE_MIN;
     return sum < job->config.memory_per_rank ? sum : job->config.memory_per_rank;
 }
 
