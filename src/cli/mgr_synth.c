@@ -37,6 +37,7 @@ enum {
     DTYPE,
     FORMAT,
     NAMES,
+    DIST_KEYS,
     FORCE,
     QUIET
 };
@@ -77,6 +78,8 @@ static const mgr_option options[] = {
     [NAMES] =
         {"names", 0, "SPEC",
          "as target.names of mgr-upcycle: auto, te, local, per-expert or fused (default auto)"},
+    [DIST_KEYS] = {"dist-keys", 0, "KEYS",
+                   "as target.dist_keys of mgr-upcycle: auto, stacked, per-layer or hybrid"},
     [FORCE] = {"force", 'f', NULL, "replace an existing checkpoint OUT"},
     [QUIET] = {"quiet", 'q', NULL, "print errors only"},
 };
@@ -86,8 +89,9 @@ static const mgr_words_of option_words[] = {
     {"norm", "rmsnorm layernorm"},
     {"activation", "swiglu geglu gelu squared-relu"},
     {"dtype", "bf16 fp16 fp32"},
-    {"format", "megatron-torch megatron-dist huggingface moe-recipes mixtral hdf5"},
+    {"format", "megatron-torch megatron-dist huggingface moe-recipes mixtral hdf5 deepspeed"},
     {"names", "auto te local per-expert fused"},
+    {"dist-keys", "auto stacked per-layer hybrid"},
     {NULL, NULL}};
 
 static const mgr_program program = {
@@ -121,6 +125,9 @@ static const word dtype_words[] = {
 static const word name_words[] = {{"auto", 0},       {"te", 0},    {"local", 0},
                                   {"per-expert", 0}, {"fused", 0}, {NULL, 0}};
 
+static const word key_words[] = {
+    {"auto", 0}, {"stacked", 0}, {"per-layer", 0}, {"hybrid", 0}, {NULL, 0}};
+
 static int find_word(const char *option, const word *words, const char *value, const word **out,
                      mgr_err *err)
 {
@@ -137,11 +144,9 @@ static int find_word(const char *option, const word *words, const char *value, c
 
 static int take_word(mgr_synth_options *o, size_t idx, const char *value, mgr_err *err)
 {
-    static const word *const tables[] = {[POSITIONS] = position_words,
-                                         [NORM] = norm_words,
-                                         [ACTIVATION] = activation_words,
-                                         [DTYPE] = dtype_words,
-                                         [NAMES] = name_words};
+    static const word *const tables[] = {
+        [POSITIONS] = position_words, [NORM] = norm_words,  [ACTIVATION] = activation_words,
+        [DTYPE] = dtype_words,        [NAMES] = name_words, [DIST_KEYS] = key_words};
     const word *found;
     MGR_TRY(find_word(options[idx].name, tables[idx], value, &found, err));
     if (idx == POSITIONS)
@@ -152,6 +157,8 @@ static int take_word(mgr_synth_options *o, size_t idx, const char *value, mgr_er
         o->model.activation = (mgr_activation)found->value;
     else if (idx == DTYPE)
         o->dtype = (mgr_dtype)found->value;
+    else if (idx == DIST_KEYS)
+        o->dist_keys = found->text;
     else
         o->names = found->text;
     return MGR_OK;
@@ -217,6 +224,7 @@ static int take(void *context, size_t idx, const char *value, mgr_err *err)
     case ACTIVATION:
     case DTYPE:
     case NAMES:
+    case DIST_KEYS:
         return take_word(o, idx, value, err);
     case FORMAT:
         return take_format(o, value, err);
@@ -299,6 +307,7 @@ static int parse(mgr_synth_options *o, int argc, char **argv, mgr_err *err)
                              .vocab_divisor = 1,
                              .format = "megatron-torch",
                              .names = "auto",
+                             .dist_keys = "auto",
                              .seed = 1234};
     MGR_TRY(mgr_cli_parse(&program, argc, argv, take, o, &first, err));
     if (argc - first != 1) {

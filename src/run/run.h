@@ -61,8 +61,9 @@ typedef struct mgr_synth_options {
     uint64_t tensor_parallel, pipeline_parallel, virtual_pipeline, vocab_divisor, seed;
     uint64_t expert_parallel, expert_tensor_parallel; /* as in the configuration */
     const char *format;                               /* a registered target format */
-    const char *class; /* model_type, or NULL: whichever computes the model */
-    const char *names; /* as target.names of the configuration */
+    const char *class;     /* model_type, or NULL: whichever computes the model */
+    const char *names;     /* as target.names of the configuration */
+    const char *dist_keys; /* as target.dist_keys */
     bool force;
     int verbosity;
 } mgr_synth_options;

@@ -37,6 +37,8 @@ static int fill_config(mgr_config *c, const mgr_synth_options *o, mgr_err *err)
         add_text(&sets, "target.class", o->class);
     if (strcmp(o->names, "auto") != 0)
         add_text(&sets, "target.names", o->names);
+    if (strcmp(o->dist_keys, "auto") != 0)
+        add_text(&sets, "target.dist_keys", o->dist_keys);
     add_size(&sets, "tensor_parallel", o->tensor_parallel, 1);
     add_size(&sets, "pipeline_parallel", o->pipeline_parallel, 1);
     add_size(&sets, "virtual_pipeline", o->virtual_pipeline, 1);

@@ -64,6 +64,7 @@ FORMATS = {
     "torch": ["--tp", 2, "--pp", 2],
     "chunks": ["--tp", 4, "--pp", 2, "--vpp", 2, "--names", "local"],
     "dist": ["--format", "megatron-dist"],
+    "hybrid": ["--format", "megatron-dist", "--dist-keys", "hybrid"],
     "hf": ["--format", "huggingface"],
     "hdf5": ["--format", "hdf5"],
 }
@@ -77,7 +78,7 @@ BIASED = ["--qkv-bias", "--qk-norm", "--tied"]
     [
         ("moe-recipes", [], FORMATS),
         ("megatron-torch", [], FORMATS),
-        ("megatron-torch", BIASED, ["torch", "chunks", "dist"]),  # no class of transformers has both
+        ("megatron-torch", BIASED, ["torch", "chunks", "dist", "hybrid"]),  # no class of transformers has both
     ],
 )
 def test_every_format_is_one_model(scratch, target, options, formats):
@@ -121,11 +122,13 @@ KINDS = [
 SPLIT = ["--tp", 2, "--pp", 2, "--vpp", 2]
 
 
-def write(out, *options, seed=11):
+def synth(out, *options, seed=11):
     sizes = ["--layers", 4, "--hidden", 64, "--ffn", 96, "--heads", 8, "--kv-heads", 4, "--vocab", 128]
-    result = runner.run(
-        [runner.program("mgr-synth"), out, *sizes, "--max-positions", 64, "--seed", seed, *options]
-    )
+    return runner.run([runner.program("mgr-synth"), out, *sizes, "--max-positions", 64, "--seed", seed, *options])
+
+
+def write(out, *options, seed=11):
+    result = synth(out, *options, seed=seed)
     assert result.status == 0, str(result)
     return out
 
@@ -133,16 +136,32 @@ def write(out, *options, seed=11):
 FAMILIES = (runner.ROOT / "src" / "model" / "huggingface_family.c").read_text()
 
 
+SELECTION = dict.fromkeys(["glm4_moe", "ernie4_5_moe", "dots1", "minimax_m2"], "a selection bias")
+NOT_IN_MEGATRON = {
+    **dict.fromkeys(["olmo2", "flex_olmo", "olmoe", "minimax_m2"], "norms of q and k over all heads"),
+    **dict.fromkeys(["granite", "granitemoe", "granitemoeshared"], "multipliers"),
+    **dict.fromkeys(["ernie4_5", "ernie4_5_moe"], "neighbours"),
+    **dict.fromkeys(["ministral", "dots1"], "sliding-window attention"),
+    "smollm3": "layers without RoPE",
+}
+NOT_IN = {"deepspeed": SELECTION, "megatron-dist": NOT_IN_MEGATRON}  # and in what words it says so
+
+
 @pytest.mark.parametrize("family", re.findall(r'\.type = "(\w+)"[^}]*?"\w+ForCausalLM"', FAMILIES))
 def test_every_class_is_written(scratch, family):
-    """Strictly loaded by transformers, and with its name."""
+    """Strictly loaded by transformers, with its name; and in every other format that holds such a model."""
     out = write(scratch / "hf", "--class", family, "--format", "huggingface", "--dtype", "fp32")
     lm = real_models.load(out)
     assert lm.config.model_type == family
     with torch.no_grad():
         assert torch.isfinite(lm(torch.arange(20)[None]).logits).all()
-    other = write(scratch / "h5", "--class", family, "--format", "hdf5", "--dtype", "fp32")
-    assert compare(out, other).status == 0
+    for name in ("hdf5", "deepspeed", "megatron-dist"):
+        result = synth(scratch / name, "--class", family, "--format", name, "--dtype", "fp32")
+        refused = NOT_IN.get(name, {}).get(family)
+        if refused:
+            assert result.status == runner.DATA and refused in result.err, str(result)
+            continue
+        assert result.status == 0 and compare(out, scratch / name).status == 0, str(result)
 
 
 def compare(a, b):
