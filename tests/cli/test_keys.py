@@ -20,7 +20,7 @@ FORMATS = ("huggingface", "moe-recipes", "mixtral", "megatron-torch", "megatron-
 HINT = re.compile(r"hint: target formats that hold this model: (.*)")
 
 PRESETS = sorted((pathlib.Path(__file__).resolve().parents[2] / "configs").glob("*.yaml"))
-TYPES = {"string": str, "integer": int, "number": (int, float), "boolean": bool, "object": dict}
+TYPES = {"string": str, "integer": int, "number": (int, float), "boolean": bool, "object": dict, "array": list}
 
 
 def fits(value, schema):
@@ -36,6 +36,8 @@ def fits(value, schema):
         return bool(re.search(schema["pattern"], value))
     if isinstance(value, (int, float)) and not isinstance(value, bool):
         return schema.get("minimum", value) <= value <= schema.get("maximum", value)
+    if isinstance(value, list):
+        return len(value) >= schema.get("minItems", 0) and all(fits(each, schema["items"]) for each in value)
     if not isinstance(value, dict) or "properties" not in schema:
         return True
     known = schema["properties"]
@@ -60,7 +62,9 @@ def plain_yaml(text):
         if not value:
             section = tree.setdefault(key, {})
             continue
-        if value[0] == "{":
+        if value[:2] == "[{":
+            value = [plain_yaml(part.replace(", ", "\n")) for part in re.findall(r"{(.*?)}", value)]
+        elif value[0] == "{":
             value = plain_yaml(value.strip("{}").replace(", ", "\n"))
         else:
             value = plain_value(value)
@@ -90,6 +94,7 @@ class Keys(unittest.TestCase):
         result = runner.run([runner.program("mgr-upcycle"), "--schema"])
         self.assertEqual((result.status, result.err), (0, ""), str(result))
         schema = json.loads(result.out)
+        schema["properties"]["sources"]["items"]["anyOf"][1] = schema["properties"]["source"]
         self.assertGreater(len(PRESETS), 3)
         for preset in PRESETS:
             tree = plain_yaml(preset.read_text())
@@ -102,6 +107,29 @@ class Keys(unittest.TestCase):
                 self.assertFalse(fits(wrong, schema), (section, key, value))
             self.assertFalse(fits({**tree, "memory_per_rank": "2G"}, schema))
             self.assertFalse(fits({k: v for k, v in tree.items() if k != "target"}, schema))
+
+    def test_presets_say_what_they_keep(self):
+        """Each names what it is from, and what it says of step 0 is what the program says of a small model."""
+        self.synth("huggingface", ["--layers", 2, "--heads", 8, "--ffn", 64])
+        tried = 0
+        for preset in PRESETS:
+            text = preset.read_text()
+            if preset.stem in ("quickstart", "reshard", "t5-to-switch"):  # tools/docs, and interop.t5
+                continue
+            said = re.search(r"^# At step 0: (.*)", text, re.M)
+            self.assertTrue(said and re.search(r"arXiv|Marco-MoE/README|8x3.7B|Llama-3-8B", text), preset)
+            small = re.sub(r"(path: )/scratch/llm/[^,} \n]*", rf"\g<1>{self.place}/made", text)
+            small = re.sub(rf"(\ntarget:.*?path: ){self.place}/made", rf"\g<1>{self.place}/Mixtral", small, flags=re.S)
+            small = re.sub(r"\n +(vocab_size|rotary_base|iteration): .*", "", small).replace("expert_width: 2560", "expert_width: 20")
+            small = re.sub(r"\nmodel:\n(?! )", "\n", small)
+            config = self.place / "preset.yaml"
+            config.write_text(small)
+            result = runner.upcycle(config, np=1, options=["--dry-run"])
+            self.assertEqual(result.status, 0, f"{preset} {result}")
+            same = re.search(r"^step 0 +identical", result.out, re.M) is not None
+            self.assertEqual(same, said[1] == "the dense model, to rounding.", f"{preset} {result}")
+            tried += 1
+        self.assertGreaterEqual(tried, 18)
 
     def test_hints_name_formats_that_take_the_model(self):
         refused = 0
