@@ -99,7 +99,7 @@ typedef struct mgr_config {
         char index_sets[16]; /* shared | independent */
         bool shuffle;
         char router[32];
-        double router_std, noise_std;
+        double router_std, router_noise, noise_std;
         char moe_layer_freq[MGR_CONFIG_TEXT]; /* as Megatron's: a number, or a list expression */
         char encoder_moe_layer_freq[MGR_CONFIG_TEXT]; /* empty: the same */
     } upcycle;
@@ -208,6 +208,11 @@ void mgr_config_keep_source(mgr_config *config, uint32_t idx);
 
 /* Where the user wrote `key`; NULL if nowhere. */
 const mgr_place *mgr_config_place(const mgr_config *config, const char *key);
+
+/* A construction that reads some keys of 'upcycle' alone: into *out the first written one with
+ * another value than its default that is not among `allowed`, up to NULL; NULL for none. Local. */
+int mgr_config_stray(const mgr_config *config, mgr_schema *schema, const char *const *allowed,
+                     const char **out, mgr_err *err) MGR_NODISCARD;
 
 /* The effective configuration, of the keys that apply, as YAML that parses back to the same. */
 struct mgr_buf;

@@ -42,7 +42,8 @@ typedef enum mgr_purpose {
     MGR_PURPOSE_REPLICA = 13, /* `cut: shuffled`: expert carries the number of the FFN's copy */
     /* `method: from-scratch`: element (r, c) is number r * columns + c; layer is UINT32_MAX outside
      * of layers; expert is (its number + 1, or 0 of what belongs to none) * 256 + the role */
-    MGR_PURPOSE_INIT = 14
+    MGR_PURPOSE_INIT = 14,
+    MGR_PURPOSE_ROUTER_NOISE = 15 /* added to rows of a router that are there more than once */
 } mgr_purpose;
 
 /* One stream: everything of key and counter but the block. */

@@ -175,7 +175,8 @@ typedef enum mgr_router {
 /* What makes the routers of a model. */
 typedef struct mgr_router_recipe {
     mgr_router kind;
-    double std; /* of NORMAL and VIRTUAL_GROUPS */
+    double std;   /* of NORMAL and VIRTUAL_GROUPS */
+    double noise; /* of VIRTUAL_GROUPS and SOURCE: on rows that are there before, times their std */
     uint64_t seed;
     uint32_t group; /* of VIRTUAL_GROUPS: experts e with the same e div group have the same row */
 } mgr_router_recipe;
@@ -192,6 +193,11 @@ const mgr_key_table *mgr_router_keys(mgr_router router);
  * FILE and SOURCE. */
 void mgr_router_fill(const mgr_router_recipe *recipe, uint32_t layer, uint32_t experts,
                      uint64_t hidden, void *out, mgr_dtype to);
+
+/* Add N(0, std^2) to elements first .. first+n-1 (at most 1024, first a multiple of that) of the
+ * row of `expert`: element h of stream (seed, MGR_PURPOSE_ROUTER_NOISE, layer, expert). Pure. */
+void mgr_router_add_noise(uint64_t seed, uint32_t layer, uint32_t expert, float std, uint64_t first,
+                          size_t n, float *values);
 
 /* |S| = floor(ratio * n), in double as Python's int(ratio * n). */
 uint32_t mgr_selected_count(double ratio, uint32_t n_neurons);

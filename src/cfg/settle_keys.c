@@ -106,6 +106,18 @@ static int fail_foreign(const mgr_config *config, mgr_schema *schema, const char
                     (int)strcspn(quote + 1, "'"), quote + 1);
 }
 
+/* A key beside 'sources' that is about one of them: of any of their formats. */
+static bool is_of_some_source(const mgr_config *config, const mgr_key_table *table,
+                              const mgr_key *key)
+{
+    if (table->kind != MGR_OWNER_SOURCE || mgr_config_key_section(key) == MGR_SECTION_SOURCE)
+        return false;
+    for (uint32_t i = 0; i < config->n_sources; i++)
+        if (strcmp(config->sources[i].is.format, table->owner) == 0)
+            return true;
+    return false;
+}
+
 /* Is the value one that an owner takes? With 'auto' there may be several. */
 static int check_value(const mgr_config *config, mgr_schema *schema, const mgr_place *place,
                        mgr_err *err)
@@ -115,7 +127,8 @@ static int check_value(const mgr_config *config, mgr_schema *schema, const mgr_p
     mgr_row_walk at = {0};
     const mgr_key_table *table = NULL;
     for (const mgr_key *key; (key = mgr_schema_next(schema, &at, &table));) {
-        if (strcmp(key->name, place->key) != 0 || !mgr_schema_applies(config, table))
+        if (strcmp(key->name, place->key) != 0 ||
+            !(mgr_schema_applies(config, table) || is_of_some_source(config, table, key)))
             continue;
         if (mgr_value_check(config, key, why, sizeof why))
             return MGR_OK;

@@ -276,6 +276,8 @@ static int gather_rows(mgr_engine *e, uint32_t target, const mgr_piece *piece,
                           .hidden = t->cols,
                           .origin = mgr_recipe_from(&e->job->recipe, t->layer),
                           .scale = 1};
+    if (t->role == MGR_ROLE_ROUTER && e->job->router.noise > 0)
+        return mgr_engine_noisy_rows(e, target, piece, data, err);
     return expert_neuron_rows(e, mgr_method_find("naive"), &x, target, piece, data, err);
 }
 

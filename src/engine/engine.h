@@ -180,6 +180,11 @@ int mgr_engine_not_finite(const mgr_engine *engine, const mgr_piece *piece,
 int mgr_job_router(const mgr_job *job, uint32_t layer, void *out, mgr_dtype to,
                    mgr_err *err) MGR_NODISCARD;
 
+/* The rows of a mixture's router for the experts that are made of its experts, of a piece of it;
+ * the second and later ones of each have noise. Local. */
+int mgr_engine_noisy_rows(mgr_engine *engine, uint32_t target, const mgr_piece *piece,
+                          const unsigned char *data, mgr_err *err) MGR_NODISCARD;
+
 /* Did the method draw what float16 cannot hold, in `rows` rows of the output buffer? Local. */
 int mgr_engine_check_drawn(const mgr_engine *engine, uint32_t target, uint64_t rows,
                            mgr_err *err) MGR_NODISCARD;

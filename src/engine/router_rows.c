@@ -1,4 +1,6 @@
 /* A layer's router, for the engine and for the ledger. */
+#include <math.h>
+
 #include "engine/engine.h"
 #include "io/reader.h"
 #include "kern/kern.h"
@@ -40,4 +42,63 @@ int mgr_job_router(const mgr_job *job, uint32_t layer, void *out, mgr_dtype to, 
     const int rc = from_file(&in, s, out, to, err);
     mgr_reader_close(&in);
     return rc;
+}
+
+/* Standard deviation (N-1) of a row, in double and in the row's order. */
+static double std_of(const unsigned char *row, mgr_dtype type, uint64_t n)
+{
+    float values[CHUNK];
+    double mean = 0, squares = 0;
+    for (int pass = 0; pass < 2; pass++) {
+        for (uint64_t at = 0; at < n; at += CHUNK) {
+            const size_t some = n - at < CHUNK ? (size_t)(n - at) : CHUNK;
+            mgr_cast(values, MGR_DTYPE_F32, row + at * mgr_dtype_size(type), type, some);
+            for (size_t i = 0; i < some; i++)
+                if (pass == 0)
+                    mean += values[i];
+                else
+                    squares += (values[i] - mean) * (values[i] - mean);
+        }
+        mean = pass == 0 ? mean / (double)n : mean;
+    }
+    return n > 1 ? sqrt(squares / (double)(n - 1)) : 0;
+}
+
+/* One row into the output buffer, with noise unless `std` is 0. */
+static void noisy_row(mgr_engine *e, uint32_t target, uint32_t expert, const unsigned char *row,
+                      mgr_dtype from, double std)
+{
+    const mgr_job *const job = e->job;
+    const mgr_tensor *const t = &job->target.tensors.list[target];
+    const mgr_dtype to = job->target.layout.types[target];
+    const uint32_t layer = mgr_model_layer_key(&job->target.tensors.model, t->layer);
+    float values[CHUNK];
+    for (uint64_t at = 0; at < t->cols; at += CHUNK) {
+        const size_t n = t->cols - at < CHUNK ? (size_t)(t->cols - at) : CHUNK;
+        mgr_cast(values, MGR_DTYPE_F32, row + at * mgr_dtype_size(from), from, n);
+        if (std > 0)
+            mgr_router_add_noise(job->router.seed, layer, expert, (float)std, at, n, values);
+        mgr_cast(e->out + at * mgr_dtype_size(to), to, values, MGR_DTYPE_F32, n);
+    }
+}
+
+int mgr_engine_noisy_rows(mgr_engine *e, uint32_t target, const mgr_piece *piece,
+                          const unsigned char *data, mgr_err *err)
+{
+    const mgr_job *const job = e->job;
+    const mgr_tensor *const t = &job->target.tensors.list[target];
+    const uint32_t *const from = mgr_recipe_from(&job->recipe, t->layer);
+    const uint64_t row_bytes = mgr_layout_row_bytes(&job->source.layout, piece->source);
+    const mgr_dtype type = job->source.layout.types[piece->source];
+    for (uint32_t x = 0; x < t->rows; x++) {
+        if (from[x] < piece->row || from[x] - piece->row >= piece->rows)
+            continue;
+        const unsigned char *const row = data + (from[x] - piece->row) * row_bytes;
+        const bool copy = mgr_recipe_is_copy(&job->recipe, t->layer, x);
+        const double std = copy ? std_of(row, type, t->cols) * job->router.noise : 0;
+        noisy_row(e, target, x, row, type, std);
+        MGR_TRY(mgr_engine_check_drawn(e, target, 1, err));
+        MGR_TRY(mgr_engine_write(e, target, x, 1, e->out, err));
+    }
+    return MGR_OK;
 }

@@ -111,6 +111,22 @@ static bool is_of_mixtures(const char *name)
     return one_of(name, names, sizeof names / sizeof names[0]);
 }
 
+/* Args about experts, of a source that has some. */
+static bool is_of_experts(const mgr_attr *from)
+{
+    const char *const name = from->key + strlen(MGR_ARGS);
+    const bool count = strcmp(name, "num_experts") == 0 || strcmp(name, "num_moe_experts") == 0;
+    return mgr_has_prefix(name, "moe_") || (count && from->kind == MGR_ATTR_INT);
+}
+
+static bool has_experts(const mgr_catalogue *cat, uint32_t file)
+{
+    for (size_t i = 0; i < cat->n_attrs; i++)
+        if (cat->attrs[i].file == file && strcmp(cat->attrs[i].key, MGR_ARGS "num_experts") == 0)
+            return cat->attrs[i].kind == MGR_ATTR_INT && cat->attrs[i].i > 0;
+    return false;
+}
+
 static int carry(const mgr_megatron_args *args, const mgr_attr *from, mgr_megatron_arg_list *out,
                  mgr_err *err)
 {
@@ -125,6 +141,9 @@ static int carry(const mgr_megatron_args *args, const mgr_attr *from, mgr_megatr
             ours->value = *from;
         return MGR_OK;
     }
+    if (args->model->experts == 0 && is_of_experts(from) &&
+        has_experts(args->origin->cat, from->file)) /* they were put together */
+        return append(out, from, name, "the model is dense now", err);
     if (strcmp(args->config->mode, "upcycle") == 0 && is_of_mixtures(name) &&
         !mgr_attr_is_nothing(from))
         return append(out, from, name, "the router of an upcycled model is another", err);

@@ -20,6 +20,21 @@ static const mgr_key normal_keys[] = {
                  "standard deviation of the routers 'normal' and 'virtual-groups'"),
 };
 
+#define ROW_NOISE                                                                                  \
+    MGR_ROW_REAL("upcycle.router_noise", upcycle.router_noise, "0", 0, 100,                        \
+                 "noise on rows of the router that are there more than once, but for the first "   \
+                 "of each, as a share of their std: it breaks ties, and step 0 with them")
+
+static const mgr_key group_keys[] = {
+    MGR_ROW_REAL("upcycle.router_std", upcycle.router_std, "0.02", 0, 100,
+                 "standard deviation of the routers 'normal' and 'virtual-groups'"),
+    ROW_NOISE,
+};
+
+static const mgr_key source_keys[] = {
+    ROW_NOISE,
+};
+
 static const mgr_key file_keys[] = {
     MGR_ROW_PATH("upcycle.router_file", upcycle.router_file, "",
                  "safetensors file of the router 'file': a matrix [experts, hidden] for each layer "
@@ -32,10 +47,10 @@ static const mgr_key_table tables[N_NAMES] = {
     [MGR_ROUTER_UNIFORM01] = MGR_NO_KEYS(MGR_OWNER_ROUTER, "uniform01"),
     [MGR_ROUTER_UNIFORM01_CENTRED] = MGR_NO_KEYS(MGR_OWNER_ROUTER, "uniform01-centred"),
     [MGR_ROUTER_NORMAL] = MGR_KEY_TABLE(MGR_OWNER_ROUTER, "normal", normal_keys),
-    [MGR_ROUTER_VIRTUAL_GROUPS] = MGR_KEY_TABLE(MGR_OWNER_ROUTER, "virtual-groups", normal_keys),
+    [MGR_ROUTER_VIRTUAL_GROUPS] = MGR_KEY_TABLE(MGR_OWNER_ROUTER, "virtual-groups", group_keys),
     [MGR_ROUTER_ZEROS] = MGR_NO_KEYS(MGR_OWNER_ROUTER, "zeros"),
     [MGR_ROUTER_FILE] = MGR_KEY_TABLE(MGR_OWNER_ROUTER, "file", file_keys),
-    [MGR_ROUTER_SOURCE] = MGR_NO_KEYS(MGR_OWNER_ROUTER, "source"),
+    [MGR_ROUTER_SOURCE] = MGR_KEY_TABLE(MGR_OWNER_ROUTER, "source", source_keys),
 };
 
 const mgr_key_table *mgr_router_keys(mgr_router router)
@@ -101,6 +116,31 @@ static void uniform_row(const mgr_stream *stream, double centre, double scale, u
     }
 }
 
+void mgr_router_add_noise(uint64_t seed, uint32_t layer, uint32_t expert, float std, uint64_t first,
+                          size_t n, float *values)
+{
+    const mgr_stream stream = {
+        .seed = seed, .purpose = MGR_PURPOSE_ROUTER_NOISE, .layer = layer, .expert = expert};
+    float noise[CHUNK];
+    assert(n <= CHUNK);
+    mgr_normals_scaled(&stream, first, n, 0, std, noise, MGR_DTYPE_F32);
+    for (size_t i = 0; i < n; i++)
+        values[i] += noise[i];
+}
+
+/* A row that is there before, and noise. */
+static void noisy_normals(const mgr_router_recipe *r, const mgr_stream *row, uint32_t expert,
+                          uint64_t hidden, unsigned char *out, mgr_dtype to)
+{
+    float values[CHUNK];
+    for (uint64_t h = 0; h < hidden; h += CHUNK) {
+        const size_t n = chunk_of(hidden - h);
+        mgr_normals_scaled(row, h, n, 0, (float)r->std, values, MGR_DTYPE_F32);
+        mgr_router_add_noise(r->seed, row->layer, expert, (float)(r->std * r->noise), h, n, values);
+        mgr_cast(out + h * mgr_dtype_size(to), to, values, MGR_DTYPE_F32, n);
+    }
+}
+
 /* Rows of N(0, std^2), each `group` times. */
 static void normal_rows(const mgr_router_recipe *r, uint32_t layer, uint32_t experts,
                         uint64_t hidden, unsigned char *out, mgr_dtype to)
@@ -109,7 +149,10 @@ static void normal_rows(const mgr_router_recipe *r, uint32_t layer, uint32_t exp
     assert(group > 0);
     for (uint32_t e = 0; e < experts; e++, out += hidden * mgr_dtype_size(to)) {
         const mgr_stream stream = router_stream(r->seed, layer, e / group);
-        mgr_normals_scaled(&stream, 0, (size_t)hidden, 0, (float)r->std, out, to);
+        if (e % group == 0 || r->noise == 0)
+            mgr_normals_scaled(&stream, 0, (size_t)hidden, 0, (float)r->std, out, to);
+        else
+            noisy_normals(r, &stream, e, hidden, out, to);
     }
 }
 

@@ -15,22 +15,25 @@ typedef struct places {
     uint64_t *row, *col;
 } places;
 
-/* Keys about experts, of which there are none in the end. */
+/* There are no experts in the end, whose keys would say nothing. */
 static int refuse_keys(const mgr_config *c, mgr_err *err)
 {
-    static const char *const keys[] = {
-        "upcycle.top_k",        "upcycle.expert_width",   "upcycle.slices",
-        "upcycle.cut",          "upcycle.scale",          "upcycle.router_pre_softmax",
-        "upcycle.neurons_file", "upcycle.layers_from",    "upcycle.shuffle",
-        "upcycle.router",       "upcycle.moe_layer_freq", "upcycle.encoder_moe_layer_freq",
+    static const char *const allowed[] = {
+        "upcycle.method",
+        "upcycle.experts",
+        "upcycle.experts_from",
+        "upcycle.experts_file",
+        "upcycle.expert_weight",
+        "upcycle.seed",
+        NULL,
     };
-    for (size_t i = 0; i < sizeof keys / sizeof keys[0]; i++)
-        if (mgr_config_place(c, keys[i]))
-            return mgr_config_fail(c, keys[i], err,
+    const char *stray;
+    MGR_TRY(mgr_config_stray(c, mgr_config_tables, allowed, &stray, err));
+    return stray ? mgr_config_fail(c, stray, err,
                                    "'%s' is about experts, and 'upcycle.method: concatenate' makes "
                                    "a dense model",
-                                   keys[i]);
-    return MGR_OK;
+                                   stray)
+                 : MGR_OK;
 }
 
 static int refuse_model(const mgr_job *job, mgr_err *err)

@@ -10,30 +10,37 @@
 
 #define MOST_EXPERTS 65536
 
-/* What is about cutting a dense FFN, or about layers that have none. */
+/* All others are about cutting a dense FFN, or about layers that have none. */
 static int refuse_dense_keys(const mgr_config *c, uint64_t experts, mgr_err *err)
 {
-    const struct {
-        const char *key;
-        bool given;
-    } keys[] = {
-        {"upcycle.expert_width", c->upcycle.expert_width != 0},
-        {"upcycle.slices", c->upcycle.slices != 0},
-        {"upcycle.cut", strcmp(c->upcycle.cut, "slices") != 0},
-        {"upcycle.scale", strcmp(c->upcycle.scale, "none") != 0},
-        {"upcycle.shuffle", c->upcycle.shuffle},
-        {"upcycle.neurons_file", c->upcycle.neurons_file[0] != '\0'},
-        {"upcycle.router_pre_softmax", c->upcycle.router_pre_softmax},
-        {"upcycle.moe_layer_freq", strcmp(c->upcycle.moe_layer_freq, "1") != 0},
-        {"upcycle.encoder_moe_layer_freq", c->upcycle.encoder_moe_layer_freq[0] != '\0'},
+    static const char *const allowed[] = {
+        "upcycle.method",
+        "upcycle.experts",
+        "upcycle.top_k",
+        "upcycle.experts_from",
+        "upcycle.experts_file",
+        "upcycle.layers_from",
+        "upcycle.seed",
+        "upcycle.router",
+        "upcycle.router_std",
+        "upcycle.router_file",
+        "upcycle.router_noise",
+        "upcycle.ratio",
+        "upcycle.layer_ratio",
+        "upcycle.matrix_ratio",
+        "upcycle.index_sets",
+        "upcycle.redraw_mean",
+        "upcycle.redraw_std",
+        "upcycle.noise_std",
+        NULL,
     };
-    for (size_t i = 0; i < sizeof keys / sizeof keys[0]; i++)
-        if (keys[i].given)
-            return mgr_config_fail(c, keys[i].key, err,
+    const char *stray;
+    MGR_TRY(mgr_config_stray(c, mgr_config_tables, allowed, &stray, err));
+    return stray ? mgr_config_fail(c, stray, err,
                                    "'%s' is for a dense source; this one is a mixture of %llu "
                                    "experts, which are taken as they are",
-                                   keys[i].key, (unsigned long long)experts);
-    return MGR_OK;
+                                   stray, (unsigned long long)experts)
+                 : MGR_OK;
 }
 
 int mgr_experts_list(mgr_job *job, uint64_t sources, uint32_t **out, mgr_err *err)

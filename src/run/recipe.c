@@ -57,6 +57,7 @@ static int make_router(mgr_job *job, mgr_err *err)
     const mgr_config *const c = &job->config;
     const uint32_t ffn = mgr_recipe_cut_width(&job->recipe), width = job->recipe.width;
     job->router.std = c->upcycle.router_std;
+    job->router.noise = c->upcycle.router_noise;
     job->router.seed = c->upcycle.seed;
     job->router.group = 1;
     if (job->router.kind != MGR_ROUTER_VIRTUAL_GROUPS)

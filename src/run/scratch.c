@@ -6,25 +6,33 @@
 
 #include "run/recipe.h"
 
-/* What is about the source's values. */
+/* All others are about the source's values. */
 static int refuse_keys(const mgr_config *c, mgr_err *err)
 {
-    const struct {
-        const char *key;
-        bool given;
-    } keys[] = {
-        {"upcycle.cut", strcmp(c->upcycle.cut, "slices") != 0},
-        {"upcycle.scale", strcmp(c->upcycle.scale, "none") != 0},
-        {"upcycle.shuffle", c->upcycle.shuffle},
-        {"upcycle.experts_from", c->upcycle.experts_from[0] != '\0'},
+    static const char *const allowed[] = {
+        "upcycle.method",
+        "upcycle.experts",
+        "upcycle.top_k",
+        "upcycle.expert_width",
+        "upcycle.slices",
+        "upcycle.router",
+        "upcycle.router_std",
+        "upcycle.router_file",
+        "upcycle.seed",
+        "upcycle.router_pre_softmax",
+        "upcycle.moe_layer_freq",
+        "upcycle.encoder_moe_layer_freq",
+        "upcycle.init",
+        "upcycle.init_std",
+        NULL,
     };
-    for (size_t i = 0; i < sizeof keys / sizeof keys[0]; i++)
-        if (keys[i].given)
-            return mgr_config_fail(c, keys[i].key, err,
+    const char *stray;
+    MGR_TRY(mgr_config_stray(c, mgr_config_tables, allowed, &stray, err));
+    return stray ? mgr_config_fail(c, stray, err,
                                    "'%s' is about the source's weights, of which method "
                                    "from-scratch takes none",
-                                   keys[i].key);
-    return MGR_OK;
+                                   stray)
+                 : MGR_OK;
 }
 
 /* A router that is not asked for is drawn as all else is. */

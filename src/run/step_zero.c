@@ -69,6 +69,9 @@ static mgr_step_zero of_slices(const mgr_job *job)
     if (job->router.kind != MGR_ROUTER_VIRTUAL_GROUPS)
         return not_identical("the router '%s' does not choose all %u slices of the FFN together",
                              mgr_router_name(job->router.kind), n);
+    if (job->router.noise > 0)
+        return not_identical("the router's rows of a group have noise of %g of their std",
+                             job->router.noise);
     if (m->top_k % n != 0)
         return not_identical("top %llu are no whole groups of %u slices",
                              (unsigned long long)m->top_k, n);
@@ -135,6 +138,9 @@ static mgr_step_zero of_mixture(const mgr_job *job)
                              job->method->needs_moments ? "are drawn anew" : "have noise added");
     if (job->router.kind != MGR_ROUTER_SOURCE)
         return not_identical("the router is not the source's");
+    if (job->router.noise > 0)
+        return not_identical("the router's rows of copies have noise of %g of their std",
+                             job->router.noise);
     if (times == 0)
         return not_identical("not every expert of the source is there equally often");
     if (to->top_k != times * from->top_k)

@@ -60,6 +60,10 @@ def test_experts_side_by_side(scratch, how, lists, weight):
     assert "step 0    not identical" in result.out and f"{len(lists[0])} experts of each layer side by side" in result.out
     assert runner.upcycle(scratch / "out.yaml", np=2, options=["--verify"]).status == 0
     assert runner.run([runner.program("mgr-verify"), out]).status == 0
+    again = scratch / "again.yaml"  # the configuration that the manifest holds makes the same again
+    again.write_text(json.loads((out / runner.MANIFEST).read_text())["config"].replace(str(out), str(scratch / "again")))
+    result = runner.upcycle(again, np=1)
+    assert result.status == 0 and runner.tensor_sums(scratch / "again") == runner.tensor_sums(out), str(result)
 
 
 @pytest.mark.parametrize("between", ["huggingface", "megatron-torch", "hdf5"])
@@ -74,6 +78,20 @@ def test_slices_become_the_dense_model_again(scratch, between):
         out, _ = run(scratch, moe, DENSE, name=f"again{i}", np=ranks, target__format="huggingface", memory_per_rank=runner.LITTLE_MEMORY if i else "2GiB")
         found = harness.read_output(out)
         assert found.keys() == wanted.keys() and all(harness.same_bits(found[k], wanted[k]) for k in wanted)
+
+
+@pytest.mark.parametrize("between", ["megatron-torch", "megatron-dist"])
+def test_from_megatron_to_megatron(scratch, between):
+    """Its args say nothing of experts then; back it is what comes of the Hugging Face folder."""
+    mixture(scratch / "moe")
+    keep = {"mode": "reshard", "upcycle": None, "target__dtype": "source"}
+    there, _ = run(scratch, scratch / "moe", {}, name="there", target__format=between, target__tensor_parallel=2, **keep)
+    dense, result = run(scratch, there, DENSE, name="dense", target__format=between, target__tensor_parallel=1)
+    assert "num_experts" in result.out  # dropped, and said so
+    back, _ = run(scratch, dense, {}, name="back", target__format="huggingface", **keep)
+    want, _ = run(scratch, scratch / "moe", DENSE, name="want", target__format="huggingface")
+    mine, theirs = harness.read_output(back), harness.read_output(want)
+    assert mine.keys() == theirs.keys() and all(harness.same_bits(mine[k], theirs[k]) for k in theirs)
 
 
 def test_a_shared_expert_goes_behind_them(scratch):
@@ -103,6 +121,8 @@ REFUSED = [
     (dict(top_k=1), "is about experts"),
     (dict(router="zeros"), "is about experts"),
     (dict(seed=3, shuffle=True), "is about experts"),
+    (dict(router_pre_softmax=True), "is about experts"),
+    (dict(layers_from="times 2"), "is about experts"),
 ]
 
 

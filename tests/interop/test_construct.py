@@ -138,6 +138,17 @@ def test_virtual_groups_are_rows_of_a_normal_router(scratch, splits):
         assert np.abs(router_of(out, layer).numpy() - np.repeat(rows, 4, axis=0)).max() < 1e-6
 
 
+def test_noise_breaks_the_ties_of_virtual_groups(scratch, splits):
+    how = dict(SLICES, method="naive", router="virtual-groups", router_std=0.5, router_noise=0.1)
+    out, result = run(scratch, splits[1], how, "x", target__dtype="float32")
+    assert "have noise of 0.1 of their std" in " ".join(result.out.split())
+    for layer in range(2):
+        for e in range(8):
+            row = philox.normals(SEED, philox.ROUTER, layer, e // 4, 0, 64) * 0.5
+            noise = philox.normals(SEED, philox.ROUTER_NOISE, layer, e, 0, 64) * 0.05 * (e % 4 > 0)
+            assert np.abs(router_of(out, layer)[e].numpy() - row - noise).max() < 1e-6
+
+
 def test_zeros_and_a_file(scratch, splits):
     how = dict(experts=4, top_k=2, method="naive")
     out, _ = run(scratch, splits[1], dict(how, router="zeros"), "zeros")

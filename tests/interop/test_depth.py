@@ -3,6 +3,7 @@
 import copy
 
 import h5py
+import numpy as np
 import pytest
 import torch
 import transformers
@@ -54,11 +55,11 @@ def test_each_copy_is_drawn_by_its_own_place(scratch):
     """Drop of repeated layers, from two splits: the same bytes, and the contract's sets for every layer."""
     model, layers, seen = ml.dense_model(SHAPE, seed=3, dtype=torch.float32), [0, 1, 1, 2, 2], []
     how = dict(layers_from="0-1,1-2,2", ratio=None, layer_ratio="0.2 to 0.6", experts=3, seed=7, moe_layer_freq="[1]*4+[0]")
-    for tp, np in ((1, 1), (2, 3)):
+    for tp, ranks in ((1, 1), (2, 3)):
         source = ml.save(model, SHAPE, scratch / f"tp{tp}", tp, 1)
         memory = runner.LITTLE_MEMORY if tp == 2 else "2GiB"
         out, _ = run(
-            scratch, source, how, np=np, name=f"tp{tp}", model__vocab_size=128, memory_per_rank=memory,
+            scratch, source, how, np=ranks, name=f"tp{tp}", model__vocab_size=128, memory_per_rank=memory,
             target__format="megatron-torch", target__names="local", target__tensor_parallel=2,
         )  # fmt: skip
         again = runner.upcycle(scratch / f"tp{tp}.yaml", np=2, options=["--verify"])
@@ -76,6 +77,26 @@ def test_each_copy_is_drawn_by_its_own_place(scratch):
                 assert abs(ledger["experts/mean"][layer, e, 1] - mean) < 1e-6 * std
                 assert abs(ledger["experts/std"][layer, e, 1] / std - 1) < 1e-5
             assert abs(ledger["dense/std"][layer, 1] / oracle.statistics(dense["up"])[1] - 1) < 1e-5
+
+
+def test_copies_against_the_rule(scratch):
+    """Each copy of a layer has its own draws, from the statistics of the layer that it copies."""
+    model, layers = ml.dense_model(SHAPE, seed=3, dtype=torch.float32), [0, 1, 1, 2, 2]
+    source = ml.save(model, SHAPE, scratch / "tp2", 2, 1)
+    how = dict(layers_from="0-1,1-2,2", ratio=0.4, experts=3, seed=7)
+    tensors = harness.read_output(run(scratch, source, how, model__vocab_size=128)[0])
+    for layer, of in enumerate(layers):
+        ffn = harness.dense_ffn(model, of)
+        name = "model.layers.%d.self_attn.q_proj.weight"
+        assert harness.same_bits(tensors[name % layer], model[name % of])
+        for e in range(3):
+            want, done = oracle.contract_expert(ffn, 7, layer, e, 0.4)
+            got = harness.expert_ffn(tensors, layer, e)
+            for m in oracle.MATRICES:
+                mine, theirs = oracle.neurons(m, got[m]), oracle.neurons(m, want[m])
+                kept = np.setdiff1d(np.arange(SHAPE.ffn), done["sets"][m])
+                assert (mine[kept] == theirs[kept].astype(np.float32)).all()
+                assert np.abs(mine - theirs).max() < 1e-5 * np.abs(theirs).max()
 
 
 REFUSED = [("0-3", "numbers below 3"), ("times 0", "times N"), ("times 9999", "4096 at most"), ("2-1", "numbers below 3")]

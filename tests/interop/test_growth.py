@@ -10,6 +10,7 @@ import torch
 import transformers
 
 import harness
+import philox
 import runner
 import upcycle_oracle as oracle
 from real_models import logits
@@ -101,10 +102,13 @@ def router_name(tensors, layer):
     return name
 
 
-@pytest.mark.parametrize("kind", ["Mixtral", "Qwen3Moe, pre-softmax"])
-def test_copies_are_drawn_anew_and_originals_stay(scratch, sources, kind):
+@pytest.mark.parametrize("kind,how", [
+    ("Mixtral", dict(method="drop")), ("Qwen3Moe, pre-softmax", dict(method="drop")),
+    ("Mixtral", dict(method="noise", noise_std=0.3)),
+])  # fmt: skip
+def test_copies_are_drawn_anew_and_originals_stay(scratch, sources, kind, how):
     source, dense, old = sources[kind]
-    step, error, out = judged(scratch, source, dense, experts=2 * EXPERTS, method="drop", ratio=0.5)
+    step, error, out = judged(scratch, source, dense, experts=2 * EXPERTS, ratio=0.5, **how)
     assert not step["identical"] and error > 1e-2
     new = harness.read_output(out)
     for layer in range(3):
@@ -117,12 +121,28 @@ def test_copies_are_drawn_anew_and_originals_stay(scratch, sources, kind):
             is_ = {k: new[n].numpy() for k, n in names_of(new, layer, e).items()}
             ratio = 0.5 if e >= EXPERTS else 0
             # its own numbers: the source's expert is taken as expert 0 of a dense FFN
-            want, done = oracle.contract_expert(was, SEED, layer, e, ratio)
+            want, done = oracle.contract_expert(was, SEED, layer, e, ratio, **how)
             for name in oracle.MATRICES:
                 kept = np.setdiff1d(np.arange(WIDTH), done["sets"][name] if ratio else [])
                 mine, theirs = oracle.neurons(name, is_[name]), oracle.neurons(name, want[name])
                 assert (mine[kept] == oracle.neurons(name, was[name])[kept]).all(), (layer, e, name)
                 assert np.abs(mine - theirs).max() < 1e-5 * np.abs(theirs).max(), (layer, e, name)
+
+
+def test_noise_on_the_rows_of_copies(scratch, sources):
+    source, dense, old = sources["Mixtral"]
+    step, error, out = judged(scratch, source, dense, experts=3 * EXPERTS, router="source", router_noise=0.01)
+    assert not step["identical"] and "noise of 0.01" in step["text"] and 1e-5 < error < 0.2, (step, error)
+    new = harness.read_output(out)
+    for layer in range(3):
+        was, is_ = (t[router_name(t, layer)].numpy().astype(np.float64) for t in (old, new))
+        assert (is_[:EXPERTS] == was).all()
+        for e in range(EXPERTS, 3 * EXPERTS):
+            row = was[e % EXPERTS]
+            z = philox.normals(SEED, philox.ROUTER_NOISE, layer, e, 0, HIDDEN)
+            assert np.abs(is_[e] - (row + 0.01 * row.std(ddof=1) * z)).max() < 1e-6
+    result, again = grow(scratch, source, "again", np=3, experts=3 * EXPERTS, router="source", router_noise=0.01)
+    assert result.status == 0 and runner.tensor_sums(again) == runner.tensor_sums(out)
 
 
 def test_the_same_bytes_by_any_ranks_and_from_any_format(scratch, sources):
@@ -133,7 +153,9 @@ def test_the_same_bytes_by_any_ranks_and_from_any_format(scratch, sources):
         result, out = grow(scratch, source, f"o{i}", np=np_, **how)
         assert result.status == 0, str(result)
         seen.append(runner.tensor_sums(out))
-    for i, more in enumerate([dict(format="megatron-torch", tensor_parallel=2), dict(format="hdf5")]):
+    for i, more in enumerate([
+        dict(format="megatron-torch", tensor_parallel=2), dict(format="megatron-torch", tensor_parallel=4), dict(format="hdf5"),
+    ]):
         there = scratch / f"there{i}"
         more = {"target__" + k: v for k, v in more.items()}
         config = runner.write_config(scratch / "r.yaml", source, there, mode="reshard", upcycle=None, **more)

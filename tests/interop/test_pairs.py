@@ -136,7 +136,7 @@ class World:
         self.folder, self.made, self.wanted, self.n = folder, {}, {}, 0
         dice = np.random.default_rng(2)
         lists = {
-            "neurons": [[dice.permutation(FFN)[:32].tolist() for _ in range(3)] for _ in range(LAYERS)],
+            "neurons": [[dice.permutation(FFN)[:32].tolist() for _ in range(4)] for _ in range(LAYERS)],
             "experts": [dice.permutation(4)[:3].tolist() for _ in range(LAYERS)],
         }
         for name, value in lists.items():

@@ -189,6 +189,40 @@ def test_a_mixture(mgr, dense, tmp_path):
             same(checkpoint.stored[key], tensor)
 
 
+@pytest.mark.parametrize("by", ["router-sum", "router-norm", "ffn-norm"])
+def test_the_best_experts(mgr, tmp_path, by):
+    """A score of a mixture split over ranks, by numpy; and the program takes the list."""
+    import importlib
+
+    experts = importlib.import_module("mgr.experts")
+    mixture, split = runner.synth_folder(tmp_path / "moe", "--experts", 6), tmp_path / "split"
+    config = runner.write_config(
+        tmp_path / "c.yaml", mixture, split, mode="reshard", upcycle=None, target__format="megatron-torch",
+        target__tensor_parallel=2, target__expert_parallel=3,
+    )  # fmt: skip
+    assert runner.upcycle(config).status == 0
+    listed = tmp_path / "experts.json"
+    assert experts.main([str(split), "--keep", "4", "--by", by, "-o", str(listed)]) == 0
+    tensors, want = {n: values(t).astype(numpy.float64) for n, t in harness.read_output(mixture).items()}, []
+    for layer in range(2):
+        rows = tensors[harness.ROUTER % layer]
+        parts = [[tensors[harness.EXPERT % (layer, e, w)] for w in ("w1", "w3")] for e in range(6)]
+        score = {
+            "router-sum": rows.sum(1),
+            "router-norm": (rows**2).sum(1) ** 0.5,
+            "ffn-norm": [sum((part**2).sum() for part in both) ** 0.5 for both in parts],
+        }[by]
+        want.append(sorted(sorted(range(6), key=lambda e: -score[e])[:4]))
+    assert json.loads(listed.read_text())["experts"] == want
+    changes = dict(upcycle__method="naive", upcycle__ratio=None, upcycle__experts=None, upcycle__top_k=None)
+    out = harness.convert(tmp_path, split, upcycle__experts_file=str(listed), model__vocab_size=128, **changes)
+    new = harness.read_output(out)
+    for layer in range(2):
+        for e, old in enumerate(want[layer]):
+            assert numpy.array_equal(values(new[harness.EXPERT % (layer, e, "w2")]), tensors[harness.EXPERT % (layer, old, "w2")])
+    assert experts.main([str(mixture), "--keep", "7", "-o", str(listed)]) == 65
+
+
 def test_indices(mgr, dense):
     with mgr.open(dense) as checkpoint:
         key = "model.layers.1.mlp.down_proj.weight"

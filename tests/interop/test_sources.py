@@ -110,6 +110,20 @@ def test_the_rule_from_four_formats(scratch, plain, mixed):
     assert runner.tensor_sums(scratch / "again") == runner.tensor_sums(out)
 
 
+def test_the_manifests_configuration_whichever_is_first(scratch, mixed):
+    """Keys of the model that only one of the formats reads are in it."""
+    for first in range(4):
+        name = f"first{first}"
+        out = made(scratch, [mixed[first], mixed[(first + 1) % 4]], name)
+        assert runner.upcycle(scratch / f"{name}.yaml", options=["--verify"]).status == 0
+        again = scratch / "again.yaml"
+        text = json.loads((out / runner.MANIFEST).read_text())["config"]
+        again.write_text(text.replace(str(out), str(scratch / f"again{first}")))
+        result = runner.upcycle(again, np=1)
+        assert result.status == 0, str(result)
+        assert runner.tensor_sums(scratch / f"again{first}") == runner.tensor_sums(out)
+
+
 def test_one_rounding_to_bfloat16_and_a_map(scratch, plain, mixed):
     new = harness.read_output(
         made(scratch, mixed, target__dtype="bfloat16", experts_from="3,0-2,0", top_k=3, router="zeros")

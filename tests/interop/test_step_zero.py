@@ -87,6 +87,13 @@ CELLS = [
     ("1 of 2 slices shared", GRANITE, dict(NAIVE, slices=2, shared_expert="slices"), True),
     ("each layer twice", QWEN, dict(NAIVE, layers_from="times 2"), False),
     ("8 to 16 experts, top 2 to 4", QWEN, GROWN, True, "Qwen3Moe"),
+    (
+        "8 to 16 experts, router noise 0.01",
+        QWEN,
+        dict(GROWN, router="source", router_noise=0.01),
+        False,
+        "Qwen3Moe",
+    ),
     ("8 to 16 experts, top 2 kept", QWEN, dict(GROWN, top_k=2), False, "Qwen3Moe"),
     ("8 to 16 experts, copies drop 0.5", QWEN, dict(GROWN, method="drop", ratio=0.5), False, "Qwen3Moe"),
     ("8 to 4 experts by a list", QWEN, dict(GROWN, experts=None, experts_from="0,2,5-6"), False, "Qwen3Moe"),
