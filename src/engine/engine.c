@@ -131,6 +131,7 @@ static int expert_neuron_rows(mgr_engine *e, const mgr_method *method, const mgr
             continue;
         }
         mgr_expert_rows(method, x, row, n, data, (uint32_t)piece->row, from, e->out, to);
+        mgr_engine_add_noise(e, target, piece, data, row, n);
         MGR_TRY(mgr_engine_check_drawn(e, target, n, err));
         MGR_TRY(mgr_engine_write(e, target, row, n, e->out, err));
         row += n;
@@ -276,8 +277,6 @@ static int gather_rows(mgr_engine *e, uint32_t target, const mgr_piece *piece,
                           .hidden = t->cols,
                           .origin = mgr_recipe_from(&e->job->recipe, t->layer),
                           .scale = 1};
-    if (t->role == MGR_ROLE_ROUTER && e->job->router.noise > 0)
-        return mgr_engine_noisy_rows(e, target, piece, data, err);
     return expert_neuron_rows(e, mgr_method_find("naive"), &x, target, piece, data, err);
 }
 

@@ -180,10 +180,10 @@ int mgr_engine_not_finite(const mgr_engine *engine, const mgr_piece *piece,
 int mgr_job_router(const mgr_job *job, uint32_t layer, void *out, mgr_dtype to,
                    mgr_err *err) MGR_NODISCARD;
 
-/* The rows of a mixture's router for the experts that are made of its experts, of a piece of it;
- * the second and later ones of each have noise. Local. */
-int mgr_engine_noisy_rows(mgr_engine *engine, uint32_t target, const mgr_piece *piece,
-                          const unsigned char *data, mgr_err *err) MGR_NODISCARD;
+/* Rows row .. row+n-1 of a mixture's router, made of a piece of it, are in the output buffer: the
+ * second and later ones of each get their noise there. Nothing of another tensor. Local. */
+void mgr_engine_add_noise(mgr_engine *engine, uint32_t target, const mgr_piece *piece,
+                          const unsigned char *data, uint32_t row, uint32_t n);
 
 /* Did the method draw what float16 cannot hold, in `rows` rows of the output buffer? Local. */
 int mgr_engine_check_drawn(const mgr_engine *engine, uint32_t target, uint64_t rows,

@@ -64,11 +64,10 @@ static double std_of(const unsigned char *row, mgr_dtype type, uint64_t n)
     return n > 1 ? sqrt(squares / (double)(n - 1)) : 0;
 }
 
-/* One row into the output buffer, with noise unless `std` is 0. */
-static void noisy_row(mgr_engine *e, uint32_t target, uint32_t expert, const unsigned char *row,
-                      mgr_dtype from, double std)
+/* A row of the source with noise of that std, into `out`. */
+static void noisy_row(const mgr_job *job, uint32_t target, uint32_t expert,
+                      const unsigned char *row, mgr_dtype from, double std, unsigned char *out)
 {
-    const mgr_job *const job = e->job;
     const mgr_tensor *const t = &job->target.tensors.list[target];
     const mgr_dtype to = job->target.layout.types[target];
     const uint32_t layer = mgr_model_layer_key(&job->target.tensors.model, t->layer);
@@ -76,29 +75,27 @@ static void noisy_row(mgr_engine *e, uint32_t target, uint32_t expert, const uns
     for (uint64_t at = 0; at < t->cols; at += CHUNK) {
         const size_t n = t->cols - at < CHUNK ? (size_t)(t->cols - at) : CHUNK;
         mgr_cast(values, MGR_DTYPE_F32, row + at * mgr_dtype_size(from), from, n);
-        if (std > 0)
-            mgr_router_add_noise(job->router.seed, layer, expert, (float)std, at, n, values);
-        mgr_cast(e->out + at * mgr_dtype_size(to), to, values, MGR_DTYPE_F32, n);
+        mgr_router_add_noise(job->router.seed, layer, expert, (float)std, at, n, values);
+        mgr_cast(out + at * mgr_dtype_size(to), to, values, MGR_DTYPE_F32, n);
     }
 }
 
-int mgr_engine_noisy_rows(mgr_engine *e, uint32_t target, const mgr_piece *piece,
-                          const unsigned char *data, mgr_err *err)
+void mgr_engine_add_noise(mgr_engine *e, uint32_t target, const mgr_piece *piece,
+                          const unsigned char *data, uint32_t row, uint32_t n)
 {
     const mgr_job *const job = e->job;
     const mgr_tensor *const t = &job->target.tensors.list[target];
-    const uint32_t *const from = mgr_recipe_from(&job->recipe, t->layer);
-    const uint64_t row_bytes = mgr_layout_row_bytes(&job->source.layout, piece->source);
     const mgr_dtype type = job->source.layout.types[piece->source];
-    for (uint32_t x = 0; x < t->rows; x++) {
-        if (from[x] < piece->row || from[x] - piece->row >= piece->rows)
-            continue;
-        const unsigned char *const row = data + (from[x] - piece->row) * row_bytes;
-        const bool copy = mgr_recipe_is_copy(&job->recipe, t->layer, x);
-        const double std = copy ? std_of(row, type, t->cols) * job->router.noise : 0;
-        noisy_row(e, target, x, row, type, std);
-        MGR_TRY(mgr_engine_check_drawn(e, target, 1, err));
-        MGR_TRY(mgr_engine_write(e, target, x, 1, e->out, err));
+    const bool is_router = job->defines[target].op == MGR_OP_ROWS && t->role == MGR_ROLE_ROUTER;
+    if (!is_router || job->router.noise == 0)
+        return;
+    const uint32_t *const from = mgr_recipe_from(&job->recipe, t->layer);
+    const uint64_t in_bytes = mgr_layout_row_bytes(&job->source.layout, piece->source),
+                   out_bytes = mgr_layout_row_bytes(&job->target.layout, target);
+    for (uint32_t x = row; x < row + n; x++) {
+        const unsigned char *const was = data + (from[x] - piece->row) * in_bytes;
+        if (mgr_recipe_is_copy(&job->recipe, t->layer, x))
+            noisy_row(job, target, x, was, type, std_of(was, type, t->cols) * job->router.noise,
+                      e->out + (x - row) * out_bytes);
     }
-    return MGR_OK;
 }

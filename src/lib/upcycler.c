@@ -38,6 +38,7 @@ static bool is_of_layer(const char *key)
         "matrix_ratio", "shuffle",      "redraw_mean",  "redraw_std",
         "noise_std",    "neurons_file", "expert_width", "slices",
         "cut",          "scale",        "router",       "router_std",
+        "router_noise",
     };
     const size_t section = strlen("upcycle.");
     if (!mgr_has_prefix(key, "upcycle."))
