@@ -131,9 +131,10 @@ typedef struct mgr_method {
      * origin's row, of type `from`. NULL: nothing is drawn. Pure; no allocation. */
     void (*draw_row)(const mgr_expert *x, uint32_t k, const void *source, mgr_dtype from, void *out,
                      mgr_dtype to);
-    /* The same of down, a rectangle at a time (kern/method.h). */
+    /* The same of down, a rectangle at a time (kern/method.h): row r of the part of the (k + j)-th
+     * neuron, j < n, is element r * MGR_TILE_STRIDE + j of `tile`, of type part->to. */
     void (*draw_columns)(const mgr_expert *x, const struct mgr_down_part *part, uint32_t k,
-                         uint32_t n);
+                         uint32_t n, void *tile);
 } mgr_method;
 
 /* gate, up: `n` whole rows of the expert, expert neurons first .. first+n-1, into out [n, H] of

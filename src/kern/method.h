@@ -7,6 +7,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "kern/columns.h"
 #include "mgr/upcycle.h"
 
 extern const mgr_method mgr_method_concat;
@@ -29,12 +30,12 @@ int mgr_map_selected(const mgr_recipe *recipe, uint32_t layer, uint32_t expert, 
 /* ---- drawing ---- */
 
 /* Rows along the hidden dimension and selected columns that are drawn together: long runs along a
- * stream, and a tile that stays in the L1 cache while it is turned. */
+ * stream, and a tile that stays in the L2 cache. */
 #define MGR_TILE_HIDDEN 128
-#define MGR_TILE_SELECTED 64
-/* Columns that are copied and then redrawn while they are in the L2 cache. */
-#define MGR_STRIP_NEURONS 1024
-
+#define MGR_TILE_SELECTED 256
+/* Elements from a row of a tile to the next. No power of two: rows would share few sets of a cache.
+ */
+#define MGR_TILE_STRIDE (MGR_TILE_SELECTED + 32)
 /* A part of down, as a rectangle of rows and expert neurons (columns). */
 typedef struct mgr_down_part {
     const unsigned char *source; /* row 0 of the part, column 0 of the matrix */

@@ -9,6 +9,7 @@
 #include "kern/method.h"
 
 #define CHUNK 512
+#define AHEAD 2 /* rows */
 
 static uint32_t min_u32(uint64_t a, uint32_t b)
 {
@@ -112,17 +113,6 @@ static void copy_columns(const mgr_expert *x, const mgr_down_part *part, uint32_
     }
 }
 
-/* The selected columns k .. end-1, a tile at a time. */
-static void draw_tiles(const mgr_method *method, const mgr_expert *x, const mgr_down_part *part,
-                       uint32_t k, uint32_t end)
-{
-    while (k < end) {
-        const uint32_t n = min_u32(end - k, MGR_TILE_SELECTED);
-        method->draw_columns(x, part, k, n);
-        k += n;
-    }
-}
-
 /* With origins anywhere every row is gathered as a whole, or each strip would visit all of it. */
 static void copy_gathered(const mgr_expert *x, const mgr_down_part *part)
 {
@@ -137,21 +127,73 @@ static void copy_gathered(const mgr_expert *x, const mgr_down_part *part)
     }
 }
 
+/* `n` bytes `ahead` of `at`, a cache line at a time. No CPU does it alone: each row is on pages of
+ * its own. (Behind the last row nothing is there to be read, and a prefetch of it is none.) */
+static void prefetch(const unsigned char *at, size_t ahead, size_t n)
+{
+    const uintptr_t place = (uintptr_t)at + ahead;
+    for (size_t b = 0; b < n; b += 64)
+        __builtin_prefetch((const void *)(place + b));
+}
+
+/* A strip, of which the k-th of S and those that follow are drawn. A row is copied and drawn into
+ * at once: rows far apart push each other out of the caches. */
+static void down_strip(const mgr_method *method, const mgr_expert *x, const mgr_down_part *part,
+                       mgr_strip *strip, uint32_t k)
+{
+    const size_t from = mgr_dtype_size(part->from), to = mgr_dtype_size(part->to);
+    const bool as_it_is = !x->origin && part->from == part->to && x->scale == 1.0f;
+    unsigned char tile[MGR_TILE_HIDDEN * MGR_TILE_STRIDE * sizeof(float)];
+    mgr_down_part row = *part;
+
+    if (strip->n_drawn > 0)
+        method->draw_columns(x, part, k, strip->n_drawn, tile);
+    mgr_strip_plan(strip);
+    row.n_rows = 1;
+    for (uint32_t r = 0; r < part->n_rows; r++) {
+        unsigned char *const out = row.out + strip->first * to;
+        const unsigned char *const kept = as_it_is ? row.source + strip->first * from : out;
+        prefetch(kept, AHEAD * x->source_width * from, strip->n * from);
+        prefetch(out, AHEAD * x->width * to, strip->n * to);
+        if (!as_it_is && !x->origin)
+            copy_columns(x, &row, strip->first, strip->n);
+        mgr_merge(strip, kept, tile + r * (size_t)MGR_TILE_STRIDE * to, out, to);
+        row.source += x->source_width * from;
+        row.out += x->width * to;
+    }
+}
+
+/* The columns from `first` on that have no more drawn ones, the k-th of S and those behind it, than
+ * a tile holds. */
+static mgr_strip next_strip(const mgr_expert *x, uint32_t first, uint32_t k, uint32_t n_drawn)
+{
+    mgr_strip strip;
+
+    strip.first = first;
+    strip.n = min_u32(x->width - first, MGR_STRIP_NEURONS);
+    strip.drawn = x->selected + k;
+    strip.n_drawn = 0;
+    while (k + strip.n_drawn < n_drawn && strip.drawn[strip.n_drawn] - first < strip.n) {
+        if (strip.n_drawn == MGR_TILE_SELECTED)
+            strip.n = strip.drawn[strip.n_drawn] - first;
+        else
+            strip.n_drawn++;
+    }
+    return strip;
+}
+
 static void down_part(const mgr_method *method, const mgr_expert *x, const mgr_down_part *part)
 {
+    const uint32_t n_drawn = method->draw_columns ? x->n_selected : 0;
     uint32_t k = 0;
 
     if (x->origin)
         copy_gathered(x, part);
-    for (uint32_t c = 0; c < x->width; c += MGR_STRIP_NEURONS) {
-        const uint32_t n = min_u32(x->width - c, MGR_STRIP_NEURONS);
-        if (!x->origin)
-            copy_columns(x, part, c, n);
-        if (method->draw_columns) {
-            const uint32_t end = selected_before(x, c + n);
-            draw_tiles(method, x, part, k, end);
-            k = end;
-        }
+    for (uint32_t c = 0; c < x->width;) {
+        mgr_strip strip = next_strip(x, c, k, n_drawn);
+        down_strip(method, x, part, &strip, k);
+        k += strip.n_drawn;
+        c += strip.n;
     }
 }
 

@@ -4,8 +4,6 @@
  *
  * Element (k-th selected neuron, h) is element k * hidden + h of the matrix's stream.
  */
-#include <string.h>
-
 #include "kern/kern.h"
 #include "kern/method.h"
 #include "kern/method_keys.h"
@@ -41,32 +39,22 @@ static void drop_row(const mgr_expert *x, uint32_t k, const void *source, mgr_dt
     draw(x, &stream, k * x->hidden, (size_t)x->hidden, out, to);
 }
 
-/* Turn a tile [n][MGR_TILE_HIDDEN] into columns of a matrix. Inlined with constant `bytes`. */
-static inline __attribute__((always_inline)) void scatter_tile(const unsigned char *tile,
-                                                               const uint32_t *columns, uint32_t n,
-                                                               uint32_t n_rows, unsigned char *out,
-                                                               size_t stride, size_t bytes)
-{
-    for (uint32_t r = 0; r < n_rows; r++, out += stride) {
-        for (uint32_t j = 0; j < n; j++)
-            memcpy(out + columns[j] * bytes, tile + (j * (size_t)MGR_TILE_HIDDEN + r) * bytes,
-                   bytes);
-    }
-}
-
-static void drop_columns(const mgr_expert *x, const mgr_down_part *part, uint32_t k, uint32_t n)
+/* A few neurons at a time: what is drawn is turned while it lies in the L1 cache. */
+static void drop_columns(const mgr_expert *x, const mgr_down_part *part, uint32_t k, uint32_t n,
+                         void *tile)
 {
     const mgr_stream stream = mgr_expert_stream(x, MGR_PURPOSE_GATE);
-    const size_t bytes = mgr_dtype_size(part->to), stride = x->width * bytes;
-    unsigned char tile[MGR_TILE_SELECTED * MGR_TILE_HIDDEN * sizeof(float)];
+    const size_t bytes = mgr_dtype_size(part->to);
+    unsigned char drawn[MGR_TURNED * MGR_TILE_HIDDEN * sizeof(float)] = {0};
 
-    for (uint32_t j = 0; j < n; j++)
-        draw(x, &stream, (k + j) * x->hidden + part->first, part->n_rows,
-             tile + (size_t)j * MGR_TILE_HIDDEN * bytes, part->to);
-    if (bytes == 2)
-        scatter_tile(tile, x->selected + k, n, part->n_rows, part->out, stride, 2);
-    else
-        scatter_tile(tile, x->selected + k, n, part->n_rows, part->out, stride, 4);
+    for (uint32_t j = 0; j < n; j += MGR_TURNED) {
+        const uint32_t some = n - j < MGR_TURNED ? n - j : MGR_TURNED;
+        for (uint32_t i = 0; i < some; i++)
+            draw(x, &stream, (k + j + i) * x->hidden + part->first, part->n_rows,
+                 drawn + (size_t)i * MGR_TILE_HIDDEN * bytes, part->to);
+        mgr_turn(drawn, MGR_TILE_HIDDEN, some, part->n_rows, (unsigned char *)tile + j * bytes,
+                 MGR_TILE_STRIDE, bytes);
+    }
 }
 
 static const mgr_key keys[] = {

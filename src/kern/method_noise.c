@@ -4,13 +4,12 @@
  * A value is w + std * z in float32, the product and the sum each rounded, then once into the
  * target's type; the element of the stream is numbered as in method_drop.c.
  */
-#include <string.h>
-
 #include "kern/kern.h"
 #include "kern/method.h"
 #include "kern/method_keys.h"
 
 #define CHUNK 512
+#define NEURONS 64 /* whose columns are made together */
 
 /* `n` <= CHUNK values: `source` of type `from`, and their draws. */
 static void add_noise(const mgr_expert *x, const void *source, mgr_dtype from, const float *z,
@@ -40,32 +39,37 @@ static void noise_row(const mgr_expert *x, uint32_t k, const void *source, mgr_d
     }
 }
 
-static void noise_columns(const mgr_expert *x, const mgr_down_part *part, uint32_t k, uint32_t n)
+/* The same of row r of a part and `n` <= NEURONS neurons from k on. */
+static void noise_tile_row(const mgr_expert *x, const mgr_down_part *part, uint32_t k, uint32_t n,
+                           uint32_t r, const float (*drawn)[MGR_TILE_HIDDEN], void *to)
+{
+    const unsigned char *const row =
+        part->source + (size_t)r * x->source_width * mgr_dtype_size(part->from);
+    uint32_t origins[NEURONS], raw[NEURONS];
+    float z[NEURONS];
+
+    for (uint32_t j = 0; j < n; j++) {
+        origins[j] = mgr_origin_of(x, x->selected[k + j]);
+        z[j] = drawn[j][r];
+    }
+    mgr_gather_columns(origins, n, row, part->from, raw);
+    add_noise(x, raw, part->from, z, n, to, part->to);
+}
+
+static void noise_columns(const mgr_expert *x, const mgr_down_part *part, uint32_t k, uint32_t n,
+                          void *tile)
 {
     const mgr_stream stream = mgr_expert_stream(x, MGR_PURPOSE_NOISE_GATE);
-    const size_t to_bytes = mgr_dtype_size(part->to);
-    const uint32_t *columns = x->selected + k;
-    float tile[MGR_TILE_SELECTED][MGR_TILE_HIDDEN];
-    uint32_t origins[MGR_TILE_SELECTED];
+    const size_t bytes = mgr_dtype_size(part->to);
+    float drawn[NEURONS][MGR_TILE_HIDDEN];
 
-    for (uint32_t j = 0; j < n; j++)
-        origins[j] = mgr_origin_of(x, columns[j]);
-    for (uint32_t j = 0; j < n; j++)
-        mgr_normals(&stream, (k + j) * x->hidden + part->first, part->n_rows, tile[j]);
-
-    for (uint32_t r = 0; r < part->n_rows; r++) {
-        const size_t row = (size_t)r * x->width, source = (size_t)r * x->source_width;
-        float z[MGR_TILE_SELECTED];
-        uint32_t raw[MGR_TILE_SELECTED];
-        unsigned char noisy[MGR_TILE_SELECTED * sizeof(float)];
-
-        for (uint32_t j = 0; j < n; j++)
-            z[j] = tile[j][r];
-        mgr_gather_columns(origins, n, part->source + source * mgr_dtype_size(part->from),
-                           part->from, raw);
-        add_noise(x, raw, part->from, z, n, noisy, part->to);
-        for (uint32_t j = 0; j < n; j++)
-            memcpy(part->out + (row + columns[j]) * to_bytes, noisy + j * to_bytes, to_bytes);
+    for (uint32_t done = 0; done < n; done += NEURONS) {
+        const uint32_t some = n - done < NEURONS ? n - done : NEURONS;
+        unsigned char *to = (unsigned char *)tile + done * bytes;
+        for (uint32_t j = 0; j < some; j++)
+            mgr_normals(&stream, (k + done + j) * x->hidden + part->first, part->n_rows, drawn[j]);
+        for (uint32_t r = 0; r < part->n_rows; r++, to += MGR_TILE_STRIDE * bytes)
+            noise_tile_row(x, part, k + done, some, r, (const float(*)[MGR_TILE_HIDDEN])drawn, to);
     }
 }
 

@@ -97,8 +97,25 @@ BODY_INLINE body_pairs body_words_of(const body_state *s)
     return (body_pairs){wide_join(s->c0, s->c2), wide_join(s->c1, s->c3)};
 }
 
-/* The words of blocks block .. block + 2 * BODY_BLOCKS - 1. Two states side by side: one alone
- * would wait for its own products. */
+/* The words of blocks block .. block + 2 * BODY_BLOCKS - 1. */
+#ifdef SIMD_FEW_REGISTERS
+/* One state after the other: a vector of two registers has chains enough. */
+BODY_INLINE body_pairs body_words_half(const mgr_normal_job *job, uint32_t block)
+{
+    body_state s = body_counter(job, block);
+
+    for (int r = 0; r < MGR_PHILOX_ROUNDS; r++)
+        body_round(&s, wide_set(job->key[r][0]), wide_set(job->key[r][1]));
+    return body_words_of(&s);
+}
+
+BODY_INLINE void body_words(const mgr_normal_job *job, uint32_t block, body_pairs out[2])
+{
+    out[0] = body_words_half(job, block);
+    out[1] = body_words_half(job, block + BODY_BLOCKS);
+}
+#else
+/* Two states side by side: one alone would wait for its own products. */
 BODY_INLINE void body_words(const mgr_normal_job *job, uint32_t block, body_pairs out[2])
 {
     body_state low = body_counter(job, block);
@@ -112,6 +129,7 @@ BODY_INLINE void body_words(const mgr_normal_job *job, uint32_t block, body_pair
     out[0] = body_words_of(&low);
     out[1] = body_words_of(&high);
 }
+#endif
 
 /* sqrt(-2 ln u) for the word that gives u. */
 BODY_INLINE vec_float body_radius(vec_int word)

@@ -3,7 +3,8 @@
  * simd_scalar.h.
  *
  * A vector is two registers: every step then has two independent chains next to each other, which
- * hides the latency of a product better than the reach of the CPU's scheduler does.
+ * hides the latency of a product better than the reach of the CPU's scheduler does. With two such
+ * states at once most of them would live on the stack: there are 16 registers.
  */
 #ifndef MGR_RNG_SIMD_AVX2_H
 #define MGR_RNG_SIMD_AVX2_H
@@ -12,6 +13,7 @@
 #include <stdint.h>
 
 #define SIMD_LANES 16
+#define SIMD_FEW_REGISTERS
 
 typedef struct vec_int {
     __m256i a, b;

@@ -6,6 +6,7 @@
 #include <math.h>
 
 #include "core/mem.h"
+#include "kern/columns.h"
 #include "kern/kern.h"
 #include "mgr/upcycle.h"
 #include "unit/golden.h"
@@ -478,12 +479,66 @@ static void check_places(void)
     CHECK_INT(mgr_largest_magnitude("", MGR_DTYPE_F32, 0), 0);
 }
 
+/* Strips of each length that leaves a part of a group, none to all of their columns drawn. */
+static void check_merge(void)
+{
+    enum { FIRST = 5, MOST = 41, BEHIND = 8 };
+
+    for (uint32_t n = 1; n <= MOST; n++)
+        for (uint32_t share = 0; share <= 4; share++)
+            for (size_t bytes = 2; bytes <= 4; bytes += 2) {
+                uint32_t columns[MOST];
+                unsigned char kept[MOST * 4], drawn[(MOST + BEHIND) * 4], out[MOST * 4 + 1];
+                mgr_strip strip = {.first = FIRST, .n = n, .drawn = columns};
+
+                for (uint32_t c = 0; c < n; c++)
+                    if (mix() % 4 < share)
+                        columns[strip.n_drawn++] = FIRST + c;
+                for (size_t i = 0; i < sizeof kept; i++)
+                    kept[i] = (unsigned char)mix();
+                for (size_t i = 0; i < sizeof drawn; i++)
+                    drawn[i] = (unsigned char)mix();
+                mgr_strip_plan(&strip);
+                out[n * bytes] = 0xa5;
+                mgr_merge(&strip, kept, drawn, out, bytes);
+                for (uint32_t c = 0, k = 0; c < n; c++) {
+                    const bool taken = k < strip.n_drawn && columns[k] == FIRST + c;
+                    const unsigned char *const from = taken ? drawn + k * bytes : kept + c * bytes;
+                    CHECK(memcmp(out + c * bytes, from, bytes) == 0);
+                    k += taken;
+                }
+                CHECK_INT(out[n * bytes], 0xa5);
+                mgr_merge(&strip, kept, drawn, kept, bytes); /* in place */
+                CHECK(memcmp(kept, out, n * bytes) == 0);
+            }
+}
+
+static void check_turn(void)
+{
+    enum { ROWS = 21, STRIDE = 24, OUT_STRIDE = MGR_TURNED + 3 };
+
+    for (uint32_t n = 1; n <= MGR_TURNED; n++)
+        for (uint32_t n_rows = 1; n_rows <= ROWS; n_rows++)
+            for (size_t bytes = 2; bytes <= 4; bytes += 2) {
+                unsigned char drawn[MGR_TURNED * STRIDE * 4], out[(ROWS + 1) * OUT_STRIDE * 4];
+
+                for (size_t i = 0; i < sizeof drawn; i++)
+                    drawn[i] = (unsigned char)mix();
+                memset(out, 0xa5, sizeof out);
+                mgr_turn(drawn, STRIDE, n, n_rows, out, OUT_STRIDE, bytes);
+                for (uint32_t r = 0; r < n_rows; r++)
+                    for (uint32_t j = 0; j < n; j++)
+                        CHECK(memcmp(out + (r * OUT_STRIDE + j) * bytes,
+                                     drawn + (j * STRIDE + r) * bytes, bytes) == 0);
+                CHECK_INT(out[n_rows * OUT_STRIDE * bytes], 0xa5);
+            }
+}
+
 int main(void)
 {
     test_cast_halves();
     test_cast_floats();
     test_cast_lengths();
-    test_average();
     test_average();
     test_copy_2d();
     for (int simd = 0; simd < MGR_SIMD_COUNT; simd++) {
@@ -493,6 +548,8 @@ int main(void)
         CHECK_INT(mgr_simd_select((mgr_simd)simd, &err), MGR_OK);
         test_normals_scaled();
         test_golden_sums();
+        check_merge();
+        check_turn();
     }
     test_moments();
     test_few_entries();

@@ -1,0 +1,73 @@
+/*
+ * columns.h for AVX2; src/CMakeLists.txt gives this file alone the instruction set.
+ */
+#include "kern/columns.h"
+
+#if defined(__AVX2__)
+#include <immintrin.h>
+
+static inline __m128i load(const void *at)
+{
+    return _mm_loadu_si128((const __m128i *)at);
+}
+
+static inline void store(void *at, __m128i x)
+{
+    _mm_storeu_si128((__m128i *)at, x);
+}
+
+/* A group at a time: its drawn values, which follow each other, are moved apart to their columns.
+ */
+static uint32_t merge(const mgr_strip *strip, const uint16_t *kept, const uint16_t *drawn,
+                      uint16_t *out)
+{
+    const uint32_t n_groups = strip->n / MGR_STRIP_GROUP;
+
+    for (uint32_t g = 0; g < n_groups; g++) {
+        const __m128i apart =
+            _mm_shuffle_epi8(load(drawn + strip->before[g]), load(strip->places[g]));
+        store(out + (size_t)g * MGR_STRIP_GROUP,
+              _mm_blendv_epi8(load(kept + (size_t)g * MGR_STRIP_GROUP), apart,
+                              load(strip->taken[g])));
+    }
+    return n_groups * MGR_STRIP_GROUP;
+}
+
+/* A square of 8 x 8, in three rounds: neighbours of one element, of two, of four. */
+static inline void turn_square(const uint16_t *from, size_t stride, uint16_t *to, size_t to_stride)
+{
+    __m128i one[8], two[8], row[8];
+
+    for (int i = 0; i < 8; i++)
+        row[i] = load(from + (size_t)i * stride);
+    for (int i = 0; i < 4; i++) {
+        one[2 * i] = _mm_unpacklo_epi16(row[2 * i], row[2 * i + 1]);
+        one[2 * i + 1] = _mm_unpackhi_epi16(row[2 * i], row[2 * i + 1]);
+    }
+    for (int i = 0; i < 2; i++) {
+        for (int h = 0; h < 2; h++) {
+            two[4 * i + 2 * h] = _mm_unpacklo_epi32(one[4 * i + h], one[4 * i + 2 + h]);
+            two[4 * i + 2 * h + 1] = _mm_unpackhi_epi32(one[4 * i + h], one[4 * i + 2 + h]);
+        }
+    }
+    for (int i = 0; i < 4; i++) {
+        store(to + (size_t)(2 * i) * to_stride, _mm_unpacklo_epi64(two[i], two[4 + i]));
+        store(to + (size_t)(2 * i + 1) * to_stride, _mm_unpackhi_epi64(two[i], two[4 + i]));
+    }
+}
+
+static uint32_t turn(const uint16_t *drawn, size_t stride, uint32_t n_rows, uint16_t *out,
+                     size_t out_stride)
+{
+    uint32_t r = 0;
+
+    for (; r + 8 <= n_rows; r += 8)
+        for (uint32_t j = 0; j < MGR_TURNED; j += 8)
+            turn_square(drawn + j * stride + r, stride, out + r * out_stride + j, out_stride);
+    return r;
+}
+
+const mgr_columns_path mgr_columns_path_avx2 = {merge, turn};
+#else
+const mgr_columns_path mgr_columns_path_avx2 = {NULL, NULL};
+#endif
