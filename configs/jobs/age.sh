@@ -62,11 +62,16 @@ case $status in
     6[4-9] | 7[0-8]) ;; # the program's own word
     *) if complete; then status=0; elif [ $SECONDS -ge "$limit" ]; then status=75; fi ;;
 esac
+# Also within what is left of the walltime.
+if [ $status = 0 ]; then
+    left=$((limit > SECONDS ? limit - SECONDS : 1))
+    timeout --preserve-status --signal="$signal" $left "${launch[@]}" "$bin/mgr-verify" "$target" || status=$?
+    if [ $status -gt 1 ] && [ $SECONDS -ge "$limit" ]; then status=75; fi
+    # Every weight made again from source and seed, and compared:
+    # "${launch[@]}" "$bin/mgr-upcycle" --verify "$config" || status=$?
+fi
 if [ $status = 75 ] && [ "$start" -lt 10 ]; then
     echo $((start + 1)) >"$starts" && exit 99
 fi
 rm -f "$starts"
-[ $status = 0 ] || exit $status
-"${launch[@]}" "$bin/mgr-verify" "$target"
-# Every weight made again from source and seed, and compared:
-# "${launch[@]}" "$bin/mgr-upcycle" --verify "$config"
+exit $status

@@ -51,10 +51,12 @@ case $status in
     6[4-9] | 7[0-8]) ;; # the program's own word
     *) if complete; then status=0; fi ;;
 esac
+if [ $status = 0 ]; then # the signal may come here, too
+    srun "${run[1]}" "$bin/mgr-verify" "$target" || status=$?
+    # Every weight made again from source and seed, and compared:
+    # srun "${run[1]}" "$bin/mgr-upcycle" --verify "$config" || status=$?
+fi
 if [ $status = 75 ] && [ "${SLURM_RESTART_COUNT:-0}" -lt 10 ]; then
     scontrol requeue "$SLURM_JOB_ID" || true # where the site forbids it: submit the script again
 fi
-[ $status = 0 ] || exit $status
-srun "${run[1]}" "$bin/mgr-verify" "$target"
-# Every weight made again from source and seed, and compared:
-# srun "${run[1]}" "$bin/mgr-upcycle" --verify "$config"
+exit $status

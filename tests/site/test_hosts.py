@@ -3,7 +3,8 @@
 All of it with MPICH and with Open MPI, for which the project is built anew (MGR_BIN_OPENMPI names a build that is there).
 `timeout -s KILL` guards each run from outside, as a batch system's limit would. MPICH of Debian 12 (ch4:ucx) hangs in
 MPI_Finalize between hosts now and then; the program then ends by itself, and the guard ends what remains of the launcher. So
-not MPICH's status but the target is looked at, as the job scripts do; with Open MPI the status counts, too."""
+not MPICH's status but the target is looked at, as the job scripts do; with Open MPI the status counts, too. Where a host dies
+MPICH's mpiexec ends at once; Open MPI's waits for the guard, as both do where a cable is cut."""
 
 import os
 import pathlib

@@ -69,11 +69,15 @@ class UnderSlurm(Jobs):
                 state, code, log = site.run(script)
                 self.assertEqual((state, code), ("COMPLETED", "0:0"), log)
                 self.assertEqual("already complete" in log, again, log)
-            # Slurm warns 50 s before the end of the first minute; it restarts a requeued job after some time
+            # Slurm warns 55 s before the end of the first minute, give or take half of one; the disk is slow, so that the run is
+            # at work then; it restarts a requeued job after some time
+            site.env.update(LD_PRELOAD=os.environ.get("MGR_SLOW_FILES", ""), SLOW_MS="100",
+                            SLOW_UNDER="%s/Mixtral-requeued" % self.folder)
             script = self.slurm_script("requeued", self.packed("requeued"), ("02:00:00", "00:01:00"), ("TERM@300", "TERM@55"))
             state, code, log = site.run(script, seconds=800)
             self.assertEqual((state, code), ("COMPLETED", "0:0"), log)
             self.assertIn("start 1", log)
+            self.assertIn("stopped by SIGTERM", log)
             self.same_as_in_one_go("requeued")
 
     def test_the_chain_trains_with_what_was_printed(self):
@@ -278,6 +282,21 @@ class UnderTheirVariables(WithoutScheduler):
             self.assertEqual(done.returncode, 99 if job == "age.sh" else 75, job + done.stdout + done.stderr)
         self.assertIn("requeue 1", requeued.read_text())
         self.assertIn("-v MGR_START=1 ", self.submitted.read_text())
+
+    def test_a_stop_while_it_is_verified(self):
+        """The job goes back into the queue; a difference does not."""
+        real = shutil.which(runner.launcher(2)[0])
+        requeued = self.folder / "requeued"
+        requeued.unlink(missing_ok=True)
+        self.launcher("scontrol", "echo $@ >>%s\n" % requeued)
+        for status in (75, 1):
+            verify = 'case "$*" in *mgr-verify*) exit %d ;; esac\n' % status
+            self.launcher("mpiexec", verify + 'exec %s "$@"\n' % real)
+            self.launcher("srun", verify + 'shift; exec %s -n 2 "$@"\n' % real)
+            for job, done in self.run_all("verify-%d" % status).items():
+                self.assertEqual(done.returncode, 99 if (job, status) == ("age.sh", 75) else status, job + done.stdout + done.stderr)
+        self.assertEqual(requeued.read_text(), "requeue 1\n")
+        self.assertEqual(self.submitted.read_text().count("-v MGR_START=1 "), 1)
 
     def test_a_target_of_another_configuration_is_no_success(self):
         self.launcher("srun", 'shift; %s -n 2 "$@"\n' % shutil.which(runner.launcher(2)[0]))
