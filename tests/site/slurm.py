@@ -97,10 +97,13 @@ class Slurm:
     def wait_for_end(self, job, seconds=240):
         self._wait("job %s does not end" % job, lambda: self.ask("squeue", "-h", "-j", job) == "", seconds)
 
-    def run(self, script, *options, seconds=240):
-        """Submit, and wait until the job is out of the queue for good."""
+    def run(self, script, *options, seconds=240, until=None):
+        """Submit, and wait until the job is out of the queue for good; `until` is a text in its log, and what is then called."""
         log = self.folder / (pathlib.Path(script).stem + ".log")
         job = self.submit(script, "--output=%s" % log, *options)
+        if until:
+            self._wait("no '%s'" % until[0], lambda: log.exists() and until[0] in log.read_text(), seconds)
+            until[1]()
         self.wait_for_end(job, seconds)
         return self.field(job, "JobState"), self.field(job, "ExitCode"), log.read_text()
 

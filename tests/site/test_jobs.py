@@ -69,12 +69,14 @@ class UnderSlurm(Jobs):
                 state, code, log = site.run(script)
                 self.assertEqual((state, code), ("COMPLETED", "0:0"), log)
                 self.assertEqual("already complete" in log, again, log)
-            # Slurm warns 55 s before the end of the first minute, give or take half of one; the disk is slow, so that the run is
-            # at work then; it restarts a requeued job after some time
-            site.env.update(LD_PRELOAD=os.environ.get("MGR_SLOW_FILES", ""), SLOW_MS="100",
+            # Slurm warns 55 s before the end of the first minute, give or take half of one; the disk is slow until then, so that
+            # the run is at work; it restarts a requeued job after some time
+            slow = self.folder / "slow"
+            slow.touch()
+            site.env.update(LD_PRELOAD=os.environ.get("MGR_SLOW_FILES", ""), SLOW_MS="2", SLOW_MORE=str(slow),
                             SLOW_UNDER="%s/Mixtral-requeued" % self.folder)
             script = self.slurm_script("requeued", self.packed("requeued"), ("02:00:00", "00:01:00"), ("TERM@300", "TERM@55"))
-            state, code, log = site.run(script, seconds=800)
+            state, code, log = site.run(script, seconds=800, until=("stopped by SIGTERM", slow.unlink))
             self.assertEqual((state, code), ("COMPLETED", "0:0"), log)
             self.assertIn("start 1", log)
             self.assertIn("stopped by SIGTERM", log)
