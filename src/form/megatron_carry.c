@@ -49,8 +49,9 @@ static bool stays(const mgr_megatron_args *args, const char *name)
                                          "rope_scaling_factor",    "apply_layernorm_1p",
                                          "gated_linear_unit",      "attention_dropout",
                                          "hidden_dropout",         "data_parallel_random_init"};
-    static const char *const unless_upcycled[] = {"consumed_train_samples", "skipped_train_samples",
-                                                  "consumed_valid_samples"};
+    static const char *const unless_upcycled[] = {
+        "consumed_train_samples", "skipped_train_samples", "consumed_valid_samples",
+        "no_rope_freq",           "window_size",           "window_attn_skip_freq"};
     return one_of(name, always, sizeof always / sizeof always[0]) ||
            (strcmp(args->config->mode, "reshard") == 0 &&
             one_of(name, unless_upcycled, sizeof unless_upcycled / sizeof unless_upcycled[0]));

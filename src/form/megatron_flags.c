@@ -36,6 +36,7 @@ static const flag model_flags[] = {
     {"rotary_base", VALUE, "--rotary-base", true},
     {"rotary_percent", IF_NOT_1, "--rotary-percent", true},
     {"rotary_interleaved", IF_TRUE, "--rotary-interleaved", true},
+    {"window_attn_skip_freq", VALUE, "--window-attn-skip-freq", false},
     {"use_rope_scaling", IF_TRUE, "--use-rope-scaling", false},
     {"rotary_seq_len_interpolation_factor", VALUE, "--rotary-seq-len-interpolation-factor", false},
     {"normalization", VALUE, "--normalization", true},

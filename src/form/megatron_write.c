@@ -82,16 +82,10 @@ int mgr_megatron_check_args(const mgr_model *m, mgr_err *err)
         what = "biases of the linear layers, but none of q, k and v";
     else if (!is_megatron_rope(&m->rope))
         what = "Llama 3 RoPE scaling by other numbers than 8, 1, 4 and 8192 positions";
-    else if (m->window)
-        what = "sliding-window attention";
     else if (m->qk_norm && m->qk_norm_full)
         what = "norms of q and k over all heads together";
     else if (m->post_norm)
         what = "norms behind attention and FFN";
-    else if (m->rope_interleaved)
-        what = "RoPE that turns neighbours";
-    else if (mgr_model_nope_layers(m))
-        what = "layers without RoPE";
     else if (mgr_model_is_multiplied(m))
         what = "multipliers of embeddings, attention, residuals or logits";
     else if (m->experts)
@@ -140,7 +134,7 @@ static int add_positions(const mgr_model *m, mgr_megatron_arg_list *out, mgr_err
         {"use_rotary_position_embeddings", BOOLEAN, rope, NULL},
         {"rotary_base", whole ? WHOLE : REAL, m->rotary_base, NULL},
         {"rotary_percent", REAL, mgr_model_rotary_part(m), NULL},
-        {"rotary_interleaved", BOOLEAN, 0, NULL},
+        {"rotary_interleaved", BOOLEAN, m->rope_interleaved, NULL},
         {"use_rope_scaling", BOOLEAN, m->rope.kind == MGR_ROPE_LLAMA3, NULL},
         {"rope_scaling_factor", REAL, m->rope.kind == MGR_ROPE_LLAMA3 ? m->rope.factor : 8.0, NULL},
     };
@@ -149,6 +143,40 @@ static int add_positions(const mgr_model *m, mgr_megatron_arg_list *out, mgr_err
         return MGR_OK;
     const arg factor = {"rotary_seq_len_interpolation_factor", REAL, m->rope.factor, NULL};
     return add(out, &factor, err);
+}
+
+/* A list with 1 for each layer whose bit is set. */
+static int add_bits(const char *name, const uint8_t *bits, uint64_t layers,
+                    mgr_megatron_arg_list *out, mgr_err *err)
+{
+    mgr_buf list = {0};
+    const char *text = NULL;
+    int rc = MGR_OK;
+    for (uint64_t l = 0; rc == MGR_OK && l < layers; l++)
+        rc = mgr_buf_fmt(&list, err, "%s%d", l ? ", " : "[", bits[l / 8] >> l % 8 & 1);
+    if (rc == MGR_OK)
+        rc = mgr_arena_fmt(&out->arena, &text, err, "%s]", list.data);
+    if (rc == MGR_OK)
+        rc = add(out, &(arg){name, MGR_ATTR_LITERAL, 0, text}, err);
+    mgr_buf_clear(&list);
+    return rc;
+}
+
+/* Layers without RoPE and those with a window, which counts the positions to the left of each
+ * (transformer/utils.py, get_sliding_window_causal_mask). */
+static int add_attention(const mgr_model *m, mgr_megatron_arg_list *out, mgr_err *err)
+{
+    const char *window;
+    if (mgr_model_nope_layers(m))
+        MGR_TRY(add_bits("no_rope_freq", m->nope_layers, m->layers, out, err));
+    if (!m->window)
+        return MGR_OK;
+    MGR_TRY(
+        mgr_arena_fmt(&out->arena, &window, err, "(%llu, 0)", (unsigned long long)m->window - 1));
+    MGR_TRY(add(out, &(arg){"window_size", MGR_ATTR_LITERAL, 0, window}, err));
+    return mgr_model_window_layers(m) < m->layers
+               ? add_bits("window_attn_skip_freq", m->window_layers, m->layers, out, err)
+               : MGR_OK;
 }
 
 /* There is no option for GEGLU; `gated_linear_unit` is the name in TransformerConfig. */
@@ -289,6 +317,7 @@ int mgr_megatron_args_own(const mgr_megatron_args *a, mgr_megatron_arg_list *out
     };
     MGR_TRY(add_sizes(a, out, err));
     MGR_TRY(add_positions(a->model, out, err));
+    MGR_TRY(add_attention(a->model, out, err));
     MGR_TRY(add_architecture(a->model, out, err));
     MGR_TRY(add_experts(a, out, err));
     MGR_TRY(add_layer_freq(a, out, err));

@@ -74,9 +74,13 @@ static int check_hybrid(const mgr_config *config, const mgr_model *model, mgr_er
         return mgr_config_fail(config, "target.names", err,
                                "'target.names' is 'local', but a HybridModel has Transformer "
                                "Engine's names alone");
-    if (model->rope.kind != MGR_ROPE_LLAMA3)
+    const bool attention = model->window || mgr_model_nope_layers(model) || model->rope_interleaved;
+    if (model->rope.kind != MGR_ROPE_LLAMA3 && !attention)
         return MGR_OK;
-    mgr_fail(err, MGR_ERR_UNSUPPORTED, "a HybridModel cannot scale RoPE as Llama 3 does");
+    mgr_fail(err, MGR_ERR_UNSUPPORTED,
+             attention ? "windows, layers without RoPE and interleaved RoPE are not written for a "
+                         "HybridModel, whose args count half layers"
+                       : "a HybridModel cannot scale RoPE as Llama 3 does");
     return mgr_hint(err, "write a GPTModel's keys: 'target.dist_keys: stacked' or 'per-layer'");
 }
 

@@ -7,6 +7,7 @@
 #include "core/mem.h"
 #include "core/str.h"
 #include "model/megatron.h"
+#include "model/megatron_attention.h"
 #include "model/megatron_families.h"
 #include "model/megatron_fields.h"
 #include "model/megatron_hybrid.h"
@@ -47,15 +48,27 @@ static bool is_true(const mgr_attr *a)
     return a && (a->kind == MGR_ATTR_BOOL || a->kind == MGR_ATTR_INT) && a->i != 0;
 }
 
+static bool becomes_hybrid(const evidence *ev)
+{
+    const mgr_config *const c = ev->config;
+    return strcmp(c->target.dist_keys, "hybrid") == 0 ||
+           (ev->hybrid && strcmp(c->target.dist_keys, "auto") == 0 &&
+            strcmp(c->target.format, "megatron-dist") == 0);
+}
+
+/* What args say of each layer's attention is the model's, unless they count half layers. */
+static bool reads_attention(const evidence *ev)
+{
+    return !ev->hybrid && !becomes_hybrid(ev);
+}
+
 /* Args that no tensor shows may go unchanged from Megatron to Megatron where nothing is made of the
  * model, nor of the numbers of its layers, which they count by; and someone who only looks (without
  * a target) is shown all there is. */
 static bool keeps_args(const evidence *ev)
 {
     const mgr_config *const c = ev->config;
-    const bool to_hybrid = strcmp(c->target.dist_keys, "hybrid") == 0 ||
-                           (ev->hybrid && strcmp(c->target.dist_keys, "auto") == 0 &&
-                            strcmp(c->target.format, "megatron-dist") == 0);
+    const bool to_hybrid = becomes_hybrid(ev);
     return c->target.format[0] == '\0' ||
            (mgr_has_prefix(c->target.format, "megatron-") && strcmp(c->mode, "reshard") == 0 &&
             ev->hybrid == to_hybrid);
@@ -83,7 +96,8 @@ static int check_field(const evidence *ev, const mgr_attr *a, mgr_err *err)
     }
     if ((f.rule != MGR_FIELD_NEUTRAL && f.rule != MGR_FIELD_KEPT) || mgr_megatron_is_neutral(&f, a))
         return MGR_OK;
-    if (f.rule == MGR_FIELD_KEPT && keeps_args(ev))
+    if (f.rule == MGR_FIELD_KEPT &&
+        (keeps_args(ev) || (reads_attention(ev) && mgr_megatron_is_attention(a))))
         return MGR_OK;
     mgr_fail(err, MGR_ERR_UNSUPPORTED, "'%s' has %s (args.%s is %s), which is not supported",
              path(ev), f.what, name, shown);
@@ -690,6 +704,8 @@ static int kind_of_model(const evidence *ev, const mgr_megatron_shapes *s, mgr_m
     MGR_TRY(activation(ev, s, m, err));
     MGR_TRY(biases(ev, s, m, err));
     MGR_TRY(position_kind(ev, s, m, err));
+    if (reads_attention(ev))
+        MGR_TRY(mgr_megatron_attention_read(ev->cat, ev->file, m, err));
     return expert_sizes(ev, s, m, err);
 }
 

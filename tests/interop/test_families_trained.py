@@ -29,19 +29,24 @@ DENSE = {
                                                   "low_freq_factor": 1.0, "high_freq_factor": 4.0,
                                                   "original_max_position_embeddings": 8192}}, None),
     "mistral": ("Mistral", {}, None),
-    "mistral with a window": ("Mistral", {"sliding_window": 8}, "sliding-window"),
+    "mistral with a window": ("Mistral", {"sliding_window": 8}, None),
     "phi3": ("Phi3", {}, None),
     "smollm3 with RoPE everywhere": ("SmolLM3", {"no_rope_layers": [1, 1]}, None),
-    "smollm3": ("SmolLM3", {"no_rope_layers": [1, 0]}, "without RoPE"),
+    "smollm3": ("SmolLM3", {"no_rope_layers": [1, 0]}, None),
     "qwen2": ("Qwen2", {}, None),
     "qwen3": ("Qwen3", {"head_dim": 16}, None),
     "seed-oss": ("SeedOss", {"head_dim": 16}, None),
     "ministral": ("Ministral", {"sliding_window": 4096, "head_dim": 8}, None),
-    "ernie": ("Ernie4_5", {"head_dim": 8, "tie_word_embeddings": True}, "neighbours"),
+    "ministral with windows": (
+        "Ministral",
+        {"sliding_window": 8, "head_dim": 8, "layer_types": ["sliding_attention", "full_attention"]},
+        None,
+    ),
+    "ernie": ("Ernie4_5", {"head_dim": 8, "tie_word_embeddings": True}, None),
     "olmo2": ("Olmo2", families.THETA, "norm"),
     "granite": ("Granite", families.GRANITE, "multiplier"),
 }
-USUAL = ("llama with biases", "llama3 rope", "phi3", "qwen2", "qwen3")
+USUAL = ("llama with biases", "llama3 rope", "phi3", "smollm3", "qwen2", "qwen3", "ministral with windows", "ernie")
 CELLS = [
     ("torch", {"tensor_parallel": 2, "pipeline_parallel": 2}),
     ("dist", {"tensor_parallel": 2, "expert_parallel": 2}),

@@ -317,7 +317,7 @@ def test_what_does_not_matter_is_carried(judge, saved, scratch):
 
 def test_cases_that_leave_no_tensor(saved, scratch):
     """Refused by name where the target cannot say it."""
-    for name, value in (("no_rope_freq", [0, 1, 1, 0]), ("softmax_type", "off-by-one"), ("glu_linear_offset", 1.0)):
+    for name, value in (("qk_l2_norm", True), ("softmax_type", "off-by-one"), ("glu_linear_offset", 1.0)):
         source = with_args(saved("llama"), scratch, {name: value}, name)
         for mode in ({}, {"mode": "upcycle", "upcycle": {"experts": 4, "seed": 1}}):
             config = runner.write_config(

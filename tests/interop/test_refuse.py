@@ -61,7 +61,7 @@ def nothing(content, t, p):
         ("hybrid_override_pattern", "M-M*"),
         ("mtp_num_layers", 1),
         ("quick_geglu", True),
-        ("window_size", (1024, 0)),
+        ("window_size", (1024, 3)),
     ],
 )
 def test_another_architecture_by_its_args(scratch, name, value):

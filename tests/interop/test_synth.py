@@ -140,9 +140,7 @@ SELECTION = dict.fromkeys(["glm4_moe", "ernie4_5_moe", "dots1", "minimax_m2"], "
 NOT_IN_MEGATRON = {
     **dict.fromkeys(["olmo2", "flex_olmo", "olmoe", "minimax_m2"], "norms of q and k over all heads"),
     **dict.fromkeys(["granite", "granitemoe", "granitemoeshared"], "multipliers"),
-    **dict.fromkeys(["ernie4_5", "ernie4_5_moe"], "neighbours"),
-    **dict.fromkeys(["ministral", "dots1"], "sliding-window attention"),
-    "smollm3": "layers without RoPE",
+    "ernie4_5_moe": "a selection bias and no sigmoid",
 }
 NOT_IN = {"deepspeed": SELECTION, "megatron-dist": NOT_IN_MEGATRON}  # and in what words it says so
 
