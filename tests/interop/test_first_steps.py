@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import subprocess
 import sys
 
@@ -9,13 +10,18 @@ import pytest
 
 import runner
 
+PAGE = runner.ROOT / "tools" / "docs" / "first-steps.md"
+
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):
     folder = tmp_path_factory.mktemp("steps")
-    words = ["--pretrain", "60", "--steps", "20", "--bin", str(runner.BIN)]
-    script = runner.ROOT / "tools" / "train" / "first_steps.py"
-    done = subprocess.run([sys.executable, script, folder, *words], capture_output=True, text=True, timeout=1500)
+    (said,) = re.findall(r"^    \.venv/bin/python (.*)$", PAGE.read_text(), re.M)  # the documents' command, but for its length
+    words = said.replace("first-steps ", "%s " % folder).replace("--minutes 12", "--pretrain 60 --steps 20").split()
+    assert "--minutes" not in words and str(folder) in words, said
+    done = subprocess.run(
+        [sys.executable, *words, "--bin", runner.BIN], capture_output=True, text=True, timeout=1500, cwd=runner.ROOT
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     assert (folder / "losses.png").stat().st_size > 10000
     assert done.stdout.count("| 0 |") == done.stdout.count("| 20 |") == 1, done.stdout

@@ -223,6 +223,23 @@ def test_the_best_experts(mgr, tmp_path, by):
     assert experts.main([str(mixture), "--keep", "7", "-o", str(listed)]) == 65
 
 
+def test_compare(mgr, dense, tmp_path):
+    with mgr.open(dense) as checkpoint:
+        key, other = "model.norm.weight", "lm_head.weight"
+        held = {name: tensor[:] for name, tensor in checkpoint.items()}
+        assert mgr.compare(checkpoint, held) == mgr.compare(held, checkpoint) == {}
+        nan = held[key].copy()
+        nan[3] = numpy.nan
+        held[key] = nan
+        assert mgr.compare(checkpoint, held) == {key: "1 of 64 elements differ"}
+        assert mgr.compare({key: nan}, {key: nan.astype(numpy.float32)}) == {}
+        assert mgr.compare({key: nan}, {other: nan}) == {key: "only in the first", other: "only in the second"}
+        assert mgr.compare({key: nan}, {key: nan[:4]}) == {key: "[64] and [4]"}
+        moved = {other: numpy.asarray(checkpoint[other][:], numpy.float32) + 1}
+        assert mgr.compare({other: checkpoint[other]}, moved) == {other: "%d of %d elements differ" % ((96 * 64,) * 2)}
+        assert mgr.compare({"s": numpy.float32(2).reshape(())}, {"s": numpy.zeros(())}) == {"s": "1 of 1 elements differ"}
+
+
 def test_indices(mgr, dense):
     with mgr.open(dense) as checkpoint:
         key = "model.layers.1.mlp.down_proj.weight"

@@ -61,7 +61,7 @@ class Recipes(unittest.TestCase):
         wants = (runner.ROOT / "CMakeLists.txt").read_text()
         names = {"MPI": "mpi", "ZLIB": "zlib-api", "HDF5": "hdf5", "PkgConfig": "pkgconfig", "YAML": "libyaml",
                  "JANSSON": "jansson", "DEFLATE": "libdeflate", "CRYPTO": "openssl"}
-        found = re.findall(r"^(?:find_package|pkg_check_modules)\((\w+)", wants, re.M)
+        found = set(re.findall(r"^(?:find_package|pkg_check_modules)\((\w+)", wants, re.M)) - {"Threads"}  # the C library's
         self.assertEqual({names[name] for name in found} - asked, set())
         self.assertLessEqual({"random123", "xxhash", "c", "cmake"}, asked)
 
@@ -87,7 +87,7 @@ class Package(unittest.TestCase):
             (cls.root / "var" / "lib" / "dpkg" / folder).mkdir(parents=True)
         (cls.root / "var" / "lib" / "dpkg" / "status").touch()
         as_user = [] if os.geteuid() == 0 else ["--force-not-root"]
-        output(["dpkg", "--root=%s" % cls.root, "--force-depends", *as_user, "-i", cls.deb])
+        output(["dpkg", "--root=%s" % cls.root, "--force-depends", *as_user, "-i", cls.deb], stderr=subprocess.STDOUT)
         cls.usr = cls.root / "usr"
 
     def test_what_it_asks_for(self):

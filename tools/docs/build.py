@@ -24,7 +24,7 @@ main { padding: 1em 1em 4em } h1 { font-size: 1.7em } h2 { font-size: 1.2em; mar
 a { color: var(--link); text-decoration: none } a:hover { text-decoration: underline }
 code { background: var(--box); padding: .1em .25em; border-radius: 3px; font-size: .9em; overflow-wrap: anywhere }
 pre { background: var(--box); padding: 1em; overflow-x: auto; border-radius: 4px } pre code { padding: 0; background: none }
-table { border-collapse: collapse } td, th { text-align: left; padding: .35em 1em .35em 0; vertical-align: top } tr + tr td, tbody td { border-top: 1px solid var(--line) }
+.wide { overflow-x: auto } table { border-collapse: collapse } td { min-width: 8em } td:first-child { min-width: 4em } td:first-child code, th code { overflow-wrap: normal } td, th { text-align: left; padding: .35em 1em .35em 0; vertical-align: top } tr + tr td, tbody td { border-top: 1px solid var(--line) }
 input { width: 100%; box-sizing: border-box; font: inherit; padding: .3em .5em; margin: .8em 0 } #found small { color: var(--dim); display: block }
 @media (max-width: 50em) { body { display: block } nav { min-height: 0; border: 0 } }
 """
@@ -90,10 +90,10 @@ def cells(line):
 
 def table(lines):
     head, rows = cells(lines[0]), [cells(line) for line in lines[2:]]
-    out = "<table>"
+    out = '<div class="wide"><table>'
     if any(head):
         out += "<thead><tr>%s</tr></thead>" % "".join("<th>%s</th>" % inline(c) for c in head)
-    return out + "<tbody>%s</tbody></table>" % "".join(
+    return out + "<tbody>%s</tbody></table></div>" % "".join(
         "<tr>%s</tr>" % "".join("<td>%s</td>" % inline(c) for c in row) for row in rows
     )
 

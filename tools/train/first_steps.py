@@ -6,7 +6,7 @@ trained on the same fresh text: the dense model itself, naive copies, drop 0.5, 
 from scratch. The text is the source of Python's own library, its bytes the tokens, so that nothing is
 downloaded. FOLDER gets the checkpoints, losses.json and, where matplotlib is installed, losses.png.
 
-  --minutes N      about how long, on one core of a CPU (default 12); a GPU is done sooner
+  --minutes N      about how long (default 12): of that, and of the pace of a few steps, come the numbers of steps
   --pretrain N     steps of the dense model, --steps N of each arm: in the place of --minutes
   --device NAME    cpu (default), cuda, ...
   --bin FOLDER     where mgr-upcycle is, if not in PATH
@@ -43,7 +43,7 @@ ARMS = {  # name: keys of the section `upcycle`; None is the dense model itself
     "drop 1.0": {"ratio": 1.0},
     "from scratch": {"method": "from-scratch"},
 }
-SECONDS = {"dense": 0.20, "mixture": 0.45}  # of a step, on one core
+SECONDS = {"dense": 0.20, "mixture": 0.45}  # of a step, on one core; how much a machine differs is measured
 
 
 def read_text():
@@ -164,9 +164,23 @@ def table(results):
         yield "| %d | %s |" % (step, " | ".join(cells))
 
 
-def steps_of(options):
+def dense_model(device):
+    return transformers.LlamaForCausalLM(transformers.LlamaConfig(**SIZES)).to(device)
+
+
+def pace(text, evaluation, device):
+    """The time of a step here, by that of SECONDS: of a few of the dense model, the first of which is not counted."""
+    model = dense_model(device)
+    train(model, text, evaluation, 1, 0, device, 1)
+    start = time.time()
+    train(model, text, evaluation, 8, 0, device, 8)
+    looks = 2 * 4 / 3  # each is of four batches, forwards alone
+    return (time.time() - start) / (8 + looks) / SECONDS["dense"]
+
+
+def steps_of(options, pace_here):
     """Of both phases: a third of the time for the dense model."""
-    seconds = options.minutes * 60
+    seconds = options.minutes * 60 / pace_here
     pretrain = options.pretrain or max(20, int(seconds / 3 / SECONDS["dense"]))
     mixtures = len(ARMS) - 1
     steps = options.steps or max(20, int(seconds * 2 / 3 / (mixtures * SECONDS["mixture"] + SECONDS["dense"])))
@@ -176,11 +190,12 @@ def steps_of(options):
 def run(options):
     folder, device = options.folder, torch.device(options.device)
     program = str(options.bin / "mgr-upcycle") if options.bin else "mgr-upcycle"
-    pretrain, steps = steps_of(options)
     folder.mkdir(parents=True, exist_ok=True)
-    torch.manual_seed(options.seed)
     first, second, evaluation = read_text()
-    model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**SIZES)).to(device)
+    both = options.pretrain and options.steps
+    pretrain, steps = steps_of(options, 1 if both else pace(first, evaluation, device))
+    torch.manual_seed(options.seed)
+    model = dense_model(device)
     start = time.time()
     losses = train(model, first, evaluation, pretrain, options.seed, device, max(5, pretrain // 10))
     print("dense: %d steps, held-out loss %.3f, %d s" % (pretrain, losses[-1][1], time.time() - start), flush=True)

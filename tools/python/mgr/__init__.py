@@ -32,6 +32,7 @@ import collections
 import collections.abc
 import ctypes
 import json
+import math
 import os
 import pathlib
 
@@ -42,7 +43,7 @@ try:
 except ImportError:
     _bfloat16 = None
 
-__all__ = ["Checkpoint", "Error", "Expert", "Layer", "Tensor", "formats", "open", "upcycle", "write"]
+__all__ = ["Checkpoint", "Error", "Expert", "Layer", "Tensor", "compare", "formats", "open", "upcycle", "write"]
 
 _ABI, _VERSION = 1, 3
 _LOGICAL, _STORED = 0, 1
@@ -181,10 +182,7 @@ class Tensor:
 
     @property
     def size(self):
-        count = 1
-        for n in self.shape:
-            count *= n
-        return count
+        return math.prod(self.shape)
 
     def __len__(self):
         return self.shape[0]
@@ -197,9 +195,7 @@ class Tensor:
         if self.dtype is None:
             raise TypeError("tensor %r has no type that numpy knows" % self.name)
         out = numpy.empty((n, *self.shape[1:]), self.dtype)
-        inner = 1
-        for extent in self.shape[1:-1]:
-            inner *= extent
+        inner = math.prod(self.shape[1:-1])
         lib, err = _library(), _Err(rank=-1)
         code = lib.mgr_checkpoint_read(
             self._checkpoint._open_handle(),
@@ -333,6 +329,35 @@ def open(path, **settings):
     source={"config": "FOLDER"} of DeepSpeed's, source={"iteration": 1000}, model={"vocab_size": 50257}.
     """
     return Checkpoint(path, settings)
+
+
+def compare(a, b):
+    """What is not the same in two mappings of tensors, such as checkpoints: {name: words}; {} if nothing.
+
+    Values are compared as numbers whatever their types, NaN as equal to NaN, a few MiB at a time.
+    """
+    found = {}
+    for name in dict.fromkeys([*a, *b]):
+        if name not in a or name not in b:
+            found[name] = "only in the %s" % ("first" if name in a else "second")
+        elif tuple(a[name].shape) != tuple(b[name].shape):
+            found[name] = "%s and %s" % (list(a[name].shape), list(b[name].shape))
+        elif differ := _count_differing(a[name], b[name]):
+            found[name] = "%d of %d elements differ" % (differ, math.prod(a[name].shape))
+    return found
+
+
+def _count_differing(a, b):
+    if not a.shape:
+        pieces = [...]
+    else:
+        step = max(1, (4 << 20) // max(1, math.prod(a.shape[1:])))
+        pieces = [slice(row, row + step) for row in range(0, a.shape[0], step)]
+    count = 0
+    for piece in pieces:
+        x, y = numpy.asarray(a[piece]), numpy.asarray(b[piece])
+        count += int(numpy.count_nonzero((x != y) & ~((x != x) & (y != y))))
+    return count
 
 
 def write(path, like, values, **settings):
