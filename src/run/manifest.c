@@ -85,7 +85,6 @@ static const char *made_of(const mgr_job *job)
     return job->source_format ? job->source_format->name : job->give ? "callback" : "synth";
 }
 
-/* The parsed configuration comes back from its own dump, so that it is written in one place. */
 /* Of each expert that of the source; where layers have lists of their own, list by list. */
 static json_t *experts_from(const mgr_recipe *r)
 {
@@ -100,6 +99,7 @@ static json_t *experts_from(const mgr_recipe *r)
     return all;
 }
 
+/* The parsed configuration comes back from its own dump, so that it is written in one place. */
 static int make_manifest(const mgr_job *job, json_t **out, mgr_err *err)
 {
     mgr_buf config = {0};

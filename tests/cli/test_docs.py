@@ -105,6 +105,31 @@ class Docs(unittest.TestCase):
         self.assertFalse((self.place / "Mixtral-x.cards").exists())
         self.assertEqual([card(out).status, card(out).status, card(out, "--force").status], [0, 73, 0])
 
+    def test_a_card_of_several_sources(self):
+        """Each with its revision: of the hub's cache by its path, of a download by its notes."""
+        commits = ("0123456789abcdef" * 3)[:40], ("fedcba9876543210" * 3)[:40]
+        cached, loaded = self.place / "snapshots" / commits[0], self.place / "loaded"
+        cached.parent.mkdir()
+        for folder, seed in ((cached, 1), (loaded, 2)):
+            runner.synth_folder(folder, "--seed", seed)
+        notes = loaded / ".cache" / "huggingface" / "download"
+        notes.mkdir(parents=True)
+        (notes / "config.json.metadata").write_text(commits[1] + "\nan etag\n1.5\n")
+        config, out = self.place / "mix.yaml", self.place / "moe"
+        config.write_text(
+            "sources: [%s, {path: %s}]\nupcycle: {method: branch-train-mix, experts: 4}\n"
+            "target: {path: %s, format: huggingface}\n" % (cached, loaded, out)
+        )
+        self.assertEqual(runner.upcycle(config).status, 0)
+        self.assertEqual(runner.run([runner.program("mgr-card"), out]).status, 0)
+        known = json.loads((self.place / "moe.cards" / "verification.json").read_text())
+        self.assertEqual([s["revision"] for s in known["source"]["of"]], list(commits))
+        self.assertEqual(len({f["header_xxh3"] for f in known["source"]["files"]}), 3)  # one config.json, two weights
+        for name in ("MODEL_CARD.md", "VERIFICATION.md"):
+            text = (self.place / "moe.cards" / name).read_text()
+            for word in (*commits, str(cached), str(loaded), "4 experts" if name[0] == "M" else "`mpiexec -n N mgr-upcycle CONFIG`"):
+                self.assertIn(word, text)
+
     def test_errors(self):
         rows = re.findall(r"^\| (.*?) \| (\d+) \|", (DOCS / "errors.md").read_text(), re.M)
         source, out = runner.synth(self.place / "dense"), self.place / "Mixtral-x"
