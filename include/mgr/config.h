@@ -43,6 +43,7 @@ typedef struct mgr_config_source {
     char mtp[16];                 /* keep | drop */
     bool allow_nonfinite;
     bool sha256;
+    unsigned planes; /* no key: what the run reads beside the weights (a set of mgr_plane) */
 } mgr_config_source;
 
 /* One of 'sources', and where its keys were written, under their names in 'source'. */
@@ -113,6 +114,7 @@ typedef struct mgr_config {
         uint64_t first_stage_layers, last_stage_layers; /* 0: as the others */
         uint64_t make_vocab_size_divisible_by, iteration;
         uint64_t data_parallel, sub_group_size; /* of ZeRO-3's files; 0: a universal checkpoint */
+        char optimizer[16];                     /* none | keep */
         char names[16];                         /* auto | te | local | per-expert | fused */
         char expert_names[16];                  /* sequential | grouped | grouped-old */
         char dist_keys[16];                     /* auto | stacked | per-layer */

@@ -63,6 +63,9 @@ typedef struct mgr_layout {
     /* [tensors->n] Element type of each logical tensor. Of a source: as it is stored. Of a target:
      * `dtype` at first; whoever wants another one sets it before there are boxes. */
     mgr_dtype *types;
+    /* Of a source whose float32 masters are read: the type that each weight itself has there,
+     * MGR_DTYPE_NONE where it is the same tensor. NULL of any other. */
+    mgr_dtype *copies;
     mgr_type_link *links; /* targets only */
     size_t n_links, cap_links;
     mgr_box *boxes; /* after finish: sorted by tensor, copy, row, col */
@@ -126,6 +129,9 @@ int mgr_layout_compose(mgr_layout *layout, const mgr_layout *from, const uint32_
  * their values. Errors: MGR_ERR_FORMAT naming the tensor (a source), MGR_ERR_INTERNAL (a target).
  * Local. */
 int mgr_layout_finish(mgr_layout *layout, mgr_err *err) MGR_NODISCARD;
+
+/* The type of the weight as the checkpoint has it, whatever is read in its place. Pure. */
+mgr_dtype mgr_layout_type(const mgr_layout *layout, uint32_t tensor);
 
 /* Bytes of one row, and of all of a logical tensor in its element type. Pure. */
 uint64_t mgr_layout_row_bytes(const mgr_layout *layout, uint32_t tensor);

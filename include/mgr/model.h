@@ -234,8 +234,28 @@ typedef struct mgr_opaque {
     uint64_t shape[MGR_MAX_NDIM];
 } mgr_opaque;
 
+/* What there is of a parameter: its weight, and what an optimizer keeps beside it: the weight in
+ * float32, where the model's type is another, and Adam's two moments. A plane has the shape of its
+ * weight, and is one more tensor for all that moves rows. */
+typedef enum mgr_plane {
+    MGR_PLANE_WEIGHT,
+    MGR_PLANE_MASTER,
+    MGR_PLANE_EXP_AVG,
+    MGR_PLANE_EXP_AVG_SQ,
+    MGR_PLANE_COUNT
+} mgr_plane;
+
+/* Sets of planes. */
+#define MGR_PLANES_MOMENTS (1u << MGR_PLANE_EXP_AVG | 1u << MGR_PLANE_EXP_AVG_SQ)
+#define MGR_PLANES_FOUND (1u << 31) /* of a source: those that there are */
+#define MGR_PLANES_KEPT (1u << MGR_PLANE_MASTER | MGR_PLANES_MOMENTS)
+
+/* "master", "exp_avg", "exp_avg_sq". Pure. */
+const char *mgr_plane_name(mgr_plane plane);
+
 typedef struct mgr_tensor {
     mgr_role role;
+    mgr_plane plane;
     uint32_t layer, expert; /* MGR_NONE where it has none */
     uint32_t source;        /* of several that are joined; else 0 */
     uint32_t ndim;          /* 1 or 2; a 1-D tensor of n elements has rows n and cols 1 */
@@ -256,7 +276,7 @@ typedef struct mgr_layer_index {
 } mgr_layer_index;
 
 /* All logical tensors of a model: embeddings, layer after layer, final norm, head; then those that
- * are opaque. */
+ * are opaque; then the other planes of them all. */
 typedef struct mgr_tensors {
     mgr_tensor *list;
     uint32_t n;
@@ -270,6 +290,9 @@ typedef struct mgr_tensors {
     uint32_t *place;
     uint32_t n_each, sources;
     uint32_t first_opaque; /* they are the last of the list, by name */
+    uint32_t n_weights;    /* of the list; behind them are planes */
+    uint32_t *planes;      /* [MGR_PLANE_COUNT][n_weights]; NULL of weights alone */
+    unsigned kept;         /* which planes there are */
     mgr_opaque *opaque;    /* theirs, where they are not another list's */
 } mgr_tensors;
 
@@ -295,6 +318,11 @@ int mgr_tensors_init(mgr_tensors *tensors, const mgr_model *model, mgr_err *err)
 /* Put `n` opaque tensors behind them, sorted by name. The array is borrowed. Once. Local. */
 int mgr_tensors_add_opaque(mgr_tensors *tensors, const mgr_opaque *opaque, size_t n,
                            mgr_err *err) MGR_NODISCARD;
+/* Put the `planes` of all parameters behind them; buffers, which no optimizer has, get none.
+ * Nothing is found by name or role but weights. Once, and not with opaque tensors. Local. */
+int mgr_tensors_add_planes(mgr_tensors *tensors, unsigned planes, mgr_err *err) MGR_NODISCARD;
+/* That plane of weight `idx`, itself for MGR_PLANE_WEIGHT; MGR_NONE where it has none. Pure. */
+uint32_t mgr_tensors_plane(const mgr_tensors *tensors, uint32_t idx, mgr_plane plane);
 /* Those that another list has, which lives longer. Local. */
 int mgr_tensors_share_opaque(mgr_tensors *tensors, const mgr_tensors *from,
                              mgr_err *err) MGR_NODISCARD;

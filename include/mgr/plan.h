@@ -29,6 +29,7 @@ typedef enum mgr_op {
     MGR_OP_COPY,    /* element by element from `source`, cast once if the types differ */
     MGR_OP_AVERAGE, /* the mean of `source` and of the same tensor of all other sources */
     MGR_OP_EXPERT,  /* by the upcycling method from the dense `source` */
+    MGR_OP_MOMENT,  /* the same of a moment of Adam's: zeros for what is drawn anew */
     MGR_OP_JOINED,  /* the same, and the columns of experts that stand side by side are scaled */
     MGR_OP_SHARED,  /* a shared expert's of the dense `source` */
     MGR_OP_ROWS,    /* rows of `source`, each for the experts that are made of its expert */

@@ -149,6 +149,12 @@ void mgr_expert_rows(const mgr_method *method, const mgr_expert *x, uint32_t fir
 void mgr_expert_down_rows(const mgr_method *method, const mgr_expert *x, uint64_t first, uint64_t n,
                           const void *source, mgr_dtype from, void *out, mgr_dtype to);
 
+/* How the moments of an expert are made: kept neurons go where the map has them, those in S are
+ * zeros. It is in no table. And by what the plane of a weight is multiplied whose own scale is
+ * `scale`. Pure. */
+extern const mgr_method mgr_method_moment;
+float mgr_plane_scale(float scale, mgr_plane plane);
+
 /* The methods by name; NULL for an unknown one. `mgr_method_at` counts from 0 and ends with NULL.
  */
 const mgr_method *mgr_method_find(const char *name);

@@ -3,13 +3,14 @@
 #include "look/compare.h"
 #include "look/inspect.h"
 
-enum { JSON, SUMMARY };
+enum { JSON, SUMMARY, OPTIMIZER };
 
 #define MOST 20 /* differences that are listed */
 
 static const mgr_option options[] = {
     [JSON] = {"json", 'j', NULL, "print JSON"},
     [SUMMARY] = {"summary", 's', NULL, "do not list the tensors"},
+    [OPTIMIZER] = {"optimizer", 'o', NULL, "list the masters and moments of an optimizer, too"},
 };
 
 static const mgr_program program = {
@@ -30,6 +31,8 @@ static int take(void *context, size_t idx, const char *value, mgr_err *err)
     (void)err;
     if (idx == JSON)
         o->json = true;
+    else if (idx == OPTIMIZER)
+        o->optimizer = true;
     else
         o->summary = true;
     return MGR_OK;
@@ -46,8 +49,8 @@ int main(int argc, char **argv)
         mgr_fail(&err, MGR_ERR_USAGE, "one PATH is needed, or two");
         rc = mgr_hint(&err, "see mgr-inspect --help");
     }
-    if (rc == MGR_OK && n == 2 && (o.json || o.summary))
-        rc = mgr_fail(&err, MGR_ERR_USAGE, "--json and --summary are for one PATH");
+    if (rc == MGR_OK && n == 2 && (o.json || o.summary || o.optimizer))
+        rc = mgr_fail(&err, MGR_ERR_USAGE, "--json, --summary and --optimizer are for one PATH");
     if (rc != MGR_OK)
         return mgr_cli_usage_end(&program, &err);
     bool same = true;

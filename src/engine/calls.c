@@ -75,10 +75,9 @@ static int expert_writes(counter *c, uint32_t target, const mgr_piece *piece, ui
     const mgr_job *const job = c->engine.job;
     const mgr_tensor *const t = &job->target.tensors.list[target];
     MGR_TRY(mgr_selection_set(&c->selection, job, t->layer, NULL, err));
-    const mgr_matrix matrix = t->ndim > 1                     ? mgr_matrix_of(t->role)
-                              : t->role == MGR_ROLE_GATE_BIAS ? MGR_MATRIX_GATE
-                                                              : MGR_MATRIX_UP;
-    const mgr_expert x = mgr_selection_expert(&c->selection, job, t->expert, matrix);
+    const mgr_matrix matrix = mgr_matrix_with(t);
+    mgr_expert x = mgr_selection_expert(&c->selection, job, t->expert, matrix);
+    x.scale = mgr_plane_scale(x.scale, t->plane);
     if (t->ndim > 1 && mgr_engine_copies(job, &x, target, piece->source))
         *sum += row_writes(job, target, piece->row, piece->rows);
     else if (t->ndim > 1 && matrix == MGR_MATRIX_DOWN)
@@ -108,7 +107,7 @@ static int target_writes(counter *c, uint32_t target, const mgr_piece *piece, ui
     const mgr_expert rows = {.width = (uint32_t)t->rows,
                              .origin = shared ? job->shared_origin
                                               : mgr_recipe_from(&job->recipe, t->layer)};
-    if (op == MGR_OP_EXPERT)
+    if (op == MGR_OP_EXPERT || op == MGR_OP_MOMENT)
         return expert_writes(c, target, piece, sum, err);
     if (op == MGR_OP_ROUTER)
         *sum += row_writes(job, target, 0, t->rows);

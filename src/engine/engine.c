@@ -193,6 +193,31 @@ bool mgr_engine_copies(const mgr_job *job, const mgr_expert *x, uint32_t target,
            job->source.layout.types[source] == job->target.layout.types[target];
 }
 
+/* Rows of one tensor of an expert, by its map. */
+static int make_rows(mgr_engine *e, const mgr_method *method, const mgr_expert *x, uint32_t target,
+                     const mgr_piece *piece, const unsigned char *data, mgr_err *err)
+{
+    if (e->job->target.tensors.list[target].ndim == 1)
+        return expert_bias(e, x, target, piece, data, err);
+    if (mgr_engine_copies(e->job, x, target, piece->source))
+        return copy_rows(e, target, piece, data, err);
+    return x->matrix == MGR_MATRIX_DOWN
+               ? expert_down_rows(e, method, x, target, piece, data, err)
+               : expert_neuron_rows(e, method, x, target, piece, data, err);
+}
+
+/* A moment of Adam's: it needs no sums. */
+static int make_moment(mgr_engine *e, uint32_t target, const mgr_piece *piece,
+                       const unsigned char *data, mgr_err *err)
+{
+    const mgr_job *const job = e->job;
+    const mgr_tensor *const t = &job->target.tensors.list[target];
+    MGR_TRY(mgr_selection_set(e->selection, job, t->layer, NULL, err));
+    mgr_expert x = mgr_selection_expert(e->selection, job, t->expert, mgr_matrix_with(t));
+    x.scale = mgr_plane_scale(x.scale, t->plane);
+    return make_rows(e, &mgr_method_moment, &x, target, piece, data, err);
+}
+
 static int make_expert(mgr_engine *e, const mgr_group *group, uint32_t target,
                        const mgr_piece *piece, const unsigned char *data, mgr_err *err)
 {
@@ -206,18 +231,8 @@ static int make_expert(mgr_engine *e, const mgr_group *group, uint32_t target,
         MGR_TRY(mgr_selection_set(e->selection, job, t->layer, sums, err));
         MGR_TRY(note_moments(e, err));
     }
-    const bool bias = t->ndim == 1;
-    const mgr_matrix matrix = !bias                           ? mgr_matrix_of(t->role)
-                              : t->role == MGR_ROLE_GATE_BIAS ? MGR_MATRIX_GATE
-                                                              : MGR_MATRIX_UP;
-    const mgr_expert x = mgr_selection_expert(e->selection, job, t->expert, matrix);
-    if (bias)
-        return expert_bias(e, &x, target, piece, data, err);
-    if (mgr_engine_copies(job, &x, target, piece->source))
-        return copy_rows(e, target, piece, data, err);
-    return matrix == MGR_MATRIX_DOWN
-               ? expert_down_rows(e, job->method, &x, target, piece, data, err)
-               : expert_neuron_rows(e, job->method, &x, target, piece, data, err);
+    const mgr_expert x = mgr_selection_expert(e->selection, job, t->expert, mgr_matrix_with(t));
+    return make_rows(e, job->method, &x, target, piece, data, err);
 }
 
 /* down of experts side by side: their columns are scaled, those of a shared expert behind them are
@@ -260,7 +275,7 @@ static int shared_rows(mgr_engine *e, uint32_t target, const mgr_piece *piece,
                           .source_width = job->recipe.source_width,
                           .hidden = job->source.tensors.model.hidden,
                           .origin = job->shared_origin,
-                          .scale = down ? job->shared_scale : 1};
+                          .scale = mgr_plane_scale(down ? job->shared_scale : 1, t->plane)};
     if (!x.origin && x.scale == 1)
         return copy_rows(e, target, piece, data, err);
     return down ? expert_down_rows(e, naive, &x, target, piece, data, err)
@@ -390,6 +405,7 @@ int mgr_engine_make(mgr_engine *e, const mgr_group *group, const mgr_unit *unit,
             const uint32_t target = plan->targets[k];
             const mgr_op op = e->job->defines[target].op;
             MGR_TRY(op == MGR_OP_EXPERT    ? make_expert(e, group, target, piece, data, err)
+                    : op == MGR_OP_MOMENT  ? make_moment(e, target, piece, data, err)
                     : op == MGR_OP_JOINED  ? joined_rows(e, target, piece, data, err)
                     : op == MGR_OP_SHARED  ? shared_rows(e, target, piece, data, err)
                     : op == MGR_OP_ROWS    ? gather_rows(e, target, piece, data, err)

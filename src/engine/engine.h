@@ -205,6 +205,14 @@ static inline mgr_matrix mgr_matrix_of(mgr_role role)
     return (mgr_matrix)(role - MGR_ROLE_GATE);
 }
 
+/* The matrix that a tensor of an expert belongs to: itself, or that of a bias. */
+static inline mgr_matrix mgr_matrix_with(const mgr_tensor *t)
+{
+    return t->ndim > 1                     ? mgr_matrix_of(t->role)
+           : t->role == MGR_ROLE_GATE_BIAS ? MGR_MATRIX_GATE
+                                           : MGR_MATRIX_UP;
+}
+
 static inline mgr_role mgr_role_of(uint32_t matrix)
 {
     assert(matrix < MGR_MATRIX_COUNT);

@@ -144,7 +144,8 @@ int mgr_engine_look(mgr_engine *e, const mgr_piece *piece, const unsigned char *
         MGR_TRY(look_at_not_finite(e, piece, data, err));
     if (most >= least_overflow(job, piece, &to))
         MGR_TRY(check_range(e, piece, data, err));
-    if (most == 0 && mgr_role_is_matrix(job->source.tensors.list[piece->source].role))
+    const mgr_tensor *const t = &job->source.tensors.list[piece->source];
+    if (most == 0 && t->plane == MGR_PLANE_WEIGHT && mgr_role_is_matrix(t->role))
         return note(e, MGR_NOTE_SOURCE_ZERO, piece, piece->row, piece->rows, err);
     return MGR_OK;
 }

@@ -12,6 +12,7 @@
 
 /* The pickle of Megatron-LM is a dict with "model" (or "model0", "model1", ...), "args" and more.
  */
+#define MAX_SETTINGS_DEPTH 8
 #define MAX_DEPTH 64                   /* of dicts in dicts */
 #define MAX_NAME 1024                  /* bytes of a tensor's joined name */
 #define MAX_ATTRS (UINT64_C(64) << 20) /* bytes of all attributes: shared text is copied */
@@ -162,6 +163,12 @@ out:
     return rc;
 }
 
+static bool is_scalar(const mgr_node *node)
+{
+    return node->kind == MGR_NODE_NONE || node->kind == MGR_NODE_BOOL ||
+           node->kind == MGR_NODE_INT || node->kind == MGR_NODE_REAL || mgr_node_text(node);
+}
+
 static int compare_text(const void *a, const void *b)
 {
     const char *const *const ta = a;
@@ -221,17 +228,72 @@ static int read_args(mgr_torch_archive *t, const mgr_node *args)
     return MGR_OK;
 }
 
+/* ---- an optimizer's settings ---- */
+
+static int add_settings(mgr_torch_archive *t, const mgr_node *node, unsigned depth);
+
+static int add_setting(mgr_torch_archive *t, const mgr_node *value, unsigned depth, const char *key,
+                       int64_t number)
+{
+    const size_t len = t->name.len;
+    MGR_TRY(key ? mgr_buf_fmt(&t->name, t->err, ".%s", key)
+                : mgr_buf_fmt(&t->name, t->err, ".%" PRId64, number));
+    MGR_TRY(add_settings(t, value, depth + 1));
+    t->name.len = len;
+    t->name.data[len] = '\0';
+    return MGR_OK;
+}
+
+/* A number in a tensor, as torch's optimizers count steps; it is none of the model's tensors. */
+static int add_number(mgr_torch_archive *t, const mgr_node *node)
+{
+    float value = 0;
+    mgr_attr attr = {.key = t->name.data, .file = t->file, .kind = MGR_ATTR_REAL};
+    MGR_TRY(mgr_torch_archive_leaf(t, node));
+    const mgr_stored s = t->cat->stored[--t->cat->n_stored];
+    if (s.dtype != MGR_DTYPE_F32 || mgr_stored_bytes(&s) != sizeof value)
+        return mgr_torch_archive_bad(t, MGR_ERR_UNSUPPORTED, node, "one number in float32");
+    MGR_TRY(mgr_reader_read(t->reader, s.offset - t->reader->base, &value, sizeof value, t->err));
+    attr.r = (double)value;
+    return mgr_catalogue_add_attr(t->cat, &attr, t->err);
+}
+
+static int add_pairs(mgr_torch_archive *t, const mgr_node *dict, unsigned depth)
+{
+    for (size_t i = 0; i < mgr_node_n_pairs(dict); i++) {
+        const mgr_node *const key = mgr_node_key(dict, i);
+        const char *const text = mgr_node_text(key);
+        int64_t number = 0;
+        if (text || mgr_node_int(key, &number))
+            MGR_TRY(add_setting(t, mgr_node_value(dict, i), depth, text, number));
+    }
+    return MGR_OK;
+}
+
+/* Groups in optimizers in a chain of them: what is deeper, or longer, is no setting of a group. */
+static int add_settings(mgr_torch_archive *t, const mgr_node *node, unsigned depth)
+{
+    mgr_node *const *items;
+    size_t n;
+    if (depth > MAX_SETTINGS_DEPTH || t->name.len > MAX_NAME)
+        return mgr_torch_archive_bad(t, MGR_ERR_UNSUPPORTED, node, "settings of an optimizer");
+    if (mgr_node_is_dict(node))
+        return add_pairs(t, node, depth);
+    if (node->kind == MGR_NODE_LIST && mgr_node_elements(node, &items, &n)) {
+        for (size_t i = 0; i < n; i++)
+            MGR_TRY(add_setting(t, items[i], depth, NULL, (int64_t)i));
+        return MGR_OK;
+    }
+    if (mgr_has_suffix(t->name.data, ".common_step") && !is_scalar(node))
+        return add_number(t, node);
+    return add_attr(t, t->name.data, node);
+}
+
 /* ---- the top level ---- */
 
 static bool is_model_key(const char *key)
 {
     return mgr_has_prefix(key, "model") && strspn(key + 5, "0123456789") == strlen(key + 5);
-}
-
-static bool is_scalar(const mgr_node *node)
-{
-    return node->kind == MGR_NODE_NONE || node->kind == MGR_NODE_BOOL ||
-           node->kind == MGR_NODE_INT || node->kind == MGR_NODE_REAL || mgr_node_text(node);
 }
 
 static int read_entry(mgr_torch_archive *t, const char *key, const mgr_node *value)
@@ -240,6 +302,12 @@ static int read_entry(mgr_torch_archive *t, const char *key, const mgr_node *val
         return read_model(t, key, value);
     if (strcmp(key, "args") == 0)
         return read_args(t, value);
+    if (t->optimizer &&
+        (strcmp(key, "optimizer") == 0 || strcmp(key, "opt_param_scheduler") == 0)) {
+        t->name.len = 0;
+        MGR_TRY(mgr_buf_text(&t->name, key, t->err));
+        return add_settings(t, value, 0);
+    }
     if (strcmp(key, "optimizer") == 0 || strcmp(key, "opt_param_scheduler") == 0 ||
         strcmp(key, "lr_scheduler") == 0)
         t->cat->skipped[MGR_SKIP_OPTIMIZER]++;
@@ -310,7 +378,13 @@ static int read_flat(mgr_torch_archive *t)
 }
 
 /* What is asked of a file. */
-typedef enum read_mode { READ_MODEL, READ_COMMON, READ_TENSOR, READ_FLAT } read_mode;
+typedef enum read_mode {
+    READ_MODEL,
+    READ_COMMON,
+    READ_OPTIMIZER, /* the same, with an optimizer's settings */
+    READ_TENSOR,
+    READ_FLAT
+} read_mode;
 
 static int read_root(mgr_torch_archive *t, read_mode mode, const char *name)
 {
@@ -323,8 +397,8 @@ static int read_root(mgr_torch_archive *t, read_mode mode, const char *name)
     }
     if (mode == READ_FLAT)
         return read_flat(t);
-    if (mode == READ_COMMON && root->kind == MGR_NODE_LIST && mgr_node_elements(root, &items, &n) &&
-        n == 1)
+    if ((mode == READ_COMMON || mode == READ_OPTIMIZER) && root->kind == MGR_NODE_LIST &&
+        mgr_node_elements(root, &items, &n) && n == 1)
         root = items[0];
     return read_top(t, root, mode == READ_MODEL);
 }
@@ -334,6 +408,7 @@ static int read_archive(mgr_catalogue *cat, uint32_t file, const mgr_reader *rea
 {
     mgr_torch_archive t;
     int rc = mgr_torch_archive_open(&t, cat, file, reader, err);
+    t.optimizer = mode == READ_OPTIMIZER;
     if (!rc)
         rc = read_root(&t, mode, name);
     mgr_torch_archive_close(&t);
@@ -346,9 +421,9 @@ int mgr_torch_file_read(mgr_catalogue *cat, uint32_t file, const mgr_reader *rea
 }
 
 int mgr_torch_file_read_common(mgr_catalogue *cat, uint32_t file, const mgr_reader *reader,
-                               mgr_err *err)
+                               bool optimizer, mgr_err *err)
 {
-    return read_archive(cat, file, reader, READ_COMMON, NULL, err);
+    return read_archive(cat, file, reader, optimizer ? READ_OPTIMIZER : READ_COMMON, NULL, err);
 }
 
 int mgr_torch_file_read_tensor(mgr_catalogue *cat, uint32_t file, const mgr_reader *reader,

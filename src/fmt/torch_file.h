@@ -4,6 +4,8 @@
 #ifndef MGR_FMT_TORCH_FILE_H
 #define MGR_FMT_TORCH_FILE_H
 
+#include <stdbool.h>
+
 #include "io/reader.h"
 #include "mgr/catalogue.h"
 #include "mgr/err.h"
@@ -19,9 +21,11 @@ int mgr_torch_file_read(mgr_catalogue *cat, uint32_t file, const mgr_reader *rea
                         mgr_err *err) MGR_NODISCARD;
 
 /* The same for what torch_dist saves apart from tensors: a dict that needs no "model", also as the
- * only element of a list. Local. */
+ * only element of a list. With `optimizer` the scalars of "optimizer" and "opt_param_scheduler" are
+ * attributes, too: keys and places in lists joined with '.', a tensor of one element as its value.
+ * Local. */
 int mgr_torch_file_read_common(mgr_catalogue *cat, uint32_t file, const mgr_reader *reader,
-                               mgr_err *err) MGR_NODISCARD;
+                               bool optimizer, mgr_err *err) MGR_NODISCARD;
 
 /* An archive that holds one tensor and nothing else: add it under the name `name`. Local. */
 int mgr_torch_file_read_tensor(mgr_catalogue *cat, uint32_t file, const mgr_reader *reader,

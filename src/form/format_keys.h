@@ -26,6 +26,9 @@
 #define MGR_ROW_MAX_SHARD_SIZE \
     MGR_ROW_BYTES("target.max_shard_size", target.max_shard_size, "5GB", MGR_MIB, MGR_MOST_BYTES, \
                   "largest file to write, unless one tensor alone is larger")
+#define MGR_ROW_OPTIMIZER \
+    MGR_ROW_CHOICE("target.optimizer", target.optimizer, "none", "none|keep", \
+                   "keep: the source's masters and Adam's moments, zeros for what is drawn anew")
 #define MGR_ROW_CONFIG \
     MGR_ROW_MAP("target.config", target.config, \
                 "fields of config.json to set, as a map: {use_cache: false}")

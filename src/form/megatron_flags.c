@@ -3,6 +3,7 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "form/megatron_optimizer.h"
 #include "form/megatron_write.h"
 #include "model/megatron_fields.h"
 
@@ -210,7 +211,7 @@ static int put_split(lines *l, const mgr_megatron_arg_list *list, const mgr_conf
     return MGR_OK;
 }
 
-static int put_load(lines *l, const mgr_config *config, bool dist, bool hybrid)
+static int put_load(lines *l, const mgr_config *config, bool dist, bool hybrid, bool distributed)
 {
     char path[MGR_CONFIG_TEXT + 64];
     if (hybrid) /* of pretrain_hybrid.py; a kept arg `spec` says another */
@@ -220,6 +221,11 @@ static int put_load(lines *l, const mgr_config *config, bool dist, bool hybrid)
     MGR_TRY(put(l, "--ckpt-format", dist ? "torch_dist" : "torch"));
     if (strcmp(config->target.names, "local") == 0)
         MGR_TRY(put(l, "--transformer-impl", "local"));
+    if (strcmp(config->target.optimizer, "keep") == 0) {
+        if (distributed)
+            MGR_TRY(put(l, "--use-distributed-optimizer", NULL));
+        return put(l, "--no-load-rng", NULL);
+    }
     if (strcmp(config->mode, "reshard") != 0)
         return put(l, "--finetune", NULL);
     MGR_TRY(put(l, "--no-load-optim", NULL));
@@ -259,6 +265,7 @@ int mgr_megatron_flags_review(const mgr_megatron_arg_list *list, const mgr_outpu
     const mgr_attr *const format = mgr_megatron_args_get(list, "ckpt_format");
     const bool dist = format && strcmp(format->text, "torch_dist") == 0;
     const bool hybrid = mgr_megatron_args_get(list, "hybrid_layer_pattern");
+    const bool distributed = out->origin && mgr_megatron_optimizer_distributed(out->origin->cat);
     lines l = {.remarks = remarks, .err = err};
     MGR_TRY(say_limits(list, out->config, remarks, err));
     for (int alone = 0; alone < 2; alone++) {
@@ -267,7 +274,7 @@ int mgr_megatron_flags_review(const mgr_megatron_arg_list *list, const mgr_outpu
                                       : "# Megatron-LM's options, beside those of your data:"));
         if (alone)
             MGR_TRY(put(&l, "--use-checkpoint-args", NULL));
-        MGR_TRY(put_load(&l, out->config, dist, hybrid));
+        MGR_TRY(put_load(&l, out->config, dist, hybrid, distributed));
         MGR_TRY(put_split(&l, list, out->config, dist));
         MGR_TRY(put_model(&l, list, alone));
         MGR_TRY(put_kept(&l, list));

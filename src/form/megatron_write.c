@@ -309,10 +309,11 @@ static int add_type(mgr_dtype dtype, mgr_megatron_arg_list *out, mgr_err *err)
 
 int mgr_megatron_args_own(const mgr_megatron_args *a, mgr_megatron_arg_list *out, mgr_err *err)
 {
+    const bool kept = strcmp(a->config->target.optimizer, "keep") == 0;
     const arg rest[] = {
         {"consumed_train_samples", WHOLE, 0, NULL}, {"skipped_train_samples", WHOLE, 0, NULL},
         {"consumed_valid_samples", WHOLE, 0, NULL}, {"data_parallel_random_init", BOOLEAN, 0, NULL},
-        {"no_save_optim", BOOLEAN, 1, NULL},        {"no_save_rng", BOOLEAN, 1, NULL},
+        {"no_save_optim", BOOLEAN, !kept, NULL},    {"no_save_rng", BOOLEAN, 1, NULL},
         {"ckpt_format", TEXT, 0, a->ckpt_format},
     };
     MGR_TRY(add_sizes(a, out, err));
@@ -326,7 +327,7 @@ int mgr_megatron_args_own(const mgr_megatron_args *a, mgr_megatron_arg_list *out
     return add_all(out, rest, sizeof rest / sizeof rest[0], err);
 }
 
-static int emit_value(const mgr_attr *a, mgr_buf *out, mgr_err *err)
+int mgr_megatron_value_emit(const mgr_attr *a, mgr_buf *out, mgr_err *err)
 {
     switch (a->kind) {
     case MGR_ATTR_NULL:
@@ -354,7 +355,7 @@ int mgr_megatron_args_emit(const mgr_megatron_arg_list *list, mgr_buf *out, mgr_
         if (list->list[i].fate == MGR_REMARK_DROPPED)
             continue;
         MGR_TRY(mgr_pickle_text(out, list->list[i].name, err));
-        MGR_TRY(emit_value(&list->list[i].value, out, err));
+        MGR_TRY(mgr_megatron_value_emit(&list->list[i].value, out, err));
     }
     return MGR_OK;
 }

@@ -56,6 +56,9 @@ const mgr_attr *mgr_megatron_args_get(const mgr_megatron_arg_list *list, const c
 int mgr_megatron_args_own(const mgr_megatron_args *args, mgr_megatron_arg_list *out,
                           mgr_err *err) MGR_NODISCARD;
 
+/* Emit one value. */
+int mgr_megatron_value_emit(const mgr_attr *value, mgr_buf *out, mgr_err *err) MGR_NODISCARD;
+
 /* Emit the keys and values of the Namespace (between open and close). */
 int mgr_megatron_args_emit(const mgr_megatron_arg_list *list, mgr_buf *out,
                            mgr_err *err) MGR_NODISCARD;

@@ -42,6 +42,14 @@ const mgr_source_format *mgr_source_probe(const char *path)
     return NULL;
 }
 
+static unsigned planes_of(const mgr_source_format *format, const mgr_catalogue *cat,
+                          const mgr_config *config)
+{
+    if (config->source.planes != MGR_PLANES_FOUND)
+        return config->source.planes;
+    return format->planes ? format->planes(cat) : 0;
+}
+
 int mgr_source_lay_out(const mgr_source_format *format, mgr_catalogue *cat,
                        const mgr_config *config, void **state, mgr_tensors *tensors,
                        mgr_layout *layout, mgr_err *err)
@@ -53,6 +61,7 @@ int mgr_source_lay_out(const mgr_source_format *format, mgr_catalogue *cat,
     MGR_TRY(mgr_tensors_init(tensors, &model, err));
     if (format->opaque)
         MGR_TRY(format->opaque(*state, cat, tensors, err));
+    MGR_TRY(mgr_tensors_add_planes(tensors, planes_of(format, cat, config), err));
     MGR_TRY(mgr_layout_init(layout, tensors, cat, false, model.dtype, err));
     MGR_TRY(format->layout(*state, layout, err));
     MGR_TRY(mgr_layout_finish(layout, err));

@@ -27,12 +27,19 @@ typedef struct mgr_source_format {
     const char *name;
     mgr_key_table keys; /* of the configuration, that this format reads */
 
+    /* NULL: nothing is read that an optimizer keeps, whatever config->source.planes has. Or: the
+     * planes that are in the catalogue. Pure. */
+    unsigned (*planes)(const mgr_catalogue *cat);
+
     /* Is `path` of this kind? Local, reads directories only. */
     bool (*probe)(const char *path);
 
     /* Which files does the configuration mean? Strings are the arena's. Local. Errors:
      * MGR_ERR_NOT_FOUND, MGR_ERR_FORMAT. */
     int (*find)(const mgr_config *config, mgr_arena *arena, mgr_source_files *files, mgr_err *err);
+
+    /* NULL, or: say to `read` what `config` means, on a rank that `find` did not run on. Local. */
+    int (*begin)(const mgr_config *config, const char *directory, void **held, mgr_err *err);
 
     /* Add one file's tensors to the catalogue from its header. *held is NULL or what was kept since
      * `find` or another file of the source was read. Local. */

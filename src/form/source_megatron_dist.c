@@ -38,7 +38,7 @@ static bool is_optimizer(const char *key)
 }
 
 /* Tensors are weights until their keys say otherwise; objects never are. */
-static mgr_skip sort_key(const char *key, bool tensor)
+static mgr_skip sort_weights(const char *key, bool tensor)
 {
     if (is_optimizer(key))
         return MGR_SKIP_OPTIMIZER;
@@ -49,6 +49,30 @@ static mgr_skip sort_key(const char *key, bool tensor)
     if (mgr_has_prefix(key, "rerun_state"))
         return MGR_SKIP_OTHER;
     return tensor || strcmp(key, COMMON_OBJECT) == 0 ? MGR_SKIP_COUNT : MGR_SKIP_OTHER;
+}
+
+/* The same with the masters, or with all that an optimizer keeps of a parameter. */
+static mgr_skip sort_masters(const char *key, bool tensor)
+{
+    return tensor && mgr_megatron_dist_plane(key) == MGR_PLANE_MASTER ? MGR_SKIP_COUNT
+                                                                      : sort_weights(key, tensor);
+}
+
+static mgr_skip sort_planes(const char *key, bool tensor)
+{
+    return tensor && mgr_megatron_dist_plane(key) != MGR_PLANE_WEIGHT ? MGR_SKIP_COUNT
+                                                                      : sort_weights(key, tensor);
+}
+
+static int hold(const mgr_config *config, const char *directory, void **held, mgr_err *err)
+{
+    const bool masters = strcmp(config->source.weights, "masters") == 0;
+    const mgr_dcp *dcp;
+    return mgr_dcp_hold(held, directory,
+                        config->source.planes ? sort_planes
+                        : masters             ? sort_masters
+                                              : sort_weights,
+                        &dcp, err);
 }
 
 /* ---- files ---- */
@@ -145,7 +169,8 @@ static int find_megatron_dist_source(const mgr_config *config, mgr_arena *arena,
     MGR_TRY(mgr_megatron_find_iteration(config->source.path, config->source.iteration, arena,
                                         &files->directory, err));
     MGR_TRY(check_kind(files->directory, arena, err));
-    MGR_TRY(mgr_dcp_hold(&files->held, files->directory, sort_key, &dcp, err));
+    MGR_TRY(hold(config, files->directory, &files->held, err));
+    dcp = files->held;
     MGR_TRY(mgr_arena_alloc(arena, &files->paths, (dcp->n_paths + 2) * sizeof *files->paths, err));
     MGR_TRY(mgr_arena_fmt(arena, &files->paths[0], err, "%s/" MGR_DCP_METADATA, files->directory));
     MGR_TRY(mgr_arena_fmt(arena, &files->paths[1], err, "%s/" COMMON, files->directory));
@@ -167,8 +192,19 @@ static int read_chunk(mgr_catalogue *cat, uint32_t file, const mgr_reader *reade
                : rc;
 }
 
+/* Are moments among what is read, and so their optimizer's settings? */
+static bool has_moments(const mgr_dcp *dcp)
+{
+    for (size_t i = 0; i < dcp->n_entries; i++)
+        if (dcp->entries[i].tensor &&
+            mgr_megatron_dist_plane(dcp->entries[i].name) >= MGR_PLANE_EXP_AVG)
+            return true;
+    return false;
+}
+
 static int read_common(mgr_catalogue *cat, uint32_t file, const mgr_reader *reader,
-                       const char *directory, const mgr_dcp_item *item, mgr_err *err)
+                       const char *directory, const mgr_dcp *dcp, const mgr_dcp_item *item,
+                       mgr_err *err)
 {
     mgr_buf path = {0};
     mgr_reader window;
@@ -177,9 +213,17 @@ static int read_common(mgr_catalogue *cat, uint32_t file, const mgr_reader *read
     if (rc == MGR_OK && !other)
         rc = mgr_reader_window(&window, reader, item->offset, item->length, err);
     if (rc == MGR_OK && !other)
-        rc = mgr_torch_file_read_common(cat, file, &window, err);
+        rc = mgr_torch_file_read_common(cat, file, &window, has_moments(dcp), err);
     mgr_buf_clear(&path);
     return rc == MGR_OK ? rc : mgr_wrap(err, "object '" COMMON_OBJECT "'");
+}
+
+static int read_common_file(mgr_catalogue *cat, uint32_t file, const mgr_reader *reader,
+                            const char *directory, void **held, mgr_err *err)
+{
+    const mgr_dcp *dcp;
+    MGR_TRY(mgr_dcp_hold(held, directory, sort_weights, &dcp, err));
+    return mgr_torch_file_read_common(cat, file, reader, has_moments(dcp), err);
 }
 
 static int read_items(mgr_catalogue *cat, uint32_t file, const mgr_reader *reader,
@@ -187,12 +231,12 @@ static int read_items(mgr_catalogue *cat, uint32_t file, const mgr_reader *reade
 {
     const mgr_dcp *dcp;
     size_t first, n;
-    MGR_TRY(mgr_dcp_hold(held, directory, sort_key, &dcp, err));
+    MGR_TRY(mgr_dcp_hold(held, directory, sort_weights, &dcp, err));
     mgr_dcp_items_of(dcp, strrchr(reader->name, '/') + 1, &first, &n);
     int rc = MGR_OK;
     for (size_t i = first; rc == MGR_OK && i < first + n; i++)
         rc = dcp->items[i].chunk == SIZE_MAX
-                 ? read_common(cat, file, reader, directory, &dcp->items[i], err)
+                 ? read_common(cat, file, reader, directory, dcp, &dcp->items[i], err)
                  : read_chunk(cat, file, reader, dcp, &dcp->items[i], err);
     return rc;
 }
@@ -200,7 +244,7 @@ static int read_items(mgr_catalogue *cat, uint32_t file, const mgr_reader *reade
 static int count_skipped(mgr_catalogue *cat, const char *directory, void **held, mgr_err *err)
 {
     const mgr_dcp *dcp;
-    MGR_TRY(mgr_dcp_hold(held, directory, sort_key, &dcp, err));
+    MGR_TRY(mgr_dcp_hold(held, directory, sort_weights, &dcp, err));
     mgr_dcp_count_skipped(dcp, cat);
     return MGR_OK;
 }
@@ -214,7 +258,7 @@ static int read_file(mgr_catalogue *cat, uint32_t file, const mgr_reader *reader
     if (rc == MGR_OK && mgr_has_suffix(reader->name, "/" MGR_DCP_METADATA))
         rc = count_skipped(cat, directory, held, err);
     else if (rc == MGR_OK && mgr_has_suffix(reader->name, "/" COMMON))
-        rc = mgr_torch_file_read_common(cat, file, reader, err);
+        rc = read_common_file(cat, file, reader, directory, held, err);
     else if (rc == MGR_OK)
         rc = read_items(cat, file, reader, directory, held, err);
     mgr_arena_clear(&arena);
@@ -256,17 +300,28 @@ static int layout_megatron_dist_source(const void *opaque, mgr_layout *into, mgr
 static int summary_megatron_dist_source(const void *opaque, mgr_buf *out, mgr_err *err)
 {
     const state *const s = opaque;
-    return mgr_buf_fmt(out, err, "torch_dist, %zu chunks, %s%s", s->n_chunks,
-                       s->dist.hybrid    ? "a HybridModel's layers"
-                       : s->dist.stacked ? "stacked layers"
-                                         : "a key per layer",
-                       s->dist.singleton ? ", gate and up apart" : "");
+    MGR_TRY(mgr_buf_fmt(out, err, "torch_dist, %zu chunks, %s%s", s->n_chunks,
+                        s->dist.hybrid    ? "a HybridModel's layers"
+                        : s->dist.stacked ? "stacked layers"
+                                          : "a key per layer",
+                        s->dist.singleton ? ", gate and up apart" : ""));
+    return s->dist.masters ? mgr_buf_text(out, ", float32 masters", err) : MGR_OK;
+}
+
+static unsigned planes_megatron_dist_source(const mgr_catalogue *cat)
+{
+    unsigned planes = 0;
+    for (size_t i = 0; i < cat->n_stored; i++)
+        planes |= 1u << mgr_megatron_dist_plane(cat->stored[i].name);
+    return planes & MGR_PLANES_KEPT;
 }
 
 static const mgr_key keys[] = {
     MGR_ROW_SOURCE_ITERATION,
     MGR_ROW_UNKNOWN,
     MGR_ROW_MTP,
+    MGR_ROW_CHOICE("source.weights", source.weights, "copies", "copies|masters",
+                   "the parameters, or the float32 masters that the optimizer has of them"),
     MGR_ROW_BOOL("source.sha256", source.sha256, "false",
                  "compare every file with integrity.json; reads the source once more"),
 };
@@ -281,8 +336,10 @@ static int review_megatron_dist_source(const void *opaque, const mgr_catalogue *
 const mgr_source_format mgr_source_megatron_dist = {
     .name = "megatron-dist",
     .keys = MGR_KEY_TABLE(MGR_OWNER_SOURCE, "megatron-dist", keys),
+    .planes = planes_megatron_dist_source,
     .probe = probe_megatron_dist_source,
     .find = find_megatron_dist_source,
+    .begin = hold,
     .read = read_file,
     .forget = mgr_dcp_forget,
     .describe = describe_megatron_dist_source,

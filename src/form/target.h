@@ -42,6 +42,10 @@ typedef struct mgr_target_format {
     /* NULL, or: fill in what the configuration leaves to the source. Pure. */
     void (*settle)(const mgr_origin *origin, mgr_config *config);
 
+    /* NULL: no optimizer. Or: the planes that its state has here, of a model of type `dtype`. Pure.
+     */
+    unsigned (*planes)(const mgr_origin *origin, mgr_dtype dtype);
+
     /* NULL, or: give a mixture that was just made of a dense model what this format's class for it
      * always has, and what says nothing yet. Pure. */
     void (*complete)(const mgr_config *config, mgr_model *model);

@@ -15,6 +15,7 @@
 #include "fmt/sha256.h"
 #include "fmt/torch_write.h"
 #include "form/format_keys.h"
+#include "form/megatron_optimizer.h"
 #include "form/megatron_write.h"
 #include "form/sidecar.h"
 #include "form/target.h"
@@ -33,6 +34,7 @@ typedef struct state {
     mgr_megatron whole; /* all sizes 1 */
     mgr_dtype dtype;
     mgr_megatron_arg_list args;
+    mgr_megatron_optimizer optimizer;
     char folder[32];
 } state;
 
@@ -84,9 +86,26 @@ static int check_hybrid(const mgr_config *config, const mgr_model *model, mgr_er
     return mgr_hint(err, "write a GPTModel's keys: 'target.dist_keys: stacked' or 'per-layer'");
 }
 
+static bool is_kept(const mgr_config *config)
+{
+    return strcmp(config->target.optimizer, "keep") == 0;
+}
+
+/* checkpointing.py loads no optimizer of a release. */
+static int check_iteration(const mgr_config *config, mgr_err *err)
+{
+    if (!is_kept(config) || config->target.iteration)
+        return MGR_OK;
+    mgr_config_fail(config, "target.optimizer", err,
+                    "'target.optimizer' is 'keep', but Megatron-LM loads no optimizer of a release "
+                    "checkpoint");
+    return mgr_hint(err, "set target.iteration to the iteration that training goes on from");
+}
+
 static int check_megatron_dist_target(const mgr_config *config, const mgr_model *model,
                                       mgr_err *err)
 {
+    MGR_TRY(check_iteration(config, err));
     MGR_TRY(check_keys(config, model, err));
     MGR_TRY(check_hybrid(config, model, err));
     MGR_TRY(check_experts_megatron_dist_target(config, model, err));
@@ -135,6 +154,26 @@ static void fill_state(const mgr_config *config, const mgr_layout *into, state *
     };
 }
 
+static unsigned planes_megatron_dist_target(const mgr_origin *origin, mgr_dtype dtype)
+{
+    return mgr_megatron_optimizer_planes(mgr_megatron_optimizer_distributed(origin->cat), dtype);
+}
+
+static int take_optimizer(const mgr_config *config, const mgr_origin *origin, state *s,
+                          mgr_err *err)
+{
+    if (!is_kept(config))
+        return MGR_OK;
+    MGR_TRY(mgr_megatron_optimizer_check(origin->cat, err));
+    s->optimizer =
+        (mgr_megatron_optimizer){.from = origin->cat,
+                                 .dtype = s->dtype,
+                                 .distributed = mgr_megatron_optimizer_distributed(origin->cat),
+                                 .chained = s->model.experts && s->target.expert_parallel > 1};
+    s->target.distributed = s->optimizer.distributed;
+    return MGR_OK;
+}
+
 static int make_args(const mgr_config *config, const mgr_origin *origin, state *s, mgr_err *err)
 {
     const mgr_megatron_args args = {.model = &s->model,
@@ -171,6 +210,7 @@ static int layout_megatron_dist_target(const mgr_config *config, const mgr_origi
     MGR_TRY(mgr_alloc(&s, 1, sizeof *s, err));
     *out = s; /* released with the target, also after an error */
     fill_state(config, into, s);
+    MGR_TRY(take_optimizer(config, origin, s, err));
     MGR_TRY(make_args(config, origin, s, err));
     return mgr_megatron_dist_declare(into, &s->target, err);
 }
@@ -300,6 +340,16 @@ static int emit_content(const state *s, mgr_buf *out, mgr_err *err)
         MGR_TRY(mgr_pickle_text(out, "non_homogeneous_layers", err));
         MGR_TRY(mgr_pickle_bool(out, 1, err));
     }
+    if (s->optimizer.from) {
+        MGR_TRY(mgr_pickle_text(out, "chained_optim_avoid_prefix", err));
+        MGR_TRY(mgr_pickle_bool(out, 1, err));
+    }
+    if (s->optimizer.distributed) {
+        MGR_TRY(mgr_pickle_text(out, "distrib_optim_sharding_type", err));
+        MGR_TRY(mgr_pickle_text(out, "fully_reshardable", err));
+        MGR_TRY(mgr_pickle_text(out, "distrib_optim_fully_reshardable_mem_efficient", err));
+        MGR_TRY(mgr_pickle_bool(out, 0, err));
+    }
     return mgr_pickle_dict_close(out, err);
 }
 
@@ -318,6 +368,8 @@ static int emit_common(const mgr_output *target, mgr_buf *out, mgr_err *err)
     MGR_TRY(mgr_pickle_int(out, (int64_t)target->config->target.iteration, err));
     MGR_TRY(mgr_pickle_text(out, "num_floating_point_operations_so_far", err));
     MGR_TRY(mgr_pickle_int(out, 0, err));
+    if (s->optimizer.from)
+        MGR_TRY(mgr_megatron_optimizer_emit(&s->optimizer, out, err));
     MGR_TRY(mgr_pickle_text(out, "content_metadata", err));
     MGR_TRY(emit_content(s, out, err));
     MGR_TRY(mgr_pickle_dict_close(out, err));
@@ -326,10 +378,14 @@ static int emit_common(const mgr_output *target, mgr_buf *out, mgr_err *err)
 
 static int emit_common_file(const mgr_output *target, mgr_buf *out, mgr_err *err)
 {
+    const state *const s = target->state;
     mgr_buf pickle = {0};
+    const float step = s->optimizer.from ? mgr_megatron_optimizer_step(s->optimizer.from) : 0;
+    const bool tensor = s->optimizer.from && !s->optimizer.distributed;
     int rc = emit_common(target, &pickle, err);
     if (rc == MGR_OK)
-        rc = mgr_torch_archive("common", &pickle, out, err);
+        rc = tensor ? mgr_torch_archive_with("common", &pickle, &step, sizeof step, out, err)
+                    : mgr_torch_archive("common", &pickle, out, err);
     mgr_buf_clear(&pickle);
     return rc;
 }
@@ -429,6 +485,7 @@ static const mgr_key keys[] = {
                    "layers stacked, as a moe_layer_freq of 1 asks for, or each by its number, as a "
                    "list does, or those of a HybridModel"),
     MGR_ROW_TARGET_ITERATION,
+    MGR_ROW_OPTIMIZER,
     MGR_ROW_MAX_SHARD_SIZE,
 };
 
@@ -450,6 +507,7 @@ const mgr_target_format mgr_target_megatron_dist = {
     .container = &mgr_container_dist,
     .check = check_megatron_dist_target,
     .settle = settle_megatron_dist_target,
+    .planes = planes_megatron_dist_target,
     .layout = layout_megatron_dist_target,
     .review = review_megatron_dist_target,
     .sidecars = sidecars_megatron_dist_target,

@@ -69,7 +69,7 @@ static int describe(mgr_checkpoint *c, mgr_err *err)
 static int look(mgr_checkpoint *c, const char *settings, mgr_err *err)
 {
     if (!settings)
-        return mgr_view_open(&c->view, c->path, err);
+        return mgr_view_open(&c->view, c->path, false, err);
     MGR_TRY(mgr_alloc(&c->config, 1, sizeof *c->config, err));
     MGR_TRY(mgr_settings_parse(c->config, settings, c->path, "none", err));
     return mgr_view_open_config(&c->view, c->config, err);

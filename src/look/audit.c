@@ -132,6 +132,20 @@ static const char *target_format(const audit *a)
     return name ? name : "";
 }
 
+/* What was written beside the weights. */
+static unsigned planes(const audit *a)
+{
+    const json_t *const target = json_object_get(a->manifest, "target");
+    const json_t *const names = json_object_get(target, "planes");
+    unsigned set = 0;
+    for (size_t i = 0; i < json_array_size(names); i++) {
+        const char *const name = json_string_value(json_array_get(names, i));
+        for (int p = 0; name && p < MGR_PLANE_COUNT; p++)
+            set |= strcmp(name, mgr_plane_name((mgr_plane)p)) == 0 ? 1u << p : 0;
+    }
+    return set;
+}
+
 /* ---- the weights ---- */
 
 /* Rank 0: open the output as a source would. That it cannot be is a difference, which is told
@@ -140,8 +154,8 @@ static int open_view(audit *a, mgr_err *err)
 {
     mgr_err why = MGR_ERR_INIT;
     const mgr_source_format *const format = mgr_source_find(target_format(a));
-    const int rc = format ? mgr_view_open_as(&a->view, format, a->path, &why)
-                          : mgr_view_open(&a->view, a->path, &why);
+    const int rc = format ? mgr_view_open_as(&a->view, format, a->path, planes(a), &why)
+                          : mgr_view_open(&a->view, a->path, false, &why);
     a->viewed = rc == MGR_OK;
     if (rc != MGR_OK || !a->view.has_model)
         return mgr_buf_text(&a->refusal, rc != MGR_OK ? why.msg : a->view.refusal.data, err);

@@ -307,7 +307,7 @@ static int make_buffers(side *s, mgr_err *err)
 
 static int open_side(side *s, const char *path, mgr_err *err)
 {
-    MGR_TRY(mgr_view_open(&s->view, path, err));
+    MGR_TRY(mgr_view_open(&s->view, path, false, err));
     MGR_TRY(mgr_rows_open(&s->reading, &s->view, err));
     return make_buffers(s, err);
 }

@@ -97,7 +97,7 @@ static int print_json(const mgr_view *v, mgr_err *err)
 int mgr_inspect(const mgr_inspect_options *o, mgr_err *err)
 {
     mgr_view v;
-    int rc = mgr_view_open(&v, o->path, err);
+    int rc = mgr_view_open(&v, o->path, o->optimizer, err);
     if (rc == MGR_OK && o->json)
         rc = print_json(&v, err);
     else if (rc == MGR_OK)

@@ -11,6 +11,7 @@
 
 typedef struct mgr_inspect_options {
     const char *path; /* a checkpoint's folder, or one .pt or .safetensors file */
+    bool optimizer;   /* what it keeps, too */
     bool json;
     bool summary; /* no list of tensors */
 } mgr_inspect_options;

@@ -141,7 +141,7 @@ int mgr_verify_output(const char *format_name, const mgr_layout *planned, const 
     const mgr_source_format *const format = mgr_source_find(format_name);
     if (!format)
         return MGR_OK;
-    int rc = mgr_view_open_as(&view, format, directory, err);
+    int rc = mgr_view_open_as(&view, format, directory, planned->tensors->kept, err);
     if (rc == MGR_OK && !view.has_model)
         rc = mgr_fail(err, MGR_ERR_INTERNAL, "self-check of the output: %s", view.refusal.data);
     if (rc == MGR_OK)

@@ -103,13 +103,14 @@ static int open_source(mgr_view *v, const mgr_source_format *format, const mgr_c
     return mgr_buf_text(&v->refusal, why.msg, err);
 }
 
-static int open_directory(mgr_view *v, const char *path, mgr_err *err)
+static int open_directory(mgr_view *v, const char *path, bool optimizer, mgr_err *err)
 {
     const char **names, *file;
     size_t n, found = 0;
     const mgr_source_format *const format = mgr_source_probe(path);
     if (format) {
-        const mgr_config config = plain_config(path, "refuse");
+        mgr_config config = plain_config(path, "refuse");
+        config.source.planes = optimizer ? MGR_PLANES_FOUND : 0;
         return open_source(v, format, &config, err);
     }
     MGR_TRY(mgr_list_dir(path, &v->arena, &names, &n, err));
@@ -126,18 +127,20 @@ static int open_directory(mgr_view *v, const char *path, mgr_err *err)
     return MGR_OK;
 }
 
-int mgr_view_open(mgr_view *v, const char *path, mgr_err *err)
+int mgr_view_open(mgr_view *v, const char *path, bool optimizer, mgr_err *err)
 {
     *v = (mgr_view){.path = path};
     if (!mgr_path_exists(path))
         return mgr_fail(err, MGR_ERR_NOT_FOUND, "'%s' does not exist", path);
-    return mgr_is_dir(path) ? open_directory(v, path, err) : open_file(v, path, err);
+    return mgr_is_dir(path) ? open_directory(v, path, optimizer, err) : open_file(v, path, err);
 }
 
-int mgr_view_open_as(mgr_view *v, const mgr_source_format *format, const char *path, mgr_err *err)
+int mgr_view_open_as(mgr_view *v, const mgr_source_format *format, const char *path,
+                     unsigned planes, mgr_err *err)
 {
     *v = (mgr_view){.path = path};
-    const mgr_config config = plain_config(path, "warn"); /* an output: its source was judged */
+    mgr_config config = plain_config(path, "warn"); /* an output: its source was judged */
+    config.source.planes = planes;
     return open_source(v, format, &config, err);
 }
 

@@ -24,14 +24,15 @@ typedef struct mgr_view {
     mgr_layout layout;
 } mgr_view;
 
-/* Open a checkpoint's folder, or one .pt, .bin or .safetensors file. One that is well formed but of
- * a kind that cannot be a source is opened, too, without a model. Free with mgr_view_close, also
- * after an error. Errors: as the formats' readers. Local. */
-int mgr_view_open(mgr_view *view, const char *path, mgr_err *err) MGR_NODISCARD;
-/* The same, of the folder of a checkpoint in `format`. */
+/* Open a checkpoint's folder, with what an optimizer keeps where `optimizer` says so, or one .pt,
+ * .bin or .safetensors file. One that is well formed but of a kind that cannot be a source is
+ * opened, too, without a model. Free with mgr_view_close, also after an error. Errors: as the
+ * formats' readers. Local. */
+int mgr_view_open(mgr_view *view, const char *path, bool optimizer, mgr_err *err) MGR_NODISCARD;
+/* The same, of the folder of a checkpoint in `format`, with `planes` of an optimizer. */
 struct mgr_source_format;
 int mgr_view_open_as(mgr_view *view, const struct mgr_source_format *format, const char *path,
-                     mgr_err *err) MGR_NODISCARD;
+                     unsigned planes, mgr_err *err) MGR_NODISCARD;
 /* The same, as the section `source` of a configuration says, which lives as long. */
 int mgr_view_open_config(mgr_view *view, const mgr_config *config, mgr_err *err) MGR_NODISCARD;
 void mgr_view_close(mgr_view *view);

@@ -76,7 +76,7 @@ int mgr_tensors_join(mgr_tensors *ts, const mgr_model *model, uint32_t sources, 
             ;
         join_bundle(ts, &each, i, end, others, target);
     }
-    ts->first_opaque = ts->n;
+    ts->first_opaque = ts->n_weights = ts->n;
     mgr_free(each.list); /* the rest of it is part of *ts now */
     return MGR_OK;
 }

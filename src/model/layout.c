@@ -58,9 +58,10 @@ static int index_build(mgr_layout *layout, mgr_err *err)
 
 /* Trainers keep the selection bias in float32 whatever the weights are (transformer/moe/router.py,
  * _maintain_float32_expert_bias; transformers' _keep_in_fp32_modules_strict). */
-static mgr_dtype type_in_target(mgr_role role, mgr_dtype dtype)
+static mgr_dtype type_in_target(const mgr_tensor *t, mgr_dtype dtype)
 {
-    return role == MGR_ROLE_SELECTION_BIAS ? MGR_DTYPE_F32 : dtype;
+    return t->role == MGR_ROLE_SELECTION_BIAS || t->plane != MGR_PLANE_WEIGHT ? MGR_DTYPE_F32
+                                                                              : dtype;
 }
 
 int mgr_layout_init(mgr_layout *layout, const mgr_tensors *tensors, mgr_catalogue *cat,
@@ -69,7 +70,7 @@ int mgr_layout_init(mgr_layout *layout, const mgr_tensors *tensors, mgr_catalogu
     *layout = (mgr_layout){.tensors = tensors, .cat = cat, .declare = declare, .dtype = dtype};
     int rc = mgr_alloc(&layout->types, tensors->n, sizeof *layout->types, err);
     for (uint32_t i = 0; rc == MGR_OK && i < tensors->n; i++)
-        layout->types[i] = declare ? type_in_target(tensors->list[i].role, dtype) : MGR_DTYPE_NONE;
+        layout->types[i] = declare ? type_in_target(&tensors->list[i], dtype) : MGR_DTYPE_NONE;
     if (rc == MGR_OK && !declare)
         rc = mgr_alloc(&layout->used, cat->n_stored, 1, err);
     if (rc == MGR_OK && !declare)
@@ -86,6 +87,7 @@ void mgr_layout_clear(mgr_layout *layout)
     mgr_free(layout->index);
     mgr_free(layout->used);
     mgr_free(layout->types);
+    mgr_free(layout->copies);
     mgr_free(layout->links);
     mgr_free(layout->boxes);
     mgr_free(layout->fills);
@@ -344,13 +346,20 @@ static void settle_types(mgr_layout *layout)
             stored[i].dtype = layout->dtype;
 }
 
+mgr_dtype mgr_layout_type(const mgr_layout *layout, uint32_t tensor)
+{
+    const mgr_dtype copy = layout->copies ? layout->copies[tensor] : MGR_DTYPE_NONE;
+    return copy != MGR_DTYPE_NONE ? copy : layout->types[tensor];
+}
+
 /* The type that most elements have; what was said of the model where that is one of them. */
 static mgr_dtype most_common(const mgr_layout *layout)
 {
     uint64_t elements[MGR_DTYPE_COUNT] = {0};
     mgr_dtype most = layout->dtype;
-    for (uint32_t i = 0; i < layout->tensors->n; i++)
-        elements[layout->types[i]] += layout->tensors->list[i].rows * layout->tensors->list[i].cols;
+    for (uint32_t i = 0; i < layout->tensors->n_weights; i++)
+        elements[mgr_layout_type(layout, i)] +=
+            layout->tensors->list[i].rows * layout->tensors->list[i].cols;
     for (int d = 0; d < MGR_DTYPE_COUNT; d++)
         if (mgr_dtype_is_weight((mgr_dtype)d) && elements[d] > elements[most])
             most = (mgr_dtype)d;

@@ -45,7 +45,7 @@ static void measure(const mgr_catalogue *cat, extents *e, mgr_megatron_dist *dis
 {
     for (size_t i = 0; i < cat->n_stored; i++) {
         mgr_dist_piece p;
-        if (mgr_dist_read_piece(&cat->stored[i], dist->hybrid, &p))
+        if (mgr_dist_read_piece(&cat->stored[i], dist->hybrid, &p) && p.plane == MGR_PLANE_WEIGHT)
             measure_piece(&p, e, dist);
     }
 }
@@ -120,7 +120,8 @@ int mgr_megatron_dist_model(const mgr_catalogue *cat, const mgr_config *config,
 {
     extents e = {.dtype = MGR_DTYPE_NONE};
     MGR_TRY(mgr_megatron_families_check(cat, err));
-    *dist = (mgr_megatron_dist){.hybrid = mgr_megatron_hybrid_is(cat)};
+    *dist = (mgr_megatron_dist){.hybrid = mgr_megatron_hybrid_is(cat),
+                                .masters = strcmp(config->source.weights, "masters") == 0};
     if (dist->hybrid)
         MGR_TRY(mgr_megatron_hybrid_check(cat, err));
     measure(cat, &e, dist);
@@ -183,24 +184,73 @@ static int check_extent(mgr_dist_spot *at, const mgr_megatron_dist *dist, mgr_er
         c->stored->name, path, size, c->key->place == MGR_DIST_TOP ? "" : " of each layer");
 }
 
+/* `there`: [tensors] what there is of planes. `mark`: that is found out. */
 static int put_piece(mgr_layout *layout, const mgr_megatron_dist *dist, const mgr_dist_piece *c,
-                     mgr_err *err)
+                     uint8_t *there, bool mark, mgr_err *err)
 {
-    mgr_dist_spot at = {.layout = layout, .piece = c};
+    mgr_dist_spot at = {.layout = layout, .piece = c, .there = there, .mark = mark};
     if (c->key->role == MGR_ROLE_LM_HEAD && layout->tensors->model.tied)
         return MGR_OK; /* left over: tied embeddings have no output layer in this format */
     MGR_TRY(check_extent(&at, dist, err));
-    MGR_TRY(mgr_layout_tensor(layout, c->stored->file, c->stored->name, c->stored->ndim,
-                              c->stored->shape, &at.stored, err));
+    if (!mark)
+        MGR_TRY(mgr_layout_tensor(layout, c->stored->file, c->stored->name, c->stored->ndim,
+                                  c->stored->shape, &at.stored, err));
     return mgr_dist_put(&at, err);
+}
+
+static int put_pieces(mgr_layout *layout, const mgr_megatron_dist *dist, uint8_t *there, bool mark,
+                      mgr_err *err)
+{
+    for (size_t i = 0; i < layout->cat->n_stored; i++) {
+        mgr_dist_piece c;
+        if (!mgr_dist_read_piece(&layout->cat->stored[i], dist->hybrid, &c))
+            continue;
+        c.instead = dist->masters && c.plane == MGR_PLANE_MASTER;
+        if (mark ? c.plane != MGR_PLANE_WEIGHT : true)
+            MGR_TRY(put_piece(layout, dist, &c, there, mark, err));
+    }
+    return MGR_OK;
+}
+
+/* Everything that was asked for, of every parameter? */
+static int check_planes(const mgr_layout *layout, const mgr_megatron_dist *dist,
+                        const uint8_t *there, mgr_err *err)
+{
+    const mgr_tensors *const ts = layout->tensors;
+    char label[96];
+    for (uint32_t i = 0; i < ts->n; i++) {
+        const bool plane = ts->list[i].plane != MGR_PLANE_WEIGHT;
+        if (there[i] || (plane ? false : !dist->masters || layout->types[i] == MGR_DTYPE_F32))
+            continue;
+        mgr_fail(err, MGR_ERR_UNSUPPORTED, "the checkpoint of '%s' has no %s%s",
+                 layout->cat->n_files ? layout->cat->files[0].path : "",
+                 plane ? "" : "float32 master of ",
+                 mgr_tensor_label(&ts->list[i], label, sizeof label));
+        return mgr_hint(err, "an optimizer is read as --dist-ckpt-optim-fully-reshardable saves "
+                             "it, or as one that is not distributed");
+    }
+    return MGR_OK;
+}
+
+static int put_planes(mgr_layout *layout, const mgr_megatron_dist *dist, uint8_t *there,
+                      mgr_err *err)
+{
+    MGR_TRY(put_pieces(layout, dist, there, true, err));
+    MGR_TRY(put_pieces(layout, dist, there, false, err));
+    return check_planes(layout, dist, there, err);
 }
 
 int mgr_megatron_dist_layout(mgr_layout *layout, const mgr_megatron_dist *dist, mgr_err *err)
 {
-    for (size_t i = 0; i < layout->cat->n_stored; i++) {
-        mgr_dist_piece c;
-        if (mgr_dist_read_piece(&layout->cat->stored[i], dist->hybrid, &c))
-            MGR_TRY(put_piece(layout, dist, &c, err));
-    }
-    return MGR_OK;
+    uint8_t *there = NULL;
+    if (!dist->masters && !layout->tensors->kept)
+        return put_pieces(layout, dist, NULL, false, err);
+    MGR_TRY(mgr_alloc(&there, layout->tensors->n, 1, err));
+    int rc = dist->masters
+                 ? mgr_alloc(&layout->copies, layout->tensors->n, sizeof *layout->copies, err)
+                 : MGR_OK;
+    if (rc == MGR_OK)
+        rc = put_planes(layout, dist, there, err);
+    mgr_free(there);
+    return rc;
 }

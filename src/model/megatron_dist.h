@@ -23,7 +23,11 @@ typedef struct mgr_megatron_dist {
     bool stacked;   /* layers are an axis of their tensors, otherwise a part of their keys */
     bool singleton; /* gate and up are tensors of their own */
     bool hybrid;    /* HybridModel's keys: attention and FFN are layers of their own */
+    bool masters;   /* source.weights: they are the weights, the weights themselves are left */
 } mgr_megatron_dist;
+
+/* The plane that a key is of, MGR_PLANE_WEIGHT unless it is an optimizer's. Pure. */
+mgr_plane mgr_megatron_dist_plane(const char *name);
 
 /* The name of the chunk of `key` at `offset`, appended to *out, and back: *key_len bytes of the
  * name are the key. False for a name that is none of a chunk. */
@@ -50,6 +54,7 @@ typedef struct mgr_megatron_dist_target {
     uint64_t max_shard_size;  /* of the tensors of a file, unless one alone is larger */
     uint32_t expert_parallel; /* above 1: the experts of each such rank have files of their own */
     bool stacked, hybrid;
+    bool distributed; /* planes have the names of a distributed optimizer's */
     mgr_norm_names names;
 } mgr_megatron_dist_target;
 

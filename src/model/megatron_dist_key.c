@@ -172,10 +172,55 @@ static const char *skip_layer(const char *key, size_t *len, mgr_dist_piece *p, b
     return key;
 }
 
+/* core/optimizer: fully_reshardable in distrib_optimizer.py, Float16OptimizerWithFloat16Params in
+ * optimizer.py; both have the shapes and cuts of the weights. */
+static const struct {
+    mgr_plane plane;
+    bool distributed;
+    const char *prefix;
+} prefixes[] = {
+    {MGR_PLANE_MASTER, true, "optimizer.state.param."},
+    {MGR_PLANE_MASTER, false, "optimizer.state.fp32_param."},
+    {MGR_PLANE_EXP_AVG, true, "optimizer.state.exp_avg."},
+    {MGR_PLANE_EXP_AVG, false, "optimizer.state.exp_avg."},
+    {MGR_PLANE_EXP_AVG_SQ, true, "optimizer.state.exp_avg_sq."},
+    {MGR_PLANE_EXP_AVG_SQ, false, "optimizer.state.exp_avg_sq."},
+};
+
+#define N_PREFIXES (sizeof prefixes / sizeof prefixes[0])
+
+const char *mgr_dist_prefix(mgr_plane plane, bool distributed)
+{
+    for (size_t i = 0; i < N_PREFIXES; i++)
+        if (prefixes[i].plane == plane && prefixes[i].distributed == distributed)
+            return prefixes[i].prefix;
+    return "";
+}
+
+static const char *skip_plane(const char *key, size_t *len, mgr_plane *plane)
+{
+    for (size_t i = 0; i < N_PREFIXES; i++) {
+        const char *const rest = skip_prefix(key, prefixes[i].prefix, len);
+        if (!rest)
+            continue;
+        *plane = prefixes[i].plane;
+        return rest;
+    }
+    return key;
+}
+
+mgr_plane mgr_megatron_dist_plane(const char *name)
+{
+    size_t len = strlen(name);
+    mgr_plane plane = MGR_PLANE_WEIGHT;
+    (void)skip_plane(name, &len, &plane);
+    return plane;
+}
+
 static const mgr_dist_key *read_key(const mgr_stored *s, size_t len, mgr_dist_piece *p,
                                     bool *expert_axis)
 {
-    const char *key = skip_wrappers(s->name, &len);
+    const char *key = skip_wrappers(skip_plane(s->name, &len, &p->plane), &len);
     const char *const below = skip_prefix(key, MGR_MEGATRON_LAYERS, &len);
     if (!below)
         return find_key(key, len, MGR_DIST_TOP);
@@ -260,6 +305,7 @@ static const mgr_tensor *logical(const mgr_dist_spot *at, mgr_role role, uint32_
     *idx =
         mgr_tensors_find(ts, role, c->key->place == MGR_DIST_TOP ? MGR_NONE : (uint32_t)at->layer,
                          c->experts ? (uint32_t)at->expert : MGR_NONE);
+    *idx = mgr_tensors_plane(ts, *idx, c->instead ? MGR_PLANE_WEIGHT : c->plane);
     return *idx == MGR_NONE ? NULL : &ts->list[*idx];
 }
 
@@ -286,6 +332,13 @@ static int put(const mgr_dist_spot *at, mgr_role role, uint64_t first, uint64_t 
         return MGR_OK;
     if (!logical(at, role, &idx))
         return mgr_fail(err, MGR_ERR_INTERNAL, "no logical tensor '%s'", mgr_role_name(role));
+    if (at->mark)
+        at->there[idx] = 1;
+    else if (at->there && at->layout->copies && c->plane == MGR_PLANE_WEIGHT && at->there[idx])
+        at->layout->copies[idx] = c->stored->dtype;
+    if (at->mark || (at->layout->copies && at->layout->copies[idx] != MGR_DTYPE_NONE &&
+                     c->plane == MGR_PLANE_WEIGHT))
+        return MGR_OK;
     const uint64_t before = (at->layer - c->layer) * experts + (at->expert - c->expert);
     const mgr_box box = {
         .tensor = idx,

@@ -54,12 +54,18 @@ extern const mgr_dist_key mgr_dist_keys[MGR_DIST_KEYS];
 typedef struct mgr_dist_piece {
     const mgr_stored *stored;
     const mgr_dist_key *key;
+    mgr_plane plane;
+    bool instead;             /* a master in the place of its weight */
     uint64_t layer, layers;   /* those that it holds: more than one only where they are stacked */
     uint64_t expert, experts; /* the same; 0 experts: not of an expert */
     bool stacked;
     uint32_t ndim; /* without the axes of layers and experts; a vector has one column */
     uint64_t row, rows, col, cols;
 } mgr_dist_piece;
+
+/* What precedes the key of a weight where it is that plane's; "" of weights themselves. The name of
+ * masters is that of distributed optimizers, or of the others. Pure. */
+const char *mgr_dist_prefix(mgr_plane plane, bool distributed);
 
 /* The chunk `s` as a piece; false for a tensor that is none of ours. Pure. */
 bool mgr_dist_read_piece(const mgr_stored *s, bool hybrid, mgr_dist_piece *p);
@@ -70,6 +76,8 @@ typedef struct mgr_dist_spot {
     const mgr_dist_piece *piece;
     uint32_t stored;
     uint64_t layer, expert; /* of those in the piece */
+    uint8_t *there; /* [tensors]: a plane is, or a master in the place of a weight; or NULL */
+    bool mark;      /* say so, and put no box */
 } mgr_dist_spot;
 
 /* The tensor that says how long the rows are; NULL where the model has none. Pure. */

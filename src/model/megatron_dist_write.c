@@ -29,6 +29,7 @@ typedef struct writer {
     shelf *shelves; /* [0] shared, then one per expert-parallel rank */
     size_t cap_owners;
     mgr_buf key, name;
+    mgr_plane plane; /* at hand */
     /* [of experts] First chunk of each key, MGR_NONE where there is none yet: .metadata names one
      * element type for all of them. */
     uint32_t first_chunk[2][MGR_DIST_KEYS];
@@ -117,6 +118,7 @@ static int add_chunk(writer *w, const entry *e, uint64_t row, uint64_t rows, mgr
         shape[n++] = t->cols;
     w->name.len = 0;
     MGR_TRY(make_key(w, e, e->key->role, e->key->name, err));
+    MGR_TRY(mgr_buf_text(&w->name, mgr_dist_prefix(w->plane, w->target->distributed), err));
     MGR_TRY(mgr_megatron_dist_name(&w->name, w->key.data, n, offset, err));
     MGR_TRY(choose_file(w, e->expert, rows * mgr_layout_row_bytes(w->layout, e->idx), &file, err));
     MGR_TRY(mgr_layout_tensor(w->layout, file, w->name.data, n, shape, &at.stored, err));
@@ -147,7 +149,9 @@ static int add_key(writer *w, entry *e, mgr_err *err)
     const mgr_dist_form form = e->key->form;
     const mgr_role role =
         form == MGR_DIST_GATE_UP && !gated ? (mgr_role)(e->key->role + 1) : e->key->role;
-    const uint32_t idx = mgr_tensors_find(w->layout->tensors, role, e->layer, e->expert);
+    const mgr_tensors *const ts = w->layout->tensors;
+    const uint32_t idx =
+        mgr_tensors_plane(ts, mgr_tensors_find(ts, role, e->layer, e->expert), w->plane);
     if (idx == MGR_NONE)
         return MGR_OK;
     e->tensor = &w->layout->tensors->list[idx];
@@ -289,13 +293,37 @@ static int add_states(writer *w, uint32_t layer, mgr_err *err)
     return MGR_OK;
 }
 
-static int declare_all(writer *w, mgr_err *err)
+static int declare_plane(writer *w, mgr_plane plane, mgr_err *err)
 {
     const size_t middle = 2; /* behind the embeddings */
+    w->plane = plane;
+    forget_chunks(w);
     MGR_TRY(add_keys(w, 0, middle, MGR_DIST_TOP, MGR_NONE, MGR_NONE, err));
     for (uint32_t l = 0; l < w->model->layers; l++)
         MGR_TRY(add_layer(w, l, err));
-    MGR_TRY(add_keys(w, middle, MGR_DIST_KEYS, MGR_DIST_TOP, MGR_NONE, MGR_NONE, err));
+    return add_keys(w, middle, MGR_DIST_KEYS, MGR_DIST_TOP, MGR_NONE, MGR_NONE, err);
+}
+
+static void close_shelves(writer *w)
+{
+    for (size_t i = 0; i <= w->target->expert_parallel; i++)
+        w->shelves[i] = (shelf){.file = MGR_NONE};
+}
+
+/* The planes have files of their own: those of the weights are the same with and without them. */
+static int declare_planes(writer *w, mgr_err *err)
+{
+    close_shelves(w);
+    for (int p = MGR_PLANE_WEIGHT + 1; p < MGR_PLANE_COUNT; p++)
+        if (w->layout->tensors->kept & 1u << p)
+            MGR_TRY(declare_plane(w, (mgr_plane)p, err));
+    return MGR_OK;
+}
+
+static int declare_all(writer *w, mgr_err *err)
+{
+    MGR_TRY(declare_plane(w, MGR_PLANE_WEIGHT, err));
+    MGR_TRY(declare_planes(w, err));
     for (uint32_t l = 0; l < w->model->layers; l++)
         MGR_TRY(add_states(w, l, err));
     const mgr_role norm = MGR_ROLE_FINAL_NORM;
@@ -309,12 +337,11 @@ int mgr_megatron_dist_declare(mgr_layout *layout, const mgr_megatron_dist_target
                               mgr_err *err)
 {
     writer w = {.layout = layout, .target = target, .model = &layout->tensors->model};
-    forget_chunks(&w);
     int rc = mgr_alloc(&w.shelves, (size_t)target->expert_parallel + 1, sizeof *w.shelves, err);
-    for (size_t i = 0; rc == MGR_OK && i <= target->expert_parallel; i++)
-        w.shelves[i].file = MGR_NONE;
-    if (rc == MGR_OK)
+    if (rc == MGR_OK) {
+        close_shelves(&w);
         rc = declare_all(&w, err);
+    }
     mgr_buf_clear(&w.key);
     mgr_buf_clear(&w.name);
     mgr_free(w.shelves);

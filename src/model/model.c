@@ -515,7 +515,7 @@ int mgr_tensors_init(mgr_tensors *tensors, const mgr_model *model, mgr_err *err)
     for (uint32_t l = 0; l < model->layers; l++)
         add_layer(ts, l);
     add_place(ts, BEHIND, MGR_NONE, MGR_NONE);
-    ts->first_opaque = ts->n;
+    ts->first_opaque = ts->n_weights = ts->n;
     return MGR_OK;
 }
 
@@ -550,6 +550,7 @@ int mgr_tensors_add_opaque(mgr_tensors *ts, const mgr_opaque *opaque, size_t n, 
     ts->list = list;
     for (size_t i = 0; i < n; i++, ts->n++)
         list[ts->n] = opaque_tensor(&opaque[i], ts->n);
+    ts->n_weights = ts->n;
     return MGR_OK;
 }
 
@@ -566,6 +567,7 @@ void mgr_tensors_clear(mgr_tensors *tensors)
     mgr_free(tensors->first_of_layer);
     mgr_free(tensors->place);
     mgr_free(tensors->opaque);
+    mgr_free(tensors->planes);
     *tensors = (mgr_tensors){0};
 }
 
@@ -612,7 +614,8 @@ uint32_t mgr_tensors_match(const mgr_tensors *ts, const mgr_tensor *tensor)
 {
     uint32_t from = ts->first_opaque, to = ts->n;
     if (!tensor->opaque)
-        return mgr_tensors_find(ts, tensor->role, tensor->layer, tensor->expert);
+        return mgr_tensors_plane(
+            ts, mgr_tensors_find(ts, tensor->role, tensor->layer, tensor->expert), tensor->plane);
     while (from < to) {
         const uint32_t mid = from + (to - from) / 2;
         const int order = strcmp(ts->list[mid].opaque->name, tensor->opaque->name);
@@ -636,6 +639,8 @@ const char *mgr_tensor_label(const mgr_tensor *tensor, char *out, size_t size)
         n = snprintf(out, size, "layer %u %s", tensor->layer, role);
     else
         n = snprintf(out, size, "layer %u expert %u %s", tensor->layer, tensor->expert, role);
+    if (tensor->plane != MGR_PLANE_WEIGHT && n > 0 && (size_t)n < size)
+        n += snprintf(out + n, size - (size_t)n, " (%s)", mgr_plane_name(tensor->plane));
     if (tensor->source && n > 0 && (size_t)n < size)
         snprintf(out + n, size - (size_t)n, " of sources[%u]", tensor->source);
     return out;

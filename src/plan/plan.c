@@ -141,12 +141,17 @@ static int cut_bundle(mgr_plan *plan, const mgr_plan_request *r, uint32_t first,
     return MGR_OK;
 }
 
-static bool has_experts(const mgr_plan *plan, const mgr_plan_request *r, uint32_t source)
+static bool makes(const mgr_plan *plan, const mgr_plan_request *r, uint32_t source, mgr_op op)
 {
     for (uint32_t k = plan->first_target[source]; k < plan->first_target[source + 1]; k++)
-        if (r->defines[plan->targets[k]].op == MGR_OP_EXPERT)
+        if (r->defines[plan->targets[k]].op == op)
             return true;
     return false;
+}
+
+static bool has_experts(const mgr_plan *plan, const mgr_plan_request *r, uint32_t source)
+{
+    return makes(plan, r, source, MGR_OP_EXPERT);
 }
 
 /* What of an FFN a method makes: its matrices and the biases that follow their neurons. */
@@ -259,14 +264,16 @@ static bool is_left_out(const mgr_plan *plan, uint32_t source)
     return plan->first_target[source] == plan->first_target[source + 1];
 }
 
-static int cut_others(mgr_plan *plan, const mgr_plan_request *r, uint64_t wanted, mgr_err *err)
+static int cut_others(mgr_plan *plan, const mgr_plan_request *r, uint64_t wanted, uint64_t expert,
+                      mgr_err *err)
 {
     const size_t first_unit = plan->n_units;
     const uint32_t n_source = r->source ? r->source->tensors->n : 0;
     for (uint32_t i = 0; i < n_source; i++)
         if (r->source->tensors->list[i].bundle == i && !has_experts(plan, r, i) &&
             !is_left_out(plan, i))
-            MGR_TRY(cut_bundle(plan, r, i, wanted, err));
+            MGR_TRY(
+                cut_bundle(plan, r, i, makes(plan, r, i, MGR_OP_MOMENT) ? expert : wanted, err));
     for (uint32_t t = 0; t < r->target->tensors->n; t++)
         if (r->defines[t].source == MGR_NONE)
             MGR_TRY(cut_generated(plan, r, t, wanted, err));
@@ -465,7 +472,7 @@ int mgr_plan_make(mgr_plan *plan, const mgr_plan_request *r, mgr_err *err)
     if (rc == MGR_OK && r->source)
         rc = cut_experts(plan, r, expert, group_layers, err);
     if (rc == MGR_OK)
-        rc = cut_others(plan, r, wanted, err);
+        rc = cut_others(plan, r, wanted, expert, err);
     if (rc == MGR_OK)
         rc = deal(plan, err);
     if (rc != MGR_OK)

@@ -100,6 +100,7 @@ static void as_source(const mgr_job *job, mgr_config *c)
     else
         memcpy(c->source.iteration, "latest", sizeof "latest");
     c->model.vocab_size = job->target.tensors.model.vocab;
+    c->source.planes = job->target.tensors.kept;
     c->model.bos_token_id = c->model.eos_token_id = -1;
 }
 

@@ -99,6 +99,15 @@ static json_t *experts_from(const mgr_recipe *r)
     return all;
 }
 
+static json_t *planes(unsigned kept)
+{
+    json_t *const names = json_array();
+    for (int p = 0; p < MGR_PLANE_COUNT; p++)
+        if (kept & 1u << p)
+            json_array_append_new(names, json_string(mgr_plane_name((mgr_plane)p)));
+    return names;
+}
+
 /* The parsed configuration comes back from its own dump, so that it is written in one place. */
 static int make_manifest(const mgr_job *job, json_t **out, mgr_err *err)
 {
@@ -119,6 +128,9 @@ static int make_manifest(const mgr_job *job, json_t **out, mgr_err *err)
                      skipped, "files", mgr_record_sources(job), "target", "format",
                      job->target_format->name, "files", target_list(job), "remarks", remarks(job));
     mgr_buf_clear(&config);
+    if (*out && job->target.tensors.kept)
+        json_object_set_new(json_object_get(*out, "target"), "planes",
+                            planes(job->target.tensors.kept));
     if (*out && job->recipe.from) {
         json_object_set_new(*out, "experts_from", experts_from(&job->recipe));
     }

@@ -52,9 +52,9 @@ static void print_target(const mgr_job *job)
     mgr_buf types = {0};
     mgr_err ignored = MGR_ERR_INIT;
     uint32_t widened = 0;
-    for (uint32_t i = 0; as_source && i < to->tensors->n; i++)
+    for (uint32_t i = 0; as_source && i < to->tensors->n_weights; i++)
         widened += job->defines[i].source != MGR_NONE &&
-                   to->types[i] != job->source.layout.types[job->defines[i].source];
+                   to->types[i] != mgr_layout_type(&job->source.layout, job->defines[i].source);
     if (mgr_view_types(to, &types, &ignored) != MGR_OK)
         types.len = 0;
     if (widened)

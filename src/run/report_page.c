@@ -38,7 +38,7 @@ static counts count(const mgr_tensors *tensors)
     const mgr_model *const m = &tensors->model;
     const double share = m->experts ? (double)m->top_k / (double)m->experts : 1;
     counts c = {0, 0};
-    for (uint32_t i = 0; i < tensors->n; i++) {
+    for (uint32_t i = 0; i < tensors->n_weights; i++) {
         const mgr_tensor *const t = &tensors->list[i];
         const double n = (double)t->rows * (double)t->cols;
         c.all += n;
@@ -76,7 +76,7 @@ static void print_origins(const mgr_job *job)
 {
     uint64_t changed = 0, made = 0, all = 0;
     char of_source[32], other[32], routers[32];
-    for (uint32_t i = 0; i < job->target.tensors.n; i++) {
+    for (uint32_t i = 0; i < job->target.tensors.n_weights; i++) {
         const mgr_tensor *const t = &job->target.tensors.list[i];
         const uint64_t bytes = t->rows * t->cols * mgr_dtype_size(job->target.layout.types[i]);
         const mgr_op op = job->defines[i].op;

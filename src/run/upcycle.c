@@ -13,6 +13,7 @@
 #include "run/branches.h"
 #include "run/found.h"
 #include "run/lists_file.h"
+#include "run/optimizer.h"
 #include "run/recipe.h"
 #include "run/router_file.h"
 #include "run/run.h"
@@ -107,7 +108,8 @@ static int settle_format(mgr_job *job, mgr_err *err)
     mgr_config *const c = &job->config;
     memset(c->source.format, 0, sizeof c->source.format);
     memcpy(c->source.format, job->source_format->name, strlen(job->source_format->name));
-    return mgr_config_settle(c, mgr_config_tables, err);
+    MGR_TRY(mgr_config_settle(c, mgr_config_tables, err));
+    return mgr_optimizer_ask(job, err);
 }
 
 /* Is it the config.json that the user names, or that of the folder? */
@@ -217,6 +219,8 @@ static int read_headers(mgr_job *job, mgr_err *err)
     mgr_buf packed = {0}, all = {0};
     int rc = MGR_OK;
     mgr_say_work("files", f->n, job->ranks);
+    if (job->source_format->begin && end > first)
+        rc = job->source_format->begin(&job->config, f->directory, &job->source_files.held, err);
     for (size_t i = first; rc == MGR_OK && i < end; i++) {
         rc = read_header(job, &mine, f->paths[i], err);
         if (rc == MGR_OK)
@@ -290,6 +294,12 @@ static mgr_define define_of_mixture(const mgr_job *job, const mgr_tensor *t)
         mgr_tensors_find(from, t->role, layer, mgr_recipe_from(&job->recipe, t->layer)[t->expert])};
 }
 
+static uint32_t match_weight(const mgr_tensors *from, const mgr_tensor *t)
+{
+    return t->opaque ? mgr_tensors_match(from, t)
+                     : mgr_tensors_find(from, t->role, t->layer, t->expert);
+}
+
 /* Is what several sources have each and the target once their mean? */
 static bool has_mean(const mgr_job *job)
 {
@@ -306,8 +316,8 @@ static mgr_define define_drawn(const mgr_tensor *t)
                         MGR_NONE};
 }
 
-/* How the tensor `t` of the target is made. An expert's own tensors come from the dense FFN, all
- * others from the tensor of the same name. */
+/* How the tensor `t` of the target is made, of another plane: how its weight is. An expert's own
+ * tensors come from the dense FFN, all others from the tensor of the same name. */
 static mgr_define define(const mgr_job *job, const mgr_tensor *t)
 {
     const mgr_tensors *const from = &job->source.tensors;
@@ -315,7 +325,7 @@ static mgr_define define(const mgr_job *job, const mgr_tensor *t)
     if (job->joined && t->role == MGR_ROLE_DOWN)
         return (mgr_define){MGR_OP_JOINED, mgr_tensors_match(from, t)};
     if (!job->method || t->opaque)
-        return (mgr_define){MGR_OP_COPY, mgr_tensors_match(from, t)};
+        return (mgr_define){MGR_OP_COPY, match_weight(from, t)};
     if (job->method->draws_all)
         return define_drawn(t);
     if (job->source.tensors.model.experts)
@@ -343,7 +353,11 @@ static int define_targets(mgr_job *job, mgr_err *err)
     const mgr_tensors *const to = &job->target.tensors;
     MGR_TRY(mgr_alloc(&job->defines, to->n, sizeof *job->defines, err));
     for (uint32_t i = 0; i < to->n; i++) {
-        const mgr_op op = (job->defines[i] = define(job, &to->list[i])).op;
+        job->defines[i] = define(job, &to->list[i]);
+        if (to->list[i].plane != MGR_PLANE_WEIGHT)
+            job->defines[i] =
+                mgr_optimizer_define(&job->source.tensors, to->list[i].plane, &job->defines[i]);
+        const mgr_op op = job->defines[i].op;
         if (job->defines[i].source == MGR_NONE && op != MGR_OP_ROUTER && op != MGR_OP_ZERO &&
             op != MGR_OP_INIT)
             return mgr_fail(err, MGR_ERR_INTERNAL, "no source for %s",
@@ -358,7 +372,7 @@ static mgr_dtype type_of_sources(const mgr_job *job, const mgr_define *d)
 {
     const mgr_tensors *const ts = &job->source.tensors;
     const mgr_dtype *const types = job->source.layout.types;
-    mgr_dtype type = types[d->source];
+    mgr_dtype type = mgr_layout_type(&job->source.layout, d->source);
     for (uint32_t i = d->source; d->op == MGR_OP_AVERAGE && i < ts->n; i++)
         if (ts->list[i].bundle == ts->list[d->source].bundle &&
             ts->list[i].role == ts->list[d->source].role && types[i] != type)
@@ -383,9 +397,10 @@ static int describe_target(mgr_job *job, mgr_err *err)
     mgr_run_shared_gate(job, &model);
     MGR_TRY(mgr_tensors_init(&t->tensors, &model, err));
     MGR_TRY(mgr_tensors_share_opaque(&t->tensors, &job->source.tensors, err));
+    MGR_TRY(mgr_optimizer_add(job, dtype, err));
     MGR_TRY(define_targets(job, err));
     MGR_TRY(mgr_layout_init(&t->layout, &t->tensors, &t->cat, true, dtype, err));
-    for (uint32_t i = 0; as_source && i < t->tensors.n; i++)
+    for (uint32_t i = 0; as_source && i < t->tensors.n_weights; i++)
         if (job->defines[i].source != MGR_NONE)
             t->layout.types[i] = type_of_sources(job, &job->defines[i]);
     MGR_TRY(job->target_format->layout(c, &job->origin, &t->layout, &job->target_state, err));

@@ -9,6 +9,9 @@ step does:
 
     {"do": "save", "to": F, "format": X, "logits": L}   a model whose values depend on the tensors' names;
                                                          "plain": without enums in its args
+    {"do": "step", "to": F, "format": X}                 the same model, after two steps, with its optimizer;
+                                                         "from": that of a checkpoint, saved as it is, and then
+                                                         stepped
     {"do": "load", "from": F, "logits": L}               all parameters NaN first; whole and strict, or failed
     {"do": "parse"}                                      the args that the options amount to
     {"do": "names"}                                      the parser's destinations, and TransformerConfig's
@@ -83,7 +86,9 @@ def on_cpu():
                 return args[0]
             if "cuda" in str(kwargs.get("device")):
                 kwargs["device"] = "cpu"
-            return function(*args, **kwargs)
+            result = function(*args, **kwargs)
+            named = function is torch.Tensor.type and isinstance(result, str)
+            return result.replace("torch.", "torch.cuda.") if named else result  # what an optimizer asks for
 
     return Mode()
 
@@ -141,7 +146,7 @@ class Rank:
         self.ready = True
         return args
 
-    def model(self, args):
+    def model(self, args, wrapped=False):
         from megatron.core.utils import unwrap_model
         from megatron.training import argument_utils, training
         from megatron.training.models.gpt import GPTModelBuilder
@@ -153,8 +158,16 @@ class Rank:
                 builder = GPTModelBuilder(argument_utils.gpt_config_from_args(args, config))
             return builder.build_model(pg_collection, pre_process, post_process, vp_stage)
 
-        model = training.get_model(provide, wrap_with_ddp=False)
+        model = training.get_model(provide, wrap_with_ddp=wrapped)
         return model, unwrap_model(model)
+
+    def optimizer(self, args, model):
+        from megatron.training import training
+
+        config, overrides = training.get_megatron_optimizer_config(args)
+        config.timers = training.get_timers()
+        made = training.get_megatron_optimizer(config, model, config_overrides=overrides)
+        return made, training.get_optimizer_param_scheduler(made)
 
 
 def fill(chunks, vocab):
@@ -237,6 +250,46 @@ def do_save(rank, step):
         make_plain(pathlib.Path(step["to"]))
     keep_logits(step, args, chunks)
     return "saved"
+
+
+def gradients(model, seed):
+    """Of each parameter; ranks that share one have the same."""
+    import torch
+
+    for chunk in model:
+        for name, parameter in chunk.named_parameters():
+            generator = torch.Generator().manual_seed(zlib.crc32(f"{name} {seed}".encode()))
+            parameter.main_grad.copy_(torch.randn(parameter.shape, generator=generator) * 1e-2)
+
+
+def do_step(rank, step):
+    import torch
+    from megatron.training.checkpointing import load_checkpoint, save_checkpoint
+
+    cli = ["--save", step["to"], "--ckpt-format", step["format"], "--save-interval", "100", "--no-save-rng"]
+    if "from" in step:
+        cli += ["--load", step["from"]]
+    args = rank.parse([*step["cli"], *cli])
+    model, chunks = rank.model(args, wrapped=True)
+    optimizer, schedule = rank.optimizer(args, model)
+    if "from" in step:
+        iteration = load_checkpoint(model, optimizer, schedule)[0]
+        save_checkpoint(iteration, model, optimizer, schedule, 0)
+    else:
+        iteration = ITERATION
+        fill(chunks, step["vocab"])
+        optimizer.reload_model_params()
+    before = [parameter.detach().clone() for chunk in model for parameter in chunk.parameters()]
+    for k in range(2):
+        gradients(model, iteration + k)
+        good, *_ = optimizer.step()
+        assert good, "the optimizer did not step"
+        schedule.step(increment=args.global_batch_size)
+    after = [parameter.detach() for chunk in model for parameter in chunk.parameters()]
+    assert all(torch.isfinite(value).all() for value in after), "not finite"
+    if "from" not in step:
+        save_checkpoint(iteration + 2, model, optimizer, schedule, 0)
+    return sum(not torch.equal(a, b) for a, b in zip(before, after)) / len(after)
 
 
 def do_load(rank, step):
@@ -352,7 +405,7 @@ def do_probe(rank, step):
     return found
 
 
-STEPS = {"save": do_save, "load": do_load, "parse": do_parse, "names": do_names, "probe": do_probe}
+STEPS = {"save": do_save, "step": do_step, "load": do_load, "parse": do_parse, "names": do_names, "probe": do_probe}
 
 
 def rank_main(number, world, steps, folder):
