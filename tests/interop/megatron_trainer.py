@@ -273,6 +273,8 @@ def do_step(rank, step):
     model, chunks = rank.model(args, wrapped=True)
     optimizer, schedule = rank.optimizer(args, model)
     if "from" in step:
+        gradients(model, -1)  # without Transformer Engine a distributed one loads where it has a state already
+        optimizer.step()
         iteration = load_checkpoint(model, optimizer, schedule)[0]
         save_checkpoint(iteration, model, optimizer, schedule, 0)
     else:
