@@ -29,6 +29,7 @@ import multiprocessing
 import multiprocessing.connection
 import os
 import pathlib
+import queue
 import sys
 import tempfile
 import traceback
@@ -73,6 +74,10 @@ def import_trainer():
     import megatron.training.training  # noqa: F401
 
     megatron.training.initialize._compile_dependencies = lambda: None  # of the data loader
+    from megatron.core.dist_checkpointing.strategies import filesystem_async
+
+    results = queue.Queue()  # between threads; else a process is spawned for it, which takes seconds
+    filesystem_async.get_write_results_queue = lambda *mode: results
 
 
 def on_cpu():
