@@ -76,6 +76,13 @@ def import_trainer():
     megatron.training.initialize._compile_dependencies = lambda: None  # of the data loader
     from megatron.core.dist_checkpointing.strategies import filesystem_async
 
+    from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer as Distributed
+
+    real = Distributed._set_main_param_and_optimizer_states
+    # torch's Adam has a step beside its moments, which is loaded elsewhere; Transformer Engine's has none
+    Distributed._set_main_param_and_optimizer_states = lambda self, parameter, tensors: real(
+        self, parameter, {"step": None, **tensors}
+    )
     results = queue.Queue()  # between threads; else a process is spawned for it, which takes seconds
     filesystem_async.get_write_results_queue = lambda *mode: results
 
@@ -296,7 +303,10 @@ def do_step(rank, step):
     assert all(torch.isfinite(value).all() for value in after), "not finite"
     if "from" not in step:
         save_checkpoint(iteration + 2, model, optimizer, schedule, 0)
-    return sum(not torch.equal(a, b) for a, b in zip(before, after)) / len(after)
+    states = [state for one in optimizer.chained_optimizers for state in one.optimizer.state.values()]
+    steps = {float(state["step"]) for state in states}
+    assert len(steps) == 1, steps
+    return {"changed": sum(not torch.equal(a, b) for a, b in zip(before, after)) / len(after), "step": steps.pop()}
 
 
 def do_load(rank, step):
