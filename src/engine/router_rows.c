@@ -86,7 +86,8 @@ void mgr_engine_add_noise(mgr_engine *e, uint32_t target, const mgr_piece *piece
     const mgr_job *const job = e->job;
     const mgr_tensor *const t = &job->target.tensors.list[target];
     const mgr_dtype type = job->source.layout.types[piece->source];
-    const bool is_router = job->defines[target].op == MGR_OP_ROWS && t->role == MGR_ROLE_ROUTER;
+    const bool is_router = job->defines[target].op == MGR_OP_ROWS && t->role == MGR_ROLE_ROUTER &&
+                           t->plane < MGR_PLANE_EXP_AVG;
     if (!is_router || job->router.noise == 0)
         return;
     const uint32_t *const from = mgr_recipe_from(&job->recipe, t->layer);

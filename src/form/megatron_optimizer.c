@@ -34,8 +34,10 @@ unsigned mgr_megatron_optimizer_planes(bool distributed, mgr_dtype dtype)
  * which is that of everything but experts; NULL for another key. */
 static const char *of_group(const mgr_attr *a)
 {
-    const char *const at = mgr_has_prefix(a->key, OPTIMIZER) ? strstr(a->key, GROUPS) : NULL;
+    if (!mgr_has_prefix(a->key, OPTIMIZER))
+        return NULL;
     const char first = a->key[strlen(OPTIMIZER)];
+    const char *const at = strstr(a->key, GROUPS);
     return at && (first < '1' || first > '9') ? at + strlen(GROUPS) : NULL;
 }
 

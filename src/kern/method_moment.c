@@ -27,12 +27,15 @@ static void zero_row(const mgr_expert *x, uint32_t k, const void *source, mgr_dt
     memset(out, 0, (size_t)x->hidden * mgr_dtype_size(to));
 }
 
-static void zero_columns(const mgr_expert *x, const mgr_down_part *part, uint32_t k, uint32_t n)
+static void zero_columns(const mgr_expert *x, const mgr_down_part *part, uint32_t k, uint32_t n,
+                         void *tile)
 {
     const size_t bytes = mgr_dtype_size(part->to);
+    unsigned char *const first = tile;
+    (void)x;
+    (void)k;
     for (uint32_t r = 0; r < part->n_rows; r++)
-        for (uint32_t j = k; j < k + n; j++)
-            memset(part->out + ((size_t)r * x->width + x->selected[j]) * bytes, 0, bytes);
+        memset(first + (size_t)r * MGR_TILE_STRIDE * bytes, 0, n * bytes);
 }
 
 const mgr_method mgr_method_moment = {
