@@ -190,8 +190,8 @@ static const mgr_key keys[] = {
     MGR_ROW_SOURCE_ITERATION,
     MGR_ROW_UNKNOWN,
     MGR_ROW_SOURCE_CONFIG,
-    MGR_ROW_CHOICE("source.weights", source.weights, "masters", "masters|copies",
-                   "the float32 masters, or the copies that ZeRO-1 and 2 have of them"),
+    MGR_ROW_CHOICE("source.weights", source.weights, "auto", "auto|masters|copies",
+                   "the float32 masters (auto), or the copies that ZeRO-1 and 2 have of them"),
 };
 
 const mgr_source_format mgr_source_deepspeed = {

@@ -320,8 +320,8 @@ static const mgr_key keys[] = {
     MGR_ROW_SOURCE_ITERATION,
     MGR_ROW_UNKNOWN,
     MGR_ROW_MTP,
-    MGR_ROW_CHOICE("source.weights", source.weights, "copies", "copies|masters",
-                   "the parameters, or the float32 masters that the optimizer has of them"),
+    MGR_ROW_CHOICE("source.weights", source.weights, "auto", "auto|copies|masters",
+                   "the parameters (auto), or the float32 masters that an optimizer has of them"),
     MGR_ROW_BOOL("source.sha256", source.sha256, "false",
                  "compare every file with integrity.json; reads the source once more"),
 };
