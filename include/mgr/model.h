@@ -134,8 +134,8 @@ typedef struct mgr_model {
      * opaque, too, unless they are called as these experts' are. 0: a class with a row. */
     uint8_t passed, passed_experts;
     uint8_t sibling; /* the class with experts that has all else alike (the same file); 0: none */
-    uint8_t tower; /* of a vision-language model: where its decoder lies (a place of the table in
-                      model/huggingface_tower.c, from 1) */
+    uint8_t tower;   /* of a vision-language model: where its decoder lies (a place of the table in
+                        model/huggingface_tower.c, from 1) */
     bool passed_router;
     uint64_t ffn;        /* of a dense FFN */
     uint64_t vocab;      /* true size, without padding */
@@ -222,6 +222,9 @@ double mgr_model_rotary_part(const mgr_model *model);
 bool mgr_model_plain_router(const mgr_model *model);
 /* Intermediate size of an expert, or of the dense FFN without experts. */
 uint64_t mgr_model_expert_ffn(const mgr_model *model);
+
+/* Is it a part of what a checkpoint holds, and all else is opaque? */
+bool mgr_model_is_part(const mgr_model *model);
 
 /* What of `model` is not in a Llama-like one ("LayerNorm", "biases of the MLP", ...), or NULL;
  * `idx` counts from 0 through what there is. For refusals. */

@@ -117,8 +117,6 @@ static void add_passed(json_t *object, const mgr_model *m)
                         json_string(mgr_huggingface_ffn_text(mgr_huggingface_dense(m))));
     json_object_set_new(object, "expert_names",
                         json_string(mgr_huggingface_ffn_text((mgr_hf_ffn)m->passed_experts)));
-    if (m->tower)
-        json_object_set_new(object, "tower", json_string(mgr_huggingface_tower_text(m->tower)));
     if (mgr_huggingface_sibling(m->sibling) && !m->experts)
         json_object_set_new(object, "sibling",
                             json_string(mgr_huggingface_sibling(m->sibling)->type));
@@ -131,6 +129,8 @@ static void add_optional(json_t *object, const mgr_model *m)
         json_object_set_new(object, "router_pre_softmax", json_true());
     add_router(object, m);
     add_passed(object, m);
+    if (m->tower)
+        json_object_set_new(object, "tower", json_string(mgr_huggingface_tower_text(m->tower)));
     if (m->shared_ffn)
         json_object_set_new(object, "shared_ffn", json_integer((json_int_t)m->shared_ffn));
     if (m->shared_switch)
@@ -293,19 +293,14 @@ static int take_router(const mgr_catalogue *cat, uint32_t file, mgr_model *m, mg
 
 static int take_passed(const mgr_catalogue *cat, uint32_t file, mgr_model *m, mgr_err *err)
 {
-    const mgr_attr *const sibling = mgr_catalogue_attr(cat, file, "sibling"),
-                          *const tower = mgr_catalogue_attr(cat, file, "tower");
-    const mgr_attr *dense, *experts;
+    const mgr_attr *const sibling = mgr_catalogue_attr(cat, file, "sibling"), *dense, *experts;
     if (!mgr_catalogue_attr(cat, file, "ffn_names"))
         return MGR_OK;
     MGR_TRY(take(cat, file, "ffn_names", MGR_ATTR_TEXT, &dense, err));
     MGR_TRY(take(cat, file, "expert_names", MGR_ATTR_TEXT, &experts, err));
-    if (tower && tower->kind == MGR_ATTR_TEXT)
-        m->tower = mgr_huggingface_tower_find(tower->text);
     if (sibling && sibling->kind == MGR_ATTR_TEXT)
         m->sibling = (uint8_t)mgr_huggingface_sibling_find(sibling->text);
-    if (m->ffns_only && !m->tower == !tower &&
-        mgr_huggingface_passed_texts(dense->text, experts->text, m) &&
+    if (m->ffns_only && mgr_huggingface_passed_texts(dense->text, experts->text, m) &&
         !m->experts == !m->passed_experts)
         return MGR_OK;
     return mgr_fail(err, MGR_ERR_UNSUPPORTED,
@@ -313,8 +308,22 @@ static int take_passed(const mgr_catalogue *cat, uint32_t file, mgr_model *m, mg
                     cat->files[file].path);
 }
 
+static int take_tower(const mgr_catalogue *cat, uint32_t file, mgr_model *m, mgr_err *err)
+{
+    const mgr_attr *text;
+    if (!mgr_catalogue_attr(cat, file, "tower"))
+        return MGR_OK;
+    MGR_TRY(take(cat, file, "tower", MGR_ATTR_TEXT, &text, err));
+    m->tower = mgr_huggingface_tower_find(text->text);
+    return m->tower ? MGR_OK
+                    : mgr_fail(err, MGR_ERR_UNSUPPORTED,
+                               "the model in '%s' has its decoder under a name that is not known",
+                               cat->files[file].path);
+}
+
 static int take_optional(const mgr_catalogue *cat, uint32_t file, mgr_model *model, mgr_err *err)
 {
+    MGR_TRY(take_tower(cat, file, model, err));
     model->router.unnormalised = has_true(cat, file, "router_pre_softmax");
     MGR_TRY(take_router(cat, file, model, err));
     MGR_TRY(take_size(cat, file, "encoder_layers", &model->encoder_layers, err));

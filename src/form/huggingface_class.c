@@ -5,6 +5,7 @@
 #include "fmt/json.h"
 #include "io/file.h"
 #include "model/huggingface_passed.h"
+#include "model/huggingface_tower.h"
 
 #define MAX_CONFIG ((uint64_t)16 << 20)
 
@@ -37,6 +38,11 @@ int mgr_huggingface_base(const mgr_origin *origin, json_t **base, mgr_err *err)
                 : parse_kept(origin, base, err);
 }
 
+json_t *mgr_huggingface_keys_of(json_t *base, const mgr_model *model)
+{
+    return model->tower && !model->passed ? json_object_get(base, MGR_HF_TEXT_CONFIG) : base;
+}
+
 mgr_hf_class mgr_huggingface_pick(const mgr_config *config, const mgr_model *model,
                                   const char *type)
 {
@@ -62,7 +68,8 @@ int mgr_huggingface_choose(const mgr_config *config, const mgr_origin *origin,
 {
     json_t *base = NULL;
     const int rc = mgr_huggingface_base(origin, &base, err);
-    const char *const type = json_string_value(json_object_get(base, "model_type"));
+    const char *const type =
+        json_string_value(json_object_get(mgr_huggingface_keys_of(base, model), "model_type"));
     *class = mgr_huggingface_pick(config, model, type ? type : "");
     json_decref(base);
     return rc;

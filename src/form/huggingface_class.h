@@ -20,6 +20,10 @@
  * caller's to decref. `origin` may be NULL. Local. */
 int mgr_huggingface_base(const mgr_origin *origin, json_t **base, mgr_err *err) MGR_NODISCARD;
 
+/* Of it the object that the model's keys are in: it, or that of the decoder of a vision-language
+ * model. Borrowed. */
+json_t *mgr_huggingface_keys_of(json_t *base, const mgr_model *model);
+
 /* Complete a new mixture to be of the class that target.class names, else of the first that it can
  * become one of. Pure. */
 void mgr_huggingface_fill(const mgr_config *config, mgr_model *model);

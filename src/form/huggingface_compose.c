@@ -271,6 +271,9 @@ static int pass(composition *c)
 {
     const char *key;
     json_t *value;
+    if (!c->base)
+        return mgr_fail(c->err, MGR_ERR_NOT_FOUND,
+                        "there is no config.json of a model that is passed through unread");
     want_no_mtp(c);
     json_object_foreach(c->base, key, value)
     {
@@ -328,9 +331,6 @@ static int compose_passed(composition *c)
     c->result = json_object();
     c->derived = json_object();
     c->parts = json_object();
-    if (!c->base)
-        return mgr_fail(c->err, MGR_ERR_NOT_FOUND,
-                        "there is no config.json of a model that is passed through unread");
     if (s && s->whole && !has_decoder)
         return mgr_fail(c->err, MGR_ERR_UNSUPPORTED,
                         "'%s' is a vision-language model, and there is no text decoder beside "
@@ -383,6 +383,18 @@ static int override(const composition *c)
 
 /* ---- all of it ---- */
 
+/* Whether the head is the embedding follows from the keys around these, which stay as they are. */
+static void want_tie(const composition *c, const char *type)
+{
+    static const char key[] = "tie_word_embeddings";
+    const mgr_hf_family *const f = mgr_huggingface_family(mgr_huggingface_type(type));
+    json_t *const said = json_object_get(c->base, key);
+    if (said)
+        json_object_set(c->derived, key, said);
+    else
+        json_object_set_new(c->derived, key, json_boolean(f && f->keys & MGR_HF_KEY_TIED));
+}
+
 static int compose_known(composition *c, const mgr_tokenizer_facts *tokens)
 {
     const char *const type = text_of(c->base, "model_type");
@@ -391,6 +403,8 @@ static int compose_known(composition *c, const mgr_tokenizer_facts *tokens)
     c->derived = mgr_huggingface_derived(c->model, c->class, c->out->layout->dtype);
     c->result = json_object();
     want(c, tokens);
+    if (c->section)
+        want_tie(c, type);
     int rc = take_all(c);
     if (rc == MGR_OK)
         rc = set_missing(c, c->derived);
@@ -400,11 +414,31 @@ static int compose_known(composition *c, const mgr_tokenizer_facts *tokens)
     return rc;
 }
 
+/* A vision-language model whose decoder has a row. */
+static int compose_around(composition *c, const mgr_tokenizer_facts *tokens)
+{
+    composition decoder = *c;
+    decoder.base = mgr_huggingface_keys_of(c->base, c->model);
+    decoder.section = MGR_HF_TEXT_CONFIG ".";
+    const int rc = compose_known(&decoder, tokens);
+    json_decref(decoder.derived);
+    c->parts = json_pack("{s:o}", MGR_HF_TEXT_CONFIG, decoder.result);
+    c->class = MGR_HF_PASSED;
+    c->family = MGR_HF_BIT(c->class);
+    c->same = true;
+    c->result = json_object();
+    c->derived = json_object();
+    return rc == MGR_OK ? pass(c) : rc;
+}
+
 static int compose(composition *c, const mgr_tokenizer_facts *tokens)
 {
-    c->class = mgr_huggingface_pick(c->out->config, c->model, text_of(c->base, "model_type"));
+    const json_t *const keys = mgr_huggingface_keys_of(c->base, c->model);
+    c->class = mgr_huggingface_pick(c->out->config, c->model, text_of(keys, "model_type"));
     c->family = MGR_HF_BIT(c->class);
-    MGR_TRY(c->class == MGR_HF_PASSED ? compose_passed(c) : compose_known(c, tokens));
+    MGR_TRY(c->class == MGR_HF_PASSED ? compose_passed(c)
+            : c->model->tower         ? compose_around(c, tokens)
+                                      : compose_known(c, tokens));
     return override(c);
 }
 

@@ -186,7 +186,8 @@ int mgr_huggingface_review_config(const mgr_huggingface *hf, const mgr_catalogue
         const mgr_attr *const a = &cat->attrs[i];
         if (a->file != hf->config || !mgr_has_prefix(a->key, "config."))
             continue;
-        const mgr_hf_verdict verdict = mgr_huggingface_judge(cat, a, MGR_HF_BIT(hf->class), &row);
+        const mgr_hf_verdict verdict =
+            mgr_huggingface_judge(cat, a, MGR_HF_BIT(hf->class), hf->section, &row);
         if (verdict != MGR_HF_KNOWN)
             MGR_TRY(review_key(a, hf, verdict, remarks, err));
     }

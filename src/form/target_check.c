@@ -17,12 +17,11 @@ static bool is_new(const mgr_origin *origin, const mgr_model *model)
 /* What is known by its name alone is stored by that. */
 static int check_opaque(const mgr_target_format *format, const mgr_model *model, mgr_err *err)
 {
-    if (!model->ffns_only || format->opaque)
+    if (!mgr_model_is_part(model) || format->opaque)
         return MGR_OK;
-    return mgr_fail(err, MGR_ERR_UNSUPPORTED,
-                    "target format '%s' cannot express a model with %s, of which nothing but the "
-                    "FFNs is understood",
-                    format->name, mgr_model_feature(model, 0));
+    return mgr_fail(err, MGR_ERR_UNSUPPORTED, "target format '%s' cannot express a model with %s%s",
+                    format->name, mgr_model_feature(model, 0),
+                    model->ffns_only ? ", of which nothing but the FFNs is understood" : "");
 }
 
 /* Would this format take the model, with its own keys at their defaults? */

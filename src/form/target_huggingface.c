@@ -124,6 +124,10 @@ static int check_mixtral(const mgr_config *config, const mgr_model *model, mgr_e
     MGR_TRY(check_experts_huggingface_target(config, model, err));
     MGR_TRY(mgr_huggingface_check(config->target.format, model, err));
     char lacks[400];
+    if (model->tower)
+        return mgr_fail(err, MGR_ERR_UNSUPPORTED,
+                        "target format '%s' is Mixtral alone, and cannot express a model with %s",
+                        config->target.format, mgr_model_feature(model, 0));
     if (!*mgr_huggingface_lacks(MGR_HF_MIXTRAL, model, lacks, sizeof lacks))
         return MGR_OK;
     mgr_fail(err, MGR_ERR_UNSUPPORTED,

@@ -68,7 +68,7 @@ static bool namer(const void *context, const mgr_tensors *ts, const mgr_tensor *
 int mgr_flat_opaque(const mgr_catalogue *cat, const mgr_flat *flat, mgr_tensors *tensors,
                     mgr_err *err)
 {
-    return tensors->model.ffns_only
+    return mgr_model_is_part(&tensors->model)
                ? mgr_opaque_find(tensors, cat, flat->first_file, namer, NULL, err)
                : MGR_OK;
 }

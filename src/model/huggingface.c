@@ -416,7 +416,8 @@ static int tied_head(walk *w, mgr_err *err)
     const uint32_t idx = mgr_tensors_find(layout->tensors, MGR_ROLE_EMBEDDING, MGR_NONE, MGR_NONE);
     const mgr_tensor *const t = &layout->tensors->list[idx];
     uint32_t embedding, head;
-    if (w->shard || file_of(w, common_names[MGR_ROLE_LM_HEAD]) == MGR_NONE)
+    char name[MGR_HF_NAME_BYTES];
+    if (w->shard || !name_of(w, t, MGR_ROLE_LM_HEAD, name) || file_of(w, name) == MGR_NONE)
         return MGR_OK;
     MGR_TRY(stored_of(w, idx, MGR_ROLE_LM_HEAD, &head, err));
     MGR_TRY(stored_of(w, idx, MGR_ROLE_EMBEDDING, &embedding, err));
@@ -441,6 +442,7 @@ static int hollow(const walk *w, uint32_t layer, mgr_err *err)
         const bool down = roles[i] == MGR_ROLE_SHARED_DOWN;
         const uint64_t shape[2] = {down ? hidden : 0, down ? 0 : hidden};
         mgr_huggingface_name(w->hf->class, w->hf->ffn, roles[i], layer, 0, name);
+        mgr_huggingface_tower_name(w->layout->tensors->model.tower, name);
         const uint32_t file = w->shard ? w->shard[0] : file_of(w, name);
         if (file != MGR_NONE)
             MGR_TRY(mgr_layout_tensor(w->layout, file, name, 2, shape, &stored, err));
@@ -495,8 +497,9 @@ static bool namer(const void *context, const mgr_tensors *ts, const mgr_tensor *
 int mgr_huggingface_opaque(const mgr_catalogue *cat, const mgr_huggingface *hf,
                            mgr_tensors *tensors, mgr_err *err)
 {
-    return tensors->model.ffns_only ? mgr_opaque_find(tensors, cat, hf->first_file, namer, hf, err)
-                                    : MGR_OK;
+    return mgr_model_is_part(&tensors->model)
+               ? mgr_opaque_find(tensors, cat, hf->first_file, namer, hf, err)
+               : MGR_OK;
 }
 
 const char *mgr_huggingface_ffn_text(mgr_hf_ffn ffn)

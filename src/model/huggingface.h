@@ -19,7 +19,8 @@
 typedef struct mgr_huggingface {
     mgr_hf_class class;
     mgr_hf_ffn ffn;
-    const char *type; /* of a class without a row: its model_type; of a source */
+    const char *type;    /* of a class without a row: its model_type; of a source */
+    const char *section; /* in config.json what the decoder's keys begin with; NULL: nothing */
     /* of a source */
     uint32_t config;              /* file whose attributes "config.*" are config.json */
     uint32_t first_file, n_files; /* the weights */

@@ -11,6 +11,7 @@
 #include "model/huggingface_keys.h"
 #include "model/huggingface_passed.h"
 #include "model/huggingface_t5.h"
+#include "model/huggingface_tower.h"
 #include "model/mtp.h"
 
 /* A class without a row is passed through, unless it is known to be none that can be. */
@@ -80,17 +81,16 @@ static int refuse_key(const mgr_hf_evidence *ev, const mgr_attr *a, const mgr_hf
     return mgr_hint(err, "if it does not, set 'source.unknown: warn'");
 }
 
-/* Every key is known, or says nothing. */
-static int check_supported(const mgr_hf_evidence *ev, mgr_err *err)
+/* Every key is known, or says nothing; or `refuse` is false, and what is not known may say it. */
+static int check_supported(const mgr_hf_evidence *ev, bool refuse, mgr_err *err)
 {
-    const bool refuse = strcmp(ev->config->source.unknown, "warn") != 0;
     for (size_t i = 0; i < ev->cat->n_attrs; i++) {
         const mgr_attr *const a = &ev->cat->attrs[i];
         const mgr_hf_key *row;
         if (a->file != ev->hf->config || !mgr_has_prefix(a->key, "config."))
             continue;
         const mgr_hf_verdict verdict =
-            mgr_huggingface_judge(ev->cat, a, MGR_HF_BIT(ev->class), &row);
+            mgr_huggingface_judge(ev->cat, a, MGR_HF_BIT(ev->class), ev->hf->section, &row);
         if (verdict == MGR_HF_REFUSED || (verdict == MGR_HF_UNKNOWN && refuse))
             return refuse_key(ev, a, row, err);
     }
@@ -111,13 +111,14 @@ static int activation(const mgr_hf_evidence *ev, mgr_activation *out, mgr_err *e
 /* One more than the highest index in the names. */
 static uint64_t count_layers(const mgr_hf_evidence *ev)
 {
-    static const char prefix[] = "model.layers.";
+    char prefix[MGR_HF_NAME_BYTES] = "model.layers.";
     uint64_t layers = 0;
+    mgr_huggingface_tower_name(ev->tower, prefix);
     for (size_t i = 0; i < ev->cat->n_stored; i++) {
         const char *const name = ev->cat->stored[i].name;
         if (!mgr_has_prefix(name, prefix))
             continue;
-        const unsigned long idx = strtoul(name + sizeof prefix - 1, NULL, 10);
+        const unsigned long idx = strtoul(name + strlen(prefix), NULL, 10);
         if (idx < 1000000 && idx + 1 > layers)
             layers = idx + 1;
     }
@@ -265,7 +266,10 @@ static int features(const mgr_hf_evidence *ev, mgr_model *m, mgr_err *err)
         MGR_TRY(out_bias(ev, m, err));
     MGR_TRY(activation(ev, &m->activation, err));
     MGR_TRY(mgr_hf_rope_scaling(ev, &m->rope, err));
-    return mgr_hf_flag_or(ev, "tie_word_embeddings", f->keys & MGR_HF_KEY_TIED, &m->tied, err);
+    MGR_TRY(mgr_hf_flag_or(ev, "tie_word_embeddings", f->keys & MGR_HF_KEY_TIED, &m->tied, err));
+    if (ev->tower) /* its own key is not looked at, and that of the whole is elsewhere */
+        m->tied = !mgr_hf_first_of(ev, MGR_HF_DENSE, MGR_ROLE_LM_HEAD, 2);
+    return MGR_OK;
 }
 
 /* One of Granite's; 0, that is to say none, where it is `neutral`. */
@@ -311,38 +315,85 @@ static int scalars(const mgr_hf_evidence *ev, mgr_model *m, mgr_err *err)
     return MGR_OK;
 }
 
+/* A class with a row, of which `ev` tells. */
+static int known_model(mgr_hf_evidence *ev, mgr_huggingface *hf, mgr_model *model, mgr_err *err)
+{
+    mgr_model m = {.tower = ev->tower};
+    hf->class = ev->class;
+    hf->ffn = ev->kind->ffn;
+    if (ev->kind->must & MGR_HF_HAS_ENCODER)
+        return mgr_huggingface_t5_model(ev, model, err);
+    MGR_TRY(features(ev, &m, err));
+    MGR_TRY(layer_sizes(ev, &m, err));
+    MGR_TRY(mgr_hf_expert_layers(ev, &m, err));
+    hf->ffn = mgr_hf_find_ffn(ev);
+    MGR_TRY(embedding_sizes(ev, hf, &m, err));
+    MGR_TRY(attention_sizes(ev, &m, err));
+    MGR_TRY(mgr_hf_check_fused(ev, &m, err));
+    MGR_TRY(mgr_hf_ffn_sizes(ev, &m, err));
+    MGR_TRY(mgr_hf_expert_sizes(ev, &m, err));
+    MGR_TRY(multipliers(ev, &m, err));
+    if (ev->kind->keys & MGR_HF_KEY_PART_ROPE)
+        MGR_TRY(rotary_part(ev, &m, err));
+    MGR_TRY(mgr_hf_nope_layers(ev, &m, err));
+    MGR_TRY(scalars(ev, &m, err));
+    MGR_TRY(mgr_hf_windows(ev, &m, err));
+    *model = m;
+    return MGR_OK;
+}
+
+static int passed_model(mgr_hf_evidence *ev, mgr_huggingface *hf, mgr_model *model, mgr_err *err)
+{
+    hf->class = ev->class;
+    MGR_TRY(mgr_huggingface_passed_model(ev, model, err));
+    hf->ffn = (mgr_hf_ffn)model->passed_experts;
+    hf->vocab_rows = 0;
+    return MGR_OK;
+}
+
+/* Is it the decoder of a class that takes any, and has a row itself? */
+static bool is_decoder(mgr_hf_evidence *ev)
+{
+    const mgr_attr *const type = mgr_hf_arg(ev, "model_type");
+    ev->tower = mgr_huggingface_tower(ev->cat, ev->hf->first_file);
+    ev->class =
+        type && type->kind == MGR_ATTR_TEXT ? mgr_huggingface_type(type->text) : MGR_HF_NO_CLASS;
+    ev->kind = mgr_huggingface_family(ev->class);
+    return ev->tower && *ev->hf->section && mgr_huggingface_takes_any(ev->hf->type) && ev->kind &&
+           !(ev->kind->must & MGR_HF_HAS_ENCODER);
+}
+
+/* A class without a row: of a vision-language model the decoder may have one. Where that is not
+ * understood it is still moved, unless experts are to be made of it. */
+static int unknown_model(mgr_hf_evidence *ev, mgr_huggingface *hf, mgr_model *model, mgr_err *err)
+{
+    const bool refuse = strcmp(ev->config->source.unknown, "warn") != 0;
+    mgr_hf_evidence inner = *ev;
+    mgr_err why = MGR_ERR_INIT;
+    hf->type = mgr_hf_arg(ev, "model_type")->text;
+    hf->section = mgr_huggingface_section(ev);
+    if (is_decoder(&inner)) {
+        int rc = check_supported(&inner, false, &why);
+        if (rc == MGR_OK)
+            rc = known_model(&inner, hf, model, &why);
+        if (rc == MGR_OK)
+            return check_supported(&inner, refuse, err);
+        if (strcmp(ev->config->mode, "upcycle") == 0) {
+            *err = why;
+            return rc;
+        }
+    }
+    MGR_TRY(check_supported(ev, refuse, err));
+    return passed_model(ev, hf, model, err);
+}
+
 int mgr_huggingface_model(const mgr_catalogue *cat, const mgr_config *config, mgr_huggingface *hf,
                           mgr_model *model, mgr_err *err)
 {
     mgr_hf_evidence ev = {.cat = cat, .config = config, .hf = hf};
-    mgr_model m = {0};
     MGR_TRY(check_type(&ev, err));
-    hf->class = ev.class;
-    MGR_TRY(check_supported(&ev, err));
-    hf->ffn = ev.kind->ffn;
-    if (ev.class == MGR_HF_PASSED) {
-        MGR_TRY(mgr_huggingface_passed_model(&ev, model, err));
-        hf->type = mgr_hf_arg(&ev, "model_type")->text; /* of the whole */
-        hf->ffn = (mgr_hf_ffn)model->passed_experts;
-        return MGR_OK;
-    }
-    if (ev.kind->must & MGR_HF_HAS_ENCODER)
-        return mgr_huggingface_t5_model(&ev, model, err);
-    MGR_TRY(features(&ev, &m, err));
-    MGR_TRY(layer_sizes(&ev, &m, err));
-    MGR_TRY(mgr_hf_expert_layers(&ev, &m, err));
-    hf->ffn = mgr_hf_find_ffn(&ev);
-    MGR_TRY(embedding_sizes(&ev, hf, &m, err));
-    MGR_TRY(attention_sizes(&ev, &m, err));
-    MGR_TRY(mgr_hf_check_fused(&ev, &m, err));
-    MGR_TRY(mgr_hf_ffn_sizes(&ev, &m, err));
-    MGR_TRY(mgr_hf_expert_sizes(&ev, &m, err));
-    MGR_TRY(multipliers(&ev, &m, err));
-    if (ev.kind->keys & MGR_HF_KEY_PART_ROPE)
-        MGR_TRY(rotary_part(&ev, &m, err));
-    MGR_TRY(mgr_hf_nope_layers(&ev, &m, err));
-    MGR_TRY(scalars(&ev, &m, err));
-    MGR_TRY(mgr_hf_windows(&ev, &m, err));
-    *model = m;
-    return MGR_OK;
+    if (ev.class == MGR_HF_PASSED)
+        return unknown_model(&ev, hf, model, err);
+    MGR_TRY(check_supported(&ev, strcmp(config->source.unknown, "warn") != 0, err));
+    return known_model(&ev, hf, model, err);
 }

@@ -4,11 +4,12 @@
 #include <string.h>
 
 #include "core/str.h"
+#include "model/huggingface_tower.h"
 
 const mgr_attr *mgr_hf_arg(const mgr_hf_evidence *ev, const char *name)
 {
     char key[112];
-    snprintf(key, sizeof key, "config.%s%s", ev->section ? ev->section : "", name);
+    snprintf(key, sizeof key, "config.%s%s", ev->hf->section ? ev->hf->section : "", name);
     const mgr_attr *const a = mgr_catalogue_attr(ev->cat, ev->hf->config, key);
     return a && a->kind != MGR_ATTR_NULL ? a : NULL;
 }
@@ -112,6 +113,7 @@ const mgr_stored *mgr_hf_first_of(const mgr_hf_evidence *ev, mgr_hf_ffn ffn, mgr
     const bool of_ffn = role == MGR_ROLE_GATE || role == MGR_ROLE_ROUTER;
     const uint32_t layer = !of_ffn ? 0 : ffn == MGR_HF_DENSE ? ev->dense_layer : ev->moe_layer;
     mgr_huggingface_name(ev->class, ffn, role, layer, 0, name);
+    mgr_huggingface_tower_name(ev->tower, name);
     for (size_t i = 0; i < ev->cat->n_stored; i++)
         if (strcmp(ev->cat->stored[i].name, name) == 0 && ev->cat->stored[i].ndim == ndim)
             return &ev->cat->stored[i];

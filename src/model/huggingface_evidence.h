@@ -20,7 +20,7 @@ typedef struct mgr_hf_evidence {
     const mgr_huggingface *hf;
     mgr_hf_class class;
     const mgr_hf_family *kind;
-    const char *section; /* of config.json, what its keys begin with there; NULL: none */
+    uint8_t tower;                   /* where the decoder lies among the tensors */
     uint32_t dense_layer, moe_layer; /* the first of each */
 } mgr_hf_evidence;
 

@@ -392,14 +392,14 @@ static const mgr_hf_key *ancestor(const char *name, unsigned family, char parent
 static bool stands_alone(const mgr_catalogue *cat, const mgr_attr *a, const char *name,
                          unsigned family)
 {
-    char parent[MAX_NAME], key[MAX_NAME + sizeof PREFIX];
+    char parent[MAX_NAME], key[2 * MAX_NAME];
     bool direct;
     if (!strchr(name, '.'))
         return true;
     const mgr_hf_key *const row = ancestor(name, family, parent, &direct);
     if (!row || !direct || row->use != MGR_HF_READ)
         return false;
-    snprintf(key, sizeof key, PREFIX "%s", parent);
+    snprintf(key, sizeof key, "%.*s%s", (int)(name - a->key), a->key, parent);
     const mgr_attr *const container = mgr_catalogue_attr(cat, a->file, key);
     return container && container->text && strcmp(container->text, "object") == 0 &&
            strcmp(parent, "auto_map") != 0;
@@ -434,9 +434,13 @@ static bool is_fp8_blocks(const mgr_catalogue *cat, const char *name)
 }
 
 mgr_hf_verdict mgr_huggingface_judge(const mgr_catalogue *cat, const mgr_attr *a, unsigned family,
-                                     const mgr_hf_key **row)
+                                     const char *section, const mgr_hf_key **row)
 {
-    const char *const name = a->key + sizeof PREFIX - 1;
+    const char *name = a->key + sizeof PREFIX - 1;
+    if (section && mgr_has_prefix(name, section))
+        name += strlen(section);
+    else if (section && *section)
+        family = PASSED;
     *row = mgr_huggingface_key(name, family);
     if (!*row && family == PASSED) /* nothing is interpreted */
         return MGR_HF_KNOWN;

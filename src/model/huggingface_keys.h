@@ -42,9 +42,10 @@ typedef enum mgr_hf_verdict {
 } mgr_hf_verdict;
 
 /* What to make of the attribute `a` ("config.NAME") of config.json; *row is its row, or NULL.
- * Members of what was judged as a whole are KNOWN. Pure. */
+ * Members of what was judged as a whole are KNOWN. Where `section` is not NULL, only what begins
+ * with it ("text_config.") is the class's, and all else is passed through. Pure. */
 mgr_hf_verdict mgr_huggingface_judge(const mgr_catalogue *cat, const mgr_attr *a, unsigned family,
-                                     const mgr_hf_key **row);
+                                     const char *section, const mgr_hf_key **row);
 
 /* Does quantization_config say FP8 weights with a scale for each block, and which blocks, rows and
  * columns (transformers' FineGrainedFP8Config)? That one is read, others are refused. Pure. */

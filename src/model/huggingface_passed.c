@@ -161,22 +161,6 @@ static const mgr_hf_sibling siblings[] = {
 
 #define N_SIBLINGS (sizeof siblings / sizeof siblings[0])
 
-/* Vision-language models that make of text_config whatever class its model_type names. */
-static const char *const hosts[] = {
-    "llava",         "llava_next", "llava_next_video", "llava_onevision", "vipllava",
-    "internvl",      "mistral3",   "aya_vision",       "cohere2_vision",  "lfm2_vl",
-    "idefics2",      "idefics3",   "smolvlm",          "got_ocr2",        "ovis2",
-    "perception_lm",
-};
-
-static bool takes_any(const char *host)
-{
-    for (size_t i = 0; i < sizeof hosts / sizeof hosts[0]; i++)
-        if (strcmp(hosts[i], host) == 0)
-            return true;
-    return false;
-}
-
 const mgr_hf_sibling *mgr_huggingface_sibling(unsigned idx)
 {
     return idx > 0 && idx <= N_SIBLINGS ? &siblings[idx - 1] : NULL;
@@ -462,11 +446,9 @@ static unsigned sibling_of(const search *s)
     const unsigned idx = !s->kind && type && type->kind == MGR_ATTR_TEXT
                              ? mgr_huggingface_sibling_of(type->text)
                              : 0;
-    const char *const around = *s->ev->section ? top_type(s) : "", *const host =
-                                                                       idx && siblings[idx - 1].host
-                                                                           ? siblings[idx - 1].host
-                                                                           : "";
-    return strcmp(host, around) == 0 || (!*host && takes_any(around)) ? idx : 0;
+    const char *const around = *s->ev->hf->section ? top_type(s) : "";
+    const char *const host = idx && siblings[idx - 1].host ? siblings[idx - 1].host : "";
+    return strcmp(host, around) == 0 || (!*host && mgr_huggingface_takes_any(around)) ? idx : 0;
 }
 
 static int derive(search *s, mgr_model *m)
@@ -487,13 +469,10 @@ static int derive(search *s, mgr_model *m)
     return fail(s, 0, "has an FFN without neurons, or fewer experts than a token takes");
 }
 
-int mgr_huggingface_passed_model(const mgr_hf_evidence *whole_model, mgr_model *model, mgr_err *err)
+int mgr_huggingface_passed_model(const mgr_hf_evidence *ev, mgr_model *model, mgr_err *err)
 {
     mgr_model m = {.ffns_only = true};
-    mgr_hf_evidence inner = *whole_model;
-    const mgr_hf_evidence *const ev = &inner;
     search s = {.ev = ev, .err = err, .tower = mgr_huggingface_tower(ev->cat, ev->hf->first_file)};
-    inner.section = mgr_huggingface_section(whole_model);
     int rc = mgr_alloc(&s.list, ev->cat->n_stored, sizeof *s.list, err);
     for (size_t i = 0; rc == MGR_OK && i < ev->cat->n_stored; i++)
         if (ev->cat->stored[i].file >= ev->hf->first_file)

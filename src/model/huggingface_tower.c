@@ -68,3 +68,19 @@ const char *mgr_huggingface_section(const mgr_hf_evidence *ev)
     return a && a->kind == MGR_ATTR_OTHER && strcmp(a->text, "object") == 0 ? MGR_HF_TEXT_CONFIG "."
                                                                             : "";
 }
+
+/* Vision-language models that make of text_config whatever class its model_type names. */
+static const char *const hosts[] = {
+    "llava",         "llava_next", "llava_next_video", "llava_onevision", "vipllava",
+    "internvl",      "mistral3",   "aya_vision",       "cohere2_vision",  "lfm2_vl",
+    "idefics2",      "idefics3",   "smolvlm",          "got_ocr2",        "ovis2",
+    "perception_lm",
+};
+
+bool mgr_huggingface_takes_any(const char *host)
+{
+    for (size_t i = 0; i < sizeof hosts / sizeof hosts[0]; i++)
+        if (strcmp(hosts[i], host) == 0)
+            return true;
+    return false;
+}

@@ -24,6 +24,10 @@ void mgr_huggingface_tower_name(uint8_t tower, char name[MGR_HF_NAME_BYTES]);
 const char *mgr_huggingface_tower_text(uint8_t tower);
 uint8_t mgr_huggingface_tower_find(const char *text);
 
+/* Is `type` the model_type of a class that makes of text_config whatever decoder its model_type
+ * names? Pure. */
+bool mgr_huggingface_takes_any(const char *type);
+
 /* "text_config." where the decoder's keys are in that object, else "". Pure. */
 const char *mgr_huggingface_section(const mgr_hf_evidence *ev);
 

@@ -331,11 +331,17 @@ static const char *late_feature(const mgr_model *m, size_t *idx)
     return nth(features, sizeof features / sizeof features[0], idx);
 }
 
+bool mgr_model_is_part(const mgr_model *m)
+{
+    return m->ffns_only || m->tower;
+}
+
 const char *mgr_model_feature(const mgr_model *m, size_t idx)
 {
     const feature features[] = {
         {m->encoder_layers > 0, "an encoder beside the decoder"},
         {m->passed, "parts that are passed through unread"},
+        {m->tower && !m->passed, "a vision tower beside its text decoder"},
         {m->norm == MGR_NORM_LAYER, "LayerNorm"},
         {m->activation == MGR_ACTIVATION_GEGLU, "GEGLU"},
         {m->activation == MGR_ACTIVATION_GELU, "GELU"},

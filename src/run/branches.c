@@ -242,7 +242,7 @@ int mgr_branches_join(mgr_job *job, mgr_err *err)
     const mgr_model moe = with_experts(job);
     mgr_side *const s = &job->source;
     MGR_TRY(check_siblings(job, err));
-    if (job->branches[0].side.tensors.model.ffns_only)
+    if (mgr_model_is_part(&job->branches[0].side.tensors.model))
         return mgr_fail(err, MGR_ERR_UNSUPPORTED,
                         "several sources of a model with %s are not supported",
                         mgr_model_feature(&job->branches[0].side.tensors.model, 0));

@@ -436,11 +436,13 @@ static uint64_t stored_vocabulary(const mgr_layout *l)
 static int review_vocabulary(mgr_job *job, mgr_err *err)
 {
     const uint64_t vocab = job->source.tensors.model.vocab;
-    if (job->source.tensors.model.passed)
-        MGR_TRY(mgr_remarks_say(
-            &job->remarks, MGR_REMARK_WARNING, err,
-            "%u tensors beside the FFNs are passed through unread: this class has no row here",
-            job->source.tensors.n - job->source.tensors.first_opaque));
+    const mgr_model *const m = &job->source.tensors.model;
+    if (m->passed || m->tower)
+        MGR_TRY(mgr_remarks_say(&job->remarks, MGR_REMARK_WARNING, err,
+                                "%u tensors beside the %s are passed through unread%s",
+                                job->source.tensors.n - job->source.tensors.first_opaque,
+                                m->passed ? "FFNs" : "text decoder",
+                                m->passed ? ": this class has no row here" : ""));
     if (job->source.tensors.model.ffns_only) /* nothing is cut or padded that is opaque */
         return MGR_OK;
     const uint64_t from =
