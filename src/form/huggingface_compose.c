@@ -405,8 +405,9 @@ static int compose_known(composition *c, const mgr_tokenizer_facts *tokens)
     want(c, tokens);
     if (c->section)
         want_tie(c, type);
+    const bool as_is = c->section && c->same && strcmp(c->out->config->mode, "reshard") == 0;
     int rc = take_all(c);
-    if (rc == MGR_OK)
+    if (rc == MGR_OK && !as_is)
         rc = set_missing(c, c->derived);
     if (rc == MGR_OK && !c->same)
         rc = set_missing(c, defaults);

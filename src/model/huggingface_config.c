@@ -150,7 +150,7 @@ static int embedding_sizes(const mgr_hf_evidence *ev, mgr_huggingface *hf, mgr_m
 /* An absent num_key_value_heads is what the configuration class says; null is as many as heads. */
 static uint64_t default_groups(const mgr_hf_evidence *ev, uint64_t heads)
 {
-    const bool absent = !mgr_catalogue_attr(ev->cat, ev->hf->config, "config.num_key_value_heads");
+    const bool absent = !mgr_hf_is_written(ev, "num_key_value_heads");
     return absent && ev->kind->groups ? ev->kind->groups : heads;
 }
 

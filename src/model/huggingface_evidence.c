@@ -6,11 +6,21 @@
 #include "core/str.h"
 #include "model/huggingface_tower.h"
 
-const mgr_attr *mgr_hf_arg(const mgr_hf_evidence *ev, const char *name)
+static const mgr_attr *written(const mgr_hf_evidence *ev, const char *name)
 {
     char key[112];
     snprintf(key, sizeof key, "config.%s%s", ev->hf->section ? ev->hf->section : "", name);
-    const mgr_attr *const a = mgr_catalogue_attr(ev->cat, ev->hf->config, key);
+    return mgr_catalogue_attr(ev->cat, ev->hf->config, key);
+}
+
+bool mgr_hf_is_written(const mgr_hf_evidence *ev, const char *name)
+{
+    return written(ev, name);
+}
+
+const mgr_attr *mgr_hf_arg(const mgr_hf_evidence *ev, const char *name)
+{
+    const mgr_attr *const a = written(ev, name);
     return a && a->kind != MGR_ATTR_NULL ? a : NULL;
 }
 

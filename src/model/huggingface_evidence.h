@@ -27,6 +27,9 @@ typedef struct mgr_hf_evidence {
 /* A key of config.json that is there and not null, or NULL. */
 const mgr_attr *mgr_hf_arg(const mgr_hf_evidence *ev, const char *name);
 
+/* Is it there, be it null? */
+bool mgr_hf_is_written(const mgr_hf_evidence *ev, const char *name);
+
 /* The path of config.json. */
 const char *mgr_hf_path(const mgr_hf_evidence *ev);
 

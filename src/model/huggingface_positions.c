@@ -169,7 +169,7 @@ int mgr_hf_nope_layers(const mgr_hf_evidence *ev, mgr_model *m, mgr_err *err)
 /* What is given, or the class's default; 0: none. */
 static int window_size(const mgr_hf_evidence *ev, uint64_t *out, mgr_err *err)
 {
-    const bool written = mgr_catalogue_attr(ev->cat, ev->hf->config, "config.sliding_window");
+    const bool written = mgr_hf_is_written(ev, "sliding_window");
     const mgr_attr *const a = mgr_hf_arg(ev, "sliding_window");
     const int64_t otherwise = written ? 0 : ev->kind->window;
     bool on = true;

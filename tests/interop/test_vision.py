@@ -57,7 +57,15 @@ MODELS = {
         image_token_id=IMAGE, downsample_factor=2, projector_hidden_size=24), NAFLEX, 4),
     "Cohere2Vision": (lambda: config("Cohere2Vision", of("Cohere2", **TEXT, head_dim=8, sliding_window=4), siglip(),
         image_token_id=IMAGE, downsample_factor=2, alignment_intermediate_size=24), PIXELS, 4),
+    # classes that take any decoder, here of the families that have a row in the program's table
+    "Llava": (lambda: config("Llava", of("Llama", **TEXT), of("CLIPVision", **TOWER, image_size=16),
+        image_token_index=IMAGE, vision_feature_layer=-1), PIXELS, 16),
+    "InternVL": (lambda: config("InternVL", of("Qwen3", **TEXT, head_dim=8), dict(TOWER, image_size=[16, 16],
+        patch_size=[4, 4]), image_token_id=IMAGE, image_seq_length=4), PIXELS, 4),
+    "Idefics3": (lambda: config("Idefics3", of("Mistral", **TEXT, sliding_window=None), dict(TOWER, image_size=16),
+        scale_factor=2, image_token_id=IMAGE, tie_word_embeddings=True), dict(pixel_values=PIXELS["pixel_values"][None]), 4),
 }  # fmt: skip
+MIXTURES = dict(zip(MODELS, ("qwen3_vl_moe_text", "lfm2_moe", "cohere2_moe", "mixtral", "qwen3_moe", "mixtral")))
 OTHERS = {  # resharded alone
     "Gemma3": lambda: config("Gemma3", dict(TEXT, head_dim=8, sliding_window=4), dict(TOWER, image_size=16,
         model_type="siglip_vision_model"), mm_tokens_per_image=4),
@@ -76,6 +84,11 @@ def born(kind, made, folder):
             p.add_(torch.randn_like(p) * 0.1)
     model.save_pretrained(folder)
     return model
+
+
+def edit(folder, **changes):
+    path = folder / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
 
 
 def load(folder):
@@ -103,6 +116,7 @@ def test_the_decoder_becomes_a_mixture(scratch, kind):
         (scratch / "a" / name).write_text('{"size": 16}')
     families.convert(scratch, scratch / "a", "out", **passed.NAIVE)
     moe = load(scratch / "out")
+    assert moe.config.text_config.model_type == MIXTURES[kind]
     for image in (False, True):
         wanted = logits(dense, kind, image)
         assert harness.relative_difference(logits(moe, kind, image), wanted) < 1e-5, image
@@ -113,8 +127,10 @@ def test_the_decoder_becomes_a_mixture(scratch, kind):
     assert len(kept) == len(before) - 3 * TEXT["num_hidden_layers"]
     assert all(harness.same_bits(after[name], before[name]) for name in kept)
     was, now = passed.config(scratch / "a"), passed.config(scratch / "out")
+    assert {k: v for k, v in was.items() if k in now and "token" in k}.items() <= now.items()
     assert {k: v for k, v in was["vision_config"].items() if k != "model_type"}.items() <= now["vision_config"].items()
     assert was["text_config"].keys() <= now["text_config"].keys()
+    assert now["text_config"].get("sliding_window") == was["text_config"].get("sliding_window")
     assert (scratch / "out" / "preprocessor_config.json").read_text() == '{"size": 16}'
     assert "AutoModelForImageTextToText" in (scratch / "out" / runner.MANIFEST).read_text()
 
@@ -123,6 +139,20 @@ def test_the_decoder_becomes_a_mixture(scratch, kind):
 def test_there_and_back(scratch, kind):
     born(kind, OTHERS[kind](), scratch / "a")
     passed.there_and_back(scratch, scratch / "a")
+
+
+def test_a_mixture_inside_a_class_that_takes_any(scratch):
+    """Back bit for bit, over two expert-parallel ranks, too; and a mixture of twice the experts is made of it."""
+    mixtral = of("Mixtral", **TEXT, num_local_experts=4)
+    made = config("Llava", mixtral, of("CLIPVision", **TOWER, image_size=16), image_token_index=IMAGE,
+        vision_feature_layer=-1)  # fmt: skip
+    small = born("Llava", made, scratch / "a")
+    passed.there_and_back(scratch, scratch / "a")
+    passed.reshard(scratch, scratch / "a", "ep", target__format="huggingface", target__expert_parallel=2)
+    families.same_tensors(scratch / "a", scratch / "ep")
+    more = families.convert(scratch, scratch / "h5", "more", **passed.NAIVE, upcycle__experts=8, upcycle__top_k=4)
+    wanted = logits(small, "Llava")
+    assert harness.relative_difference(logits(load(more), "Llava"), wanted) < 1e-5
 
 
 def test_by_hdf5_and_by_drop(scratch):
@@ -156,8 +186,13 @@ def test_what_no_class_holds(scratch):
     passed.refused(scratch, source, "passed through unread", **passed.RESHARD, target__format="megatron-dist")
     other = scratch / "b"  # a host that is not known to take any decoder
     born("Lfm2Vl", MODELS["Lfm2Vl"][0](), other)
-    path = other / "config.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), "model_type": "someones_vl"}))
+    llava = scratch / "c"  # whose decoder has a row
+    born("Llava", MODELS["Llava"][0](), llava)
+    for target in ("megatron-torch", "mixtral", "moe-recipes"):
+        passed.refused(scratch, llava, "a vision tower beside its text decoder", **passed.NAIVE, target__format=target)
+    edit(llava, text_config=dict(passed.config(llava)["text_config"], something_new=1))
+    passed.refused(scratch, llava, "text_config.something_new", "source.unknown", **passed.NAIVE)
+    edit(other, model_type="someones_vl")
     passed.refused(scratch, other, "no class of transformers is known", **passed.NAIVE)
     families.convert(scratch, other, "named", **passed.NAIVE, target__class="lfm2_moe")
     assert passed.config(scratch / "named")["model_type"] == "someones_vl"
