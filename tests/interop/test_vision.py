@@ -143,7 +143,7 @@ def test_there_and_back(scratch, kind):
 
 def test_a_mixture_inside_a_class_that_takes_any(scratch):
     """Back bit for bit, over two expert-parallel ranks, too; and a mixture of twice the experts is made of it."""
-    mixtral = of("Mixtral", **TEXT, num_local_experts=4)
+    mixtral = of("Mixtral", **TEXT, head_dim=8, num_local_experts=4)
     made = config("Llava", mixtral, of("CLIPVision", **TOWER, image_size=16), image_token_index=IMAGE,
         vision_feature_layer=-1)  # fmt: skip
     small = born("Llava", made, scratch / "a")
