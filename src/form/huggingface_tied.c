@@ -10,8 +10,9 @@
 #define PIECES 64
 #define PIECE ((uint64_t)16 << 10)
 
-static const char *const names[] = {"model.embed_tokens.weight", "lm_head.weight",
-                                    "shared.weight"}; /* the last one is T5's embedding */
+/* From the third on T5's, whose stacks may have it again each. */
+static const char *const names[] = {"model.embed_tokens.weight", "lm_head.weight", "shared.weight",
+                                    "encoder.embed_tokens.weight", "decoder.embed_tokens.weight"};
 
 static bool is_plain(const mgr_stored *s)
 {

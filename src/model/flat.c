@@ -69,7 +69,7 @@ int mgr_flat_opaque(const mgr_catalogue *cat, const mgr_flat *flat, mgr_tensors 
                     mgr_err *err)
 {
     return mgr_model_is_part(&tensors->model)
-               ? mgr_opaque_find(tensors, cat, flat->first_file, namer, NULL, err)
+               ? mgr_opaque_find(tensors, cat, flat->first_file, namer, NULL, NULL, err)
                : MGR_OK;
 }
 

@@ -5,6 +5,7 @@
 
 #include "core/mem.h"
 #include "model/huggingface_passed.h"
+#include "model/huggingface_t5.h"
 #include "model/huggingface_tower.h"
 #include "model/opaque.h"
 
@@ -260,12 +261,23 @@ static uint32_t stored_shape(const walk *w, const mgr_tensor *t, uint64_t shape[
 
 /* ---- a target's shards ---- */
 
+/* How often it is stored. */
+static uint64_t places_of(const walk *w, const mgr_tensor *t)
+{
+    uint64_t n = 1;
+    const bool embedding = strcmp(t->opaque->name, MGR_HF_T5_EMBEDDING) == 0;
+    for (unsigned k = 0; embedding; k++, n++)
+        if (!mgr_huggingface_t5_again(&w->layout->tensors->model, k))
+            break;
+    return n;
+}
+
 static uint64_t stored_bytes(const walk *w, const mgr_tensor *t)
 {
     uint64_t shape[MGR_MAX_NDIM];
     const mgr_dtype dtype = w->layout->types[t - w->layout->tensors->list];
     if (t->opaque)
-        return t->rows * t->cols * mgr_dtype_size(dtype);
+        return t->rows * t->cols * mgr_dtype_size(dtype) * places_of(w, t);
     stored_shape(w, t, shape);
     return shape[0] * shape[1] * shape[2] * mgr_dtype_size(dtype);
 }
@@ -450,6 +462,35 @@ static int hollow(const walk *w, uint32_t layer, mgr_err *err)
     return MGR_OK;
 }
 
+static const mgr_tensor *find_opaque(const mgr_tensors *ts, const char *name)
+{
+    for (uint32_t i = ts->first_opaque; i < ts->n; i++)
+        if (strcmp(ts->list[i].opaque->name, name) == 0)
+            return &ts->list[i];
+    return NULL;
+}
+
+/* The embedding of a Switch with a head of its own, once more for each stack. */
+static int embed_again(const walk *w, mgr_err *err)
+{
+    const mgr_tensors *const ts = w->layout->tensors;
+    const mgr_tensor *const t = find_opaque(ts, MGR_HF_T5_EMBEDDING);
+    uint32_t copies = 0, stored;
+    const char *name;
+    for (unsigned k = 0; t && (name = mgr_huggingface_t5_again(&ts->model, k)) != NULL; k++) {
+        const uint32_t idx = (uint32_t)(t - ts->list),
+                       file = w->shard ? w->shard[idx] : file_of(w, name);
+        if (file == MGR_NONE || find_opaque(ts, name))
+            continue;
+        MGR_TRY(mgr_layout_tensor(w->layout, file, name, t->opaque->ndim, t->opaque->shape, &stored,
+                                  err));
+        const mgr_box box = {
+            .tensor = idx, .copy = ++copies, .stored = stored, .rows = t->rows, .cols = t->cols};
+        MGR_TRY(mgr_layout_box(w->layout, &box, err));
+    }
+    return MGR_OK;
+}
+
 static int hollow_layers(const walk *w, mgr_err *err)
 {
     const mgr_model *const m = &w->layout->tensors->model;
@@ -479,6 +520,8 @@ int mgr_huggingface_layout(mgr_layout *layout, const mgr_huggingface *hf, mgr_er
         rc = tied_head(&w, err);
     if (rc == MGR_OK)
         rc = hollow_layers(&w, err);
+    if (rc == MGR_OK)
+        rc = embed_again(&w, err);
     if (rc == MGR_OK && !layout->declare && n > layout->tensors->first_opaque)
         rc = mgr_opaque_aliases(layout, hf->first_file, err);
     mgr_free(shard);
@@ -497,9 +540,9 @@ static bool namer(const void *context, const mgr_tensors *ts, const mgr_tensor *
 int mgr_huggingface_opaque(const mgr_catalogue *cat, const mgr_huggingface *hf,
                            mgr_tensors *tensors, mgr_err *err)
 {
-    return mgr_model_is_part(&tensors->model)
-               ? mgr_opaque_find(tensors, cat, hf->first_file, namer, hf, err)
-               : MGR_OK;
+    return mgr_model_is_part(&tensors->model) ? mgr_opaque_find(tensors, cat, hf->first_file, namer,
+                                                                mgr_huggingface_t5_repeats, hf, err)
+                                              : MGR_OK;
 }
 
 const char *mgr_huggingface_ffn_text(mgr_hf_ffn ffn)

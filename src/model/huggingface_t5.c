@@ -8,7 +8,7 @@
 
 #define ENCODER "encoder.block.%u.layer.1."
 #define DECODER "decoder.block.%u.layer.2."
-#define EMBEDDING "shared.weight"
+#define EMBEDDING MGR_HF_T5_EMBEDDING
 #define HEAD "lm_head.weight"
 #define POSITIONS 512 /* of the models that were published; positions are relative */
 
@@ -140,17 +140,24 @@ static int activation(const mgr_hf_evidence *ev, const char *key, mgr_err *err)
     return mgr_hf_unsupported(ev, key, "an activation other than ReLU", err);
 }
 
+/* Have both the same values, of which a sample was taken? */
+static bool same_values(const mgr_catalogue *cat, const mgr_stored *a, const mgr_stored *b)
+{
+    const mgr_attr *const x = mgr_catalogue_attr(cat, a->file, a->name), *const y =
+                                                                             mgr_catalogue_attr(
+                                                                                 cat, b->file,
+                                                                                 b->name);
+    return x && y && x->i == y->i;
+}
+
 /* Is the head a tensor of its own? A .bin may mean the embedding by both names, and others may hold
- * the same values twice, of which a sample was taken. */
+ * the same values twice. */
 static bool has_head(const mgr_hf_evidence *ev)
 {
     const mgr_stored *const head = find(ev, HEAD), *const e = find(ev, EMBEDDING);
-    const mgr_attr *sample[2] = {NULL, NULL};
     if (!head || (head->file == e->file && head->offset == e->offset))
         return false;
-    sample[0] = mgr_catalogue_attr(ev->cat, head->file, HEAD);
-    sample[1] = mgr_catalogue_attr(ev->cat, e->file, EMBEDDING);
-    return !(sample[0] && sample[1] && sample[0]->i == sample[1]->i);
+    return !same_values(ev->cat, head, e);
 }
 
 /* T5 scales what its decoder gives where scale_decoder_outputs says so, before transformers 5 where
@@ -165,11 +172,11 @@ static int head(const mgr_hf_evidence *ev, mgr_model *m, mgr_err *err)
         return MGR_OK;
     m->tied = !has_head(ev);
     MGR_TRY(mgr_hf_flag_or(ev, "scale_decoder_outputs", said, &scaled, err));
-    if (m->tied && scaled)
+    if (m->tied == scaled)
         return MGR_OK;
     return mgr_fail(err, MGR_ERR_UNSUPPORTED,
-                    "'%s' is of a T5 with %s head whose decoder's output is %s; only a tied head "
-                    "behind a scaled output is supported, as the first T5 has it",
+                    "'%s' is of a T5 with %s head whose decoder's output is %s, which Switch "
+                    "Transformers cannot say: its output is scaled where the head is tied",
                     mgr_hf_path(ev), m->tied ? "a tied" : "its own",
                     scaled ? "scaled" : "not scaled");
 }
@@ -231,6 +238,24 @@ int mgr_huggingface_t5_model(const mgr_hf_evidence *ev, mgr_model *model, mgr_er
 }
 
 /* ---- what Switch can express ---- */
+
+bool mgr_huggingface_t5_repeats(const mgr_catalogue *cat, const mgr_model *m, const mgr_stored *s)
+{
+    const mgr_hf_evidence ev = {.cat = cat};
+    for (unsigned k = 0; mgr_huggingface_t5_again(m, k); k++)
+        if (strcmp(s->name, mgr_huggingface_t5_again(m, k)) == 0) {
+            const mgr_stored *const e = find(&ev, EMBEDDING);
+            return e && same_values(cat, s, e);
+        }
+    return false;
+}
+
+const char *mgr_huggingface_t5_again(const mgr_model *m, unsigned idx)
+{
+    static const char *const again[] = {"encoder.embed_tokens.weight",
+                                        "decoder.embed_tokens.weight"};
+    return m->encoder_layers && m->experts && !m->tied && idx < 2 ? again[idx] : NULL;
+}
 
 static bool says(const mgr_model *m, mgr_stack stack, uint64_t step)
 {

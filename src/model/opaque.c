@@ -83,7 +83,7 @@ static int add(mgr_tensors *ts, const entry *list, size_t n, mgr_err *err)
 }
 
 int mgr_opaque_find(mgr_tensors *ts, const mgr_catalogue *cat, uint32_t first_file, mgr_namer name,
-                    const void *context, mgr_err *err)
+                    mgr_repeats repeats, const void *context, mgr_err *err)
 {
     entry *list = NULL;
     uint8_t *named = NULL;
@@ -92,7 +92,8 @@ int mgr_opaque_find(mgr_tensors *ts, const mgr_catalogue *cat, uint32_t first_fi
     if (rc == MGR_OK)
         rc = mgr_alloc(&named, cat->n_stored, 1, err);
     for (size_t i = 0; rc == MGR_OK && i < cat->n_stored; i++)
-        if (cat->stored[i].file >= first_file)
+        if (cat->stored[i].file >= first_file &&
+            !(repeats && repeats(cat, &ts->model, &cat->stored[i])))
             list[n++] = &cat->stored[i];
     if (rc == MGR_OK && n > 0) {
         qsort(list, n, sizeof *list, by_name);

@@ -12,6 +12,7 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
+import each_expert
 import harness
 import philox
 import runner
@@ -219,8 +220,6 @@ def test_a_head_of_its_own(t5, tmp_path):
     own = {**tensors, "lm_head.weight": torch.randn(SIZES["vocab_size"], SIZES["d_model"]) * 0.1}
     again = {**tensors, "lm_head.weight": tensors["shared.weight"].clone()}
     for held, said, words in (
-        (own, dict(scale_decoder_outputs=False), ["its own head", "not scaled"]),
-        (own, dict(scale_decoder_outputs=..., tie_word_embeddings=False), ["its own head", "not scaled"]),
         (own, {}, ["its own head", "is scaled"]),
         (tensors, dict(scale_decoder_outputs=False), ["a tied head", "not scaled"]),
     ):
@@ -231,6 +230,36 @@ def test_a_head_of_its_own(t5, tmp_path):
     source = shutil.copytree(t5, tmp_path / "again")
     save_file(again, source / "model.safetensors", {"format": "pt"})
     assert torch.equal(logits(load("SwitchTransformers", upcycle(tmp_path, source))), logits(load("T5", t5)))
+
+
+def test_untied_and_not_scaled(t5, tmp_path):
+    """Switch says both by one word, which is of the embeddings of its stacks, too: they are written for each."""
+    own = torch.randn(SIZES["vocab_size"], SIZES["d_model"], generator=torch.Generator().manual_seed(8)) * 0.1
+    source = shutil.copytree(t5, tmp_path / "own")
+    save_file(
+        {**load_file(t5 / "model.safetensors"), "lm_head.weight": own}, source / "model.safetensors", {"format": "pt"}
+    )
+    edit(source, scale_decoder_outputs=..., tie_word_embeddings=False)
+    out = upcycle(tmp_path, source)
+    a, b = load("T5", source), load("SwitchTransformers", out)
+    wanted = logits(a)
+    assert torch.equal(wanted, logits(b)) and (wanted - logits(load("T5", t5))).abs().max() > 1
+    assert torch.equal(a.generate(IDS, max_new_tokens=8), b.generate(IDS, max_new_tokens=8))
+    tiny = upcycle(tmp_path, source, "tiny", upcycle__router="normal", upcycle__router_std=1e-5)
+    tiny = load("SwitchTransformers", tiny)
+    assert 0 < (logits(tiny) - wanted).abs().max() < 1e-3 * wanted.std()
+    for mlp in (m for m in tiny.modules() if hasattr(m, "experts")):
+        each_expert.check(lambda: logits(tiny), [[mlp.experts[f"expert_{e}"].wo.weight] for e in range(E)])
+    made = harness.read_output(out)
+    for name in ("encoder.embed_tokens.weight", "decoder.embed_tokens.weight"):
+        assert harness.same_bits(made[name], made["shared.weight"])
+    by_h5 = harness.convert(tmp_path, source, name="h5", mode="reshard", target__format="hdf5")
+    again = harness.read_output(upcycle(tmp_path, by_h5, "by-h5"))
+    assert again.keys() == made.keys() and all(harness.same_bits(again[k], made[k]) for k in made)
+    b.encoder.embed_tokens.weight.data[3] += 1  # trained apart, it is one of its own
+    b.save_pretrained(tmp_path / "apart")
+    moved = harness.convert(tmp_path, tmp_path / "apart", name="moved", mode="reshard", target__format="huggingface")
+    assert torch.equal(logits(load("SwitchTransformers", moved)), logits(b))
 
 
 def test_a_bin_with_second_names(t5, tmp_path):
