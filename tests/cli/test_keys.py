@@ -52,19 +52,20 @@ def plain_value(text):
 
 
 def plain_yaml(text):
-    """The presets' YAML: two levels of scalars, and maps of one line."""
-    tree, section = {}, None
+    """The presets' YAML: two levels of scalars, maps of one line, and lists of these."""
+    tree, section, name = {}, None, None
     for line in text.splitlines():
         line = re.sub(r"(^|\s)#.*", "", line).rstrip()
         if not line:
             continue
+        if line.lstrip()[:3] == "- {":
+            tree[name] = [*tree[name], plain_yaml(line.lstrip()[3:].rstrip("}").replace(", ", "\n"))]
+            continue
         key, value = (part.strip() for part in line.split(":", 1))
         if not value:
-            section = tree.setdefault(key, {})
+            name, section = key, tree.setdefault(key, {})
             continue
-        if value[:2] == "[{":
-            value = [plain_yaml(part.replace(", ", "\n")) for part in re.findall(r"{(.*?)}", value)]
-        elif value[0] == "{":
+        if value[0] == "{":
             value = plain_yaml(value.strip("{}").replace(", ", "\n"))
         else:
             value = plain_value(value)
