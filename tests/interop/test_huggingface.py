@@ -413,9 +413,11 @@ def test_mistrals_window_by_default(scratch):
     edit_json(source / "config.json", without=["sliding_window"])
     out = naive(scratch, source, ml.dense_model(shape), shape)
     assert json.loads((out / "config.json").read_text())["sliding_window"] == 4096
-    refused(
-        scratch, source, "sliding-window", target__format="megatron-torch", target__expert_parallel=1
+    config = runner.write_config(
+        scratch / "megatron.yaml", source, scratch / "megatron", **NAIVE, target__format="megatron-torch"
     )
+    result = runner.upcycle(config, np=2)
+    assert result.status == 0 and "--window-size '(4095,0)'" in result.out, str(result)
 
 
 # ---- real models of every kind
