@@ -146,8 +146,10 @@ static void down_strip(const mgr_method *method, const mgr_expert *x, const mgr_
     unsigned char tile[MGR_TILE_HIDDEN * MGR_TILE_STRIDE * sizeof(float)];
     mgr_down_part row = *part;
 
-    if (strip->n_drawn > 0)
+    if (strip->n_drawn > 0) {
+        assert(method->draw_columns);
         method->draw_columns(x, part, k, strip->n_drawn, tile);
+    }
     mgr_strip_plan(strip);
     row.n_rows = 1;
     for (uint32_t r = 0; r < part->n_rows; r++) {

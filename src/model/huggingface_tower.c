@@ -29,11 +29,11 @@ static bool is_layer(const char *name, const char *decoder)
 
 uint8_t mgr_huggingface_tower(const mgr_catalogue *cat, uint32_t first_file)
 {
-    for (uint8_t k = 1; k < N_PLACES; k++)
+    for (size_t k = 1; k < N_PLACES; k++)
         for (size_t i = 0; i < cat->n_stored; i++)
             if (cat->stored[i].file >= first_file &&
                 is_layer(cat->stored[i].name, places[k].decoder))
-                return k;
+                return (uint8_t)k;
     return 0;
 }
 
@@ -55,9 +55,9 @@ const char *mgr_huggingface_tower_text(uint8_t tower)
 
 uint8_t mgr_huggingface_tower_find(const char *text)
 {
-    for (uint8_t k = 1; k < N_PLACES; k++)
+    for (size_t k = 1; k < N_PLACES; k++)
         if (strcmp(places[k].decoder, text) == 0)
-            return k;
+            return (uint8_t)k;
     return 0;
 }
 

@@ -45,7 +45,7 @@ static bool window_of(const mgr_attr *a, uint64_t *out)
 /* A whole number, or a list of 0 and 1. */
 static bool is_pattern(const mgr_attr *a)
 {
-    int64_t list[MGR_MAX_LAYERS];
+    int64_t list[MGR_MAX_LAYERS] = {0};
     size_t n;
     if (a->kind == MGR_ATTR_INT)
         return a->i > 0;
@@ -83,7 +83,7 @@ static bool names(const mgr_attr *a, const int64_t *list, uint64_t layer)
 static int set_layers(const mgr_catalogue *cat, const mgr_attr *a, mgr_model *m,
                       void (*set)(mgr_model *, uint64_t), bool others, mgr_err *err)
 {
-    int64_t list[MGR_MAX_LAYERS];
+    int64_t list[MGR_MAX_LAYERS] = {0};
     size_t n = 0;
     const bool fits =
         is_pattern(a) && m->layers <= MGR_MAX_LAYERS &&
