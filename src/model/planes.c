@@ -37,9 +37,9 @@ int mgr_tensors_add_planes(mgr_tensors *ts, unsigned planes, mgr_err *err)
 {
     const uint32_t n = ts->n_weights;
     mgr_tensor *list;
-    assert(!ts->planes && ts->n == n && ts->first_opaque == n);
     if (!planes)
         return MGR_OK;
+    assert(!ts->planes && ts->n == n && ts->first_opaque == n);
     if (n > UINT32_MAX / MGR_PLANE_COUNT)
         return mgr_fail(err, MGR_ERR_UNSUPPORTED, "%u tensors are too many", n);
     MGR_TRY(mgr_alloc(&list, (size_t)n * MGR_PLANE_COUNT, sizeof *list, err));
