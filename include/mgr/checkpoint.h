@@ -33,10 +33,10 @@
  * Errors are values: a function returns an mgr_code, and fills the mgr_err that it was given, with
  * the file, the tensor and the byte (mgr/err.h). Nothing is printed, and nothing exits.
  *
- * Threads: a handle is for one thread at a time; two handles know nothing of each other. MPI is
- * neither started nor used, so a program may have its own: a library call belongs to one rank. Nor
- * does a program's locale count: numbers have a point in settings, files and messages, and a
- * callback is called with the locale that the program has.
+ * Threads: a handle is for one thread at a time, whose stack has half a MiB; two handles know
+ * nothing of each other. MPI is neither started nor used, so a program may have its own: a library
+ * call belongs to one rank. Nor does a program's locale count: numbers have a point in settings,
+ * files and messages, and a callback is called with the locale that the program has.
  */
 #ifndef MGR_CHECKPOINT_H
 #define MGR_CHECKPOINT_H

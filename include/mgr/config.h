@@ -38,7 +38,7 @@ typedef struct mgr_config_source {
     char iteration[32]; /* latest | release | a number */
     char tokenizer[MGR_CONFIG_TEXT];
     char config[MGR_CONFIG_TEXT]; /* config.json, where a format has none */
-    char weights[16];             /* masters | copies */
+    char weights[16];             /* auto | masters | copies */
     char unknown[16];             /* refuse | warn */
     char mtp[16];                 /* keep | drop */
     bool allow_nonfinite;
@@ -211,10 +211,10 @@ void mgr_config_keep_source(mgr_config *config, uint32_t idx);
 /* Where the user wrote `key`; NULL if nowhere. */
 const mgr_place *mgr_config_place(const mgr_config *config, const char *key);
 
-/* A construction that reads some keys of 'upcycle' alone: into *out the first written one with
- * another value than its default that is not among `allowed`, up to NULL; NULL for none. Local. */
-int mgr_config_stray(const mgr_config *config, mgr_schema *schema, const char *const *allowed,
-                     const char **out, mgr_err *err) MGR_NODISCARD;
+/* A construction that reads some keys of 'upcycle' alone: refuse the first written one with another
+ * value than its default that is not among `allowed`, up to NULL: "'KEY' is WHY". Local. */
+int mgr_config_keep_to(const mgr_config *config, mgr_schema *schema, const char *const *allowed,
+                       const char *why, mgr_err *err) MGR_NODISCARD;
 
 /* The effective configuration, of the keys that apply, as YAML that parses back to the same. */
 struct mgr_buf;

@@ -279,7 +279,7 @@ typedef struct mgr_layer_index {
 } mgr_layer_index;
 
 /* All logical tensors of a model: embeddings, layer after layer, final norm, head; then those that
- * are opaque; then the other planes of them all. */
+ * are opaque, or else the other planes of them all. */
 typedef struct mgr_tensors {
     mgr_tensor *list;
     uint32_t n;

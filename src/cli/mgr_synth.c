@@ -79,7 +79,8 @@ static const mgr_option options[] = {
         {"names", 0, "SPEC",
          "as target.names of mgr-upcycle: auto, te, local, per-expert or fused (default auto)"},
     [DIST_KEYS] = {"dist-keys", 0, "KEYS",
-                   "as target.dist_keys of mgr-upcycle: auto, stacked, per-layer or hybrid"},
+                   "as target.dist_keys of mgr-upcycle: auto, stacked, per-layer or hybrid "
+                   "(default auto)"},
     [FORCE] = {"force", 'f', NULL, "replace an existing checkpoint OUT"},
     [QUIET] = {"quiet", 'q', NULL, "print errors only"},
 };
@@ -125,7 +126,7 @@ static const word dtype_words[] = {
 static const word name_words[] = {{"auto", 0},       {"te", 0},    {"local", 0},
                                   {"per-expert", 0}, {"fused", 0}, {NULL, 0}};
 
-static const word key_words[] = {
+static const word dist_key_words[] = {
     {"auto", 0}, {"stacked", 0}, {"per-layer", 0}, {"hybrid", 0}, {NULL, 0}};
 
 static int find_word(const char *option, const word *words, const char *value, const word **out,
@@ -146,7 +147,7 @@ static int take_word(mgr_synth_options *o, size_t idx, const char *value, mgr_er
 {
     static const word *const tables[] = {
         [POSITIONS] = position_words, [NORM] = norm_words,  [ACTIVATION] = activation_words,
-        [DTYPE] = dtype_words,        [NAMES] = name_words, [DIST_KEYS] = key_words};
+        [DTYPE] = dtype_words,        [NAMES] = name_words, [DIST_KEYS] = dist_key_words};
     const word *found;
     MGR_TRY(find_word(options[idx].name, tables[idx], value, &found, err));
     if (idx == POSITIONS)

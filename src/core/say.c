@@ -93,11 +93,16 @@ int mgr_say_columns(int fd)
 
 void mgr_say_fitting(const char *label, const char *message)
 {
-    char text[4608];
-    const char *at = text;
+    mgr_err ignored = MGR_ERR_INIT;
+    mgr_buf text = {0};
     const size_t width =
         isatty(STDERR_FILENO) ? (size_t)mgr_say_columns(STDERR_FILENO) - 1 : SIZE_MAX;
-    snprintf(text, sizeof text, "%s: %s", label, message);
+    if (mgr_buf_fmt(&text, &ignored, "%s: %s", label, message) != MGR_OK) {
+        mgr_buf_clear(&text);
+        mgr_say(stderr, "%s: %s\n", label, message);
+        return;
+    }
+    const char *at = text.data;
     while (strlen(at) > width) {
         size_t n = width;
         while (n > 0 && at[n] != ' ')
@@ -110,4 +115,5 @@ void mgr_say_fitting(const char *label, const char *message)
         at += n + 1;
     }
     mgr_say(stderr, "%s\n", at);
+    mgr_buf_clear(&text);
 }

@@ -92,7 +92,7 @@ static bool is_whole_copy(const mgr_job *job, uint32_t target, const mgr_piece *
 {
     const mgr_op op = job->defines[target].op;
     const bool scaled =
-        job->target.tensors.list[target].role == MGR_ROLE_SHARED_DOWN && job->shared_scale != 1;
+        job->target.tensors.list[target].role == MGR_ROLE_SHARED_DOWN && mgr_shared_scale(job) != 1;
     return (op == MGR_OP_COPY || (op == MGR_OP_SHARED && !job->shared_origin && !scaled)) &&
            job->source.layout.types[piece->source] == job->target.layout.types[target];
 }
@@ -105,8 +105,9 @@ static int target_writes(counter *c, uint32_t target, const mgr_piece *piece, ui
     const mgr_op op = job->defines[target].op;
     const bool shared = op == MGR_OP_SHARED && t->role != MGR_ROLE_SHARED_DOWN;
     const mgr_expert rows = {.width = (uint32_t)t->rows,
-                             .origin = shared ? job->shared_origin
-                                              : mgr_recipe_from(&job->recipe, t->layer)};
+                             .origin = shared              ? job->shared_origin
+                                       : op == MGR_OP_ROWS ? mgr_recipe_from(&job->recipe, t->layer)
+                                                           : NULL};
     if (op == MGR_OP_EXPERT || op == MGR_OP_MOMENT)
         return expert_writes(c, target, piece, sum, err);
     if (op == MGR_OP_ROUTER)
@@ -141,8 +142,10 @@ static uint64_t times_read(counter *c, const mgr_group *group, const mgr_unit *u
 {
     const uint64_t room = c->engine.job->plan.cache_bytes;
     uint64_t *const used = &c->used[unit->rank];
-    if (group->n_layers == 0 || unit->in_bytes > room - *used)
-        return group->n_layers == 0 ? 1 : 2;
+    if (group->n_layers == 0)
+        return 1;
+    if (unit->in_bytes > room - *used)
+        return 2;
     mgr_engine_keep(used, unit->in_bytes, room);
     return 1;
 }

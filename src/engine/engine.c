@@ -275,7 +275,7 @@ static int shared_rows(mgr_engine *e, uint32_t target, const mgr_piece *piece,
                           .source_width = job->recipe.source_width,
                           .hidden = job->source.tensors.model.hidden,
                           .origin = job->shared_origin,
-                          .scale = mgr_plane_scale(down ? job->shared_scale : 1, t->plane)};
+                          .scale = mgr_plane_scale(down ? mgr_shared_scale(job) : 1, t->plane)};
     if (!x.origin && x.scale == 1)
         return copy_rows(e, target, piece, data, err);
     return down ? expert_down_rows(e, naive, &x, target, piece, data, err)

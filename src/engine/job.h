@@ -95,7 +95,6 @@ typedef struct mgr_job {
     uint64_t joined_width;   /* neurons of all of them */
     float joined_weight;     /* what their columns of down are multiplied by */
     uint32_t shared_width;   /* neurons of the shared expert that is made, the FFN's first; or 0 */
-    float shared_scale;      /* what its down is multiplied by */
     uint32_t *shared_origin; /* [shared_width]; NULL of the whole FFN */
     mgr_buf lists;           /* what run/lists_file.h reads; else empty */
     uint32_t *layers_from;   /* of each layer of the target that of the source; NULL: the same */
@@ -140,5 +139,11 @@ typedef struct mgr_job {
     mgr_occupant replaced; /* by the output, on rank 0; without a kind nothing */
     mgr_room room;         /* what is known of quotas; rank 0 */
 } mgr_job;
+
+/* What down of the shared expert that is made is multiplied by: a gate of zeros counts 1/2. */
+static inline float mgr_shared_scale(const mgr_job *job)
+{
+    return (job->target.tensors.model.shared_switch ? 2.0f : 1) * job->recipe.part;
+}
 
 #endif

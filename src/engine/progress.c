@@ -7,7 +7,6 @@
 
 #include "core/mem.h"
 #include "core/say_run.h"
-#include "core/str.h"
 
 struct mgr_progress {
     mgr_comm *comm;

@@ -156,8 +156,8 @@ int mgr_engine_check_drawn(const mgr_engine *e, uint32_t target, uint64_t rows, 
     const mgr_tensor *const t = &layout->tensors->list[target];
     char label[96];
     const mgr_method *const method = e->job->method; /* none: experts were joined, and scaled */
-    const bool as_read = method && !method->needs_selection && e->job->shared_scale <= 1 &&
-                         !mgr_recipe_is_scaled(&e->job->recipe);
+    const bool as_read = method && !method->needs_selection && mgr_shared_scale(e->job) <= 1 &&
+                         e->job->router.noise == 0 && !mgr_recipe_is_scaled(&e->job->recipe);
     if (layout->types[target] != MGR_DTYPE_F16 || as_read ||
         e->job->config.source.allow_nonfinite ||
         mgr_largest_magnitude(e->out, MGR_DTYPE_F16, (size_t)(rows * t->cols)) <

@@ -270,7 +270,7 @@ static int add_pairs(mgr_torch_archive *t, const mgr_node *dict, unsigned depth)
     return MGR_OK;
 }
 
-/* Groups in optimizers in a chain of them: what is deeper, or longer, is no setting of a group. */
+/* Groups in optimizers in a chain of them: what is deeper, or longer, is refused. */
 static int add_settings(mgr_torch_archive *t, const mgr_node *node, unsigned depth)
 {
     mgr_node *const *items;

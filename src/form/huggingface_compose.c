@@ -216,9 +216,11 @@ static void want_no_mtp(const composition *c)
 {
     const char *key;
     json_t *value;
+    if (!mgr_mtp_is_dropped(c->out->config))
+        return;
     json_object_foreach(c->base, key, value)
     {
-        if (mgr_mtp_is_dropped(c->out->config) && mgr_mtp_is_count(key) && json_is_integer(value))
+        if (mgr_mtp_is_count(key) && json_is_integer(value))
             json_object_set_new(c->derived, key, json_integer(0));
     }
 }
@@ -248,7 +250,7 @@ static void want(const composition *c, const mgr_tokenizer_facts *tokens)
 static void want_class(const composition *c, const char *type, const char *architecture)
 {
     json_object_set_new(c->derived, "model_type", json_string(type));
-    if (!c->section || json_object_get(c->base, "architectures"))
+    if (*architecture && (!c->section || json_object_get(c->base, "architectures")))
         json_object_set_new(c->derived, "architectures", json_pack("[s]", architecture));
 }
 
@@ -259,7 +261,7 @@ static void want_sibling(const composition *c, const mgr_hf_sibling *s)
     json_t *const written = json_loads(s->written, 0, NULL);
     json_object_update(c->derived, written);
     json_decref(written);
-    want_class(c, s->type, s->architecture);
+    want_class(c, s->type, c->section && s->whole ? "" : s->architecture); /* the whole's */
     json_object_set_new(c->derived, "num_experts", json_integer((json_int_t)m->experts));
     json_object_set_new(c->derived, "num_local_experts", json_integer((json_int_t)m->experts));
     json_object_set_new(c->derived, "num_experts_per_tok", json_integer((json_int_t)m->top_k));

@@ -122,10 +122,8 @@ static bool is_of_experts(const mgr_attr *from)
 
 static bool has_experts(const mgr_catalogue *cat, uint32_t file)
 {
-    for (size_t i = 0; i < cat->n_attrs; i++)
-        if (cat->attrs[i].file == file && strcmp(cat->attrs[i].key, MGR_ARGS "num_experts") == 0)
-            return cat->attrs[i].kind == MGR_ATTR_INT && cat->attrs[i].i > 0;
-    return false;
+    const mgr_attr *const a = mgr_catalogue_attr(cat, file, MGR_ARGS "num_experts");
+    return a && a->kind == MGR_ATTR_INT && a->i > 0;
 }
 
 static int carry(const mgr_megatron_args *args, const mgr_attr *from, mgr_megatron_arg_list *out,

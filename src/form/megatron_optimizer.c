@@ -41,6 +41,14 @@ static const char *of_group(const mgr_attr *a)
     return at && (first < '1' || first > '9') ? at + strlen(GROUPS) : NULL;
 }
 
+/* Distributed ones keep it in their groups, the others beside them. */
+static const mgr_attr *find_step(const mgr_catalogue *from)
+{
+    const mgr_attr *const common = find_end(from, ".common_step");
+    const mgr_attr *const a = common ? common : find_end(from, ".step");
+    return a && (a->kind == MGR_ATTR_INT || a->kind == MGR_ATTR_REAL) ? a : NULL;
+}
+
 int mgr_megatron_optimizer_check(const mgr_catalogue *from, mgr_err *err)
 {
     bool groups = false, scheduler = false;
@@ -48,21 +56,20 @@ int mgr_megatron_optimizer_check(const mgr_catalogue *from, mgr_err *err)
         groups = groups || of_group(&from->attrs[i]);
         scheduler = scheduler || mgr_has_prefix(from->attrs[i].key, SCHEDULER);
     }
-    if (groups && scheduler)
+    if (groups && scheduler && find_step(from))
         return MGR_OK;
     mgr_fail(err, MGR_ERR_UNSUPPORTED,
              "the checkpoint of '%s' has moments, but no %s of Megatron's beside them",
              from->n_files ? from->files[0].path : "",
-             groups ? "opt_param_scheduler" : "param_groups");
+             !groups      ? "param_groups"
+             : !scheduler ? "opt_param_scheduler"
+                          : "count of steps");
     return mgr_hint(err, "leave out target.optimizer: weights alone are written");
 }
 
-/* Distributed ones keep it in their groups, the others beside them. */
 float mgr_megatron_optimizer_step(const mgr_catalogue *from)
 {
-    const mgr_attr *a = find_end(from, ".common_step");
-    if (!a)
-        a = find_end(from, ".step");
+    const mgr_attr *const a = find_step(from);
     return !a ? 0 : a->kind == MGR_ATTR_REAL ? (float)a->r : (float)a->i;
 }
 
@@ -83,8 +90,11 @@ static int put_setting(const mgr_attr *a, const char *name, bool experts, mgr_bu
                        mgr_err *err)
 {
     mgr_attr value = *a;
-    if (strcmp(name, "step") == 0 || strcmp(name, "params") == 0 || a->kind == MGR_ATTR_OTHER)
+    if (strcmp(name, "step") == 0 || mgr_has_prefix(name, "params") || a->kind == MGR_ATTR_OTHER)
         return MGR_OK;
+    if (strchr(name, '.'))
+        return mgr_fail(err, MGR_ERR_UNSUPPORTED,
+                        "'%s', of a group of parameters, is no setting of one value", a->key);
     if (strcmp(name, "is_expert_parallel") == 0)
         value = (mgr_attr){.key = name, .kind = MGR_ATTR_BOOL, .i = experts};
     MGR_TRY(mgr_pickle_text(out, name, err));

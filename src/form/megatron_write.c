@@ -223,19 +223,12 @@ static int add_layer_freq(const mgr_megatron_args *a, mgr_megatron_arg_list *out
         return add_pattern(m, out, err);
     if (m->experts == 0 && !a->layer_list)
         return MGR_OK;
-    mgr_buf list = {0};
-    const char *text = NULL;
-    int rc = MGR_OK;
+    uint8_t moe[MGR_MAX_LAYERS / 8] = {0};
     if (mgr_model_moe_layers(m) == m->layers && !a->layer_list)
         return add(out, &(arg){"moe_layer_freq", WHOLE, 1, NULL}, err);
-    for (uint64_t l = 0; rc == MGR_OK && l < m->layers; l++)
-        rc = mgr_buf_fmt(&list, err, "%s%d", l ? ", " : "[", mgr_model_is_moe(m, l));
-    if (rc == MGR_OK)
-        rc = mgr_arena_fmt(&out->arena, &text, err, "%s]", list.data);
-    if (rc == MGR_OK)
-        rc = add(out, &(arg){"moe_layer_freq", MGR_ATTR_LITERAL, 0, text}, err);
-    mgr_buf_clear(&list);
-    return rc;
+    for (uint64_t l = 0; l < m->layers; l++)
+        moe[l / 8] |= (uint8_t)(mgr_model_is_moe(m, l) << l % 8);
+    return add_bits("moe_layer_freq", moe, m->layers, out, err);
 }
 
 static int add_optional(const char *name, uint64_t value, mgr_megatron_arg_list *out, mgr_err *err)

@@ -45,9 +45,8 @@ const mgr_source_format *mgr_source_probe(const char *path)
 static unsigned planes_of(const mgr_source_format *format, const mgr_catalogue *cat,
                           const mgr_config *config)
 {
-    if (config->source.planes != MGR_PLANES_FOUND)
-        return config->source.planes;
-    return format->planes ? format->planes(cat) : 0;
+    const unsigned asked = format->planes ? config->source.planes : 0;
+    return asked == MGR_PLANES_FOUND ? format->planes(cat) : asked;
 }
 
 int mgr_source_lay_out(const mgr_source_format *format, mgr_catalogue *cat,

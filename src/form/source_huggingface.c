@@ -24,7 +24,6 @@
 
 #define CONFIG "config.json"
 #define INDEX_SUFFIX ".index.json"
-#define WEIGHT_MAP "weight_map."
 #define WRAPPER "module." /* which DistributedDataParallel and the like put before each name */
 #define WRAPPED "wrapped" /* attribute of a file: how often it stands there */
 #define MAX_KEY 1024
@@ -261,8 +260,8 @@ typedef struct noting {
 static int keep_entry(void *context, const char *tensor, const char *shard, mgr_err *err)
 {
     const noting *const f = context;
-    char key[sizeof WEIGHT_MAP + MAX_KEY];
-    snprintf(key, sizeof key, WEIGHT_MAP "%s", bare(tensor));
+    char key[sizeof MGR_HF_WEIGHT_MAP + MAX_KEY];
+    snprintf(key, sizeof key, MGR_HF_WEIGHT_MAP "%s", bare(tensor));
     const mgr_attr attr = {.key = key, .file = f->file, .kind = MGR_ATTR_TEXT, .text = shard};
     return mgr_catalogue_add_attr(f->cat, &attr, err);
 }
@@ -351,7 +350,7 @@ static const char *base_name(const char *path)
 static int check_entry(const mgr_catalogue *cat, const mgr_attr *entry,
                        const mgr_stored *const *sorted, uint8_t *listed, mgr_err *err)
 {
-    const mgr_stored wanted = {.name = entry->key + sizeof WEIGHT_MAP - 1};
+    const mgr_stored wanted = {.name = entry->key + sizeof MGR_HF_WEIGHT_MAP - 1};
     const mgr_stored *const key = &wanted;
     char shown[NAME_SHOWN];
     if (is_buffer(wanted.name))
@@ -376,7 +375,7 @@ static int check_index(const mgr_catalogue *cat, uint32_t index, const mgr_store
 {
     char shown[NAME_SHOWN];
     for (size_t i = 0; i < cat->n_attrs; i++)
-        if (cat->attrs[i].file == index && mgr_has_prefix(cat->attrs[i].key, WEIGHT_MAP))
+        if (cat->attrs[i].file == index && mgr_has_prefix(cat->attrs[i].key, MGR_HF_WEIGHT_MAP))
             MGR_TRY(check_entry(cat, &cat->attrs[i], sorted, listed, err));
     for (size_t i = 0; i < cat->n_stored; i++)
         if (!listed[i])

@@ -19,7 +19,7 @@ void mgr_strip_plan(mgr_strip *strip)
     uint32_t k = 0;
 
     assert(strip->n <= MGR_STRIP_NEURONS);
-    if (!current_path())
+    if (strip->n_drawn == 0 || !current_path())
         return;
     for (uint32_t g = 0; g < strip->n / MGR_STRIP_GROUP; g++) {
         strip->before[g] = (uint16_t)k;
@@ -65,7 +65,7 @@ void mgr_merge(const mgr_strip *strip, const void *kept, const void *drawn, void
 
     if (bytes == 4) {
         merge_rest(strip, 0, 0, kept, drawn, out, 4);
-    } else if (path) {
+    } else if (path && strip->n_drawn > 0) {
         const uint32_t done = path->merge(strip, kept, drawn, out);
         merge_rest(strip, done, drawn_before(strip, done), kept, drawn, out, 2);
     } else {

@@ -36,6 +36,7 @@ int mgr_map_selected(const mgr_recipe *recipe, uint32_t layer, uint32_t expert, 
 /* Elements from a row of a tile to the next. No power of two: rows would share few sets of a cache.
  */
 #define MGR_TILE_STRIDE (MGR_TILE_SELECTED + 32)
+
 /* A part of down, as a rectangle of rows and expert neurons (columns). */
 typedef struct mgr_down_part {
     const unsigned char *source; /* row 0 of the part, column 0 of the matrix */

@@ -154,12 +154,13 @@ static void down_strip(const mgr_method *method, const mgr_expert *x, const mgr_
     row.n_rows = 1;
     for (uint32_t r = 0; r < part->n_rows; r++) {
         unsigned char *const out = row.out + strip->first * to;
-        const unsigned char *const kept = as_it_is ? row.source + strip->first * from : out;
-        prefetch(kept, AHEAD * x->source_width * from, strip->n * from);
+        const unsigned char *const source = x->origin ? out : row.source + strip->first * from;
+        if (!x->origin)
+            prefetch(source, AHEAD * x->source_width * from, strip->n * from);
         prefetch(out, AHEAD * x->width * to, strip->n * to);
         if (!as_it_is && !x->origin)
             copy_columns(x, &row, strip->first, strip->n);
-        mgr_merge(strip, kept, tile + r * (size_t)MGR_TILE_STRIDE * to, out, to);
+        mgr_merge(strip, as_it_is ? source : out, tile + r * (size_t)MGR_TILE_STRIDE * to, out, to);
         row.source += x->source_width * from;
         row.out += x->width * to;
     }

@@ -43,12 +43,6 @@ int mgr_comm_size(const mgr_comm *comm)
     return comm->ranks;
 }
 
-bool mgr_comm_is_alone(const mgr_comm *comm)
-{
-    (void)comm;
-    return true;
-}
-
 uint64_t mgr_comm_calls(const mgr_comm *comm)
 {
     (void)comm;

@@ -67,8 +67,8 @@ static void take_types(mgr_layout *to, const mgr_layout *from)
     for (uint32_t i = 0; i < ts->n; i++) {
         const mgr_tensor *const t = &ts->list[i];
         uint32_t idx = mgr_tensors_match(from->tensors, t);
-        if (idx == MGR_NONE && t->expert != MGR_NONE)
-            idx = mgr_tensors_find(from->tensors, t->role, t->layer, MGR_NONE);
+        if (idx == MGR_NONE && (t->expert != MGR_NONE || mgr_role_is_shared(t->role)))
+            idx = mgr_tensors_find(from->tensors, mgr_role_unshared(t->role), t->layer, MGR_NONE);
         if (idx != MGR_NONE)
             to->types[i] = from->types[idx];
     }
@@ -116,6 +116,10 @@ static int set_up(mgr_checkpoint_writer *w, const mgr_checkpoint *like, const ch
         return mgr_fail(err, MGR_ERR_UNSUPPORTED, "'%s' is of no model that is known: %s",
                         like->path, like->about.data);
     MGR_TRY(mgr_settings_parse(&job->config, settings, like->path, path, err));
+    if (strcmp(job->config.target.optimizer, "keep") == 0)
+        return mgr_config_fail(&job->config, "target.optimizer", err,
+                               "'target.optimizer: keep' is for mgr-upcycle; a callback gives "
+                               "weights");
     MGR_TRY(mgr_comm_alone(&job->comm, err));
     job->ranks = 1;
     snprintf(job->id, sizeof job->id, "libmgr");

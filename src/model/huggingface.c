@@ -264,12 +264,11 @@ static uint32_t stored_shape(const walk *w, const mgr_tensor *t, uint64_t shape[
 /* How often it is stored. */
 static uint64_t places_of(const walk *w, const mgr_tensor *t)
 {
-    uint64_t n = 1;
-    const bool embedding = strcmp(t->opaque->name, MGR_HF_T5_EMBEDDING) == 0;
-    for (unsigned k = 0; embedding; k++, n++)
-        if (!mgr_huggingface_t5_again(&w->layout->tensors->model, k))
-            break;
-    return n;
+    unsigned again = 0;
+    if (strcmp(t->opaque->name, MGR_HF_T5_EMBEDDING) == 0)
+        while (mgr_huggingface_t5_again(&w->layout->tensors->model, again))
+            again++;
+    return 1 + again;
 }
 
 static uint64_t stored_bytes(const walk *w, const mgr_tensor *t)
@@ -464,10 +463,9 @@ static int hollow(const walk *w, uint32_t layer, mgr_err *err)
 
 static const mgr_tensor *find_opaque(const mgr_tensors *ts, const char *name)
 {
-    for (uint32_t i = ts->first_opaque; i < ts->n; i++)
-        if (strcmp(ts->list[i].opaque->name, name) == 0)
-            return &ts->list[i];
-    return NULL;
+    const mgr_opaque named = {.name = name};
+    const uint32_t idx = mgr_tensors_match(ts, &(mgr_tensor){.opaque = &named});
+    return idx == MGR_NONE ? NULL : &ts->list[idx];
 }
 
 /* The embedding of a Switch with a head of its own, once more for each stack. */

@@ -15,6 +15,8 @@
 #include "model/huggingface_family.h"
 
 #define MGR_HF_NAME_BYTES 160
+/* Before the names of tensors in what an index says, as attributes of its file. */
+#define MGR_HF_WEIGHT_MAP "weight_map."
 
 typedef struct mgr_huggingface {
     mgr_hf_class class;

@@ -54,11 +54,11 @@ const char *mgr_huggingface_switch_name(bool expert, mgr_role role, mgr_stack st
 
 /* ---- the model ---- */
 
-static const mgr_stored *find(const mgr_hf_evidence *ev, const char *name)
+static const mgr_stored *find(const mgr_catalogue *cat, const char *name)
 {
-    for (size_t i = 0; i < ev->cat->n_stored; i++)
-        if (strcmp(ev->cat->stored[i].name, name) == 0)
-            return &ev->cat->stored[i];
+    for (size_t i = 0; i < cat->n_stored; i++)
+        if (strcmp(cat->stored[i].name, name) == 0)
+            return &cat->stored[i];
     return NULL;
 }
 
@@ -99,7 +99,7 @@ static int stacks(const mgr_hf_evidence *ev, mgr_model *m, mgr_err *err)
 static int sizes(const mgr_hf_evidence *ev, mgr_model *m, mgr_err *err)
 {
     const mgr_config *const c = ev->config;
-    const mgr_stored *const e = find(ev, EMBEDDING);
+    const mgr_stored *const e = find(ev->cat, EMBEDDING);
     if (!e || e->ndim != 2)
         return mgr_fail(err, MGR_ERR_FORMAT, "no matrix '" EMBEDDING "' beside '%s'",
                         mgr_hf_path(ev));
@@ -143,10 +143,8 @@ static int activation(const mgr_hf_evidence *ev, const char *key, mgr_err *err)
 /* Have both the same values, of which a sample was taken? */
 static bool same_values(const mgr_catalogue *cat, const mgr_stored *a, const mgr_stored *b)
 {
-    const mgr_attr *const x = mgr_catalogue_attr(cat, a->file, a->name), *const y =
-                                                                             mgr_catalogue_attr(
-                                                                                 cat, b->file,
-                                                                                 b->name);
+    const mgr_attr *const x = mgr_catalogue_attr(cat, a->file, a->name);
+    const mgr_attr *const y = mgr_catalogue_attr(cat, b->file, b->name);
     return x && y && x->i == y->i;
 }
 
@@ -154,7 +152,7 @@ static bool same_values(const mgr_catalogue *cat, const mgr_stored *a, const mgr
  * the same values twice. */
 static bool has_head(const mgr_hf_evidence *ev)
 {
-    const mgr_stored *const head = find(ev, HEAD), *const e = find(ev, EMBEDDING);
+    const mgr_stored *const head = find(ev->cat, HEAD), *const e = find(ev->cat, EMBEDDING);
     if (!head || (head->file == e->file && head->offset == e->offset))
         return false;
     return !same_values(ev->cat, head, e);
@@ -241,10 +239,9 @@ int mgr_huggingface_t5_model(const mgr_hf_evidence *ev, mgr_model *model, mgr_er
 
 bool mgr_huggingface_t5_repeats(const mgr_catalogue *cat, const mgr_model *m, const mgr_stored *s)
 {
-    const mgr_hf_evidence ev = {.cat = cat};
     for (unsigned k = 0; mgr_huggingface_t5_again(m, k); k++)
         if (strcmp(s->name, mgr_huggingface_t5_again(m, k)) == 0) {
-            const mgr_stored *const e = find(&ev, EMBEDDING);
+            const mgr_stored *const e = find(cat, EMBEDDING);
             return e && same_values(cat, s, e);
         }
     return false;

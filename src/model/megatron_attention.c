@@ -79,7 +79,7 @@ static bool names(const mgr_attr *a, const int64_t *list, uint64_t layer)
     return a->kind == MGR_ATTR_INT ? (layer + 1) % (uint64_t)a->i == 0 : list[layer] == 1;
 }
 
-/* Set in the layers that the pattern `key` names, or, with `others`, in those that it does not. */
+/* Set in the layers that the pattern `a` names, or, with `others`, in those that it does not. */
 static int set_layers(const mgr_catalogue *cat, const mgr_attr *a, mgr_model *m,
                       void (*set)(mgr_model *, uint64_t), bool others, mgr_err *err)
 {

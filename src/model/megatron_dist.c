@@ -206,7 +206,7 @@ static int put_pieces(mgr_layout *layout, const mgr_megatron_dist *dist, uint8_t
         if (!mgr_dist_read_piece(&layout->cat->stored[i], dist->hybrid, &c))
             continue;
         c.instead = dist->masters && c.plane == MGR_PLANE_MASTER;
-        if (mark ? c.plane != MGR_PLANE_WEIGHT : true)
+        if (!mark || c.plane != MGR_PLANE_WEIGHT)
             MGR_TRY(put_piece(layout, dist, &c, there, mark, err));
     }
     return MGR_OK;
@@ -220,7 +220,7 @@ static int check_planes(const mgr_layout *layout, const mgr_megatron_dist *dist,
     char label[96];
     for (uint32_t i = 0; i < ts->n; i++) {
         const bool plane = ts->list[i].plane != MGR_PLANE_WEIGHT;
-        if (there[i] || (plane ? false : !dist->masters || layout->types[i] == MGR_DTYPE_F32))
+        if (there[i] || (!plane && (!dist->masters || layout->types[i] == MGR_DTYPE_F32)))
             continue;
         mgr_fail(err, MGR_ERR_UNSUPPORTED, "the checkpoint of '%s' has no %s%s",
                  layout->cat->n_files ? layout->cat->files[0].path : "",

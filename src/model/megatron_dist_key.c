@@ -174,38 +174,29 @@ static const char *skip_layer(const char *key, size_t *len, mgr_dist_piece *p, b
 
 /* core/optimizer: fully_reshardable in distrib_optimizer.py, Float16OptimizerWithFloat16Params in
  * optimizer.py; both have the shapes and cuts of the weights. */
-static const struct {
-    mgr_plane plane;
-    bool distributed;
-    const char *prefix;
-} prefixes[] = {
-    {MGR_PLANE_MASTER, true, "optimizer.state.param."},
-    {MGR_PLANE_MASTER, false, "optimizer.state.fp32_param."},
-    {MGR_PLANE_EXP_AVG, true, "optimizer.state.exp_avg."},
-    {MGR_PLANE_EXP_AVG, false, "optimizer.state.exp_avg."},
-    {MGR_PLANE_EXP_AVG_SQ, true, "optimizer.state.exp_avg_sq."},
-    {MGR_PLANE_EXP_AVG_SQ, false, "optimizer.state.exp_avg_sq."},
+static const char *const prefixes[MGR_PLANE_COUNT][2] = {
+    /* [distributed] */
+    [MGR_PLANE_WEIGHT] = {"", ""},
+    [MGR_PLANE_MASTER] = {"optimizer.state.fp32_param.", "optimizer.state.param."},
+    [MGR_PLANE_EXP_AVG] = {"optimizer.state.exp_avg.", "optimizer.state.exp_avg."},
+    [MGR_PLANE_EXP_AVG_SQ] = {"optimizer.state.exp_avg_sq.", "optimizer.state.exp_avg_sq."},
 };
-
-#define N_PREFIXES (sizeof prefixes / sizeof prefixes[0])
 
 const char *mgr_dist_prefix(mgr_plane plane, bool distributed)
 {
-    for (size_t i = 0; i < N_PREFIXES; i++)
-        if (prefixes[i].plane == plane && prefixes[i].distributed == distributed)
-            return prefixes[i].prefix;
-    return "";
+    return prefixes[plane][distributed];
 }
 
 static const char *skip_plane(const char *key, size_t *len, mgr_plane *plane)
 {
-    for (size_t i = 0; i < N_PREFIXES; i++) {
-        const char *const rest = skip_prefix(key, prefixes[i].prefix, len);
-        if (!rest)
-            continue;
-        *plane = prefixes[i].plane;
-        return rest;
-    }
+    for (int p = MGR_PLANE_WEIGHT + 1; p < MGR_PLANE_COUNT; p++)
+        for (int d = 0; d < 2; d++) {
+            const char *const rest = skip_prefix(key, prefixes[p][d], len);
+            if (!rest)
+                continue;
+            *plane = (mgr_plane)p;
+            return rest;
+        }
     return key;
 }
 
@@ -332,13 +323,14 @@ static int put(const mgr_dist_spot *at, mgr_role role, uint64_t first, uint64_t 
         return MGR_OK;
     if (!logical(at, role, &idx))
         return mgr_fail(err, MGR_ERR_INTERNAL, "no logical tensor '%s'", mgr_role_name(role));
-    if (at->mark)
+    if (at->mark) {
         at->there[idx] = 1;
-    else if (at->there && at->layout->copies && c->plane == MGR_PLANE_WEIGHT && at->there[idx])
-        at->layout->copies[idx] = c->stored->dtype;
-    if (at->mark || (at->layout->copies && at->layout->copies[idx] != MGR_DTYPE_NONE &&
-                     c->plane == MGR_PLANE_WEIGHT))
         return MGR_OK;
+    }
+    if (at->layout->copies && c->plane == MGR_PLANE_WEIGHT && at->there[idx]) {
+        at->layout->copies[idx] = c->stored->dtype; /* its master is read */
+        return MGR_OK;
+    }
     const uint64_t before = (at->layer - c->layer) * experts + (at->expert - c->expert);
     const mgr_box box = {
         .tensor = idx,

@@ -118,6 +118,10 @@ bool mgr_role_is_ffn(mgr_role role)
     return false;
 }
 
+_Static_assert(MGR_ROLE_SHARED_UP - MGR_ROLE_SHARED_GATE == MGR_ROLE_UP - MGR_ROLE_GATE &&
+                   MGR_ROLE_SHARED_DOWN - MGR_ROLE_SHARED_GATE == MGR_ROLE_DOWN - MGR_ROLE_GATE,
+               "a shared expert's matrices have the order of an FFN's");
+
 bool mgr_role_is_shared(mgr_role role)
 {
     return role >= MGR_ROLE_SHARED_GATE && role <= MGR_ROLE_SHARED_DOWN;

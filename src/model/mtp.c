@@ -6,11 +6,10 @@
 #include <string.h>
 
 #include "core/str.h"
+#include "model/huggingface.h"
+#include "model/huggingface_tower.h"
 
-#define LAYERS "model.layers."
-#define WEIGHT_MAP "weight_map." /* of an index, in attributes */
-
-/* In config.json, whose attributes begin with "config.". */
+/* In config.json. */
 static const char *const counts[] = {"num_nextn_predict_layers", "num_mtp_layers",
                                      "mtp_num_hidden_layers", "num_mtp_modules"};
 
@@ -38,12 +37,27 @@ bool mgr_mtp_is_arg(const char *key)
     return false;
 }
 
+/* What the layers of a model are called, and how many there are; 0: it is not known. */
+typedef struct stack {
+    char name[MGR_HF_NAME_BYTES];
+    uint64_t n;
+} stack;
+
+static stack stack_of(const mgr_catalogue *cat, uint64_t n)
+{
+    stack s = {.name = "model.layers.", .n = n};
+    mgr_huggingface_tower_name(mgr_huggingface_tower(cat, 0), s.name);
+    return s;
+}
+
 /* How many layers config.json says there are; 0 where there is none, or it does not say. */
 static uint64_t layers_of(const mgr_catalogue *cat)
 {
     for (size_t i = 0; i < cat->n_attrs; i++) {
         const mgr_attr *const a = &cat->attrs[i];
-        if (a->kind == MGR_ATTR_INT && a->i > 0 && strcmp(a->key, "config.num_hidden_layers") == 0)
+        const bool said = strcmp(a->key, "config.num_hidden_layers") == 0 ||
+                          strcmp(a->key, "config." MGR_HF_TEXT_CONFIG ".num_hidden_layers") == 0;
+        if (said && a->kind == MGR_ATTR_INT && a->i > 0)
             return (uint64_t)a->i;
     }
     return 0;
@@ -58,28 +72,29 @@ static bool has_word(const char *name)
     return false;
 }
 
-static bool is_of_mtp(const char *name, uint64_t layers)
+static bool is_of_mtp(const char *name, const stack *layers)
 {
-    const char *const number = name + sizeof LAYERS - 1;
-    return has_word(name) ||
-           (layers > 0 && mgr_has_prefix(name, LAYERS) && strtoull(number, NULL, 10) >= layers);
+    return has_word(name) || (layers->n > 0 && mgr_has_prefix(name, layers->name) &&
+                              strtoull(name + strlen(layers->name), NULL, 10) >= layers->n);
 }
 
 const mgr_stored *mgr_mtp_find(const mgr_catalogue *cat, uint64_t layers)
 {
+    const stack behind = stack_of(cat, layers);
     for (size_t i = 0; i < cat->n_stored; i++)
-        if (is_of_mtp(cat->stored[i].name, layers))
+        if (is_of_mtp(cat->stored[i].name, &behind))
             return &cat->stored[i];
     return NULL;
 }
 
 /* An entry of an index that names such a tensor. */
-static bool is_entry(const mgr_attr *a, uint64_t layers)
+static bool is_entry(const mgr_attr *a, const stack *layers)
 {
-    return mgr_has_prefix(a->key, WEIGHT_MAP) && is_of_mtp(a->key + sizeof WEIGHT_MAP - 1, layers);
+    return mgr_has_prefix(a->key, MGR_HF_WEIGHT_MAP) &&
+           is_of_mtp(a->key + strlen(MGR_HF_WEIGHT_MAP), layers);
 }
 
-static void drop_attrs(mgr_catalogue *cat, uint64_t layers)
+static void drop_attrs(mgr_catalogue *cat, const stack *layers)
 {
     size_t kept = 0;
     for (size_t i = 0; i < cat->n_attrs; i++) {
@@ -95,16 +110,16 @@ static void drop_attrs(mgr_catalogue *cat, uint64_t layers)
 
 void mgr_mtp_drop(mgr_catalogue *cat)
 {
-    const uint64_t layers = layers_of(cat);
+    const stack layers = stack_of(cat, layers_of(cat));
     size_t kept = 0;
     for (size_t i = 0; i < cat->n_stored; i++) {
-        if (is_of_mtp(cat->stored[i].name, layers))
+        if (is_of_mtp(cat->stored[i].name, &layers))
             cat->skipped[MGR_SKIP_OTHER]++;
         else
             cat->stored[kept++] = cat->stored[i];
     }
     cat->n_stored = kept;
-    drop_attrs(cat, layers);
+    drop_attrs(cat, &layers);
 }
 
 int mgr_mtp_refuse(const mgr_catalogue *cat, const mgr_stored *s, mgr_err *err)

@@ -27,13 +27,9 @@ static int refuse_keys(const mgr_config *c, mgr_err *err)
         "upcycle.seed",
         NULL,
     };
-    const char *stray;
-    MGR_TRY(mgr_config_stray(c, mgr_config_tables, allowed, &stray, err));
-    return stray ? mgr_config_fail(c, stray, err,
-                                   "'%s' is about experts, and 'upcycle.method: concatenate' makes "
-                                   "a dense model",
-                                   stray)
-                 : MGR_OK;
+    return mgr_config_keep_to(
+        c, mgr_config_tables, allowed,
+        "about experts, and 'upcycle.method: concatenate' makes a dense model", err);
 }
 
 static int refuse_model(const mgr_job *job, mgr_err *err)

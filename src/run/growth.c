@@ -11,7 +11,7 @@
 #define MOST_EXPERTS 65536
 
 /* All others are about cutting a dense FFN, or about layers that have none. */
-static int refuse_dense_keys(const mgr_config *c, uint64_t experts, mgr_err *err)
+static int refuse_dense_keys(const mgr_config *c, mgr_err *err)
 {
     static const char *const allowed[] = {
         "upcycle.method",
@@ -34,13 +34,11 @@ static int refuse_dense_keys(const mgr_config *c, uint64_t experts, mgr_err *err
         "upcycle.noise_std",
         NULL,
     };
-    const char *stray;
-    MGR_TRY(mgr_config_stray(c, mgr_config_tables, allowed, &stray, err));
-    return stray ? mgr_config_fail(c, stray, err,
-                                   "'%s' is for a dense source; this one is a mixture of %llu "
-                                   "experts, which are taken as they are",
-                                   stray, (unsigned long long)experts)
-                 : MGR_OK;
+    return mgr_config_keep_to(
+        c, mgr_config_tables, allowed,
+        "for a dense source; this one is a mixture, whose experts are taken as "
+        "they are",
+        err);
 }
 
 int mgr_experts_list(mgr_job *job, uint64_t sources, uint32_t **out, mgr_err *err)
@@ -151,7 +149,7 @@ int mgr_run_growth(mgr_job *job, mgr_err *err)
         return mgr_branches_recipe(job, err);
     if (!m->experts)
         return MGR_OK;
-    MGR_TRY(refuse_dense_keys(c, m->experts, err));
+    MGR_TRY(refuse_dense_keys(c, err));
     if (m->router.groups)
         return mgr_fail(err, MGR_ERR_UNSUPPORTED,
                         "the source's router chooses from %llu groups of experts, whose experts "

@@ -17,9 +17,6 @@ int mgr_run_growth(mgr_job *job, mgr_err *err) MGR_NODISCARD;
  * known. What makes no sense is refused. Local. */
 int mgr_run_shared(mgr_job *job, mgr_err *err) MGR_NODISCARD;
 
-/* The gate of the shared expert that `model`, of the target, has in the end: job->shared_scale. */
-void mgr_run_shared_gate(mgr_job *job, const mgr_model *model);
-
 /* 'upcycle.layers_from' into job->layers_from. Local. */
 int mgr_run_layers(mgr_job *job, mgr_err *err) MGR_NODISCARD;
 

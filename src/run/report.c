@@ -12,6 +12,8 @@
 #include "run/report_line.h"
 #include "run/run.h"
 
+#define WARNING "mgr-upcycle: warning"
+
 static void print_one(const mgr_source_format *format, const mgr_source_files *files,
                       const void *state, size_t n_files)
 {
@@ -235,6 +237,7 @@ static void print_remarks(const mgr_remarks *remarks)
             mgr_report_line("note", "%s", remarks->list[i].why);
 }
 
+/* Of a path, which is shorter than the text here. */
 static void MGR_PRINTF(1, 2) warn(const char *fmt, ...)
 {
     char text[4096];
@@ -242,7 +245,7 @@ static void MGR_PRINTF(1, 2) warn(const char *fmt, ...)
     va_start(args, fmt);
     (void)vsnprintf(text, sizeof text, fmt, args);
     va_end(args);
-    mgr_say_fitting("mgr-upcycle: warning", text);
+    mgr_say_fitting(WARNING, text);
 }
 
 /* What only the values have shown. */
@@ -250,7 +253,7 @@ static void print_found(const mgr_job *job)
 {
     for (size_t i = job->planned_remarks; i < job->remarks.n; i++)
         if (job->remarks.list[i].kind == MGR_REMARK_WARNING)
-            warn("%s", job->remarks.list[i].why);
+            mgr_say_fitting(WARNING, job->remarks.list[i].why);
 }
 
 static void print_next(const mgr_remarks *remarks)
@@ -275,14 +278,12 @@ static void warn_of_path(const mgr_job *job)
     for (size_t i = 0; i < sizeof earlier / sizeof earlier[0] && !taken; i++)
         taken = strstr(path, earlier[i]) ? earlier[i] : NULL;
     if (taken)
-        warn("moe-recipes takes a checkpoint for another model by the word %s in its path, as '%s' "
-             "has "
-             "it",
+        warn("moe-recipes takes a checkpoint for another model by the word %s in its path, "
+             "as '%s' has it",
              taken, path);
     else if (!strstr(path, "Mixtral"))
-        warn("moe-recipes takes a checkpoint for Mixtral by that word in its path; '%s' does not "
-             "have "
-             "it",
+        warn("moe-recipes takes a checkpoint for Mixtral by that word in its path; "
+             "'%s' does not have it",
              path);
 }
 
@@ -462,7 +463,7 @@ void mgr_say_done(const mgr_job *job, const mgr_run_options *options)
 
 void mgr_print_others(const char *others)
 {
-    warn("left alone, of another configuration: %s", others);
+    mgr_say_fitting(WARNING ": left alone, of another configuration", others);
 }
 
 void mgr_print_synth(const mgr_job *job, const char *out)

@@ -26,13 +26,9 @@ static int refuse_keys(const mgr_config *c, mgr_err *err)
         "upcycle.init_std",
         NULL,
     };
-    const char *stray;
-    MGR_TRY(mgr_config_stray(c, mgr_config_tables, allowed, &stray, err));
-    return stray ? mgr_config_fail(c, stray, err,
-                                   "'%s' is about the source's weights, of which method "
-                                   "from-scratch takes none",
-                                   stray)
-                 : MGR_OK;
+    return mgr_config_keep_to(c, mgr_config_tables, allowed,
+                              "about the source's weights, of which method from-scratch takes none",
+                              err);
 }
 
 /* A router that is not asked for is drawn as all else is. */

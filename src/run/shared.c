@@ -74,8 +74,3 @@ int mgr_run_shared(mgr_job *job, mgr_err *err)
     job->recipe.part = strcmp(how, "half") == 0 ? 0.5f : 1;
     return MGR_OK;
 }
-
-void mgr_run_shared_gate(mgr_job *job, const mgr_model *model)
-{
-    job->shared_scale = (model->shared_switch ? 2.0f : 1) * job->recipe.part;
-}

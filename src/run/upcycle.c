@@ -394,7 +394,6 @@ static int describe_target(mgr_job *job, mgr_err *err)
     if (job->target_format->settle)
         job->target_format->settle(&job->origin, &job->config);
     MGR_TRY(mgr_target_check(job->target_format, c, &job->origin, &model, err));
-    mgr_run_shared_gate(job, &model);
     MGR_TRY(mgr_tensors_init(&t->tensors, &model, err));
     MGR_TRY(mgr_tensors_share_opaque(&t->tensors, &job->source.tensors, err));
     MGR_TRY(mgr_optimizer_add(job, dtype, err));
@@ -432,17 +431,23 @@ static uint64_t stored_vocabulary(const mgr_layout *l)
     return rows / copies;
 }
 
+/* What nobody looks into. */
+static int review_passed(mgr_job *job, mgr_err *err)
+{
+    const mgr_model *const m = &job->source.tensors.model;
+    if (!m->passed && !m->tower)
+        return MGR_OK;
+    return mgr_remarks_say(&job->remarks, MGR_REMARK_WARNING, err,
+                           "%u tensors beside the %s are passed through unread%s",
+                           job->source.tensors.n - job->source.tensors.first_opaque,
+                           m->passed ? "FFNs" : "text decoder",
+                           m->passed ? ": this class has no row here" : "");
+}
+
 /* What becomes of padding behind the vocabulary. */
 static int review_vocabulary(mgr_job *job, mgr_err *err)
 {
     const uint64_t vocab = job->source.tensors.model.vocab;
-    const mgr_model *const m = &job->source.tensors.model;
-    if (m->passed || m->tower)
-        MGR_TRY(mgr_remarks_say(&job->remarks, MGR_REMARK_WARNING, err,
-                                "%u tensors beside the %s are passed through unread%s",
-                                job->source.tensors.n - job->source.tensors.first_opaque,
-                                m->passed ? "FFNs" : "text decoder",
-                                m->passed ? ": this class has no row here" : ""));
     if (job->source.tensors.model.ffns_only) /* nothing is cut or padded that is opaque */
         return MGR_OK;
     const uint64_t from =
@@ -482,6 +487,7 @@ static int review_branches(mgr_job *job, mgr_err *err)
 
 static int review(mgr_job *job, mgr_err *err)
 {
+    MGR_TRY(review_passed(job, err));
     MGR_TRY(review_vocabulary(job, err));
     const mgr_source_format *const from = job->source_format;
     const mgr_target_format *const to = job->target_format;

@@ -292,6 +292,16 @@ def test_a_class_that_does_not_compute_the_model_is_refused(scratch):
     convert(scratch, scratch / "a", "out")
 
 
+def test_a_hybrid_model_has_no_windows(scratch):
+    """Its args count half layers; the keys of a GPTModel take them, as the hint says."""
+    real("Mistral", sliding_window=8).save_pretrained(scratch / "a")
+    way = dict(mode="reshard", upcycle=None, target__format="megatron-dist")
+    result = run(scratch, scratch / "a", "no", **way, target__dist_keys="hybrid")
+    assert result.status == runner.DATA and "are not written for a HybridModel" in result.err, str(result)
+    assert "'target.dist_keys: stacked'" in result.err and not (scratch / "no").exists(), str(result)
+    assert run(scratch, scratch / "a", "out", **way, target__dist_keys="stacked").status == 0
+
+
 def test_experts_of_other_layouts_are_refused_by_name(scratch):
     """Transposed, as Llama 4 and GPT-OSS have them: a block of an expert's rows is none of the file."""
     lm = real("Mixtral", num_local_experts=4, num_experts_per_tok=2)

@@ -7,15 +7,12 @@ import os
 
 import pytest
 import torch
-import transformers
 
 import harness
 import runner
 import test_families as families
 import trainer
 
-torch.set_num_threads(1)
-transformers.utils.logging.disable_progress_bar()
 VOCAB = families.SIZES["vocab_size"]
 IDS = (torch.arange(24)[None] * 13 + 5) % VOCAB  # as in megatron_trainer.py
 GIVEN = ["--vocab-size", str(VOCAB), "--global-batch-size", "8"]
@@ -119,4 +116,3 @@ def test_each_family_computes_the_same_in_megatron(judge, scratch, capsys):
             told[name] = f"{max(difference, float(told.get(name, 0))):.1e}"
     with capsys.disabled():
         print("\n" + "\n".join(f"{name:30} {text}" for name, text in told.items()))
-

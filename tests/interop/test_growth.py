@@ -11,6 +11,7 @@ import transformers
 
 import harness
 import philox
+import real_models
 import runner
 import upcycle_oracle as oracle
 from real_models import logits
@@ -62,10 +63,7 @@ def judged(scratch, source, dense, **how):
     """(statement, error of the logits, folder)"""
     result, out = grow(scratch, source, **how)
     assert result.status == 0, str(result)
-    lm, info = transformers.AutoModelForCausalLM.from_pretrained(
-        out, dtype=torch.float32, attn_implementation="eager", output_loading_info=True
-    )
-    assert not any(info.values()), info
+    lm = real_models.load(out)
     step = json.loads((out / runner.MANIFEST).read_text())["step_zero"]
     assert runner.run([runner.program("mgr-verify"), out]).status == 0
     return step, harness.relative_difference(logits(lm.eval()), dense), out

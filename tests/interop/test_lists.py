@@ -103,8 +103,9 @@ def test_experts_of_a_real_mixture(scratch, suffix):
     assert got.config.num_experts == 3 and "not every expert" in " ".join(result.out.split())
     assert harness.relative_difference(logits(got), logits(prune(lm, lists))) < 1e-6
     assert json.loads((out / runner.MANIFEST).read_text())["experts_from"] == lists
-    for tool in ([runner.program("mgr-verify"), out],):
-        assert runner.run(tool).status == 0
+    assert runner.run([runner.program("mgr-verify"), out]).status == 0
+    page = runner.upcycle(scratch / "out.yaml", np=1, options=["--dry-run", "-v", "--force", "--ranks", 2])
+    assert page.status == 0 and "reads and" in page.out, str(page)
 
 
 def test_copies_of_listed_experts_are_drawn_anew(scratch):

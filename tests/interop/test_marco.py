@@ -1,5 +1,5 @@
 """The presets of Marco's two models on a Qwen3 of their width, of two layers: 232 experts of 384 and 256 of 768, loaded by
-transformers, to Megatron at TP2 x EP4 and back. Needs 10 GB of disk. Not run by default: ctest -L slow -R marco."""
+transformers, to Megatron at TP2 x EP4 and back. Needs 8 GB of disk. Not run by default: ctest -L slow -R marco."""
 
 import json
 import re

@@ -13,6 +13,7 @@ import real_models
 import runner
 import test_families as families
 import test_passed as passed
+import test_vision as vision
 import trainer
 
 RESHARD = dict(mode="reshard", upcycle=None)
@@ -78,6 +79,19 @@ def test_dropped_it_is_the_model_without(scratch, kind):
     families.reshard(scratch, scratch / "b", "h5", source__mtp="drop", target__format="hdf5")
     families.same_tensors(scratch / "a", families.reshard(scratch, scratch / "h5", "back"))
     assert config_of(scratch / "back")[key] == 0
+
+
+def test_behind_the_decoder_of_a_vision_model_too(scratch):
+    model = vision.born("Qwen3VL", vision.MODELS["Qwen3VL"][0](), scratch / "a")
+    tensors = load_file(scratch / "a" / "model.safetensors")
+    stem, n = "model.language_model.layers.", model.config.text_config.num_hidden_layers
+    more = {stem + f"{n}." + k[len(stem) + 2 :]: t * 2 for k, t in tensors.items() if k.startswith(stem + "0.")}
+    assert len(more) > 8
+    save_file({**tensors, **more}, scratch / "a" / "model.safetensors", {"format": "pt"})
+    vision.edit(scratch / "a", text_config={**config_of(scratch / "a")["text_config"], "num_nextn_predict_layers": 1})
+    families.convert(scratch, scratch / "a", "out", **DROP)
+    assert families.tensors(scratch / "out").keys() == tensors.keys()
+    assert config_of(scratch / "out")["text_config"]["num_nextn_predict_layers"] == 0
 
 
 def index(scratch):

@@ -59,8 +59,8 @@ def planes(state, style):
     prefixes = {"weight": "", "master": f"optimizer.state.{STYLES[style][0]}."}
     prefixes |= {name: f"optimizer.state.{name}." for name in MOMENTS}
     return {
-        plane: {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix or "dec") or
-                (not prefix and not key.startswith("optimizer."))}
+        plane: {key.removeprefix(prefix): value for key, value in state.items() if
+                (key.startswith(prefix) if prefix else not key.startswith("optimizer."))}
         for plane, prefix in prefixes.items()
     }
 
@@ -224,20 +224,19 @@ def test_same_bytes_by_any_ranks_memory_and_stop(sources, scratch):
     assert runner.run([runner.program("mgr-verify"), scratch / "one"]).status
 
 
+SCRATCH = {key: value for key, value in DROP.items() if key != "ratio"} | {"method": "from-scratch"}
 REFUSED = {
     "release": ({"target__iteration": 0}, "release checkpoint"),
     "copies": ({"source__weights": "copies"}, "source.weights: masters"),
     "hdf5": ({"target": {"format": "hdf5", "optimizer": "keep"}}, "target.optimizer"),
     "huggingface": ({"target": {"format": "huggingface", "optimizer": "keep"}}, "target.optimizer"),
-    "scratch": ({"mode": "upcycle", "upcycle": {**DROP, "method": "from-scratch", "ratio": None}}, "nothing is taken"),
+    "scratch": ({"mode": "upcycle", "upcycle": SCRATCH}, "nothing is taken"),
 }
 
 
 @pytest.mark.parametrize("case", REFUSED)
 def test_refused_by_name(sources, scratch, case):
     changes, words = REFUSED[case]
-    if case == "scratch":
-        changes["upcycle"] = {k: v for k, v in changes["upcycle"].items() if v is not None}
     result = runner.upcycle(write(scratch, case, sources / "plain", **changes), np=2)
     assert result.status and words in result.err, str(result)
     assert not (scratch / case).exists()
