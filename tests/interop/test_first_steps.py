@@ -57,3 +57,10 @@ def test_no_expert_with_old_neurons_is_dead(results):
     assert results["dense"]["least_used"] is None
     for name in ("naive", "drop 0.5"):
         assert results[name]["least_used"] > 0, name
+
+
+def test_a_program_that_is_missing_is_said_before_the_training(tmp_path):
+    words = [sys.executable, "tools/train/first_steps.py", tmp_path / "out", "--bin", tmp_path]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=300, cwd=runner.ROOT)
+    assert done.returncode == 2 and "no mgr-upcycle in %s" % tmp_path in done.stderr, done.stderr
+    assert not (tmp_path / "out").exists()

@@ -189,7 +189,6 @@ def steps_of(options, pace_here):
 
 def run(options):
     folder, device = options.folder, torch.device(options.device)
-    program = str(options.bin / "mgr-upcycle") if options.bin else "mgr-upcycle"
     folder.mkdir(parents=True, exist_ok=True)
     first, second, evaluation = read_text()
     both = options.pretrain and options.steps
@@ -203,7 +202,7 @@ def run(options):
     results = {"pretrain": losses, "arms": {}}
     for name, keys in ARMS.items():
         start = time.time()
-        place = folder / "dense" if keys is None else upcycle(program, folder, name, keys, options.seed)
+        place = folder / "dense" if keys is None else upcycle(options.program, folder, name, keys, options.seed)
         arm = load(place, device)
         losses = train(arm, second, evaluation, steps, options.seed + 1, device, max(5, steps // 40))
         results["arms"][name] = {"losses": losses, "least_used": shares(arm, evaluation, device)}
@@ -224,6 +223,9 @@ def main():
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
+    options.program = shutil.which("mgr-upcycle", path=options.bin)  # before the minutes, not after
+    if not options.program:
+        parser.error("no mgr-upcycle in %s; build it, or name its folder by --bin" % (options.bin or "PATH"))
     torch.set_num_threads(options.threads)
     run(options)
     return 0
