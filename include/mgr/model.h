@@ -326,6 +326,8 @@ int mgr_tensors_add_opaque(mgr_tensors *tensors, const mgr_opaque *opaque, size_
 int mgr_tensors_add_planes(mgr_tensors *tensors, unsigned planes, mgr_err *err) MGR_NODISCARD;
 /* That plane of weight `idx`, itself for MGR_PLANE_WEIGHT; MGR_NONE where it has none. Pure. */
 uint32_t mgr_tensors_plane(const mgr_tensors *tensors, uint32_t idx, mgr_plane plane);
+/* The list without its planes; what it holds is borrowed. Pure. */
+mgr_tensors mgr_tensors_weights(const mgr_tensors *tensors);
 /* Those that another list has, which lives longer. Local. */
 int mgr_tensors_share_opaque(mgr_tensors *tensors, const mgr_tensors *from,
                              mgr_err *err) MGR_NODISCARD;
