@@ -137,9 +137,10 @@ typedef struct mgr_model {
     uint8_t tower;   /* of a vision-language model: where its decoder lies (a place of the table in
                         model/huggingface_tower.c, from 1) */
     bool passed_router;
-    uint64_t ffn;        /* of a dense FFN */
-    uint64_t vocab;      /* true size, without padding */
-    uint64_t experts;    /* 0 for a dense model */
+    bool mtp;         /* layers for multi-token prediction stand beside it (model/mtp.h), opaque */
+    uint64_t ffn;     /* of a dense FFN */
+    uint64_t vocab;   /* true size, without padding */
+    uint64_t experts; /* 0 for a dense model */
     uint64_t expert_ffn; /* of an expert; 0: as `ffn` */
     uint64_t top_k;
     bool tied;       /* embedding and LM head are one tensor */
