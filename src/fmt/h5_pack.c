@@ -5,13 +5,17 @@
  * without order (signs and exponents), for which Huffman's code is all that helps; or it repeats
  * itself (zeros, copies of rows), which a search for matches finds. Looking which it is costs a
  * small part of searching in vain, and one stream of deflate may hold blocks of all three kinds.
+ * zlib is asked where something repeats itself; all else is so simple that it is done here.
  */
+#include <assert.h>
+#include <libdeflate.h>
 #include <math.h>
 #include <stdbool.h>
 #include <string.h>
 #include <zlib.h>
 
 #include "fmt/h5_filter.h"
+#include "fmt/h5_literals.h"
 
 #define VALUES 256
 /* Bits that a byte holds from which on nothing is gained: a code saves less than 2 %. */
@@ -22,10 +26,12 @@
 /* One in so many known blocks is more than chance. */
 #define REPEATS_MIN 64
 
-/* How a plane is packed: level and strategy of zlib. */
-typedef struct coder {
-    int level, strategy;
-} coder;
+/* How many of the bytes are looked at to tell which kind a plane is: the first of each stretch. */
+#define LOOKED_AT ((size_t)4096)
+#define STRETCH ((size_t)32768)
+#define ELEMENT_MAX 8
+
+typedef enum kind { NOISE, LITERALS, REPEATED } kind;
 
 size_t mgr_h5_packed_bound(size_t len)
 {
@@ -36,11 +42,13 @@ static double bits_of_byte(const unsigned char *plane, size_t n)
 {
     uint32_t count[4][VALUES] = {{0}}; /* four, as one would wait for itself */
     double bits = 0;
-    for (size_t i = 0; i < n; i++)
-        count[i % 4][plane[i]]++;
+    size_t seen = 0;
+    for (size_t from = 0; from < n; from += STRETCH)
+        for (size_t i = from; i < n && i < from + LOOKED_AT; i++, seen++)
+            count[i % 4][plane[i]]++;
     for (size_t v = 0; v < VALUES; v++) {
         const double part =
-            (double)(count[0][v] + count[1][v] + count[2][v] + count[3][v]) / (double)n;
+            (double)(count[0][v] + count[1][v] + count[2][v] + count[3][v]) / (double)seen;
         bits -= part > 0 ? part * log2(part) : 0;
     }
     return bits;
@@ -61,28 +69,32 @@ static bool repeats_itself(const unsigned char *plane, size_t n)
     return known > words / REPEATS_MIN;
 }
 
-static coder choose(const unsigned char *plane, size_t n, unsigned level)
+static kind kind_of(const unsigned char *plane, size_t n)
 {
     if (n < WORD || repeats_itself(plane, n))
-        return (coder){(int)level, Z_DEFAULT_STRATEGY};
-    return bits_of_byte(plane, n) >= NOISE_BITS ? (coder){0, Z_DEFAULT_STRATEGY}
-                                                : (coder){(int)level, Z_HUFFMAN_ONLY};
+        return REPEATED;
+    return bits_of_byte(plane, n) >= NOISE_BITS ? NOISE : LITERALS;
 }
 
-/* The planes of `len` bytes in `from`, in turn, through one stream. */
-static int deflate_planes(z_stream *z, unsigned char *from, size_t len, size_t element,
-                          unsigned level)
+/* Bytes that plane `b` has: the last one has the rest as well. */
+static size_t plane_bytes(size_t len, size_t element, size_t b)
 {
-    const size_t plane = len / element;
+    return b + 1 < element ? len / element : len - b * (len / element);
+}
+
+/* The planes of `len` bytes in `from`, in turn, through one stream of zlib's. */
+static int deflate_planes(z_stream *z, unsigned char *from, size_t len, size_t element,
+                          const kind *kinds, unsigned level)
+{
     for (size_t b = 0; b < element; b++) {
         const bool last = b + 1 == element;
-        const size_t n = last ? len - b * plane : plane;
+        const size_t n = plane_bytes(len, element, b);
         if (n == 0 && !last)
             continue;
-        const coder with = choose(from + b * plane, n, level);
-        if (deflateParams(z, with.level, with.strategy) != Z_OK)
+        if (deflateParams(z, kinds[b] == NOISE ? 0 : (int)level,
+                          kinds[b] == LITERALS ? Z_HUFFMAN_ONLY : Z_DEFAULT_STRATEGY) != Z_OK)
             return Z_STREAM_ERROR;
-        z->next_in = from + b * plane;
+        z->next_in = from + b * (len / element);
         z->avail_in = (uInt)n;
         const int rc = deflate(z, last ? Z_FINISH : Z_NO_FLUSH);
         if (rc != (last ? Z_STREAM_END : Z_OK) || z->avail_in)
@@ -91,26 +103,85 @@ static int deflate_planes(z_stream *z, unsigned char *from, size_t len, size_t e
     return Z_OK;
 }
 
+/* Bytes 0, 2, 4 and 6 of a word, together. */
+static inline uint32_t even_bytes(uint64_t word)
+{
+    word &= 0x00ff00ff00ff00ff;
+    word = (word | word >> 8) & 0x0000ffff0000ffff;
+    return (uint32_t)(word | word >> 16);
+}
+
+/* Of two bytes: four elements at a time. */
+static void shuffle_pairs(const unsigned char *bytes, size_t n, unsigned char *low,
+                          unsigned char *high)
+{
+    size_t i = 0;
+    for (; i + 4 <= n; i += 4) {
+        uint64_t word;
+        memcpy(&word, bytes + 2 * i, sizeof word);
+        const uint32_t first = even_bytes(word), second = even_bytes(word >> 8);
+        memcpy(low + i, &first, sizeof first);
+        memcpy(high + i, &second, sizeof second);
+    }
+    for (; i < n; i++) {
+        low[i] = bytes[2 * i];
+        high[i] = bytes[2 * i + 1];
+    }
+}
+
 /* The first bytes of all elements, then the second ones, ... */
 static void shuffle(const unsigned char *bytes, size_t len, size_t element, unsigned char *out)
 {
     const size_t n = len / element;
-    for (size_t b = 0; b < element; b++)
-        for (size_t i = 0; i < n; i++)
-            out[b * n + i] = bytes[i * element + b];
+    if (element == 2)
+        shuffle_pairs(bytes, n, out, out + n);
+    else
+        for (size_t b = 0; b < element; b++)
+            for (size_t i = 0; i < n; i++)
+                out[b * n + i] = bytes[i * element + b];
     memcpy(out + n * element, bytes + n * element, len - n * element);
+}
+
+static int pack_by_zlib(unsigned char *planes, size_t len, size_t element, const kind *kinds,
+                        unsigned level, void *out, size_t *out_len, mgr_err *err)
+{
+    z_stream z = {.next_out = out, .avail_out = (uInt)mgr_h5_packed_bound(len)};
+    if (deflateInit(&z, (int)level) != Z_OK)
+        return mgr_fail(err, MGR_ERR_NOMEM, "no memory to deflate %zu bytes", len);
+    const int rc = deflate_planes(&z, planes, len, element, kinds, level);
+    *out_len = z.total_out;
+    deflateEnd(&z);
+    return rc == Z_OK ? MGR_OK
+                      : mgr_fail(err, MGR_ERR_INTERNAL, "zlib does not deflate %zu bytes", len);
+}
+
+static size_t pack_by_bytes(const unsigned char *planes, size_t len, size_t element,
+                            const kind *kinds, unsigned char *out)
+{
+    mgr_bits bits;
+    mgr_bits_begin(&bits, out);
+    for (size_t b = 0; b < element; b++) {
+        const unsigned char *const plane = planes + b * (len / element);
+        (kinds[b] == NOISE ? mgr_bits_stored : mgr_bits_literals)(&bits, plane,
+                                                                  plane_bytes(len, element, b));
+    }
+    return (size_t)(mgr_bits_end(&bits, libdeflate_adler32(1, planes, len)) - out);
 }
 
 int mgr_h5_pack(const void *bytes, size_t len, size_t element, unsigned level, void *scratch,
                 void *out, size_t *out_len, mgr_err *err)
 {
-    z_stream z = {.next_out = out, .avail_out = (uInt)mgr_h5_packed_bound(len)};
-    shuffle(bytes, len, element, scratch);
-    if (deflateInit(&z, (int)level) != Z_OK)
-        return mgr_fail(err, MGR_ERR_NOMEM, "no memory to deflate %zu bytes", len);
-    const int rc = deflate_planes(&z, scratch, len, element, level);
-    *out_len = z.total_out;
-    deflateEnd(&z);
-    return rc == Z_OK ? MGR_OK
-                      : mgr_fail(err, MGR_ERR_INTERNAL, "zlib does not deflate %zu bytes", len);
+    kind kinds[ELEMENT_MAX];
+    bool repeated = false;
+    unsigned char *const planes = scratch;
+    assert(element > 0 && element <= ELEMENT_MAX);
+    shuffle(bytes, len, element, planes);
+    for (size_t b = 0; b < element; b++) {
+        kinds[b] = kind_of(planes + b * (len / element), plane_bytes(len, element, b));
+        repeated = repeated || kinds[b] == REPEATED;
+    }
+    if (repeated)
+        return pack_by_zlib(planes, len, element, kinds, level, out, out_len, err);
+    *out_len = pack_by_bytes(planes, len, element, kinds, out);
+    return MGR_OK;
 }

@@ -4,10 +4,12 @@
  */
 #include "support/check.h"
 
+#include <libdeflate.h>
 #include <zlib.h>
 
 #include "core/mem.h"
 #include "fmt/h5_filter.h"
+#include "fmt/h5_literals.h"
 #include "kern/kern.h"
 
 enum { ROOM = 1 << 19 };
@@ -97,8 +99,74 @@ static void test_equal_bytes_are_packed_equally(void)
     CHECK(memcmp(first, packed, size) == 0);
 }
 
+/* A stream of the first `len` bytes, read by zlib and by libdeflate; its size. */
+static size_t literals(size_t len)
+{
+    mgr_bits b;
+    uLongf got = sizeof back;
+    size_t also = 0;
+    struct libdeflate_decompressor *const d = libdeflate_alloc_decompressor();
+    mgr_bits_begin(&b, packed);
+    mgr_bits_literals(&b, bytes, len);
+    const size_t size = (size_t)(mgr_bits_end(&b, (uint32_t)adler32(1, bytes, (uInt)len)) - packed);
+    CHECK_INT(uncompress(back, &got, packed, size), Z_OK);
+    CHECK(got == len && memcmp(back, bytes, len) == 0);
+    CHECK_INT(libdeflate_zlib_decompress(d, packed, size, joined, len, &also), LIBDEFLATE_SUCCESS);
+    CHECK(also == len && memcmp(joined, bytes, len) == 0);
+    libdeflate_free_decompressor(d);
+    CHECK(size <= mgr_h5_packed_bound(len));
+    return size;
+}
+
+/* Codes of every form: one symbol, all alike, so uneven that the longest must be cut, noise. */
+static void test_codes(void)
+{
+    uint32_t state = 1;
+    memset(bytes, 7, ROOM);
+    for (size_t len = 0; len < 700; len++)
+        literals(len);
+    CHECK(literals(ROOM) < ROOM / 7);
+    for (size_t i = 0; i < ROOM; i++)
+        bytes[i] = (unsigned char)i;
+    CHECK(literals(ROOM) <= ROOM + 64); /* nothing to gain */
+    for (size_t at = 0, n = 1, before = 1, symbol = 0; at < 131070; symbol++) {
+        for (size_t i = 0; i < n && at < 131070; i++) /* as many as Fibonacci says */
+            bytes[at++] = (unsigned char)symbol;
+        const size_t next = n + before;
+        before = n;
+        n = next;
+    }
+    CHECK(literals(131070) < 131070 / 2);
+    for (unsigned few = 1; few < 250; few += 31) {
+        for (size_t i = 0; i < ROOM; i++) {
+            state = state * 1664525 + 1013904223;
+            bytes[i] = (unsigned char)((state >> 24) % few * 3);
+        }
+        literals(ROOM);
+        literals(131071 + few);
+    }
+}
+
+/* Planes that a look at their beginnings takes for something else. */
+static void test_what_was_not_looked_at(void)
+{
+    uint32_t state = 1;
+    for (size_t i = 0; i < ROOM; i++) {
+        state = state * 1664525 + 1013904223;
+        bytes[i] =
+            i / 2 % 32768 < 4096 ? (unsigned char)(state >> 29) : (unsigned char)(state >> 24);
+    }
+    there_and_back(ROOM, 2);
+    for (size_t i = 0; i < ROOM; i++)
+        bytes[i] = i / 2 % 32768 < 4096 ? bytes[i] + (unsigned char)(i * 2654435761u >> 13)
+                                        : (unsigned char)(bytes[i] >> 5);
+    there_and_back(ROOM, 2);
+}
+
 int main(void)
 {
+    test_codes();
+    test_what_was_not_looked_at();
     test_weights();
     test_what_repeats_itself();
     test_any_length();
