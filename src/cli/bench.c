@@ -3,288 +3,134 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/resource.h>
 
-#include "core/crc.h"
 #include "core/mem.h"
+#include "fmt/json.h"
 #include "io/file.h"
-#include "kern/kern.h"
-#include "look/audit.h"
-#include "mgr/upcycle.h"
+#include "mgr/version.h"
 #include "run/run.h"
-
-#define MIB ((uint64_t)1 << 20)
-#define BLOCK (8 * MIB)
-#define KERNEL_VALUES ((size_t)1 << 20)
-#define KERNEL_SECONDS 0.3
-#define EDGE 1024 /* of a square of KERNEL_VALUES */
-#define MAX_ROUNDS 16
-
-/* One kernel: work on `n` values at `data`, result to `out`. */
-typedef void (*kernel)(size_t n, const uint16_t *data, void *out);
-
-static void run_normals(size_t n, const uint16_t *data, void *out)
-{
-    const mgr_stream stream = {1234, MGR_PURPOSE_GATE, 0, 0};
-    (void)data;
-    mgr_normals_scaled(&stream, 0, n, 0.0f, 0.02f, out, MGR_DTYPE_BF16);
-}
-
-static void run_cast(size_t n, const uint16_t *data, void *out)
-{
-    mgr_cast(out, MGR_DTYPE_F32, data, MGR_DTYPE_BF16, n);
-}
-
-static void run_row_sums(size_t n, const uint16_t *data, void *out)
-{
-    memset(out, 0, n / 1024 * sizeof(mgr_sums));
-    if (mgr_sums_add_rows(out, data, MGR_DTYPE_BF16, n / 1024, 1024) != 0)
-        printf("sums failed\n");
-}
-
-static void run_column_sums(size_t n, const uint16_t *data, void *out)
-{
-    static double scratch[2 * 4096];
-    memset(out, 0, 4096 * sizeof(mgr_sums));
-    if (mgr_sums_add_cols(out, data, MGR_DTYPE_BF16, n / 4096, 4096, scratch) != 0)
-        printf("sums failed\n");
-}
-
-static void run_crc(size_t n, const uint16_t *data, void *out)
-{
-    const uint32_t crc = mgr_crc32(0, data, n * sizeof *data);
-    memcpy(out, &crc, sizeof crc);
-}
-
-/* A square matrix of an expert, every second of whose neurons is drawn. */
-static mgr_expert half_drawn(mgr_matrix matrix)
-{
-    static uint32_t odd[EDGE / 2];
-    for (uint32_t i = 0; i < EDGE / 2; i++)
-        odd[i] = 2 * i + 1;
-    return (mgr_expert){.seed = 1234,
-                        .matrix = matrix,
-                        .width = EDGE,
-                        .source_width = EDGE,
-                        .hidden = EDGE,
-                        .selected = odd,
-                        .n_selected = EDGE / 2,
-                        .scale = 1,
-                        .std = 0.02f};
-}
-
-static void run_gate(size_t n, const uint16_t *data, void *out)
-{
-    const mgr_expert x = half_drawn(MGR_MATRIX_GATE);
-    mgr_expert_rows(mgr_method_find("drop"), &x, 0, (uint32_t)(n / EDGE), data, 0, MGR_DTYPE_BF16,
-                    out, MGR_DTYPE_BF16);
-}
-
-static void run_down(size_t n, const uint16_t *data, void *out)
-{
-    const mgr_expert x = half_drawn(MGR_MATRIX_DOWN);
-    mgr_expert_down_rows(mgr_method_find("drop"), &x, 0, n / EDGE, data, MGR_DTYPE_BF16, out,
-                         MGR_DTYPE_BF16);
-}
-
-static double rate_of(kernel run, const uint16_t *data, void *out)
-{
-    double seconds = 0;
-    uint64_t turns = 0;
-    run(KERNEL_VALUES, data, out);
-    for (const double start = mgr_now(); seconds < KERNEL_SECONDS; turns++) {
-        run(KERNEL_VALUES, data, out);
-        seconds = mgr_now() - start;
-    }
-    return (double)turns * (double)KERNEL_VALUES / seconds / 1e9;
-}
-
-int mgr_bench_kernels(mgr_err *err)
-{
-    static const struct {
-        const char *name;
-        kernel run;
-    } others[] = {{"cast bf16 to fp32", run_cast},           {"sums by row, bf16", run_row_sums},
-                  {"sums by column, bf16", run_column_sums}, {"CRC-32, bf16", run_crc},
-                  {"gate or up, half drawn", run_gate},      {"down, half drawn", run_down}};
-    uint16_t *data = NULL;
-    void *out = NULL;
-    int rc = mgr_alloc(&data, KERNEL_VALUES, sizeof *data, err);
-    if (rc == MGR_OK)
-        rc = mgr_alloc_aligned(&out, KERNEL_VALUES * 8, err);
-    if (rc == MGR_OK) {
-        run_normals(KERNEL_VALUES, NULL, data);
-        const mgr_simd chosen = mgr_simd_current();
-        printf("kernels, one core, billion values a second\n");
-        for (int s = 0; s < MGR_SIMD_COUNT && rc == MGR_OK; s++) {
-            if (!mgr_simd_available((mgr_simd)s))
-                continue;
-            rc = mgr_simd_select((mgr_simd)s, err);
-            printf("  %-24s %-8s %6.2f\n", "normals to bf16", mgr_simd_name((mgr_simd)s),
-                   rate_of(run_normals, data, out));
-        }
-        if (rc == MGR_OK)
-            rc = mgr_simd_select(chosen, err);
-        for (size_t i = 0; i < sizeof others / sizeof others[0]; i++)
-            printf("  %-24s %-8s %6.2f\n", others[i].name, "", rate_of(others[i].run, data, out));
-        fflush(stdout);
-    }
-    mgr_free(data);
-    mgr_free_aligned(out);
-    return rc;
-}
-
-/* --- end to end --- */
-
-typedef struct bench {
-    mgr_comm *comm;
-    const mgr_bench_options *options;
-    char source[512], target[512], config[512], plain[512];
-    unsigned char *block; /* BLOCK bytes */
-    uint64_t bytes;       /* that a run writes */
-    uint64_t read_bytes;  /* of all files of its output */
-} bench;
 
 /* A run, and the least that could be asked of the same ranks and the same file system instead. */
 typedef struct contest {
-    const char *name, *floor_name;
-    const char *config;       /* behind source.path and target.path */
-    uint64_t experts;         /* of the source */
-    uint64_t bytes_per_layer; /* of the target */
-    int (*floor)(const bench *b, uint64_t from, uint64_t bytes, int fd, mgr_err *err);
+    const char *name, *title;
+    const char *config; /* behind source.path and target.path */
+    bool mixture;       /* what the source is */
+    bool copies;        /* the floor copies the source */
 } contest;
 
-#define HIDDEN 1024
-#define FFN 3584
-#define EXPERTS 8
-#define EXPERT_BYTES ((uint64_t)EXPERTS * 3 * HIDDEN * FFN * 2)
+#define UPCYCLE(more) "upcycle:\n  experts: 8\n" more "target:\n  expert_parallel: 8\n"
+#define TO(format) UPCYCLE("") "  format: " format "\n"
+#define TO_MEGATRON(format)                                                                        \
+    "upcycle:\n  experts: 8\ntarget:\n  format: " format "\n  tensor_parallel: 2\n"                \
+    "  pipeline_parallel: 2\n  expert_parallel: 4\n"
 
-static int plain_writes(const bench *b, uint64_t from, uint64_t bytes, int fd, mgr_err *err)
+/* Resharding keeps the expert-parallel size of the source, so that what is written is as much as
+ * what there is to copy. */
+static const contest contests[] = {
+    {"drop", "drop 0.5 to moe-recipes", UPCYCLE("  ratio: 0.5\n"), false, false},
+    {"drop-all", "drop 1 to moe-recipes", UPCYCLE("  ratio: 1\n"), false, false},
+    {"naive", "naive to moe-recipes", UPCYCLE("  method: naive\n"), false, false},
+    {"reshard", "resharding 128 experts to TP4 EP2",
+     "mode: reshard\ntarget:\n  format: megatron-torch\n  tensor_parallel: 4\n"
+     "  expert_parallel: 2\n",
+     true, true},
+    {"huggingface", "drop 0.5 to huggingface", TO("huggingface"), false, false},
+    {"megatron-torch", "drop 0.5 to megatron-torch", TO_MEGATRON("megatron-torch"), false, false},
+    {"megatron-dist", "drop 0.5 to megatron-dist", TO_MEGATRON("megatron-dist"), false, false},
+    {"deepspeed", "drop 0.5 to deepspeed", "upcycle:\n  experts: 8\ntarget:\n  format: deepspeed\n",
+     false, false},
+    {"hdf5", "drop 0.5 to hdf5", TO("hdf5"), false, false},
+    {"hdf5-deflate", "drop 0.5 to hdf5, deflated", TO("hdf5") "  compression: deflate\n", false,
+     false},
+};
+
+#define N_CONTESTS (sizeof contests / sizeof contests[0])
+
+int mgr_bench_by_size(const void *x, const void *y)
 {
-    (void)from;
-    memset(b->block, 0x5a, BLOCK);
-    for (uint64_t at = 0; at < bytes; at += BLOCK)
-        MGR_TRY(mgr_pwrite_full(fd, b->plain, b->block,
-                                (size_t)(bytes - at < BLOCK ? bytes - at : BLOCK), at, err));
+    const double *const a = x, *const b = y;
+    return *a < *b ? -1 : *a > *b;
+}
+
+bool mgr_bench_wants(const mgr_bench_options *options, const char *name)
+{
+    const size_t len = strlen(name);
+    for (const char *at = options->only; at; at = strchr(at, ',') ? strchr(at, ',') + 1 : NULL)
+        if (strcspn(at, ",") == len && strncmp(at, name, len) == 0)
+            return true;
+    return !options->only;
+}
+
+static bool is_root(const mgr_benched *b)
+{
+    return mgr_comm_rank(b->comm) == 0;
+}
+
+static int64_t microseconds(struct timeval t)
+{
+    return (int64_t)t.tv_sec * 1000000 + t.tv_usec;
+}
+
+int mgr_bench_cost_of(const mgr_benched *b, mgr_bench_work work, void *context,
+                      mgr_bench_cost *cost, mgr_err *err)
+{
+    struct rusage before, after;
+    mgr_barrier(b->comm);
+    getrusage(RUSAGE_SELF, &before);
+    const double start = mgr_now();
+    MGR_TRY(mgr_agree(b->comm, work(b, context, err), err));
+    cost->seconds = mgr_now() - start;
+    getrusage(RUSAGE_SELF, &after);
+    int64_t used[2] = {microseconds(after.ru_utime) - microseconds(before.ru_utime),
+                       microseconds(after.ru_stime) - microseconds(before.ru_stime)};
+    MGR_TRY(mgr_sum_i64(b->comm, used, 2, err));
+    cost->user = (double)used[0] / 1e6;
+    cost->system = (double)used[1] / 1e6;
     return MGR_OK;
 }
 
-/* The part of one file that lies in the stretch of `bytes` bytes from `from` on, where the file
- * begins at `begin`. */
-static int copy_part(const bench *b, const char *path, uint64_t begin, uint64_t size, uint64_t from,
-                     uint64_t bytes, int to, mgr_err *err)
+int mgr_bench_run(const mgr_benched *b, void *tally, mgr_err *err)
 {
-    const uint64_t first = from > begin ? from : begin;
-    const uint64_t end = from + bytes < begin + size ? from + bytes : begin + size;
-    int fd, rc = MGR_OK;
-    if (first >= end)
-        return MGR_OK;
-    MGR_TRY(mgr_open_read(path, &fd, err));
-    for (uint64_t at = first; rc == MGR_OK && at < end; at += BLOCK) {
-        const size_t n = (size_t)(end - at < BLOCK ? end - at : BLOCK);
-        rc = mgr_pread_full(fd, path, b->block, n, at - begin, err);
-        if (rc == MGR_OK)
-            rc = mgr_pwrite_full(to, b->plain, b->block, n, at - from, err);
-    }
-    mgr_close(fd);
-    return rc;
-}
-
-/* The source's files one behind the other are one stretch of bytes, of which a rank copies a part.
- */
-static int plain_copy(const bench *b, uint64_t from, uint64_t bytes, int fd, mgr_err *err)
-{
-    mgr_arena arena = {0};
-    mgr_config config = {0};
-    mgr_source_files files = {0};
-    uint64_t begin = 0;
-    snprintf(config.source.path, sizeof config.source.path, "%s", b->source);
-    snprintf(config.source.iteration, sizeof config.source.iteration, "latest");
-    int rc = mgr_source_find("megatron-torch")->find(&config, &arena, &files, err);
-    for (size_t i = 0; rc == MGR_OK && i < files.n; i++) {
-        mgr_reader reader;
-        rc = mgr_reader_open(&reader, files.paths[i], err);
-        if (rc != MGR_OK)
-            break;
-        const uint64_t size = reader.size;
-        mgr_reader_close(&reader);
-        rc = copy_part(b, files.paths[i], begin, size, from, bytes, fd, err);
-        begin += size;
-    }
-    mgr_arena_clear(&arena);
-    return rc;
-}
-
-/* This rank's share of the bytes, into a file of its own, durable. */
-static int floor_share(const bench *b, const contest *c, mgr_err *err)
-{
-    const uint64_t ranks = (uint64_t)mgr_comm_size(b->comm),
-                   rank = (uint64_t)mgr_comm_rank(b->comm);
-    const uint64_t from = b->bytes * rank / ranks, end = b->bytes * (rank + 1) / ranks;
-    int fd;
-    MGR_TRY(mgr_create_sized(b->plain, 0, err));
-    MGR_TRY(mgr_open_write(b->plain, &fd, err));
-    const int rc = c->floor(b, from, end - from, fd, err);
-    const int closed = mgr_sync_close(fd, b->plain, err);
-    return rc != MGR_OK ? rc : closed;
-}
-
-static int floor_seconds(const bench *b, const contest *c, double *seconds, mgr_err *err)
-{
-    mgr_barrier(b->comm);
-    const double start = mgr_now();
-    const int rc = mgr_agree(b->comm, floor_share(b, c, err), err);
-    *seconds = mgr_now() - start;
-    mgr_err ignored = MGR_ERR_INIT;
-    const int removed = mgr_remove_tree(b->plain, &ignored);
-    return rc != MGR_OK ? rc : mgr_agree(b->comm, removed, &ignored);
-}
-
-static const mgr_run_options *run_options(const bench *b, mgr_run_options *o)
-{
-    *o = (mgr_run_options){
+    const mgr_run_options options = {
         .config_path = b->config, .verbosity = -1, .write = {.journal = MGR_JOURNAL_SECONDS}};
-    return o;
+    return mgr_run_upcycle(b->comm, &options, tally, err);
 }
 
-/* A whole run, whose output stays. */
-static int kept_seconds(const bench *b, double *seconds, mgr_tally *tally, mgr_err *err)
+int mgr_bench_remove_target(const mgr_benched *b, mgr_err *err)
 {
-    mgr_run_options options;
-    mgr_barrier(b->comm);
-    const double start = mgr_now();
-    const int rc = mgr_run_upcycle(b->comm, run_options(b, &options), tally, err);
-    *seconds = mgr_now() - start;
-    return rc;
+    return mgr_agree(b->comm, is_root(b) ? mgr_remove_tree(b->target, err) : MGR_OK, err);
 }
 
-static int remove_target(const bench *b, mgr_err *err)
+/* --- what is rewritten --- */
+
+/* The largest width of which two layers make no more bytes than are asked for. */
+static uint64_t hidden_of(uint64_t bytes)
 {
-    const int rc = mgr_comm_rank(b->comm) == 0 ? mgr_remove_tree(b->target, err) : MGR_OK;
-    return mgr_agree(b->comm, rc, err);
+    uint64_t hidden = 2048;
+    while (hidden > 256 && 2 * 8 * 3 * hidden * (hidden * 7 / 2) * 2 > bytes)
+        hidden /= 2;
+    return hidden;
 }
 
-static int run_seconds(const bench *b, double *seconds, mgr_tally *tally, mgr_err *err)
+/* A model of which the run makes about the bytes asked for; 8 experts, or 128 small ones. */
+static int make_source(const mgr_benched *b, const contest *c, mgr_err *err)
 {
-    const int rc = kept_seconds(b, seconds, tally, err);
-    return rc == MGR_OK ? remove_target(b, err) : rc;
-}
-
-/* A model of which the run makes about the bytes asked for. */
-static int make_source(const bench *b, const contest *c, mgr_err *err)
-{
-    const uint64_t layers = b->options->output_bytes / c->bytes_per_layer / 2 * 2;
+    const uint64_t bytes = b->options->output_bytes, hidden = hidden_of(bytes);
+    const uint64_t ffn = hidden * 7 / 2, layers = bytes / (8 * 3 * hidden * ffn * 2) / 2 * 2;
     const mgr_synth_options o = {.out = b->source,
                                  .format = "megatron-torch",
                                  .names = "auto",
+                                 .dist_keys = "auto",
                                  .model = {.layers = layers ? layers : 2,
-                                           .hidden = HIDDEN,
-                                           .ffn = FFN,
-                                           .experts = c->experts,
-                                           .top_k = c->experts ? 2 : 0,
+                                           .hidden = hidden,
+                                           .ffn = c->mixture ? ffn / 16 : ffn,
+                                           .experts = c->mixture ? 128 : 0,
+                                           .top_k = c->mixture ? 2 : 0,
                                            .heads = 8,
                                            .kv_groups = 8,
-                                           .head_dim = 128,
-                                           .vocab = 32000,
+                                           .head_dim = hidden / 8,
+                                           .vocab = 16 * hidden,
                                            .dtype = MGR_DTYPE_BF16,
                                            .norm_epsilon = 1e-5,
                                            .rotary_base = 1e4,
@@ -295,7 +141,7 @@ static int make_source(const bench *b, const contest *c, mgr_err *err)
                                  .dtype = MGR_DTYPE_BF16,
                                  .tensor_parallel = 2,
                                  .pipeline_parallel = 2,
-                                 .expert_parallel = c->experts ? 2 : 1,
+                                 .expert_parallel = c->mixture ? 2 : 1,
                                  .virtual_pipeline = 1,
                                  .vocab_divisor = 1,
                                  .seed = 1234,
@@ -304,11 +150,12 @@ static int make_source(const bench *b, const contest *c, mgr_err *err)
     return mgr_run_synth(b->comm, &o, err);
 }
 
-static int write_config(const bench *b, const contest *c, mgr_err *err)
+static int write_config(const mgr_benched *b, const contest *c, mgr_err *err)
 {
+    const char *const behind = strstr(c->config, "target:\n") + strlen("target:\n");
     mgr_buf text = {0};
-    int rc = mgr_buf_fmt(&text, err, "source:\n  path: '%s'\n%s  path: '%s'\n", b->source,
-                         c->config, b->target);
+    int rc = mgr_buf_fmt(&text, err, "source:\n  path: '%s'\n%.*s  path: '%s'\n%s", b->source,
+                         (int)(behind - c->config), c->config, b->target, behind);
     mgr_err ignored = MGR_ERR_INIT;
     if (rc == MGR_OK)
         rc = mgr_remove_tree(b->config, &ignored);
@@ -318,245 +165,277 @@ static int write_config(const bench *b, const contest *c, mgr_err *err)
     return rc;
 }
 
-static int by_size(const void *x, const void *y)
+/* What the run left, which the floors write as well. Local. */
+static int note_files(mgr_benched *b, mgr_err *err)
 {
-    const double *const a = x, *const b = y;
-    return *a < *b ? -1 : *a > *b;
+    mgr_arena arena = {0};
+    const char **names = NULL;
+    size_t n = 0;
+    int rc = mgr_list_tree(b->target, &arena, &names, &n, err);
+    mgr_free(b->files.sizes);
+    b->files = (mgr_bench_files){0};
+    if (rc == MGR_OK)
+        rc = mgr_grow(&b->files.sizes, &b->files.capacity, n + 1, sizeof *b->files.sizes, err);
+    for (size_t i = 0; rc == MGR_OK && i < n; i++) {
+        const char *path;
+        if (mgr_has_suffix(names[i], "/"))
+            continue;
+        uint64_t *const size = &b->files.sizes[b->files.n++];
+        rc = mgr_arena_fmt(&arena, &path, err, "%s/%s", b->target, names[i]);
+        if (rc == MGR_OK)
+            rc = mgr_file_bytes(path, size, err);
+        b->files.bytes += rc == MGR_OK ? *size : 0;
+    }
+    mgr_arena_clear(&arena);
+    return rc;
+}
+
+/* --- floor and run in turn --- */
+
+/* What the rounds gave. */
+typedef struct rounds {
+    mgr_bench_cost run[MGR_BENCH_MAX_ROUNDS], floor[MGR_BENCH_MAX_ROUNDS];
+    double ratio[MGR_BENCH_MAX_ROUNDS], cpu_ratio[MGR_BENCH_MAX_ROUNDS];
+    unsigned best[MGR_BENCH_WAYS]; /* how often each way was the fastest */
+    uint64_t peak;                 /* of the largest rank */
+} rounds;
+
+static double processor(const mgr_bench_cost *c)
+{
+    return c->user + c->system;
 }
 
 /* One run that is not counted tells how many bytes there are, and warms up. */
-static int warm_up(bench *b, const contest *c, mgr_err *err)
+static int warm_up(mgr_benched *b, mgr_err *err)
 {
-    mgr_tally tally = {0};
-    double seconds;
-    const int root = mgr_comm_rank(b->comm) == 0;
-    MGR_TRY(run_seconds(b, &seconds, &tally, err));
-    int64_t bytes = root ? (int64_t)tally.bytes_written : 0;
-    MGR_TRY(mgr_sum_i64(b->comm, &bytes, 1, err));
-    b->bytes = (uint64_t)bytes;
-    if (root)
-        printf("%s, %d ranks, %.2f GB written with fsync\n  %-8s %16s %16s %8s\n", c->name,
-               mgr_comm_size(b->comm), (double)b->bytes / 1e9, "round", c->floor_name, c->name,
-               "ratio");
+    MGR_TRY(mgr_bench_run(b, NULL, err));
+    MGR_TRY(mgr_agree(b->comm, note_files(b, err), err));
+    return mgr_bench_remove_target(b, err);
+}
+
+/* The best of all ways, by each measure. */
+static int try_ways(const mgr_benched *b, const mgr_bench_floor *f, uint64_t i, rounds *r,
+                    mgr_err *err)
+{
+    mgr_bench_cost best = {0};
+    int fastest = 0;
+    for (int k = 0; k < MGR_BENCH_WAYS; k++) {
+        const int way = (int)(((uint64_t)k + i) % MGR_BENCH_WAYS);
+        mgr_bench_cost one;
+        MGR_TRY(mgr_bench_floor_cost(b, f, way, &one, err));
+        if (k == 0 || processor(&one) < processor(&best))
+            best.user = one.user, best.system = one.system;
+        if (k == 0 || one.seconds < best.seconds)
+            best.seconds = one.seconds, fastest = way;
+    }
+    r->floor[i] = best;
+    r->best[fastest]++;
     return MGR_OK;
 }
 
-static int measure(bench *b, const contest *c, mgr_err *err)
+/* The buffer is there for as long as that: it is not to count as the run's memory. */
+static int hold_floors(const mgr_benched *b, const contest *c, uint64_t i, rounds *r, mgr_err *err)
 {
-    double ratios[MAX_ROUNDS];
+    mgr_bench_floor floor;
+    int rc = mgr_agree(b->comm, mgr_bench_floor_init(b, &floor, c->copies, err), err);
+    if (rc == MGR_OK)
+        rc = try_ways(b, &floor, i, r, err);
+    mgr_bench_floor_clear(&floor);
+    return rc;
+}
+
+static int hold_run(const mgr_benched *b, uint64_t i, rounds *r, mgr_err *err)
+{
     mgr_tally tally = {0};
-    const int root = mgr_comm_rank(b->comm) == 0;
-    MGR_TRY(warm_up(b, c, err));
-    for (uint64_t i = 0; i < b->options->rounds; i++) {
-        double plain, run;
-        MGR_TRY(floor_seconds(b, c, &plain, err));
-        MGR_TRY(run_seconds(b, &run, &tally, err));
-        ratios[i] = run / plain;
-        if (root)
-            printf("  %-8llu %11.2f GB/s %11.2f GB/s %8.2f\n", (unsigned long long)i + 1,
-                   (double)b->bytes / plain / 1e9, (double)b->bytes / run / 1e9, ratios[i]);
-        fflush(stdout);
-    }
-    qsort(ratios, b->options->rounds, sizeof *ratios, by_size);
-    if (root)
-        printf("  median ratio of seconds, %s to %s: %.2f\n", c->name, c->floor_name,
-               ratios[b->options->rounds / 2]);
+    mgr_forget_peak_rss();
+    MGR_TRY(mgr_bench_cost_of(b, mgr_bench_run, &tally, &r->run[i], err));
+    r->peak = tally.peak_rss > r->peak ? tally.peak_rss : r->peak;
+    return mgr_bench_remove_target(b, err);
+}
+
+/* Each second time the run comes first. */
+static int hold_round(const mgr_benched *b, const contest *c, uint64_t i, rounds *r, mgr_err *err)
+{
+    if (i % 2)
+        MGR_TRY(hold_run(b, i, r, err));
+    MGR_TRY(hold_floors(b, c, i, r, err));
+    if (i % 2 == 0)
+        MGR_TRY(hold_run(b, i, r, err));
+    r->ratio[i] = r->run[i].seconds / r->floor[i].seconds;
+    r->cpu_ratio[i] = processor(&r->run[i]) / processor(&r->floor[i]);
     return MGR_OK;
 }
 
-/* --- reading back --- */
-
-typedef struct tree {
-    mgr_arena arena;
-    const char **names; /* below the target; folders end in a slash */
-    size_t n;
-} tree;
-
-typedef int (*visit)(const bench *b, const char *path, uint64_t begin, uint64_t size, mgr_err *err);
-
-/* Each file of the target, as one stretch of bytes behind the other. */
-static int each_file(const bench *b, visit see, uint64_t *all, mgr_err *err)
+/* Medians of the members of costs, in seconds for each GB (10^9 bytes). */
+static mgr_bench_cost median(const mgr_bench_cost *list, uint64_t n, uint64_t bytes)
 {
-    tree t = {0};
-    int rc = mgr_list_tree(b->target, &t.arena, &t.names, &t.n, err);
-    *all = 0;
-    for (size_t i = 0; rc == MGR_OK && i < t.n; i++) {
-        const char *path;
-        uint64_t size = 0;
-        if (mgr_has_suffix(t.names[i], "/"))
-            continue;
-        rc = mgr_arena_fmt(&t.arena, &path, err, "%s/%s", b->target, t.names[i]);
-        if (rc == MGR_OK)
-            rc = mgr_file_bytes(path, &size, err);
-        if (rc == MGR_OK && see)
-            rc = see(b, path, *all, size, err);
-        *all += size;
+    double of[3][MGR_BENCH_MAX_ROUNDS];
+    for (uint64_t i = 0; i < n; i++) {
+        of[0][i] = list[i].seconds;
+        of[1][i] = list[i].user;
+        of[2][i] = list[i].system;
     }
-    mgr_arena_clear(&t.arena);
-    return rc;
+    for (int k = 0; k < 3; k++)
+        qsort(of[k], n, sizeof **of, mgr_bench_by_size);
+    const double gb = (double)bytes / 1e9;
+    return (mgr_bench_cost){of[0][n / 2] / gb, of[1][n / 2] / gb, of[2][n / 2] / gb};
 }
 
-/* This rank's share of one file, in blocks, and nothing done with it. */
-static int plain_read(const bench *b, const char *path, uint64_t begin, uint64_t size, mgr_err *err)
+static json_t *cost_json(const mgr_bench_cost *c)
 {
-    const uint64_t ranks = (uint64_t)mgr_comm_size(b->comm),
-                   rank = (uint64_t)mgr_comm_rank(b->comm);
-    const uint64_t from = b->read_bytes * rank / ranks, to = b->read_bytes * (rank + 1) / ranks;
-    const uint64_t first = from > begin ? from : begin;
-    const uint64_t end = to < begin + size ? to : begin + size;
-    int fd, rc = MGR_OK;
-    if (first >= end)
-        return MGR_OK;
-    MGR_TRY(mgr_open_read(path, &fd, err));
-    for (uint64_t at = first; rc == MGR_OK && at < end; at += BLOCK)
-        rc = mgr_pread_full(fd, path, b->block, (size_t)(end - at < BLOCK ? end - at : BLOCK),
-                            at - begin, err);
-    mgr_close(fd);
-    return rc;
+    return json_pack("{s:f,s:f,s:f}", "seconds_per_gb", c->seconds, "user_per_gb", c->user,
+                     "system_per_gb", c->system);
 }
 
-static int drop(const bench *b, const char *path, uint64_t begin, uint64_t size, mgr_err *err)
+static json_t *spread_json(double *list, uint64_t n)
 {
-    (void)b, (void)begin, (void)size;
-    return mgr_drop_cached(path, err);
+    qsort(list, n, sizeof *list, mgr_bench_by_size);
+    return json_pack("{s:f,s:f,s:f}", "median", list[n / 2], "least", list[0], "most", list[n - 1]);
 }
 
-/* What the run wrote is to come from the disk again. */
-static int drop_all(const bench *b, mgr_err *err)
+static int fastest_of(const rounds *r)
 {
-    uint64_t all;
-    const int rc = mgr_comm_rank(b->comm) == 0 ? each_file(b, drop, &all, err) : MGR_OK;
+    int most = 0;
+    for (int k = 1; k < MGR_BENCH_WAYS; k++)
+        most = r->best[k] > r->best[most] ? k : most;
+    return most;
+}
+
+/* Rank 0; sorts the ratios. */
+static void tell(const mgr_benched *b, const contest *c, rounds *r)
+{
+    const uint64_t n = b->options->rounds, bytes = b->files.bytes;
+    const mgr_bench_cost run = median(r->run, n, bytes), floor = median(r->floor, n, bytes);
+    json_t *const one = json_pack(
+        "{s:s,s:I,s:I,s:I,s:s,s:s,s:o,s:o,s:o,s:o}", "title", c->title, "bytes", (json_int_t)bytes,
+        "files", (json_int_t)b->files.n, "peak_rss", (json_int_t)r->peak, "floor_moves",
+        c->copies ? "copies of the source" : "writes", "fastest_way",
+        mgr_bench_way_name(fastest_of(r)), "ratio", spread_json(r->ratio, n), "cpu_ratio",
+        spread_json(r->cpu_ratio, n), "run", cost_json(&run), "floor", cost_json(&floor));
+    json_object_set_new(json_object_get(b->report, "contests"), c->name, one);
+    if (b->options->json)
+        return;
+    printf("%-34s %5.2f GB  %5.2f (%.2f, %.2f)  %5.2f (%.2f, %.2f)\n", c->title,
+           (double)bytes / 1e9, r->ratio[n / 2], r->ratio[0], r->ratio[n - 1], r->cpu_ratio[n / 2],
+           r->cpu_ratio[0], r->cpu_ratio[n - 1]);
+    printf("  run %.2f GB/s, %.3f user + %.3f system s/GB, %.0f MiB resident; floor %.2f GB/s "
+           "(%s), %.3f + %.3f s/GB\n",
+           1 / run.seconds, run.user, run.system, (double)r->peak / 0x1p20, 1 / floor.seconds,
+           mgr_bench_way_name(fastest_of(r)), floor.user, floor.system);
+    fflush(stdout);
+}
+
+static int measure(mgr_benched *b, const contest *c, mgr_err *err)
+{
+    rounds r = {.peak = 0};
+    MGR_TRY(warm_up(b, err));
+    for (uint64_t i = 0; i < b->options->rounds; i++)
+        MGR_TRY(hold_round(b, c, i, &r, err));
+    if (b->report)
+        tell(b, c, &r);
+    return MGR_OK;
+}
+
+static int remove_source(const mgr_benched *b, mgr_err *err)
+{
+    int rc = is_root(b) ? mgr_remove_tree(b->source, err) : MGR_OK;
+    if (rc == MGR_OK && is_root(b))
+        rc = mgr_remove_tree(b->config, err);
     return mgr_agree(b->comm, rc, err);
 }
 
-/* Seconds of a plain read of the target, from the disk. */
-static int plain_seconds(bench *b, double *seconds, mgr_err *err)
+/* The source is that of the contest before where that one's does. */
+static int hold_contest(mgr_benched *b, const contest *before, const contest *c, mgr_err *err)
 {
-    uint64_t all;
-    MGR_TRY(drop_all(b, err));
-    const double start = mgr_now();
-    MGR_TRY(mgr_agree(b->comm, each_file(b, plain_read, &all, err), err));
-    *seconds = mgr_now() - start;
-    return MGR_OK;
+    if (!before || before->mixture != c->mixture)
+        MGR_TRY(make_source(b, c, err));
+    MGR_TRY(mgr_agree(b->comm, is_root(b) ? write_config(b, c, err) : MGR_OK, err));
+    return measure(b, c, err);
 }
 
-/* Seconds of three ways of reading the target, each from the disk. Plain reads come before and
- * after: what was just written may come back faster, whoever reads it first. */
-static int read_seconds(bench *b, double *plain, double *checked, double *again, mgr_err *err)
+static void tell_head(const mgr_benched *b)
 {
-    const mgr_audit_options audit = {.path = b->target, .quiet = true};
-    mgr_run_options options;
-    double before, after;
-    bool good = true, same = true;
-    MGR_TRY(plain_seconds(b, &before, err));
-    MGR_TRY(drop_all(b, err));
-    double start = mgr_now();
-    MGR_TRY(mgr_audit(b->comm, &audit, &good, err));
-    *checked = mgr_now() - start;
-    MGR_TRY(plain_seconds(b, &after, err));
-    *plain = (before + after) / 2;
-    MGR_TRY(drop_all(b, err));
-    start = mgr_now();
-    MGR_TRY(mgr_run_verify(b->comm, run_options(b, &options), &same, NULL, err));
-    *again = mgr_now() - start;
-    return good && same ? MGR_OK : mgr_fail(err, MGR_ERR_INTERNAL, "the output is not whole");
+    char name[256];
+    mgr_cpu_name(name, sizeof name);
+    json_object_set_new(b->report, "program", json_string("mgr-bench " MGR_VERSION));
+    json_object_set_new(b->report, "cpu", json_string(name));
+    json_object_set_new(b->report, "ranks", json_integer(mgr_comm_size(b->comm)));
+    json_object_set_new(b->report, "rounds", json_integer((json_int_t)b->options->rounds));
+    json_object_set_new(b->report, "contests", json_object());
+    if (!b->options->json)
+        printf("%s, %d ranks, %llu rounds\n", name, mgr_comm_size(b->comm),
+               (unsigned long long)b->options->rounds);
 }
 
-/* One round; ratios of mgr-verify's rate, of --verify's seconds, and the share of the checks. */
-static int read_round(bench *b, uint64_t round, double ratio[3], mgr_err *err)
+static int hold_contests(mgr_benched *b, mgr_err *err)
 {
-    double run, plain, checked, again;
-    mgr_tally tally = {0};
-    MGR_TRY(kept_seconds(b, &run, &tally, err));
-    MGR_TRY(mgr_agree(b->comm, each_file(b, NULL, &b->read_bytes, err), err));
-    MGR_TRY(read_seconds(b, &plain, &checked, &again, err));
-    MGR_TRY(remove_target(b, err));
-    ratio[0] = plain / checked;
-    ratio[1] = again / run;
-    ratio[2] = (tally.seconds_proof + tally.seconds_publish) / run;
-    if (mgr_comm_rank(b->comm) == 0)
-        printf("  %-6llu %8.2f GB/s %8.2f GB/s %6.2f %8.2f s %8.2f s %6.2f %8.1f %%\n",
-               (unsigned long long)round, (double)b->read_bytes / plain / 1e9,
-               (double)b->read_bytes / checked / 1e9, ratio[0], run, again, ratio[1],
-               ratio[2] * 100);
-    fflush(stdout);
-    return MGR_OK;
-}
-
-static int measure_reading(bench *b, mgr_err *err)
-{
-    double ratios[3][MAX_ROUNDS];
-    const uint64_t n = b->options->rounds;
-    const int root = mgr_comm_rank(b->comm) == 0;
-    if (root)
-        printf("reading back, from the disk\n  %-6s %13s %13s %6s %10s %10s %6s %10s\n", "round",
-               "plain read", "mgr-verify", "ratio", "run", "--verify", "ratio", "checks");
-    for (uint64_t i = 0; i < n; i++) {
-        double ratio[3];
-        MGR_TRY(read_round(b, i + 1, ratio, err));
-        for (int k = 0; k < 3; k++)
-            ratios[k][i] = ratio[k];
+    const contest *before = NULL;
+    int rc = MGR_OK;
+    if (b->report && !b->options->json)
+        printf("%-34s %8s  %-18s %s\n", "run by its floor: median", "written",
+               "seconds (least, most)", "processor seconds");
+    for (size_t i = 0; rc == MGR_OK && i < N_CONTESTS; i++) {
+        if (!mgr_bench_wants(b->options, contests[i].name))
+            continue;
+        rc = hold_contest(b, before, &contests[i], err);
+        before = &contests[i];
+        if (rc == MGR_OK && i == 0 && mgr_bench_wants(b->options, "reading"))
+            rc = mgr_bench_reading(b, err);
     }
-    for (int k = 0; k < 3; k++)
-        qsort(ratios[k], n, sizeof **ratios, by_size);
-    if (root)
-        printf("  medians: mgr-verify at %.2f of plain reading; --verify in %.2f of the run; "
-               "checksums, journal and reading back %.1f %% of it\n",
-               ratios[0][n / 2], ratios[1][n / 2], ratios[2][n / 2] * 100);
+    mgr_err ignored = MGR_ERR_INIT;
+    const int removed = remove_source(b, rc == MGR_OK ? err : &ignored);
+    mgr_free(b->files.sizes);
+    return rc != MGR_OK ? rc : removed;
+}
+
+/* What is asked for must be there to be had. */
+static int check_options(const mgr_bench_options *o, mgr_err *err)
+{
+    if (strlen(o->scratch) > 400 || strchr(o->scratch, '\''))
+        return mgr_fail(err, MGR_ERR_USAGE, "--scratch is too long, or has a quote in it");
+    for (const char *at = o->only; at; at = strchr(at, ',') ? strchr(at, ',') + 1 : NULL) {
+        const size_t len = strcspn(at, ",");
+        bool known =
+            (len == 7 && (strncmp(at, "kernels", 7) == 0 || strncmp(at, "reading", 7) == 0));
+        for (size_t i = 0; i < N_CONTESTS && !known; i++)
+            known = strlen(contests[i].name) == len && strncmp(at, contests[i].name, len) == 0;
+        if (known)
+            continue;
+        mgr_fail(err, MGR_ERR_USAGE, "--only: nothing is called '%.*s'", (int)len, at);
+        return mgr_hint(err, "kernels, reading (with drop), drop, drop-all, naive, reshard, "
+                             "huggingface, megatron-torch, megatron-dist, deepspeed, hdf5, "
+                             "hdf5-deflate");
+    }
     return MGR_OK;
 }
 
-/* With the expert-parallel size of the source, so that what is written is as much as what there is
- * to copy. */
-static const contest contests[] = {
-    {"upcycling", "plain writes", "upcycle:\n  experts: 8\ntarget:\n  expert_parallel: 8\n", 0,
-     EXPERT_BYTES, plain_writes},
-    {"resharding", "plain copy",
-     "mode: reshard\ntarget:\n  format: megatron-torch\n  tensor_parallel: 4\n  "
-     "expert_parallel: 2\n",
-     EXPERTS, EXPERT_BYTES, plain_copy},
-    {"upcycling to hdf5", "plain writes",
-     "upcycle:\n  experts: 8\ntarget:\n  format: hdf5\n  expert_parallel: 8\n", 0, EXPERT_BYTES,
-     plain_writes},
-    /* bound by the CPU: a quarter of the bytes tells as much */
-    {"to deflated hdf5", "plain writes",
-     "upcycle:\n  experts: 8\ntarget:\n  format: hdf5\n  compression: deflate\n"
-     "  expert_parallel: 8\n",
-     0, 4 * EXPERT_BYTES, plain_writes},
-};
-
-static int hold_contest(bench *b, const contest *c, mgr_err *err)
+static int print_report(const mgr_benched *b, mgr_err *err)
 {
-    const int root = mgr_comm_rank(b->comm) == 0;
-    int rc = make_source(b, c, err);
+    mgr_buf text = {0};
+    const int rc = mgr_json_dump(b->report, 2, &text, err);
     if (rc == MGR_OK)
-        rc = mgr_agree(b->comm, root ? write_config(b, c, err) : MGR_OK, err);
-    if (rc == MGR_OK)
-        rc = measure(b, c, err);
-    if (rc == MGR_OK && c == contests)
-        rc = measure_reading(b, err);
-    mgr_err ignored = MGR_ERR_INIT;
-    if (root && (mgr_remove_tree(b->source, &ignored) != MGR_OK ||
-                 mgr_remove_tree(b->config, &ignored) != MGR_OK))
-        fprintf(stderr, "mgr-bench: warning: %s\n", ignored.msg);
+        fputs(text.data, stdout);
+    mgr_buf_clear(&text);
     return rc;
 }
 
-int mgr_bench_end_to_end(mgr_comm *comm, const mgr_bench_options *options, mgr_err *err)
+int mgr_bench(mgr_comm *comm, const mgr_bench_options *options, mgr_err *err)
 {
-    bench b = {.comm = comm, .options = options};
-    if (strlen(options->scratch) + 64 > sizeof b.source || strchr(options->scratch, '\''))
-        return mgr_fail(err, MGR_ERR_USAGE, "--scratch is too long, or has a quote in it");
-    if (options->rounds < 1 || options->rounds > MAX_ROUNDS)
-        return mgr_fail(err, MGR_ERR_USAGE, "rounds must be 1 to %d", MAX_ROUNDS);
+    mgr_benched b = {.comm = comm, .options = options};
+    MGR_TRY(check_options(options, err));
     snprintf(b.source, sizeof b.source, "%s/mgr-bench-source", options->scratch);
     snprintf(b.target, sizeof b.target, "%s/mgr-bench-Mixtral", options->scratch);
     snprintf(b.config, sizeof b.config, "%s/mgr-bench.yaml", options->scratch);
-    snprintf(b.plain, sizeof b.plain, "%s/mgr-bench-plain-%d", options->scratch,
-             mgr_comm_rank(comm));
-    int rc = mgr_agree(comm, mgr_alloc_aligned(&b.block, BLOCK, err), err);
-    for (size_t i = 0; rc == MGR_OK && i < sizeof contests / sizeof contests[0]; i++)
-        rc = hold_contest(&b, &contests[i], err);
-    mgr_free_aligned(b.block);
-    return rc;
+    snprintf(b.plain, sizeof b.plain, "%s/mgr-bench-plain", options->scratch);
+    b.report = mgr_comm_rank(comm) == 0 ? json_object() : NULL;
+    if (b.report)
+        tell_head(&b);
+    int rc = b.report && mgr_bench_wants(options, "kernels") ? mgr_bench_kernels(&b, err) : MGR_OK;
+    rc = mgr_agree(comm, rc, err);
+    if (rc == MGR_OK)
+        rc = hold_contests(&b, err);
+    if (rc == MGR_OK && b.report && options->json)
+        rc = print_report(&b, err);
+    json_decref(b.report);
+    return mgr_agree(comm, rc, err);
 }

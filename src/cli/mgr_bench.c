@@ -1,23 +1,29 @@
-/* mgr-bench: kernel rates, the plain-write floor, and a run's ratio to it. */
+/* mgr-bench: kernel rates, floors, and a run's ratio to them. */
 #include <stdio.h>
 
 #include "cli/bench.h"
 #include "cli/cli.h"
 
-enum { SIZE, SCRATCH, ROUNDS };
+enum { SIZE, SCRATCH, ROUNDS, ONLY, JSON };
 
 static const mgr_option options[] = {
     [SIZE] = {"size", 0, "BYTES", "about how much a run writes (default 1GiB)"},
     [SCRATCH] = {"scratch", 0, "DIR", "an existing directory to work in (default .)"},
-    [ROUNDS] = {"rounds", 0, "N", "floor and run in turn, N times (default 3)"},
+    [ROUNDS] = {"rounds", 0, "N", "floors and run in turn, N times (default 3)"},
+    [ONLY] = {"only", 0, "NAMES",
+              "of kernels, reading, drop, drop-all, naive, reshard, huggingface, megatron-torch, "
+              "megatron-dist, deepspeed, hdf5, hdf5-deflate those with commas between (default: "
+              "all)"},
+    [JSON] = {"json", 'j', NULL, "print one JSON object in the end"},
 };
 
 static const mgr_program program = {
     .name = "mgr-bench",
     .synopsis = "[OPTION]...",
     .about =
-        "Measure, in one run: the kernels on each CPU path, and whole runs beside plain writes and "
-        "copies of the same size by the same ranks. Run it under mpiexec; compare the ratios.",
+        "Measure, in one run: the kernels on each CPU path, and whole runs beside the fastest of "
+        "several ways in which the same ranks write files of the same sizes, or copy the source. "
+        "Run it under mpiexec; compare the ratios.",
     .options = options,
     .n_options = sizeof options / sizeof options[0],
 };
@@ -29,9 +35,17 @@ static int take(void *context, size_t idx, const char *value, mgr_err *err)
         o->scratch = value;
         return MGR_OK;
     }
+    if (idx == ONLY) {
+        o->only = value;
+        return MGR_OK;
+    }
+    if (idx == JSON) {
+        o->json = true;
+        return MGR_OK;
+    }
     if (idx == SIZE)
         return mgr_cli_uint("size", value, 1, UINT64_C(1) << 50, &o->output_bytes, err);
-    return mgr_cli_uint("rounds", value, 1, 16, &o->rounds, err);
+    return mgr_cli_uint("rounds", value, 1, MGR_BENCH_MAX_ROUNDS, &o->rounds, err);
 }
 
 int main(int argc, char **argv)
@@ -45,8 +59,6 @@ int main(int argc, char **argv)
     int rc = mgr_cli_start(&comm, &err);
     mgr_cli_catch_signals();
     if (rc == MGR_OK)
-        rc = mgr_agree(comm, mgr_comm_rank(comm) == 0 ? mgr_bench_kernels(&err) : MGR_OK, &err);
-    if (rc == MGR_OK)
-        rc = mgr_bench_end_to_end(comm, &o, &err);
+        rc = mgr_bench(comm, &o, &err);
     return mgr_cli_end(&program, comm, rc, &err);
 }

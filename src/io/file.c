@@ -156,6 +156,15 @@ int mgr_set_size(int fd, const char *name, uint64_t bytes, mgr_err *err)
     return MGR_OK;
 }
 
+int mgr_reserve(int fd, const char *name, uint64_t bytes, mgr_err *err)
+{
+    if (bytes == 0 || fallocate(fd, FALLOC_FL_KEEP_SIZE, 0, (off_t)bytes) == 0)
+        return MGR_OK;
+    return mgr_fail_errno(
+        err, mgr_write_code(errno) == MGR_ERR_SPACE ? MGR_ERR_SPACE : MGR_ERR_UNSUPPORTED, errno,
+        "cannot reserve '%s'", name);
+}
+
 int mgr_create_sized(const char *path, uint64_t bytes, mgr_err *err)
 {
     int fd;
@@ -295,6 +304,28 @@ uint64_t mgr_peak_rss(void)
         return kib * 1024;
     struct rusage usage;
     return getrusage(RUSAGE_SELF, &usage) == 0 ? (uint64_t)usage.ru_maxrss * 1024 : 0;
+}
+
+void mgr_forget_peak_rss(void)
+{
+    const int fd = open("/proc/self/clear_refs", O_WRONLY | O_CLOEXEC);
+    if (fd < 0)
+        return;
+    (void)!write(fd, "5", 1);
+    close(fd);
+}
+
+const char *mgr_cpu_name(char *out, size_t size)
+{
+    char line[256] = "", *name = NULL;
+    FILE *const f = fopen("/proc/cpuinfo", "r");
+    while (f && !name && fgets(line, sizeof line, f))
+        name = strncmp(line, "model name", 10) == 0 ? strstr(line, ": ") : NULL;
+    if (f)
+        fclose(f);
+    snprintf(out, size, "%s", name ? name + 2 : "unknown");
+    out[strcspn(out, "\n")] = '\0';
+    return out;
 }
 
 uint64_t mgr_current_rss(void)

@@ -47,6 +47,10 @@ int mgr_create_open(const char *path, int *fd, mgr_err *err) MGR_NODISCARD;
 /* Cut or stretch a file to `bytes` bytes. Local. */
 int mgr_set_size(int fd, const char *name, uint64_t bytes, mgr_err *err) MGR_NODISCARD;
 
+/* Have the file system set aside what `bytes` bytes of a file will take, where it can (fallocate);
+ * nothing is written. Errors: MGR_ERR_SPACE; MGR_ERR_UNSUPPORTED where it cannot. Local. */
+int mgr_reserve(int fd, const char *name, uint64_t bytes, mgr_err *err) MGR_NODISCARD;
+
 /* Create `path`, which must not exist, with `bytes` bytes (sparse). Local. */
 int mgr_create_sized(const char *path, uint64_t bytes, mgr_err *err) MGR_NODISCARD;
 
@@ -156,6 +160,7 @@ void mgr_quota_ask(int fd, mgr_quota *quota);
 
 /* What was found out about a place. */
 typedef struct mgr_room {
+    bool tried;
     bool reserved; /* all that is needed was, and was given back */
     mgr_quota quota;
 } mgr_room;
@@ -169,6 +174,11 @@ int mgr_try_folder(const char *path, uint64_t largest, uint64_t bytes, mgr_room 
 /* Peak (of this program, not of what it was started from) and current resident memory of this
  * process in bytes; 0 where unknown. */
 uint64_t mgr_peak_rss(void);
+/* The peak begins anew, where the system can. For measurements. */
+void mgr_forget_peak_rss(void);
+
+/* What the kernel calls this machine's CPU; "unknown" where it does not. Local. */
+const char *mgr_cpu_name(char *out, size_t size);
 uint64_t mgr_current_rss(void);
 
 /* Text to the standard error, from a signal's handler: nothing is allocated or buffered. Local. */

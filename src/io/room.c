@@ -147,6 +147,7 @@ int mgr_try_folder(const char *path, uint64_t largest, uint64_t bytes, mgr_room 
     if (fd < 0)
         return mgr_fail_errno(err, MGR_ERR_CREATE, errno, "cannot open directory '%s'", path);
     const int rc = try_file(fd, path, largest, bytes, room, err);
+    room->tried = rc == MGR_OK;
     close(fd);
     (void)rmdir(path);
     return rc;
