@@ -4,7 +4,6 @@
 
 #include "cli/cli.h"
 #include "core/str.h"
-#include "form/source.h"
 #include "io/fault.h"
 #include "model/huggingface_family.h"
 #include "run/run.h"
@@ -39,6 +38,7 @@ enum {
     FORMAT,
     NAMES,
     DIST_KEYS,
+    SPARSE,
     FORCE,
     QUIET
 };
@@ -82,6 +82,8 @@ static const mgr_option options[] = {
     [DIST_KEYS] = {"dist-keys", 0, "KEYS",
                    "as target.dist_keys of mgr-upcycle: auto, stacked, per-layer or hybrid "
                    "(default auto)"},
+    [SPARSE] = {"sparse", 0, NULL,
+                "headers alone: all weights are zeros that take no room, for plans"},
     [FORCE] = {"force", 'f', NULL, "replace an existing checkpoint OUT"},
     [QUIET] = {"quiet", 'q', NULL, "print errors only"},
 };
@@ -173,9 +175,6 @@ static int take_format(mgr_synth_options *o, const char *value, mgr_err *err)
     o->format = value;
     if (mgr_target_find(value))
         return MGR_OK;
-    if (mgr_source_find(value))
-        return mgr_fail(err, MGR_ERR_USAGE,
-                        "--format '%s' is one that is read alone: PyTorch writes it", value);
     for (size_t i = 0; mgr_target_at(i) && used < sizeof known; i++)
         used += (size_t)snprintf(known + used, sizeof known - used, "%s%s", i ? ", " : "",
                                  mgr_target_at(i)->name);
@@ -190,11 +189,10 @@ static int take_class(mgr_synth_options *o, const char *value, mgr_err *err)
     if (f && mgr_has_suffix(f->architecture, "ForCausalLM"))
         return MGR_OK;
     if (f)
-        mgr_fail(err, MGR_ERR_USAGE, "--class '%s' is no causal LM, which is all it writes", value);
-    else
-        mgr_fail(err, MGR_ERR_USAGE, "--class '%s' is none of %s", value,
-                 mgr_huggingface_types(known, sizeof known));
-    return mgr_hint(err, "what moves unread is written by save_pretrained of transformers");
+        return mgr_fail(err, MGR_ERR_USAGE, "--class '%s' is no causal LM, which is all it writes",
+                        value);
+    return mgr_fail(err, MGR_ERR_USAGE, "--class '%s' is none of %s", value,
+                    mgr_huggingface_types(known, sizeof known));
 }
 
 static int take_size(mgr_synth_options *o, size_t idx, const char *value, mgr_err *err)
@@ -247,6 +245,9 @@ static int take(void *context, size_t idx, const char *value, mgr_err *err)
         return MGR_OK;
     case TIED:
         o->model.tied = true;
+        return MGR_OK;
+    case SPARSE:
+        o->sparse = true;
         return MGR_OK;
     case FORCE:
         o->force = true;

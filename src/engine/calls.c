@@ -8,35 +8,87 @@
 /* Agreements of mgr_engine_run: that it can begin, on its list of groups, that it ended. */
 #define OUTSIDE_GROUPS 3
 
+/* Calls by what they move: a step for each eighth of a power of two. */
+#define SIZES (64 * 8)
+
+typedef struct seen {
+    uint64_t of_size[SIZES], n;
+} seen;
+
 typedef struct counter {
     mgr_engine engine; /* its lists and its unit's place, which nothing is read to */
     mgr_selection selection;
     uint64_t *used; /* of each rank's cache, in the group at hand */
+    seen reads, writes;
+    uint64_t times; /* that the unit at hand is read */
+    uint32_t rank;  /* whose it is */
+    uint8_t *open;  /* [ranks][files of source and target]: has the rank had it open? */
 } counter;
 
-static uint64_t parts_of(uint64_t n, uint64_t step)
+/* The step of a size, and the least size of a step. */
+static size_t step_of(uint64_t bytes)
 {
-    return n / step + (n % step != 0);
+    size_t power = 3;
+    while (bytes >> power > 1)
+        power++;
+    return bytes < 8 ? (size_t)bytes : power * 8 + (size_t)(bytes >> (power - 3) & 7);
 }
 
-static uint64_t box_writes(const mgr_job *job, const mgr_box *box, uint64_t row, uint64_t n)
+static uint64_t size_of_step(size_t step)
 {
+    return step < 8 ? step : (uint64_t)(8 + step % 8) << (step / 8 - 3);
+}
+
+static uint64_t median_of(const seen *s)
+{
+    uint64_t left = s->n / 2;
+    size_t step = 0;
+    while (step + 1 < SIZES && s->of_size[step] <= left)
+        left -= s->of_size[step++];
+    return size_of_step(step);
+}
+
+static void note(counter *c, seen *s, size_t file, uint64_t bytes, uint64_t times)
+{
+    const mgr_job *const job = c->engine.job;
+    const size_t files = job->source.cat.n_files + job->target.cat.n_files;
+    s->of_size[step_of(bytes)] += times;
+    s->n += times;
+    c->open[c->rank * files + file] = 1;
+}
+
+static void see_read(void *context, uint32_t file, uint64_t bytes)
+{
+    counter *const c = context;
+    note(c, &c->reads, file, bytes, c->times);
+}
+
+static void box_writes(counter *c, const mgr_box *box, uint64_t row, uint64_t n)
+{
+    const mgr_job *const job = c->engine.job;
+    const mgr_layout *const to = &job->target.layout;
+    const mgr_stored *const s = &to->cat->stored[box->stored];
     const uint64_t from = box->row > row ? box->row : row;
     const uint64_t end = box->row + box->rows < row + n ? box->row + box->rows : row + n;
     if (from >= end)
-        return 0;
-    return parts_of(box->transposed ? box->cols : end - from,
-                    mgr_engine_at_once(job, box, n, end - from));
+        return;
+    const uint64_t step = mgr_engine_at_once(job, box, n, end - from);
+    const uint64_t all = box->transposed ? box->cols : end - from;
+    const uint64_t one =
+        (box->transposed ? end - from : box->cols) * (uint64_t)mgr_dtype_size(s->dtype);
+    const size_t file = job->source.cat.n_files + s->file;
+    if (all / step)
+        note(c, &c->writes, file, step * one, all / step);
+    if (all % step)
+        note(c, &c->writes, file, all % step * one, 1);
 }
 
 /* Of rows that are handed over together. */
-static uint64_t row_writes(const mgr_job *job, uint32_t target, uint64_t row, uint64_t n)
+static void row_writes(counter *c, uint32_t target, uint64_t row, uint64_t n)
 {
-    const mgr_layout *const to = &job->target.layout;
-    uint64_t sum = 0;
+    const mgr_layout *const to = &c->engine.job->target.layout;
     for (size_t b = to->first_box[target]; b < to->first_box[target + 1]; b++)
-        sum += box_writes(job, &to->boxes[b], row, n);
-    return sum;
+        box_writes(c, &to->boxes[b], row, n);
 }
 
 static uint64_t rows_at_once(const mgr_job *job, uint32_t target)
@@ -45,32 +97,29 @@ static uint64_t rows_at_once(const mgr_job *job, uint32_t target)
 }
 
 /* Of rows that pass through the output buffer. */
-static uint64_t made_writes(const mgr_job *job, uint32_t target, uint64_t row, uint64_t rows)
+static void made_writes(counter *c, uint32_t target, uint64_t row, uint64_t rows)
 {
-    const uint64_t step = rows_at_once(job, target);
-    uint64_t sum = 0;
+    const uint64_t step = rows_at_once(c->engine.job, target);
     for (uint64_t r = 0; r < rows; r += step)
-        sum += row_writes(job, target, row + r, rows - r < step ? rows - r : step);
-    return sum;
+        row_writes(c, target, row + r, rows - r < step ? rows - r : step);
 }
 
 /* Of rows that lie where their neurons go. */
-static uint64_t neuron_writes(const mgr_job *job, const mgr_expert *x, uint32_t target,
-                              const mgr_piece *piece)
+static void neuron_writes(counter *c, const mgr_expert *x, uint32_t target, const mgr_piece *piece)
 {
-    const uint64_t step = rows_at_once(job, target);
-    uint64_t sum = 0;
-    if (!x->origin)
-        return made_writes(job, target, piece->row, piece->rows);
+    const uint64_t step = rows_at_once(c->engine.job, target);
+    if (!x->origin) {
+        made_writes(c, target, piece->row, piece->rows);
+        return;
+    }
     for (uint32_t row = 0, n; row < x->width; row += n ? n : 1) {
         n = mgr_engine_run_of(x, row, x->width, step, piece);
-        sum += n ? row_writes(job, target, row, n) : 0;
+        if (n)
+            row_writes(c, target, row, n);
     }
-    return sum;
 }
 
-static int expert_writes(counter *c, uint32_t target, const mgr_piece *piece, uint64_t *sum,
-                         mgr_err *err)
+static int expert_writes(counter *c, uint32_t target, const mgr_piece *piece, mgr_err *err)
 {
     const mgr_job *const job = c->engine.job;
     const mgr_tensor *const t = &job->target.tensors.list[target];
@@ -79,11 +128,11 @@ static int expert_writes(counter *c, uint32_t target, const mgr_piece *piece, ui
     mgr_expert x = mgr_selection_expert(&c->selection, job, t->expert, matrix);
     x.scale = mgr_plane_scale(x.scale, t->plane);
     if (t->ndim > 1 && mgr_engine_copies(job, &x, target, piece->source))
-        *sum += row_writes(job, target, piece->row, piece->rows);
+        row_writes(c, target, piece->row, piece->rows);
     else if (t->ndim > 1 && matrix == MGR_MATRIX_DOWN)
-        *sum += made_writes(job, target, piece->row, piece->rows);
+        made_writes(c, target, piece->row, piece->rows);
     else
-        *sum += neuron_writes(job, &x, target, piece);
+        neuron_writes(c, &x, target, piece);
     return MGR_OK;
 }
 
@@ -97,8 +146,7 @@ static bool is_whole_copy(const mgr_job *job, uint32_t target, const mgr_piece *
            job->source.layout.types[piece->source] == job->target.layout.types[target];
 }
 
-static int target_writes(counter *c, uint32_t target, const mgr_piece *piece, uint64_t *sum,
-                         mgr_err *err)
+static int target_writes(counter *c, uint32_t target, const mgr_piece *piece, mgr_err *err)
 {
     const mgr_job *const job = c->engine.job;
     const mgr_tensor *const t = &job->target.tensors.list[target];
@@ -109,30 +157,30 @@ static int target_writes(counter *c, uint32_t target, const mgr_piece *piece, ui
                                        : op == MGR_OP_ROWS ? mgr_recipe_from(&job->recipe, t->layer)
                                                            : NULL};
     if (op == MGR_OP_EXPERT || op == MGR_OP_MOMENT)
-        return expert_writes(c, target, piece, sum, err);
+        return expert_writes(c, target, piece, err);
     if (op == MGR_OP_ROUTER)
-        *sum += row_writes(job, target, 0, t->rows);
+        row_writes(c, target, 0, t->rows);
     else if (op == MGR_OP_ROWS || (shared && job->shared_origin))
-        *sum += neuron_writes(job, &rows, target, piece);
+        neuron_writes(c, &rows, target, piece);
     else if (is_whole_copy(job, target, piece))
-        *sum += row_writes(job, target, piece->row, piece->rows);
+        row_writes(c, target, piece->row, piece->rows);
     else
-        *sum += made_writes(job, target, piece->row, piece->rows);
+        made_writes(c, target, piece->row, piece->rows);
     return MGR_OK;
 }
 
-static int unit_writes(counter *c, const mgr_unit *unit, uint64_t *sum, mgr_err *err)
+static int unit_writes(counter *c, const mgr_unit *unit, mgr_err *err)
 {
     const mgr_plan *const plan = &c->engine.job->plan;
     for (uint32_t p = unit->piece; p < unit->piece + unit->n_pieces; p++) {
         const mgr_piece *const piece = &plan->pieces[p];
         if (piece->source == MGR_NONE) {
-            MGR_TRY(target_writes(c, piece->target, piece, sum, err));
+            MGR_TRY(target_writes(c, piece->target, piece, err));
             continue;
         }
         for (uint32_t k = plan->first_target[piece->source];
              k < plan->first_target[piece->source + 1]; k++)
-            MGR_TRY(target_writes(c, plan->targets[k], piece, sum, err));
+            MGR_TRY(target_writes(c, plan->targets[k], piece, err));
     }
     return MGR_OK;
 }
@@ -159,13 +207,30 @@ static int count_group(counter *c, const mgr_group *group, mgr_calls *out, mgr_e
             2 + mgr_sum_calls(4 * group->n_layers * mgr_engine_layer_sums(c->engine.job));
     for (uint32_t u = group->unit; u < group->unit + group->n_units; u++) {
         const mgr_unit *const unit = &plan->units[u];
-        uint64_t reads = 0;
+        c->rank = unit->rank;
+        c->times = times_read(c, group, unit);
         if (unit->in_bytes)
-            MGR_TRY(mgr_engine_count_reads(&c->engine, unit, &reads, err));
-        out->reads += reads * times_read(c, group, unit);
-        MGR_TRY(unit_writes(c, unit, &out->writes, err));
+            MGR_TRY(mgr_engine_see_reads(&c->engine, unit, see_read, c, err));
+        MGR_TRY(unit_writes(c, unit, err));
     }
     return MGR_OK;
+}
+
+static void add_up(const counter *c, mgr_calls *out)
+{
+    const mgr_job *const job = c->engine.job;
+    const size_t files = job->source.cat.n_files + job->target.cat.n_files;
+    out->reads = c->reads.n;
+    out->writes = c->writes.n;
+    out->median_read = median_of(&c->reads);
+    out->median_write = median_of(&c->writes);
+    for (uint32_t r = 0; r < job->plan.ranks; r++) {
+        uint64_t n = 0;
+        for (size_t f = 0; f < files; f++)
+            n += c->open[r * files + f];
+        out->opens += n;
+        out->most_opens = n > out->most_opens ? n : out->most_opens;
+    }
 }
 
 int mgr_engine_count(mgr_job *job, mgr_calls *out, mgr_err *err)
@@ -175,12 +240,18 @@ int mgr_engine_count(mgr_job *job, mgr_calls *out, mgr_err *err)
     *out = (mgr_calls){.collective = OUTSIDE_GROUPS + mgr_sum_calls(plan->n_groups)};
     int rc = mgr_alloc(&c.used, plan->ranks, sizeof *c.used, err);
     if (rc == MGR_OK)
+        rc =
+            mgr_alloc(&c.open, plan->ranks, job->source.cat.n_files + job->target.cat.n_files, err);
+    if (rc == MGR_OK)
         rc = mgr_alloc_aligned(&c.engine.unit, plan->unit_bytes, err);
     if (rc == MGR_OK && job->method)
         rc = mgr_selection_init(&c.selection, job, err);
     for (size_t g = 0; rc == MGR_OK && g < plan->n_groups; g++)
         rc = count_group(&c, &plan->groups[g], out, err);
+    if (rc == MGR_OK)
+        add_up(&c, out);
     mgr_selection_clear(&c.selection);
+    mgr_free(c.open);
     mgr_free_aligned(c.engine.unit);
     mgr_free(c.engine.items);
     mgr_free(c.used);

@@ -101,10 +101,13 @@ typedef struct mgr_engine_options {
 int mgr_engine_run(mgr_job *job, const mgr_engine_options *options, mgr_extents *read,
                    mgr_extents *written, mgr_err *err) MGR_NODISCARD;
 
-/* Calls that read from sources and write weights, of all ranks, and the engine's collective ones.
- */
+/* Calls that read from sources and write weights, of all ranks, and the engine's collective ones;
+ * what half of them move at least (in steps of an eighth of a power of two); and how often a file
+ * is opened, by all ranks and by the one that opens most. */
 typedef struct mgr_calls {
     uint64_t reads, writes, collective;
+    uint64_t median_read, median_write;
+    uint64_t opens, most_opens;
 } mgr_calls;
 
 /* Those that a whole run of this plan makes. Local. */
@@ -129,9 +132,12 @@ int mgr_engine_write(mgr_engine *engine, uint32_t target, uint64_t row, uint64_t
  * Pure. */
 size_t mgr_engine_layer_sums(const mgr_job *job);
 
-/* How many calls read a unit. Local. */
-int mgr_engine_count_reads(mgr_engine *engine, const mgr_unit *unit, uint64_t *out,
-                           mgr_err *err) MGR_NODISCARD;
+/* Called for each read of a unit: of which file, and how many bytes. */
+typedef void (*mgr_see_read)(void *context, uint32_t file, uint64_t bytes);
+
+/* Which calls read a unit. Local. */
+int mgr_engine_see_reads(mgr_engine *engine, const mgr_unit *unit, mgr_see_read see, void *context,
+                         mgr_err *err) MGR_NODISCARD;
 
 /* Rows, or columns of a transposed box, that one call writes where `n` rows were handed over and
  * `inside` of them lie in the box. Pure. */

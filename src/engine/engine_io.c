@@ -322,13 +322,16 @@ static int read_run(mgr_engine *e, size_t first, size_t n, uint64_t bytes, bool 
     return MGR_OK;
 }
 
-int mgr_engine_count_reads(mgr_engine *e, const mgr_unit *unit, uint64_t *out, mgr_err *err)
+int mgr_engine_see_reads(mgr_engine *e, const mgr_unit *unit, mgr_see_read see, void *context,
+                         mgr_err *err)
 {
-    uint64_t bytes;
-    *out = 0;
     MGR_TRY(collect_items(e, unit, e->unit, err));
-    for (size_t i = 0; i < e->n_items; i += run_length(e, i, &bytes))
-        ++*out;
+    for (size_t i = 0; i < e->n_items;) {
+        uint64_t bytes;
+        const size_t n = run_length(e, i, &bytes);
+        see(context, e->items[i].file, bytes);
+        i += n;
+    }
     return MGR_OK;
 }
 

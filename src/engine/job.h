@@ -102,6 +102,7 @@ typedef struct mgr_job {
     mgr_catalogue router_file; /* of 'router: file'; else empty */
     uint32_t *router_of_layer; /* its tensors by layer; NULL without one */
     uint64_t synth_seed;
+    bool sparse; /* of mgr-synth: no weight is written */
     /* MGR_OP_GIVEN: rows row .. row+n-1 of a target tensor, in its type, into `out`. Local. */
     int (*give)(void *context, uint32_t tensor, uint64_t row, uint64_t n, void *out, mgr_err *err);
     void *give_context;

@@ -469,6 +469,8 @@ void mgr_print_others(const char *others)
 void mgr_print_synth(const mgr_job *job, const char *out)
 {
     char bytes[32];
-    mgr_say(stdout, "wrote %s: %zu files, %s\n", out, job->target.cat.n_files,
-            mgr_format_bytes(job->plan.total_out, bytes, sizeof bytes));
+    const uint64_t size = job->sparse ? mgr_run_output_bytes(job) : job->plan.total_out;
+    mgr_say(stdout, "wrote %s: %zu files, %s%s\n", out, job->target.cat.n_files,
+            mgr_format_bytes(size, bytes, sizeof bytes),
+            job->sparse ? " of which headers alone take room" : "");
 }

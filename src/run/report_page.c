@@ -159,6 +159,8 @@ static void print_space(const mgr_job *job)
         mgr_say(stdout, "space     %s needed, %s free\n",
                 mgr_format_bytes(mgr_run_output_bytes(job), needed, sizeof needed),
                 mgr_format_bytes(space, there, sizeof there));
+    if (!job->room.tried) /* there is no room, as the error behind this page says */
+        return;
     print_quota(&job->room);
     mgr_report_line("writable", "create, grow, write, sync, rename and remove were tried in");
     mgr_report_line("", "%s", parent);
@@ -249,12 +251,20 @@ static uint64_t collective_calls(const mgr_job *job, const mgr_run_options *opti
 static void print_calls(mgr_job *job, const mgr_run_options *options)
 {
     mgr_calls calls;
+    char in[32], out[32];
     mgr_err ignored = MGR_ERR_INIT;
-    if (mgr_engine_count(job, &calls, &ignored) == MGR_OK)
-        mgr_report_line("calls", "%llu reads and %llu writes of weights, %llu collective%s",
-                        (unsigned long long)calls.reads, (unsigned long long)calls.writes,
-                        (unsigned long long)(calls.collective + collective_calls(job, options)),
-                        job->container->seal ? ", and those of packing" : "");
+    if (mgr_engine_count(job, &calls, &ignored) != MGR_OK)
+        return;
+    mgr_report_line("calls", "%llu reads and %llu writes of weights, %llu collective%s",
+                    (unsigned long long)calls.reads, (unsigned long long)calls.writes,
+                    (unsigned long long)(calls.collective + collective_calls(job, options)),
+                    job->container->seal ? ", and those of packing" : "");
+    mgr_report_line("extents", "half of the reads have %s and more, of the writes %s",
+                    mgr_format_bytes(calls.median_read, in, sizeof in),
+                    mgr_format_bytes(calls.median_write, out, sizeof out));
+    mgr_report_line("opened", "%zu + %zu files, %llu times by all ranks, at most %llu by one",
+                    job->source.cat.n_files, job->target.cat.n_files,
+                    (unsigned long long)calls.opens, (unsigned long long)calls.most_opens);
 }
 
 static void print_details(mgr_job *job)

@@ -65,6 +65,7 @@ typedef struct mgr_synth_options {
     const char *names;     /* as target.names of the configuration */
     const char *dist_keys; /* as target.dist_keys */
     bool force;
+    bool sparse; /* headers alone: all weights are zeros, which take no room */
     int verbosity;
 } mgr_synth_options;
 

@@ -178,13 +178,16 @@ int mgr_settle_source(mgr_job *job, mgr_extents *read, mgr_err *err)
     return rc;
 }
 
+/* Twice as many in each step: it may be a whole checkpoint. */
 static uint32_t crc_of_zeros(uint64_t bytes)
 {
-    static const unsigned char zeros[65536];
+    static const unsigned char zero;
     uint32_t crc = 0;
-    for (uint64_t at = 0; at < bytes; at += sizeof zeros) {
-        const uint64_t left = bytes - at;
-        crc = mgr_crc32(crc, zeros, left < sizeof zeros ? (size_t)left : sizeof zeros);
+    for (int bit = 63; bit >= 0; bit--) {
+        const uint64_t half = bit < 63 ? bytes >> (bit + 1) : 0;
+        crc = (uint32_t)crc32_combine64(crc, crc, (z_off64_t)half);
+        if (bytes >> bit & 1)
+            crc = mgr_crc32(crc, &zero, 1);
     }
     return crc;
 }

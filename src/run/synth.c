@@ -56,6 +56,20 @@ static int fill_config(mgr_config *c, const mgr_synth_options *o, mgr_err *err)
     return MGR_OK;
 }
 
+/* All is as padding is: a new file's zeros. */
+static int leave_zeros(mgr_job *job, mgr_err *err)
+{
+    mgr_layout *const to = &job->target.layout;
+    const mgr_catalogue *const cat = &job->target.cat;
+    mgr_plan_clear(&job->plan);
+    job->plan.ranks = job->ranks;
+    job->sparse = true;
+    to->n_fills = 0;
+    for (uint32_t i = 0; i < cat->n_stored; i++)
+        MGR_TRY(mgr_layout_fill(to, i, 0, cat->stored[i].ndim ? cat->stored[i].shape[0] : 1, err));
+    return MGR_OK;
+}
+
 static int set_up(mgr_job *job, const mgr_synth_options *o, mgr_err *err)
 {
     const mgr_config *const c = &job->config;
@@ -75,7 +89,8 @@ static int set_up(mgr_job *job, const mgr_synth_options *o, mgr_err *err)
     MGR_TRY(mgr_layout_init(&t->layout, &t->tensors, &t->cat, true, o->dtype, err));
     MGR_TRY(job->target_format->layout(c, NULL, &t->layout, &job->target_state, err));
     MGR_TRY(mgr_layout_finish(&t->layout, err));
-    return mgr_run_plan(job, 0, err);
+    MGR_TRY(mgr_run_plan(job, 0, err));
+    return o->sparse ? leave_zeros(job, err) : MGR_OK;
 }
 
 int mgr_run_synth(mgr_comm *comm, const mgr_synth_options *o, mgr_err *err)

@@ -435,12 +435,8 @@ static uint64_t stored_vocabulary(const mgr_layout *l)
 static int review_passed(mgr_job *job, mgr_err *err)
 {
     const mgr_model *const m = &job->source.tensors.model;
-    if (!m->passed && !m->tower && !m->mtp)
-        return MGR_OK;
     if (!m->passed && !m->tower)
-        return mgr_remarks_say(&job->remarks, MGR_REMARK_WARNING, err,
-                               "%u tensors of layers for multi-token prediction are moved unread",
-                               job->source.tensors.n - job->source.tensors.first_opaque);
+        return MGR_OK;
     return mgr_remarks_say(&job->remarks, MGR_REMARK_WARNING, err,
                            "%u tensors beside the %s are passed through unread%s",
                            job->source.tensors.n - job->source.tensors.first_opaque,
@@ -672,7 +668,9 @@ int mgr_run_upcycle(mgr_comm *comm, const mgr_run_options *o, mgr_tally *tally, 
     mgr_say_no_phase();
     if (rc == MGR_OK && job->rank == 0)
         mgr_say_done(job, o);
-    if (rc == MGR_OK && job->rank == 0 && o->verbosity >= 0)
+    /* where there is no room for it, what it would need is worth the more */
+    const bool shown = rc == MGR_OK || (o->write.dry_run && rc == MGR_ERR_SPACE);
+    if (shown && job->rank == 0 && o->verbosity >= 0)
         mgr_print_summary(job, o);
     if (tally)
         *tally = job->tally;

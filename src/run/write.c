@@ -470,7 +470,8 @@ static int check_apart(const mgr_job *job, const char *out, mgr_err *err)
 /* Rank 0: everything that can be known before the first byte is written. */
 static int check(mgr_job *job, mgr_stage *stage, const char *out, bool quiet, mgr_err *err)
 {
-    mgr_stage_plan plan = {.files = &job->target.cat, .bytes = mgr_run_output_bytes(job)};
+    mgr_stage_plan plan = {.files = &job->target.cat,
+                           .bytes = job->sparse ? 0 : mgr_run_output_bytes(job)};
     if (stage->resume && job->source_format && mgr_record_is_complete(job, out)) {
         job->complete = true;
         return stage->dry_run ? MGR_OK : mgr_stage_forget(out, job->id, err);

@@ -12,6 +12,7 @@ import re
 import subprocess
 import tempfile
 import unittest
+import zipfile
 
 import runner
 
@@ -171,6 +172,32 @@ class Terminal(unittest.TestCase):
                 self.assertEqual(done.status, 0, str(done))
                 self.same(page.out, done.out, np)
                 self.assertEqual(self.calls(page.out), self.calls(done.out))
+
+    def test_a_page_of_what_would_not_fit(self):
+        """Headers alone, with the right checksums, are enough for a plan; it says what there is no room for, and that."""
+        sparse, full = self.place / "sparse", {"MGR_FAULT": "space:1"}
+        for words in (["--hidden", 64], ["--hidden", 8192, "--ffn", 28672, "--tp", 4, "--pp", 3, "--layers", 12]):
+            made = runner.run([runner.program("mgr-synth"), sparse, "--sparse", "-f", *words])
+            self.assertEqual(made.status, 0, str(made))
+            files = sorted(sparse.rglob("*.pt"))
+            with zipfile.ZipFile(files[0]) as archive:
+                self.assertTrue(len(files) > 1 or archive.testzip() is None)  # the judge of CRC-32s
+        self.assertEqual(len(files), 12)
+        self.assertLess(sum(p.stat().st_blocks for p in files) * 512, sum(p.stat().st_size for p in files) / 1000)
+        config = runner.write_config(self.place / "sparse.yaml", sparse, self.place / "Mixtral-big")
+        for ranks in (64, 1):
+            words = ["--dry-run", "-v", "--ranks", ranks, config]
+            page = runner.run([runner.program("mgr-upcycle"), *words], 60, env=full)
+            self.assertEqual((page.status, len(page.errors())), (73, 1), str(page))
+            self.assertRegex(page.err, r"has 0 B free, the plan writes \d+\.\d\d GiB")
+            self.assertRegex(page.out, r"(?m)^space +\d+\.\d\d GiB needed")
+            self.assertNotIn("writable", page.out)
+            said = re.search(r"(?m)^opened +(\d+) \+ (\d+) files, (\d+) times by all ranks, at most (\d+) by one", page.out)
+            read, written, times, most = map(int, said.groups())
+            self.assertEqual(read, 12)
+            self.assertTrue(times == most == read + written if ranks == 1 else most < times / 10, page.out)
+            (more,) = re.findall(r"the rank that has most has +([\d.]+) %", re.sub(r"\n +", " ", page.out))
+            self.assertLess(float(more), 5)
 
     @staticmethod
     def calls(text):
