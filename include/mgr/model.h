@@ -137,9 +137,10 @@ typedef struct mgr_model {
     uint8_t tower;   /* of a vision-language model: where its decoder lies (a place of the table in
                         model/huggingface_tower.c, from 1) */
     bool passed_router;
-    uint64_t ffn;        /* of a dense FFN */
-    uint64_t vocab;      /* true size, without padding */
-    uint64_t experts;    /* 0 for a dense model */
+    bool mtp;         /* layers for multi-token prediction stand beside it (model/mtp.h), opaque */
+    uint64_t ffn;     /* of a dense FFN */
+    uint64_t vocab;   /* true size, without padding */
+    uint64_t experts; /* 0 for a dense model */
     uint64_t expert_ffn; /* of an expert; 0: as `ffn` */
     uint64_t top_k;
     bool tied;       /* embedding and LM head are one tensor */
@@ -326,6 +327,8 @@ int mgr_tensors_add_opaque(mgr_tensors *tensors, const mgr_opaque *opaque, size_
 int mgr_tensors_add_planes(mgr_tensors *tensors, unsigned planes, mgr_err *err) MGR_NODISCARD;
 /* That plane of weight `idx`, itself for MGR_PLANE_WEIGHT; MGR_NONE where it has none. Pure. */
 uint32_t mgr_tensors_plane(const mgr_tensors *tensors, uint32_t idx, mgr_plane plane);
+/* The list without its planes; what it holds is borrowed. Pure. */
+mgr_tensors mgr_tensors_weights(const mgr_tensors *tensors);
 /* Those that another list has, which lives longer. Local. */
 int mgr_tensors_share_opaque(mgr_tensors *tensors, const mgr_tensors *from,
                              mgr_err *err) MGR_NODISCARD;

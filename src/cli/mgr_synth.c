@@ -4,6 +4,7 @@
 
 #include "cli/cli.h"
 #include "core/str.h"
+#include "form/source.h"
 #include "io/fault.h"
 #include "model/huggingface_family.h"
 #include "run/run.h"
@@ -175,6 +176,9 @@ static int take_format(mgr_synth_options *o, const char *value, mgr_err *err)
     o->format = value;
     if (mgr_target_find(value))
         return MGR_OK;
+    if (mgr_source_find(value))
+        return mgr_fail(err, MGR_ERR_USAGE,
+                        "--format '%s' is one that is read alone: PyTorch writes it", value);
     for (size_t i = 0; mgr_target_at(i) && used < sizeof known; i++)
         used += (size_t)snprintf(known + used, sizeof known - used, "%s%s", i ? ", " : "",
                                  mgr_target_at(i)->name);
@@ -189,10 +193,11 @@ static int take_class(mgr_synth_options *o, const char *value, mgr_err *err)
     if (f && mgr_has_suffix(f->architecture, "ForCausalLM"))
         return MGR_OK;
     if (f)
-        return mgr_fail(err, MGR_ERR_USAGE, "--class '%s' is no causal LM, which is all it writes",
-                        value);
-    return mgr_fail(err, MGR_ERR_USAGE, "--class '%s' is none of %s", value,
-                    mgr_huggingface_types(known, sizeof known));
+        mgr_fail(err, MGR_ERR_USAGE, "--class '%s' is no causal LM, which is all it writes", value);
+    else
+        mgr_fail(err, MGR_ERR_USAGE, "--class '%s' is none of %s", value,
+                 mgr_huggingface_types(known, sizeof known));
+    return mgr_hint(err, "what moves unread is written by save_pretrained of transformers");
 }
 
 static int take_size(mgr_synth_options *o, size_t idx, const char *value, mgr_err *err)

@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "fmt/torch_archive.h"
+#include "fmt/torch_settings.h"
 
 /*
  *   model_states.pt  {"module": {NAME: tensor}, "param_shapes": [{NAME: torch.Size}],
@@ -227,6 +228,8 @@ static int take_model(mgr_torch_archive *t, bool whole)
     if (!whole)
         return MGR_OK;
     MGR_TRY(take_shared(t, mgr_node_get(root, "shared_params")));
+    if (mgr_node_is_dict(mgr_node_get(root, MGR_DS_SCHEDULER)))
+        MGR_TRY(mgr_torch_attr_add(t, MGR_DS_SCHEDULER, mgr_node_get(root, MGR_DS_SCHEDULER)));
     return take_tensors(t, "module", mgr_node_get(root, "module"), MGR_DS_MODULE);
 }
 
@@ -328,7 +331,94 @@ static int take_paddings(mgr_torch_archive *t, const mgr_node *list)
     return rc;
 }
 
-static int take_optimizer(mgr_torch_archive *t)
+/* ---- what torch's optimizer keeps ---- */
+
+/* A number, or a tensor of one. */
+static int take_step(mgr_torch_archive *t, int64_t group, const mgr_node *step)
+{
+    char name[48];
+    if (!step)
+        return MGR_OK;
+    snprintf(name, sizeof name, MGR_DS_STEP "%" PRId64, group);
+    MGR_TRY(name_entry(t, "", name));
+    return mgr_torch_attr_is_scalar(step) ? mgr_torch_attr_add(t, t->name.data, step)
+                                          : mgr_torch_number_add(t, step);
+}
+
+/* {"step": n, "exp_avg": tensor, "exp_avg_sq": tensor, ...} of a group */
+static int take_group_state(mgr_torch_archive *t, int64_t group, const mgr_node *state)
+{
+    static const char *const kinds[] = {MGR_DS_EXP_AVG, MGR_DS_EXP_AVG_SQ};
+    char name[48], key[16];
+    for (size_t k = 0; k < sizeof kinds / sizeof kinds[0]; k++) {
+        snprintf(key, sizeof key, "%.*s", (int)strlen(kinds[k]) - 1, kinds[k]);
+        snprintf(name, sizeof name, "%s%" PRId64, kinds[k], group);
+        MGR_TRY(name_entry(t, "", name));
+        if (mgr_node_get(state, key))
+            MGR_TRY(mgr_torch_archive_leaf(t, mgr_node_get(state, key)));
+    }
+    return take_step(t, group, mgr_node_get(state, "step"));
+}
+
+/* {GROUP: state}, of an elastic checkpoint [state]. */
+static int take_states(mgr_torch_archive *t, const mgr_node *states)
+{
+    mgr_node *const *items;
+    size_t n;
+    int64_t group;
+    if (mgr_node_elements(states, &items, &n)) {
+        for (size_t g = 0; g < n; g++)
+            MGR_TRY(take_group_state(t, (int64_t)g, items[g]));
+        return MGR_OK;
+    }
+    if (!mgr_node_is_dict(states))
+        return refuse(t, "state", states, "a dict");
+    for (size_t i = 0; i < mgr_node_n_pairs(states); i++) {
+        if (!mgr_node_int(mgr_node_key(states, i), &group) || group < 0)
+            return refuse(t, "state", mgr_node_key(states, i), "the number of a group");
+        MGR_TRY(take_group_state(t, group, mgr_node_value(states, i)));
+    }
+    return MGR_OK;
+}
+
+/* A value of each setting, but for the numbers of parameters. */
+static int take_group(mgr_torch_archive *t, size_t group, const mgr_node *dict)
+{
+    char prefix[48];
+    snprintf(prefix, sizeof prefix, MGR_DS_SETTINGS "%zu.", group);
+    for (size_t i = 0; i < mgr_node_n_pairs(dict); i++) {
+        const mgr_node *const key = mgr_node_key(dict, i);
+        if (!mgr_node_text(key) || key->u.s.len > MAX_NAME ||
+            strcmp(mgr_node_text(key), "params") == 0)
+            continue;
+        MGR_TRY(name_entry(t, prefix, mgr_node_text(key)));
+        MGR_TRY(mgr_torch_attr_add(t, t->name.data, mgr_node_value(dict, i)));
+    }
+    return MGR_OK;
+}
+
+static int take_settings(mgr_torch_archive *t, const mgr_node *groups)
+{
+    mgr_node *const *items;
+    size_t n = 0;
+    if (groups && !mgr_node_elements(groups, &items, &n))
+        return refuse(t, "param_groups", groups, "a list");
+    for (size_t g = 0; g < n; g++)
+        MGR_TRY(take_group(t, g, items[g]));
+    return MGR_OK;
+}
+
+/* torch's own dict; elastic checkpoints have the states alone. */
+static int take_torch(mgr_torch_archive *t, const mgr_node *torch, bool settings)
+{
+    const mgr_node *const states = mgr_node_get(torch, "state");
+    if (!torch)
+        return MGR_OK; /* what is missing is missed by who asks for it */
+    MGR_TRY(take_states(t, states ? states : torch));
+    return settings ? take_settings(t, mgr_node_get(torch, "param_groups")) : MGR_OK;
+}
+
+static int take_optimizer(mgr_torch_archive *t, bool moments, bool settings)
 {
     static const char three[] = "fp32_flat_groups", two[] = "single_partition_of_fp32_groups";
     const mgr_node *const root = t->pickle.root;
@@ -342,17 +432,60 @@ static int take_optimizer(mgr_torch_archive *t)
     MGR_TRY(add_int(t, MGR_DS_STAGE, zero3 ? 3 : 2));
     MGR_TRY(take_parts(t, mgr_node_get(state, MGR_DS_PARTS)));
     MGR_TRY(take_paddings(t, mgr_node_get(state, "param_alignment_paddings")));
-    t->cat->skipped[MGR_SKIP_OPTIMIZER]++;
+    if (moments)
+        MGR_TRY(take_torch(
+            t, mgr_node_get(state, zero3 ? "optimizer_state_dict" : "base_optimizer_state"),
+            settings));
+    else
+        t->cat->skipped[MGR_SKIP_OPTIMIZER]++;
     return take_masters(t, zero3 ? three : two, mgr_node_get(state, zero3 ? three : two));
 }
 
 int mgr_deepspeed_read_optimizer(mgr_catalogue *cat, uint32_t file, const mgr_reader *reader,
-                                 mgr_err *err)
+                                 bool moments, bool settings, mgr_err *err)
 {
     mgr_torch_archive t;
     int rc = mgr_torch_archive_open(&t, cat, file, reader, err);
     if (rc == MGR_OK)
-        rc = take_optimizer(&t);
+        rc = take_optimizer(&t, moments, settings);
+    mgr_torch_archive_close(&t);
+    return rc;
+}
+
+/* Of what was ZeRO-3's, torch's dict is in it; of others the groups alone, and steps lie with the
+ * parameters (ds_to_universal.py, _save_optimizer_state). Tensors of a rank that it has are of no
+ * meaning here. */
+static int take_universal(mgr_torch_archive *t)
+{
+    const mgr_node *const root = t->pickle.root;
+    const mgr_node *const torch = mgr_node_get(root, "optimizer_state_dict");
+    const mgr_node *const groups = mgr_node_get(root, "param_groups");
+    const mgr_node *const states = mgr_node_get(torch, "state");
+    if (!mgr_node_is_dict(root))
+        return refuse(t, "", root, "a dict");
+    for (size_t i = 0; states && i < mgr_node_n_pairs(states); i++)
+        MGR_TRY(take_step(t, (int64_t)i, mgr_node_get(mgr_node_value(states, i), "step")));
+    return take_settings(t, groups ? groups : mgr_node_get(torch, "param_groups"));
+}
+
+int mgr_deepspeed_read_settings(mgr_catalogue *cat, uint32_t file, const mgr_reader *reader,
+                                mgr_err *err)
+{
+    mgr_torch_archive t;
+    int rc = mgr_torch_archive_open(&t, cat, file, reader, err);
+    if (rc == MGR_OK)
+        rc = take_universal(&t);
+    mgr_torch_archive_close(&t);
+    return rc;
+}
+
+int mgr_deepspeed_read_step(mgr_catalogue *cat, uint32_t file, const mgr_reader *reader,
+                            mgr_err *err)
+{
+    mgr_torch_archive t;
+    int rc = mgr_torch_archive_open(&t, cat, file, reader, err);
+    if (rc == MGR_OK)
+        rc = take_step(&t, 0, t.pickle.root);
     mgr_torch_archive_close(&t);
     return rc;
 }

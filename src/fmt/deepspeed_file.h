@@ -25,6 +25,11 @@
 #define MGR_DS_PARTS "partition_count"     /* likewise */
 #define MGR_DS_PADDING "padding."          /* "padding.GROUP": text, "0 1 0" behind parameters */
 #define MGR_DS_MASTER "fp32."              /* tensor "fp32.GROUP" */
+#define MGR_DS_EXP_AVG "exp_avg."       /* the same, and of a universal checkpoint "exp_avg.NAME" */
+#define MGR_DS_EXP_AVG_SQ "exp_avg_sq." /* likewise */
+#define MGR_DS_STEP "step."             /* "step.GROUP": number; what Adam has counted */
+#define MGR_DS_SETTINGS "param_groups." /* "param_groups.N.lr": of torch's optimizer */
+#define MGR_DS_SCHEDULER "lr_scheduler" /* its state, where it can be spelt */
 
 /* Add file number `file`, of the model: what is said of all ranks where `whole`, and the rank's own
  * pieces of frozen parameters. What belongs to AutoEP is refused. Local. */
@@ -36,9 +41,17 @@ int mgr_deepspeed_read_model(mgr_catalogue *cat, uint32_t file, const mgr_reader
 int mgr_deepspeed_read_param(mgr_catalogue *cat, uint32_t file, const mgr_reader *reader,
                              const char *name, mgr_err *err) MGR_NODISCARD;
 
-/* The same of an optimizer: the float32 masters of its rank; moments are counted as skipped. Local.
+/* The same of an optimizer: the float32 masters of its rank. Moments and steps are counted as
+ * skipped, or read where `moments`; then the settings of the groups, too, where `settings`. Local.
  */
 int mgr_deepspeed_read_optimizer(mgr_catalogue *cat, uint32_t file, const mgr_reader *reader,
-                                 mgr_err *err) MGR_NODISCARD;
+                                 bool moments, bool settings, mgr_err *err) MGR_NODISCARD;
+
+/* Steps and settings of a universal checkpoint: zero/optimizer_state.pt, and the step.pt of a
+ * parameter. Local. */
+int mgr_deepspeed_read_settings(mgr_catalogue *cat, uint32_t file, const mgr_reader *reader,
+                                mgr_err *err) MGR_NODISCARD;
+int mgr_deepspeed_read_step(mgr_catalogue *cat, uint32_t file, const mgr_reader *reader,
+                            mgr_err *err) MGR_NODISCARD;
 
 #endif

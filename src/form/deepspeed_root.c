@@ -13,7 +13,8 @@
 #define LATEST_UNIVERSAL "latest_universal" /* engine.py, load_checkpoint */
 #define UNIVERSAL "_universal"
 #define ZERO "zero" /* the folder of a universal checkpoint's parameters */
-#define PARAM "fp32.pt"
+#define SETTINGS "optimizer_state.pt"
+#define STEP "step.pt"
 #define LATEST_ITERATION                                                                           \
     "latest_iteration.txt" /* moe-recipes' src/llama_recipes/utils/checkpoint.py */
 #define MAX_TAG 255
@@ -288,11 +289,41 @@ static int rank_files(const char *folder, mgr_arena *arena, mgr_source_files *fi
 
 /* ---- the files of a universal checkpoint ---- */
 
+static const char *const plane_files[MGR_PLANE_COUNT] = {
+    [MGR_PLANE_WEIGHT] = "fp32.pt",
+    [MGR_PLANE_EXP_AVG] = "exp_avg.pt",
+    [MGR_PLANE_EXP_AVG_SQ] = "exp_avg_sq.pt",
+};
+
+static bool is_named(const char *path, const char *name)
+{
+    const char *const slash = strrchr(path, '/');
+    return name && slash && strcmp(slash + 1, name) == 0;
+}
+
+mgr_plane mgr_deepspeed_plane(const char *path)
+{
+    int p = 0;
+    while (p < MGR_PLANE_COUNT && !is_named(path, plane_files[p]))
+        p++;
+    return (mgr_plane)p;
+}
+
+bool mgr_deepspeed_is_settings(const char *path)
+{
+    return mgr_has_suffix(path, "/" ZERO "/" SETTINGS);
+}
+
+bool mgr_deepspeed_is_step(const char *path)
+{
+    return is_named(path, STEP);
+}
+
 int mgr_deepspeed_param(const char *path, mgr_arena *arena, const char **name, mgr_err *err)
 {
     const char *parent, *zero;
     *name = NULL;
-    if (!mgr_has_suffix(path, "/" PARAM))
+    if (mgr_deepspeed_plane(path) == MGR_PLANE_COUNT)
         return MGR_OK;
     MGR_TRY(mgr_dirname(path, arena, &parent, err));
     MGR_TRY(mgr_dirname(parent, arena, &zero, err));
@@ -312,42 +343,74 @@ static int add_model(const char *folder, const char **names, size_t n, mgr_arena
                     "missing file '[zero_pp_rank_0_]mp_rank_00_model_states.pt' in '%s'", folder);
 }
 
-static int add_params(const char *zero, const char **names, size_t n, mgr_arena *arena,
-                      mgr_source_files *files, mgr_err *err)
+/* zero/NAME/FILE of each parameter, where there are such; of the weights each must have one. */
+static int add_params(const char *zero, const char **names, size_t n, mgr_plane plane,
+                      mgr_arena *arena, mgr_source_files *files, mgr_err *err)
 {
     const char *path;
     for (size_t i = 0; i < n; i++) {
         MGR_TRY(mgr_arena_fmt(arena, &path, err, "%s/%s", zero, names[i]));
         if (!mgr_is_dir(path))
             continue;
-        MGR_TRY(mgr_arena_fmt(arena, &files->paths[files->n], err, "%s/" PARAM, path));
-        if (!mgr_path_exists(files->paths[files->n++]))
-            return mgr_fail(err, MGR_ERR_NOT_FOUND, "missing file '%s'",
-                            files->paths[files->n - 1]);
+        MGR_TRY(mgr_arena_fmt(arena, &path, err, "%s/%s", path, plane_files[plane]));
+        if (mgr_path_exists(path))
+            files->paths[files->n++] = path;
+        else if (plane == MGR_PLANE_WEIGHT)
+            return mgr_fail(err, MGR_ERR_NOT_FOUND, "missing file '%s'", path);
     }
     return MGR_OK;
 }
 
-static int universal_files(const char *folder, const char *zero, mgr_arena *arena,
+/* The first step.pt that there is: a run that loads them asks that they are equal. */
+static int add_step(const char *zero, const char **names, size_t n, mgr_arena *arena,
+                    mgr_source_files *files, mgr_err *err)
+{
+    const char *path;
+    for (size_t i = 0; i < n; i++) {
+        MGR_TRY(mgr_arena_fmt(arena, &path, err, "%s/%s/" STEP, zero, names[i]));
+        if (!mgr_path_exists(path))
+            continue;
+        files->paths[files->n++] = path;
+        break;
+    }
+    return MGR_OK;
+}
+
+static int add_moments(const char *zero, const char **names, size_t n, mgr_arena *arena,
+                       mgr_source_files *files, mgr_err *err)
+{
+    const char *path;
+    MGR_TRY(add_params(zero, names, n, MGR_PLANE_EXP_AVG, arena, files, err));
+    MGR_TRY(add_params(zero, names, n, MGR_PLANE_EXP_AVG_SQ, arena, files, err));
+    MGR_TRY(mgr_arena_fmt(arena, &path, err, "%s/" SETTINGS, zero));
+    if (mgr_path_exists(path))
+        files->paths[files->n++] = path;
+    return add_step(zero, names, n, arena, files, err);
+}
+
+static int universal_files(const char *folder, const char *zero, bool moments, mgr_arena *arena,
                            mgr_source_files *files, mgr_err *err)
 {
     const char **const had = files->paths, **names, **params;
     size_t n, n_params;
     MGR_TRY(mgr_list_dir(folder, arena, &names, &n, err));
     MGR_TRY(mgr_list_dir(zero, arena, &params, &n_params, err));
-    MGR_TRY(mgr_arena_alloc(arena, &files->paths, (files->n + n_params + 1) * sizeof *had, err));
+    MGR_TRY(mgr_arena_alloc(arena, &files->paths,
+                            (files->n + (moments ? 3 : 1) * n_params + 3) * sizeof *had, err));
     if (files->n)
         memcpy(files->paths, had, files->n * sizeof *had);
     MGR_TRY(add_model(folder, names, n, arena, files, err));
-    return add_params(zero, params, n_params, arena, files, err);
+    MGR_TRY(add_params(zero, params, n_params, MGR_PLANE_WEIGHT, arena, files, err));
+    return moments ? add_moments(zero, params, n_params, arena, files, err) : MGR_OK;
 }
 
 /* ---- either ---- */
 
-int mgr_deepspeed_files(const char *folder, mgr_arena *arena, mgr_source_files *files, mgr_err *err)
+int mgr_deepspeed_files(const char *folder, bool moments, mgr_arena *arena, mgr_source_files *files,
+                        mgr_err *err)
 {
     const char *zero;
     MGR_TRY(mgr_arena_fmt(arena, &zero, err, "%s/" ZERO, folder));
-    return mgr_is_dir(zero) ? universal_files(folder, zero, arena, files, err)
+    return mgr_is_dir(zero) ? universal_files(folder, zero, moments, arena, files, err)
                             : rank_files(folder, arena, files, err);
 }

@@ -146,28 +146,89 @@ static int count_groups(const mgr_catalogue *cat, mgr_deepspeed *ds, mgr_err *er
     return MGR_OK;
 }
 
-static int find_masters(const mgr_catalogue *cat, kin optimizers, mgr_deepspeed *ds, mgr_err *err)
+static const char *const flat_prefixes[MGR_PLANE_COUNT] = {
+    [MGR_PLANE_WEIGHT] = MGR_DS_MASTER,
+    [MGR_PLANE_EXP_AVG] = MGR_DS_EXP_AVG,
+    [MGR_PLANE_EXP_AVG_SQ] = MGR_DS_EXP_AVG_SQ,
+};
+
+/* "the masters of group 3", "the exp_avg of group 3". */
+static const char *noun_of(int plane)
+{
+    return plane == MGR_PLANE_WEIGHT ? "masters" : mgr_plane_name((mgr_plane)plane);
+}
+
+static int note_flat(const mgr_catalogue *cat, kin optimizers, int plane, uint32_t idx,
+                     mgr_deepspeed *ds, mgr_err *err)
+{
+    const mgr_stored *const s = &cat->stored[idx];
+    const char *const digits = s->name + strlen(flat_prefixes[plane]);
+    const uint32_t group = group_of(digits);
+    if (s->ndim != 1 || s->dtype != MGR_DTYPE_F32 || (s->shape[0] > 1 && s->stride[0] != 1))
+        return mgr_fail(err, MGR_ERR_UNSUPPORTED,
+                        "the %s of group %s in '%s' are no flat float32 tensor", noun_of(plane),
+                        digits, path_of(cat, s->file));
+    if (group >= ds->groups)
+        return mgr_fail(err, MGR_ERR_FORMAT, "'%s' has %s of a group %s, but no masters of it",
+                        path_of(cat, s->file), noun_of(plane), digits);
+    ds->flat[plane][(size_t)(s->file - optimizers.first) * ds->groups + group] = idx;
+    return MGR_OK;
+}
+
+static bool has_flat(const mgr_catalogue *cat, int plane)
+{
+    for (size_t i = 0; flat_prefixes[plane] && i < cat->n_stored; i++)
+        if (mgr_has_prefix(cat->stored[i].name, flat_prefixes[plane]))
+            return true;
+    return false;
+}
+
+/* Of one plane each rank's, of each group. */
+static int find_flat(const mgr_catalogue *cat, kin optimizers, int plane, mgr_deepspeed *ds,
+                     mgr_err *err)
+{
+    const size_t n = (size_t)ds->ranks * ds->groups;
+    MGR_TRY(mgr_alloc(&ds->flat[plane], n, sizeof **ds->flat, err));
+    memset(ds->flat[plane], 0xff, n * sizeof **ds->flat);
+    for (uint32_t i = 0; i < cat->n_stored; i++)
+        if (mgr_has_prefix(cat->stored[i].name, flat_prefixes[plane]))
+            MGR_TRY(note_flat(cat, optimizers, plane, i, ds, err));
+    for (size_t i = 0; i < n; i++)
+        if (ds->flat[plane][i] == MGR_NONE)
+            return mgr_fail(err, MGR_ERR_FORMAT, "'%s' has no %s of group %zu, others have",
+                            path_of(cat, optimizers.first + (uint32_t)(i / ds->groups)),
+                            noun_of(plane), i % ds->groups);
+    return MGR_OK;
+}
+
+/* Moments lie as the masters do; only ZeRO-1 and 2 have padding behind those of the last rank. */
+static int check_moments(const mgr_catalogue *cat, const mgr_deepspeed *ds, int plane, mgr_err *err)
+{
+    const size_t n = (size_t)ds->ranks * ds->groups;
+    for (size_t i = 0; i < n; i++) {
+        const mgr_stored *const s = &cat->stored[ds->flat[plane][i]];
+        const uint64_t wanted = cat->stored[ds->flat[MGR_PLANE_WEIGHT][i]].shape[0];
+        if (s->shape[0] == wanted ||
+            (!ds->zero3 && i / ds->groups + 1 == ds->ranks && s->shape[0] > wanted))
+            continue;
+        return mgr_fail(err, MGR_ERR_FORMAT,
+                        "the %s of group %zu in '%s' have %" PRIu64 " elements, but its masters "
+                        "have %" PRIu64,
+                        noun_of(plane), i % ds->groups, path_of(cat, s->file), s->shape[0], wanted);
+    }
+    return MGR_OK;
+}
+
+static int find_planes(const mgr_catalogue *cat, kin optimizers, mgr_deepspeed *ds, mgr_err *err)
 {
     MGR_TRY(count_groups(cat, ds, err));
-    const size_t n = (size_t)ds->ranks * ds->groups;
-    MGR_TRY(mgr_alloc(&ds->masters, n, sizeof *ds->masters, err));
-    memset(ds->masters, 0xff, n * sizeof *ds->masters);
-    for (uint32_t i = 0; i < cat->n_stored; i++) {
-        const mgr_stored *const s = &cat->stored[i];
-        if (!mgr_has_prefix(s->name, MGR_DS_MASTER))
+    MGR_TRY(find_flat(cat, optimizers, MGR_PLANE_WEIGHT, ds, err));
+    for (int p = MGR_PLANE_EXP_AVG; p < MGR_PLANE_COUNT; p++) {
+        if (!has_flat(cat, p))
             continue;
-        if (s->ndim != 1 || s->dtype != MGR_DTYPE_F32 || (s->shape[0] > 1 && s->stride[0] != 1))
-            return mgr_fail(err, MGR_ERR_UNSUPPORTED,
-                            "the masters of group %s in '%s' are no flat float32 tensor",
-                            s->name + strlen(MGR_DS_MASTER), path_of(cat, s->file));
-        ds->masters[(size_t)(s->file - optimizers.first) * ds->groups +
-                    group_of(s->name + strlen(MGR_DS_MASTER))] = i;
+        MGR_TRY(find_flat(cat, optimizers, p, ds, err));
+        MGR_TRY(check_moments(cat, ds, p, err));
     }
-    for (size_t i = 0; i < n; i++)
-        if (ds->masters[i] == MGR_NONE)
-            return mgr_fail(err, MGR_ERR_FORMAT, "'%s' has no masters of group %zu, others have",
-                            path_of(cat, optimizers.first + (uint32_t)(i / ds->groups)),
-                            i % ds->groups);
     return MGR_OK;
 }
 
@@ -178,7 +239,8 @@ static int check_size(const mgr_catalogue *cat, const mgr_deepspeed *ds, uint32_
     uint64_t sum = 0;
     assert(ds->ranks > 0);
     for (uint32_t r = 0; r < ds->ranks; r++) {
-        const mgr_stored *const s = &cat->stored[ds->masters[(size_t)r * ds->groups + group]];
+        const mgr_stored *const s =
+            &cat->stored[ds->flat[MGR_PLANE_WEIGHT][(size_t)r * ds->groups + group]];
         sum += s->shape[0];
         if (!ds->zero3 || s->shape[0] == wanted)
             continue;
@@ -194,7 +256,8 @@ static int check_size(const mgr_catalogue *cat, const mgr_deepspeed *ds, uint32_
     return mgr_fail(err, MGR_ERR_FORMAT,
                     "the masters of group %u in '%s' and those beside it have %" PRIu64
                     " elements, but its parameters have %" PRIu64,
-                    group, path_of(cat, cat->stored[ds->masters[group]].file), sum, wanted);
+                    group, path_of(cat, cat->stored[ds->flat[MGR_PLANE_WEIGHT][group]].file), sum,
+                    wanted);
 }
 
 /* ---- parameters ---- */
@@ -211,6 +274,8 @@ typedef struct gathering {
     mgr_deepspeed *ds;
     module_entry *modules; /* sorted */
     size_t n_modules, cap_parts;
+    module_entry *params[MGR_PLANE_COUNT]; /* of a universal checkpoint, sorted */
+    size_t n_params[MGR_PLANE_COUNT];
     bool copies;
     uint64_t bytes; /* a place for each parameter in the view */
     mgr_err *err;
@@ -293,6 +358,35 @@ static int add_part(gathering *g, mgr_stored *s, const mgr_zero_part *part)
     return mgr_catalogue_add_stored(&ds->view, s, g->err);
 }
 
+static mgr_zero_part whole_part(uint32_t stored, uint64_t numel)
+{
+    mgr_zero_part part = {.kind = MGR_ZERO_WHOLE, .numel = numel};
+    memset(part.stored, 0xff, sizeof part.stored);
+    part.stored[MGR_PLANE_WEIGHT] = stored;
+    return part;
+}
+
+/* With the moments of a universal checkpoint, which lie in files of their own. */
+static int add_planes(gathering *g, const char *name, mgr_stored *s, mgr_zero_part *part)
+{
+    const module_entry key = {name, 0};
+    for (int p = MGR_PLANE_EXP_AVG; p < MGR_PLANE_COUNT; p++) {
+        const module_entry *const found =
+            g->n_params[p] ? bsearch(&key, g->params[p], g->n_params[p], sizeof key, by_name)
+                           : NULL;
+        const mgr_stored *const moment = found ? &g->cat->stored[found->stored] : NULL;
+        if (!found)
+            continue;
+        if (moment->dtype != MGR_DTYPE_F32 || !is_dense(moment) || elements(moment) != part->numel)
+            return mgr_fail(g->err, MGR_ERR_FORMAT,
+                            "'%s' is no float32 tensor of %" PRIu64
+                            " elements, which its parameter has",
+                            path_of(g->cat, moment->file), part->numel);
+        part->stored[p] = found->stored;
+    }
+    return add_part(g, s, part);
+}
+
 /* A tensor of the module as it is: a buffer, or a parameter's copy. */
 static int add_whole(gathering *g, const char *name, uint32_t stored)
 {
@@ -303,8 +397,8 @@ static int add_whole(gathering *g, const char *name, uint32_t stored)
                         mgr_printable(name, strlen(name), shown, sizeof shown),
                         path_of(g->cat, s.file));
     s.name = name;
-    const mgr_zero_part part = {.kind = MGR_ZERO_WHOLE, .stored = stored, .numel = elements(&s)};
-    return add_part(g, &s, &part);
+    mgr_zero_part part = whole_part(stored, elements(&s));
+    return add_planes(g, name, &s, &part);
 }
 
 static int add_copy(gathering *g, const char *name)
@@ -442,8 +536,9 @@ static int add_buffers(gathering *g)
         if (!found)
             rc = add_whole(g, m->name, m->stored);
         else
-            ds->unneeded[m->stored] = ds->parts[found->stored].kind != MGR_ZERO_WHOLE ||
-                                      ds->parts[found->stored].stored != m->stored;
+            ds->unneeded[m->stored] =
+                ds->parts[found->stored].kind != MGR_ZERO_WHOLE ||
+                ds->parts[found->stored].stored[MGR_PLANE_WEIGHT] != m->stored;
     }
     mgr_free(names);
     return rc;
@@ -453,7 +548,7 @@ static int add_buffers(gathering *g)
 static void leave_masters(const gathering *g)
 {
     for (size_t i = 0; g->copies && i < (size_t)g->ds->ranks * g->ds->groups; i++)
-        g->ds->unneeded[g->ds->masters[i]] = 1;
+        g->ds->unneeded[g->ds->flat[MGR_PLANE_WEIGHT][i]] = 1;
 }
 
 static int gather(gathering *g, uint32_t optimizer)
@@ -497,37 +592,43 @@ static int add_param(gathering *g, uint32_t stored, const char *shape)
     if (!shape || found->ndim > 1)
         return add_whole(g, found->name, stored);
     MGR_TRY(parse_shape(g, s.name, shape, &s));
-    const mgr_zero_part part = {.kind = MGR_ZERO_WHOLE, .stored = stored, .numel = elements(&s)};
+    mgr_zero_part part = whole_part(stored, elements(&s));
     if (is_dense(found) && part.numel == elements(found))
-        return add_part(g, &s, &part);
+        return add_planes(g, s.name, &s, &part);
     return mgr_fail(g->err, MGR_ERR_FORMAT,
                     "'%s' holds %" PRIu64 " elements, but '%s' says the shape [%s] of it",
                     path_of(g->cat, found->file), elements(found),
                     path_of(g->cat, g->ds->model_file), shape);
 }
 
-/* The tensors of the parameters' files by name; files of a parameter hold one each. */
-static int sort_params(const gathering *g, module_entry **names, size_t *n)
+/* The tensors of the parameters' files by name, of one plane; files of a parameter hold one each.
+ */
+static int sort_params(gathering *g, mgr_plane plane)
 {
     const mgr_catalogue *const cat = g->cat;
-    MGR_TRY(mgr_alloc(names, cat->n_stored, sizeof **names, g->err));
+    const size_t prefix = plane == MGR_PLANE_WEIGHT ? 0 : strlen(flat_prefixes[plane]);
+    size_t *const n = &g->n_params[plane];
+    MGR_TRY(mgr_alloc(&g->params[plane], cat->n_stored, sizeof **g->params, g->err));
     for (uint32_t i = 0; i < cat->n_stored; i++)
-        if (cat->stored[i].file > g->ds->model_file)
-            (*names)[(*n)++] = (module_entry){cat->stored[i].name, i};
+        if (cat->stored[i].file > g->ds->model_file &&
+            mgr_deepspeed_plane(path_of(cat, cat->stored[i].file)) == plane)
+            g->params[plane][(*n)++] = (module_entry){cat->stored[i].name + prefix, i};
     if (*n)
-        qsort(*names, *n, sizeof **names, by_name);
+        qsort(g->params[plane], *n, sizeof **g->params, by_name);
     return MGR_OK;
 }
 
-static int add_listed(gathering *g, const module_entry *names, size_t n, uint8_t *listed)
+static int add_listed(gathering *g, uint8_t *listed)
 {
+    const module_entry *const names = g->params[MGR_PLANE_WEIGHT];
     char shown[NAME_SHOWN];
     for (size_t i = 0; i < g->cat->n_attrs; i++) {
         const mgr_attr *const a = &g->cat->attrs[i];
         if (a->file != g->ds->model_file || !mgr_has_prefix(a->key, MGR_DS_PARAM))
             continue;
         const module_entry key = {strchr(a->key + strlen(MGR_DS_PARAM), '.') + 1, 0};
-        const module_entry *const found = bsearch(&key, names, n, sizeof *names, by_name);
+        const module_entry *const found =
+            bsearch(&key, names, g->n_params[MGR_PLANE_WEIGHT], sizeof *names, by_name);
         if (!found)
             return mgr_fail(g->err, MGR_ERR_NOT_FOUND,
                             "'%s' lists the parameter '%s', which has no fp32.pt in 'zero'",
@@ -539,27 +640,35 @@ static int add_listed(gathering *g, const module_entry *names, size_t n, uint8_t
     return MGR_OK;
 }
 
-static int gather_params(gathering *g)
+static int add_params(gathering *g)
 {
-    module_entry *names = NULL;
-    uint8_t *listed = NULL;
-    size_t n = 0;
-    int rc = sort_params(g, &names, &n);
-    if (rc == MGR_OK)
-        rc = mgr_alloc(&listed, n, 1, g->err);
-    if (rc == MGR_OK)
-        rc = add_listed(g, names, n, listed);
+    const size_t n = g->n_params[MGR_PLANE_WEIGHT];
+    uint8_t *listed;
+    MGR_TRY(mgr_alloc(&listed, n, 1, g->err));
+    int rc = add_listed(g, listed);
     for (size_t i = 0; rc == MGR_OK && i < n; i++)
         if (!listed[i])
-            rc = add_param(g, names[i].stored, NULL);
+            rc = add_param(g, g->params[MGR_PLANE_WEIGHT][i].stored, NULL);
+    mgr_free(listed);
+    return rc;
+}
+
+static int gather_params(gathering *g)
+{
+    int rc = MGR_OK;
+    for (int p = 0; rc == MGR_OK && p < MGR_PLANE_COUNT; p++)
+        if (p != MGR_PLANE_MASTER)
+            rc = sort_params(g, (mgr_plane)p);
+    if (rc == MGR_OK)
+        rc = add_params(g);
     if (rc == MGR_OK)
         rc = add_shared(g);
     if (rc == MGR_OK)
         rc = sort_modules(g);
     if (rc == MGR_OK)
         rc = add_buffers(g);
-    mgr_free(names);
-    mgr_free(listed);
+    for (int p = 0; p < MGR_PLANE_COUNT; p++)
+        mgr_free(g->params[p]);
     mgr_free(g->modules);
     return rc;
 }
@@ -600,7 +709,7 @@ int mgr_deepspeed_view(const mgr_catalogue *cat, bool copies, mgr_deepspeed *ds,
         return mgr_hint(err, "take the masters: source.weights: masters");
     }
     MGR_TRY(mgr_alloc(&ds->unneeded, cat->n_stored, 1, err));
-    MGR_TRY(find_masters(cat, optimizers, ds, err));
+    MGR_TRY(find_planes(cat, optimizers, ds, err));
     MGR_TRY(start_view(cat, ds, err));
     return gather(&g, optimizers.first);
 }

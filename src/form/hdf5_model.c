@@ -6,6 +6,7 @@
 #include "model/huggingface.h"
 #include "model/huggingface_passed.h"
 #include "model/huggingface_tower.h"
+#include "model/mtp.h"
 
 #define MAX_SIZE (INT64_C(1) << 31) /* of any size: products of two fit 64 bits */
 
@@ -53,6 +54,7 @@ static const struct {
              {"rope_interleaved", offsetof(mgr_model, rope_interleaved)},
              {"ffns_only", offsetof(mgr_model, ffns_only)},
              {"passed_router", offsetof(mgr_model, passed_router)},
+             {MGR_MTP_ATTR, offsetof(mgr_model, mtp)},
              {"bias_router", offsetof(mgr_model, bias_router)}},
   ids[] = {{"bos_token_id", offsetof(mgr_model, bos_token_id)},
            {"eos_token_id", offsetof(mgr_model, eos_token_id)}};

@@ -6,6 +6,7 @@
 #include "io/file.h"
 #include "model/huggingface_passed.h"
 #include "model/huggingface_tower.h"
+#include "model/mtp.h"
 
 #define MAX_CONFIG ((uint64_t)16 << 20)
 
@@ -71,6 +72,12 @@ int mgr_huggingface_choose(const mgr_config *config, const mgr_origin *origin,
     const char *const type =
         json_string_value(json_object_get(mgr_huggingface_keys_of(base, model), "model_type"));
     *class = mgr_huggingface_pick(config, model, type ? type : "");
+    const bool moved = !model->mtp || *class == mgr_huggingface_type(type ? type : "");
     json_decref(base);
-    return rc;
+    if (rc != MGR_OK || moved)
+        return rc;
+    mgr_fail(err, MGR_ERR_UNSUPPORTED,
+             "layers for multi-token prediction stay those of their own class, which '%s' is not",
+             mgr_huggingface_family(*class)->type);
+    return mgr_hint(err, MGR_MTP_HINT);
 }

@@ -3,7 +3,9 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "fmt/literal.h"
 #include "form/megatron_optimizer.h"
+#include "form/megatron_settings.h"
 #include "form/megatron_write.h"
 #include "model/megatron_fields.h"
 
@@ -211,8 +213,20 @@ static int put_split(lines *l, const mgr_megatron_arg_list *list, const mgr_conf
     return MGR_OK;
 }
 
-static int put_load(lines *l, const mgr_config *config, bool dist, bool hybrid, bool distributed)
+/* Of settings that were another trainer's: groups are found by them, and the schedule is none. */
+static int put_settings(lines *l, const mgr_origin *origin)
 {
+    char lr[32];
+    if (!mgr_megatron_settings_foreign(origin))
+        return MGR_OK;
+    MGR_TRY(put(l, "--lr", mgr_literal_real(mgr_megatron_settings_lr(origin), lr, sizeof lr)));
+    MGR_TRY(put(l, "--min-lr", "0.0"));
+    return put(l, "--override-opt_param-scheduler", NULL);
+}
+
+static int put_load(lines *l, const mgr_output *out, bool dist, bool hybrid, bool distributed)
+{
+    const mgr_config *const config = out->config;
     char path[MGR_CONFIG_TEXT + 64];
     if (hybrid) /* of pretrain_hybrid.py; a kept arg `spec` says another */
         MGR_TRY(
@@ -224,6 +238,7 @@ static int put_load(lines *l, const mgr_config *config, bool dist, bool hybrid, 
     if (strcmp(config->target.optimizer, "keep") == 0) {
         if (distributed)
             MGR_TRY(put(l, "--use-distributed-optimizer", NULL));
+        MGR_TRY(put_settings(l, out->origin));
         return put(l, "--no-load-rng", NULL);
     }
     if (strcmp(config->mode, "reshard") != 0)
@@ -274,7 +289,7 @@ int mgr_megatron_flags_review(const mgr_megatron_arg_list *list, const mgr_outpu
                                       : "# Megatron-LM's options, beside those of your data:"));
         if (alone)
             MGR_TRY(put(&l, "--use-checkpoint-args", NULL));
-        MGR_TRY(put_load(&l, out->config, dist, hybrid, distributed));
+        MGR_TRY(put_load(&l, out, dist, hybrid, distributed));
         MGR_TRY(put_split(&l, list, out->config, dist));
         MGR_TRY(put_model(&l, list, alone));
         MGR_TRY(put_kept(&l, list));

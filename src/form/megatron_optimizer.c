@@ -42,7 +42,7 @@ static const char *of_group(const mgr_attr *a)
 }
 
 /* Distributed ones keep it in their groups, the others beside them. */
-static const mgr_attr *find_step(const mgr_catalogue *from)
+const mgr_attr *mgr_megatron_optimizer_steps(const mgr_catalogue *from)
 {
     const mgr_attr *const common = find_end(from, ".common_step");
     const mgr_attr *const a = common ? common : find_end(from, ".step");
@@ -56,7 +56,7 @@ int mgr_megatron_optimizer_check(const mgr_catalogue *from, mgr_err *err)
         groups = groups || of_group(&from->attrs[i]);
         scheduler = scheduler || mgr_has_prefix(from->attrs[i].key, SCHEDULER);
     }
-    if (groups && scheduler && find_step(from))
+    if (groups && scheduler && mgr_megatron_optimizer_steps(from))
         return MGR_OK;
     mgr_fail(err, MGR_ERR_UNSUPPORTED,
              "the checkpoint of '%s' has moments, but no %s of Megatron's beside them",
@@ -69,8 +69,43 @@ int mgr_megatron_optimizer_check(const mgr_catalogue *from, mgr_err *err)
 
 float mgr_megatron_optimizer_step(const mgr_catalogue *from)
 {
-    const mgr_attr *const a = find_step(from);
+    const mgr_attr *const a = mgr_megatron_optimizer_steps(from);
     return !a ? 0 : a->kind == MGR_ATTR_REAL ? (float)a->r : (float)a->i;
+}
+
+/* Is it `name` of a group? */
+static bool is_setting(const char *key, const char *name)
+{
+    const char *const dot = key ? strchr(key, '.') : NULL;
+    return dot && strcmp(dot + 1, name) == 0;
+}
+
+/* Does the group of `key` ("0.lr") decay its weights? */
+static bool decays(const mgr_catalogue *from, const char *key)
+{
+    const size_t digits = (size_t)(strchr(key, '.') - key) + 1;
+    for (size_t i = 0; i < from->n_attrs; i++) {
+        const mgr_attr *const a = &from->attrs[i];
+        const char *const other = of_group(a);
+        if (is_setting(other, "wd_mult") && strncmp(other, key, digits) == 0)
+            return a->kind != MGR_ATTR_REAL || a->r != 0;
+    }
+    return true;
+}
+
+const mgr_attr *mgr_megatron_optimizer_setting(const mgr_catalogue *from, const char *name)
+{
+    const mgr_attr *first = NULL;
+    for (size_t i = 0; i < from->n_attrs; i++) {
+        const mgr_attr *const a = &from->attrs[i];
+        const char *const key = of_group(a);
+        if (!is_setting(key, name))
+            continue;
+        if (decays(from, key))
+            return a;
+        first = first ? first : a;
+    }
+    return first;
 }
 
 /* "is_expert_parallel" of "0.is_expert_parallel", and whether the number is another one than in

@@ -28,6 +28,13 @@ unsigned mgr_megatron_optimizer_planes(bool distributed, mgr_dtype dtype);
 /* Refuse a source whose settings are not there. Local. */
 int mgr_megatron_optimizer_check(const mgr_catalogue *from, mgr_err *err) MGR_NODISCARD;
 
+/* Its count of steps, a number; or NULL. Pure. */
+const mgr_attr *mgr_megatron_optimizer_steps(const mgr_catalogue *from);
+
+/* A setting ("lr") of the group that all others differ from: the first with a weight decay, or the
+ * first; NULL where it says nothing of it. Pure. */
+const mgr_attr *mgr_megatron_optimizer_setting(const mgr_catalogue *from, const char *name);
+
 /* The steps that the optimizer has taken. Pure. */
 float mgr_megatron_optimizer_step(const mgr_catalogue *from);
 

@@ -57,6 +57,7 @@ int mgr_source_lay_out(const mgr_source_format *format, mgr_catalogue *cat,
     if (mgr_mtp_is_dropped(config))
         mgr_mtp_drop(cat);
     MGR_TRY(format->describe(cat, config, state, &model, err));
+    MGR_TRY(mgr_mtp_check(cat, config, &model, err));
     MGR_TRY(mgr_tensors_init(tensors, &model, err));
     if (format->opaque)
         MGR_TRY(format->opaque(*state, cat, tensors, err));

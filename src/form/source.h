@@ -30,6 +30,7 @@ typedef struct mgr_source_format {
     /* NULL: nothing is read that an optimizer keeps, whatever config->source.planes has. Or: the
      * planes that are in the catalogue. Pure. */
     unsigned (*planes)(const mgr_catalogue *cat);
+    bool masters; /* the weights are the optimizer's, unless copies of them are asked for */
 
     /* Is `path` of this kind? Local, reads directories only. */
     bool (*probe)(const char *path);

@@ -64,6 +64,17 @@ static int config_beside(const char *folder, const char *root, mgr_arena *arena,
     return MGR_OK;
 }
 
+/* What is held between `find` and `read` says only that moments are asked for. */
+static int begin_deepspeed_source(const mgr_config *config, const char *directory, void **held,
+                                  mgr_err *err)
+{
+    static char moments;
+    (void)directory;
+    (void)err;
+    *held = config->source.planes ? &moments : NULL;
+    return MGR_OK;
+}
+
 /* config.json first, then the model's files, then the optimizer's. The folder is that of the
  * config: what belongs to the model, such as its tokenizer, lies there. */
 static int find_deepspeed_source(const mgr_config *config, mgr_arena *arena,
@@ -82,7 +93,8 @@ static int find_deepspeed_source(const mgr_config *config, mgr_arena *arena,
         MGR_TRY(mgr_arena_alloc(arena, &files->paths, sizeof *files->paths, err));
         files->paths[files->n++] = json;
     }
-    return mgr_deepspeed_files(folder, arena, files, err);
+    MGR_TRY(begin_deepspeed_source(config, folder, &files->held, err));
+    return mgr_deepspeed_files(folder, files->held, arena, files, err);
 }
 
 /* ---- headers ---- */
@@ -91,6 +103,10 @@ static int find_deepspeed_source(const mgr_config *config, mgr_arena *arena,
 static int read_param(mgr_catalogue *cat, uint32_t file, const mgr_reader *reader, bool *is,
                       mgr_err *err)
 {
+    const mgr_plane plane = mgr_deepspeed_plane(reader->name);
+    const char *const prefix = plane == MGR_PLANE_EXP_AVG      ? MGR_DS_EXP_AVG
+                               : plane == MGR_PLANE_EXP_AVG_SQ ? MGR_DS_EXP_AVG_SQ
+                                                               : "";
     mgr_arena arena = {0};
     const char *name;
     int rc = mgr_deepspeed_param(reader->name, &arena, &name, err);
@@ -98,9 +114,20 @@ static int read_param(mgr_catalogue *cat, uint32_t file, const mgr_reader *reade
     if (*is)
         rc = mgr_strange_file(reader, err);
     if (*is && rc == MGR_OK)
+        rc = mgr_arena_fmt(&arena, &name, err, "%s%s", prefix, name);
+    if (*is && rc == MGR_OK)
         rc = mgr_deepspeed_read_param(cat, file, reader, name, err);
     mgr_arena_clear(&arena);
     return rc;
+}
+
+static int read_rank(mgr_catalogue *cat, uint32_t file, const mgr_reader *reader,
+                     const mgr_zero_name *name, bool moments, mgr_err *err)
+{
+    const bool first = name->rank == 0;
+    MGR_TRY(mgr_strange_file(reader, err));
+    return name->optimizer ? mgr_deepspeed_read_optimizer(cat, file, reader, moments, first, err)
+                           : mgr_deepspeed_read_model(cat, file, reader, first, err);
 }
 
 static int read_deepspeed_file(mgr_catalogue *cat, uint32_t file, const mgr_reader *reader,
@@ -109,15 +136,16 @@ static int read_deepspeed_file(mgr_catalogue *cat, uint32_t file, const mgr_read
     const char *const slash = strrchr(reader->name, '/');
     mgr_zero_name name;
     bool param;
-    (void)held;
     MGR_TRY(read_param(cat, file, reader, &param, err));
     if (param)
         return MGR_OK;
+    if (mgr_deepspeed_is_settings(reader->name))
+        return mgr_deepspeed_read_settings(cat, file, reader, err);
+    if (mgr_deepspeed_is_step(reader->name))
+        return mgr_deepspeed_read_step(cat, file, reader, err);
     if (!mgr_deepspeed_name(slash ? slash + 1 : reader->name, &name))
         return mgr_huggingface_read_config(cat, file, reader, err);
-    MGR_TRY(mgr_strange_file(reader, err));
-    return name.optimizer ? mgr_deepspeed_read_optimizer(cat, file, reader, err)
-                          : mgr_deepspeed_read_model(cat, file, reader, name.rank == 0, err);
+    return read_rank(cat, file, reader, &name, *held, err);
 }
 
 /* ---- what was found ---- */
@@ -186,6 +214,21 @@ static int review_deepspeed_source(const void *state, const mgr_catalogue *cat,
     return mgr_huggingface_review_config(&ds->hf, &ds->view, remarks, err);
 }
 
+static unsigned planes_deepspeed_source(const mgr_catalogue *cat)
+{
+    unsigned planes = 0;
+    for (size_t i = 0; i < cat->n_stored; i++) {
+        const mgr_plane plane = mgr_deepspeed_plane(cat->files[cat->stored[i].file].path);
+        const char *const name = cat->stored[i].name;
+        const bool flat = plane == MGR_PLANE_COUNT;
+        if (plane == MGR_PLANE_EXP_AVG || (flat && mgr_has_prefix(name, MGR_DS_EXP_AVG)))
+            planes |= 1u << MGR_PLANE_EXP_AVG;
+        if (plane == MGR_PLANE_EXP_AVG_SQ || (flat && mgr_has_prefix(name, MGR_DS_EXP_AVG_SQ)))
+            planes |= 1u << MGR_PLANE_EXP_AVG_SQ;
+    }
+    return planes;
+}
+
 static const mgr_key keys[] = {
     MGR_ROW_SOURCE_ITERATION,
     MGR_ROW_UNKNOWN,
@@ -197,8 +240,11 @@ static const mgr_key keys[] = {
 const mgr_source_format mgr_source_deepspeed = {
     .name = "deepspeed",
     .keys = MGR_KEY_TABLE(MGR_OWNER_SOURCE, "deepspeed", keys),
+    .planes = planes_deepspeed_source,
+    .masters = true,
     .probe = probe_deepspeed_source,
     .find = find_deepspeed_source,
+    .begin = begin_deepspeed_source,
     .read = read_deepspeed_file,
     .describe = describe_deepspeed_source,
     .layout = layout_deepspeed_source,

@@ -16,6 +16,7 @@
 #include "form/source.h"
 #include "io/file.h"
 #include "model/flat.h"
+#include "model/mtp.h"
 
 #define MAX_JSON ((uint64_t)1 << 20)
 
@@ -186,10 +187,23 @@ static void take_config(const mgr_config *c, mgr_model *m)
         m->eos_token_id = c->model.eos_token_id;
 }
 
+/* Only a model that is known whole says that it has such layers. */
+static int check_mtp(const mgr_catalogue *cat, const mgr_config *config, mgr_err *err)
+{
+    if (!mgr_mtp_is_dropped(config) || mgr_catalogue_attr(cat, 0, MGR_MTP_ATTR))
+        return MGR_OK;
+    mgr_config_fail(config, "source.mtp", err,
+                    "'source.mtp' is 'drop', but '%s' does not tell of layers for multi-token "
+                    "prediction",
+                    cat->files[0].path);
+    return mgr_hint(err, "leave it out; it is for the model that this one was made of");
+}
+
 static int describe_hdf5_source(const mgr_catalogue *cat, const mgr_config *config, void **out,
                                 mgr_model *model, mgr_err *err)
 {
     state *s;
+    MGR_TRY(check_mtp(cat, config, err));
     MGR_TRY(mgr_hdf5_model_read(cat, 0, model, err));
     MGR_TRY(check_config(config, model, err));
     take_config(config, model);
@@ -315,9 +329,11 @@ static void fetched(void *opaque)
     mgr_free(f);
 }
 
+static const mgr_key keys[] = {MGR_ROW_MTP};
+
 const mgr_source_format mgr_source_hdf5 = {
     .name = "hdf5",
-    .keys = MGR_NO_KEYS(MGR_OWNER_SOURCE, "hdf5"),
+    .keys = MGR_KEY_TABLE(MGR_OWNER_SOURCE, "hdf5", keys),
     .probe = probe_hdf5_source,
     .find = find_hdf5_source,
     .read = read_hdf5_file,

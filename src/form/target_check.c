@@ -7,6 +7,7 @@
 #include "cfg/value.h"
 #include "core/mem.h"
 #include "form/target.h"
+#include "model/mtp.h"
 
 /* Was a dense model made a mixture? */
 static bool is_new(const mgr_origin *origin, const mgr_model *model)
@@ -14,14 +15,31 @@ static bool is_new(const mgr_origin *origin, const mgr_model *model)
     return origin && origin->model && !origin->model->experts && model->experts;
 }
 
+/* Is it known whole, but for layers for multi-token prediction, which may be left out? */
+static bool is_beside(const mgr_model *model)
+{
+    return model->mtp && !model->ffns_only && !model->tower;
+}
+
 /* What is known by its name alone is stored by that. */
 static int check_opaque(const mgr_target_format *format, const mgr_model *model, mgr_err *err)
 {
     if (!mgr_model_is_part(model) || format->opaque)
         return MGR_OK;
-    return mgr_fail(err, MGR_ERR_UNSUPPORTED, "target format '%s' cannot express a model with %s%s",
-                    format->name, mgr_model_feature(model, 0),
-                    model->ffns_only ? ", of which nothing but the FFNs is understood" : "");
+    mgr_fail(err, MGR_ERR_UNSUPPORTED, "target format '%s' cannot express a model with %s%s",
+             format->name, mgr_model_feature(model, 0),
+             model->ffns_only ? ", of which nothing but the FFNs is understood" : "");
+    return is_beside(model) ? mgr_hint(err, MGR_MTP_HINT) : err->code;
+}
+
+/* What can be left out is said last: without it the rest must be taken. */
+static int check_all(const mgr_target_format *format, const mgr_config *config,
+                     const mgr_model *model, mgr_err *err)
+{
+    if (!is_beside(model))
+        MGR_TRY(check_opaque(format, model, err));
+    MGR_TRY(format->check(config, model, err));
+    return check_opaque(format, model, err);
 }
 
 /* Would this format take the model, with its own keys at their defaults? */
@@ -37,8 +55,7 @@ static bool takes(const mgr_target_format *format, mgr_config *plain, const mgr_
     snprintf(plain->target.format, sizeof plain->target.format, "%s", format->name);
     if (format->complete && is_new(origin, model))
         format->complete(plain, &own);
-    return check_opaque(format, &own, &ignored) == MGR_OK &&
-           format->check(plain, &own, &ignored) == MGR_OK;
+    return check_all(format, plain, &own, &ignored) == MGR_OK;
 }
 
 /* Where it is the model that is refused, and not a key: which formats hold it? */
@@ -65,9 +82,7 @@ int mgr_target_check(const mgr_target_format *format, const mgr_config *config,
     mgr_err ignored = MGR_ERR_INIT;
     if (format->complete && is_new(origin, model))
         format->complete(config, model);
-    int rc = check_opaque(format, model, err);
-    if (rc == MGR_OK)
-        rc = format->check(config, model, err);
+    const int rc = check_all(format, config, model, err);
     if (rc != MGR_OK && mgr_alloc(&plain, 1, sizeof *plain, &ignored) == MGR_OK) {
         *plain = *config;
         hint_formats(format, plain, origin, &before, err);

@@ -2,7 +2,8 @@
  * Target `deepspeed`: what DeepSpeed's engine loads for a model of transformers, float32 masters
  * whatever the model's type is. A universal checkpoint, which any number of ranks and any stage
  * loads by name, or, with target.data_parallel, the files of ZeRO-3 for that many ranks, which have
- * no names. config.json and the tokenizer lie beside it. A new optimizer: moments of zero.
+ * no names. config.json and the tokenizer lie beside it. The optimizer is the source's, or a new
+ * one: moments of zero.
  */
 #include <inttypes.h>
 #include <jansson.h>
@@ -25,6 +26,7 @@ extern const mgr_target_format mgr_target_deepspeed;
 typedef struct state {
     mgr_torch_context context;
     mgr_deepspeed ds;
+    mgr_deepspeed_optimizer optimizer;
     char folder[64];
 } state;
 
@@ -81,7 +83,7 @@ static int content(const mgr_layout *layout, uint32_t file, const void *data, mg
     MGR_TRY(mgr_alloc(&sizes, s->ds.groups, sizeof *sizes, err));
     for (uint32_t i = first; n < s->ds.groups; i++)
         sizes[n++] = cat->stored[i].shape[0];
-    const int rc = mgr_deepspeed_emit_optimizer(&s->ds, sizes, out, err);
+    const int rc = mgr_deepspeed_emit_optimizer(&s->ds, &s->optimizer, sizes, out, err);
     mgr_free(sizes);
     return rc;
 }
@@ -114,6 +116,8 @@ static int layout_deepspeed_target(const mgr_config *config, const mgr_origin *o
     s->context = (mgr_torch_context){.data = s, .content = content};
     s->ds.hf = (mgr_huggingface){.expert_parallel = 1, .max_shard_size = UINT64_MAX};
     s->ds.universal = !config->target.data_parallel;
+    if (into->tensors->kept)
+        MGR_TRY(mgr_deepspeed_optimizer_take(origin, !s->ds.universal, &s->optimizer, err));
     MGR_TRY(mgr_huggingface_choose(config, origin, model, &s->ds.hf.class, err));
     MGR_TRY(check_order(config, s, err));
     s->ds.hf.ffn = ffn_of(config, model, mgr_huggingface_family(s->ds.hf.class));
@@ -125,16 +129,47 @@ static int layout_deepspeed_target(const mgr_config *config, const mgr_origin *o
     return mgr_deepspeed_declare(into, &plan, &s->ds, err);
 }
 
-static int say_how(const mgr_output *out, const state *s, mgr_remarks *remarks, mgr_err *err)
+/* Weights are masters themselves. */
+static unsigned planes_deepspeed_target(const mgr_origin *origin, mgr_dtype dtype)
+{
+    (void)origin;
+    (void)dtype;
+    return MGR_PLANES_MOMENTS;
+}
+
+static int say_kept(const state *s, mgr_remarks *remarks, mgr_err *err)
+{
+    char settings[200];
+    snprintf(settings, sizeof settings, "%s",
+             s->optimizer.own  ? "with the settings that the source has"
+             : s->ds.universal ? "learning rate and the like stay the run's own"
+                               : "with the lr, betas, eps and weight_decay of the source's first "
+                                 "group that decays");
+    return mgr_remarks_say(
+        remarks, MGR_REMARK_WARNING, err,
+        "Adam goes on from its step %.0f; %s; the engine's own scheduler finds %s",
+        s->optimizer.step, settings,
+        s->optimizer.own ? "the source's state where that is of plain values"
+                         : "none: load_lr_scheduler_states=False");
+}
+
+static int say_anew(const state *s, mgr_remarks *remarks, mgr_err *err)
 {
     if (s->ds.universal)
         return mgr_remarks_say(
             remarks, MGR_REMARK_WARNING, err,
             "Adam's moments and step are zero; learning rate and the like stay the run's own");
-    MGR_TRY(mgr_remarks_say(
+    return mgr_remarks_say(
         remarks, MGR_REMARK_WARNING, err,
         "there are no moments: Adam begins anew, with torch's own lr, betas, eps and weight_decay, "
-        "which the engine takes from here; set yours behind load_checkpoint"));
+        "which the engine takes from here; set yours behind load_checkpoint");
+}
+
+static int say_how(const mgr_output *out, const state *s, mgr_remarks *remarks, mgr_err *err)
+{
+    MGR_TRY(s->optimizer.from ? say_kept(s, remarks, err) : say_anew(s, remarks, err));
+    if (s->ds.universal)
+        return MGR_OK;
     return mgr_remarks_say(
         remarks, MGR_REMARK_WARNING, err,
         "for %u rank%s, stage 3, bf16, sub_group_size %" PRIu64 " (%u sub-group%s), one group of "
@@ -155,7 +190,7 @@ static int sidecars_deepspeed_target(const mgr_output *out, const char *director
     json_t *config;
     MGR_TRY(mgr_huggingface_small_files(out, directory, &config, err));
     json_decref(config);
-    return mgr_deepspeed_sidecars(&s->ds, out->layout->tensors->model.tied,
+    return mgr_deepspeed_sidecars(&s->ds, &s->optimizer, out->layout->tensors->model.tied,
                                   out->config->target.iteration, s->folder, directory, err);
 }
 
@@ -176,6 +211,7 @@ static const mgr_key keys[] = {
                    "experts fused, as transformers 5 has them (the default), or one by one, as 4"),
     MGR_ROW_UINT("target.iteration", target.iteration, "0", 0, 1e9,
                  "the step to write: the folder global_stepN"),
+    MGR_ROW_OPTIMIZER,
     MGR_ROW_CONFIG,
 };
 
@@ -185,6 +221,7 @@ const mgr_target_format mgr_target_deepspeed = {
     .keys = MGR_KEY_TABLE(MGR_OWNER_TARGET, "deepspeed", keys),
     .container = &mgr_container_torch,
     .check = check_deepspeed_target,
+    .planes = planes_deepspeed_target,
     .layout = layout_deepspeed_target,
     .review = review_deepspeed_target,
     .sidecars = sidecars_deepspeed_target,

@@ -16,6 +16,7 @@
 #include "fmt/torch_write.h"
 #include "form/format_keys.h"
 #include "form/megatron_optimizer.h"
+#include "form/megatron_settings.h"
 #include "form/megatron_write.h"
 #include "form/sidecar.h"
 #include "form/target.h"
@@ -35,6 +36,7 @@ typedef struct state {
     mgr_dtype dtype;
     mgr_megatron_arg_list args;
     mgr_megatron_optimizer optimizer;
+    mgr_catalogue made; /* of the optimizer's settings, where they were another trainer's */
     char folder[32];
 } state;
 
@@ -164,11 +166,15 @@ static int take_optimizer(const mgr_config *config, const mgr_origin *origin, st
 {
     if (!is_kept(config))
         return MGR_OK;
-    MGR_TRY(mgr_megatron_optimizer_check(origin->cat, err));
+    const bool foreign = mgr_megatron_settings_foreign(origin);
+    if (foreign)
+        MGR_TRY(mgr_megatron_settings_make(origin, &s->made, err));
+    const mgr_catalogue *const from = foreign ? &s->made : origin->cat;
+    MGR_TRY(mgr_megatron_optimizer_check(from, err));
     s->optimizer =
-        (mgr_megatron_optimizer){.from = origin->cat,
+        (mgr_megatron_optimizer){.from = from,
                                  .dtype = s->dtype,
-                                 .distributed = mgr_megatron_optimizer_distributed(origin->cat),
+                                 .distributed = mgr_megatron_optimizer_distributed(from),
                                  .chained = s->model.experts && s->target.expert_parallel > 1};
     s->target.distributed = s->optimizer.distributed;
     return MGR_OK;
@@ -198,8 +204,10 @@ static int review_megatron_dist_target(const mgr_output *out, mgr_remarks *remar
 static void release_megatron_dist_target(void *opaque)
 {
     state *const s = opaque;
-    if (s)
+    if (s) {
         mgr_megatron_args_clear(&s->args);
+        mgr_catalogue_clear(&s->made);
+    }
     mgr_free(s);
 }
 

@@ -9,6 +9,7 @@
 #include "kern/kern.h"
 #include "lib/handle.h"
 #include "lib/locale.h"
+#include "model/mtp.h"
 #include "par/comm.h"
 #include "run/ledger.h"
 #include "run/recipe.h"
@@ -126,6 +127,7 @@ static int set_up(mgr_checkpoint_writer *w, const mgr_checkpoint *like, const ch
     job->target_format = mgr_target_find(job->config.target.format);
     job->source_files.directory = from->directory;
     job->origin = (mgr_origin){from->format, from->directory, &from->cat, &from->tensors.model};
+    MGR_TRY(mgr_mtp_check(&from->cat, &job->config, &model, err));
     MGR_TRY(describe(job, from, &model, err));
     MGR_TRY(lay_out(job, from, &model, err));
     MGR_TRY(review(job, err));

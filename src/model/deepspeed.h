@@ -32,8 +32,8 @@ typedef enum mgr_zero_kind {
 typedef struct mgr_zero_part {
     const char *name; /* under which it was saved; tied parameters have one, and two in the view */
     mgr_zero_kind kind;
-    uint32_t group;  /* GROUP */
-    uint32_t stored; /* WHOLE: in the catalogue of the files */
+    uint32_t group;                   /* GROUP */
+    uint32_t stored[MGR_PLANE_COUNT]; /* WHOLE: in the catalogue of the files; or MGR_NONE */
     uint64_t numel;
     uint64_t at; /* GROUP: first element in the flat tensor of each rank, or in the vector of all */
 } mgr_zero_part;
@@ -44,16 +44,18 @@ typedef struct mgr_deepspeed {
     mgr_zero_part *parts; /* [view.n_stored] */
     bool zero3, universal;
     uint32_t ranks, groups;
-    uint32_t model_file; /* of rank 0; ZeRO-3 has one for each rank, from there on */
-    uint32_t *masters;   /* [ranks][groups]: stored tensors */
-    uint8_t *unneeded;   /* [stored of the files]: there, but not read */
+    uint32_t model_file;             /* of rank 0; ZeRO-3 has one for each rank, from there on */
+    uint32_t *flat[MGR_PLANE_COUNT]; /* [ranks][groups]: stored tensors; the weights are the
+                                        masters; NULL of a plane that there is not */
+    uint8_t *unneeded;               /* [stored of the files]: there, but not read */
 } mgr_deepspeed;
 
 /* Boxes of all files into `layout`, which is of a source. What is there and not read is counted as
  * skipped. Local. */
 int mgr_deepspeed_layout(mgr_layout *layout, const mgr_deepspeed *ds, mgr_err *err) MGR_NODISCARD;
 
-/* Boxes of the files for one box of `view`, of a source or a target. Local. */
+/* Boxes of the files for one box of `view`, which is a weight's, and of the planes that `into` has
+ * of it; of a source or a target. MGR_ERR_UNSUPPORTED: there is no such plane. Local. */
 int mgr_deepspeed_place(const mgr_deepspeed *ds, mgr_layout *into, const mgr_box *box,
                         mgr_err *err) MGR_NODISCARD;
 

@@ -12,12 +12,13 @@
 /* The parameters, as Hugging Face's layout has them, while they find their places. */
 typedef struct declaring {
     mgr_layout *into;
+    mgr_tensors weights;
     const mgr_deepspeed_plan *plan;
     mgr_deepspeed *ds;
     mgr_catalogue found; /* in the layout's own order */
     mgr_layout view;     /* of it */
     uint32_t *order;     /* of found's tensors */
-    uint32_t *place;     /* of each tensor of found: in ds->view, or among those of `into` */
+    uint32_t *place;     /* of each tensor of found: in ds->view */
 } declaring;
 
 static void make_float32(mgr_layout *layout)
@@ -28,7 +29,8 @@ static void make_float32(mgr_layout *layout)
 
 static int find_parameters(declaring *d, mgr_err *err)
 {
-    MGR_TRY(mgr_layout_init(&d->view, d->into->tensors, &d->found, true, MGR_DTYPE_F32, err));
+    d->weights = mgr_tensors_weights(d->into->tensors);
+    MGR_TRY(mgr_layout_init(&d->view, &d->weights, &d->found, true, MGR_DTYPE_F32, err));
     make_float32(&d->view);
     MGR_TRY(mgr_huggingface_layout(&d->view, &d->ds->hf, err));
     MGR_TRY(mgr_layout_finish(&d->view, err));
@@ -61,24 +63,47 @@ static int list_parameters(declaring *d, mgr_err *err)
 
 /* ---- universal ---- */
 
-static int declare_file(declaring *d, const mgr_stored *s, uint32_t *stored, mgr_err *err)
+static bool is_declared(const declaring *d, int plane)
 {
-    char path[PATH_BYTES];
+    return plane == MGR_PLANE_WEIGHT || (d->into->tensors->kept & 1u << plane);
+}
+
+/* A file holds one tensor. */
+static int declare_file(declaring *d, const mgr_stored *s, mgr_plane plane, uint32_t *stored,
+                        mgr_err *err)
+{
+    char path[PATH_BYTES], name[PATH_BYTES];
     uint32_t file;
-    snprintf(path, sizeof path, "%s/zero/%s/fp32.pt", d->plan->folder, s->name);
+    snprintf(path, sizeof path, "%s/zero/%s/%s.pt", d->plan->folder, s->name,
+             plane == MGR_PLANE_WEIGHT ? "fp32" : mgr_plane_name(plane));
+    snprintf(name, sizeof name, "%s%s%s", plane == MGR_PLANE_WEIGHT ? "" : mgr_plane_name(plane),
+             plane == MGR_PLANE_WEIGHT ? "" : ".", s->name);
     MGR_TRY(mgr_catalogue_add_file(d->into->cat, path, 0, &file, err));
-    return mgr_layout_tensor(d->into, file, s->name, s->ndim, s->shape, stored, err);
+    return mgr_layout_tensor(d->into, file, name, s->ndim, s->shape, stored, err);
+}
+
+/* The files of one plane, in the order of the parameters, and what lies in them. */
+static int declare_files(declaring *d, mgr_plane plane, mgr_err *err)
+{
+    mgr_deepspeed *const ds = d->ds;
+    for (size_t k = 0; k < ds->view.n_stored; k++)
+        MGR_TRY(declare_file(d, &ds->view.stored[k], plane, &ds->parts[k].stored[plane], err));
+    for (size_t i = 0; i < d->view.n_boxes; i++) {
+        mgr_box box = d->view.boxes[i];
+        box.stored = ds->parts[d->place[box.stored]].stored[plane];
+        box.tensor = mgr_tensors_plane(d->into->tensors, box.tensor, plane);
+        MGR_TRY(mgr_layout_box(d->into, &box, err));
+    }
+    return MGR_OK;
 }
 
 static int declare_universal(declaring *d, mgr_err *err)
 {
     for (size_t k = 0; k < d->ds->view.n_stored; k++)
-        MGR_TRY(declare_file(d, &d->ds->view.stored[k], &d->place[d->order[k]], err));
-    for (size_t i = 0; i < d->view.n_boxes; i++) {
-        mgr_box box = d->view.boxes[i];
-        box.stored = d->place[box.stored];
-        MGR_TRY(mgr_layout_box(d->into, &box, err));
-    }
+        d->ds->parts[k].kind = MGR_ZERO_WHOLE;
+    for (int p = 0; p < MGR_PLANE_COUNT; p++)
+        if (is_declared(d, p))
+            MGR_TRY(declare_files(d, (mgr_plane)p, err));
     return MGR_OK;
 }
 
@@ -115,19 +140,31 @@ static int measure_groups(const mgr_deepspeed *ds, uint64_t **sizes, mgr_err *er
     return MGR_OK;
 }
 
-static int declare_rank(declaring *d, uint32_t rank, const uint64_t *sizes, mgr_err *err)
+static int declare_plane(declaring *d, uint32_t file, uint32_t rank, int plane,
+                         const uint64_t *sizes, mgr_err *err)
 {
     mgr_deepspeed *const ds = d->ds;
-    char path[PATH_BYTES], name[48];
+    char name[48];
+    for (uint32_t g = 0; g < ds->groups; g++) {
+        snprintf(name, sizeof name, "%s.%u",
+                 plane == MGR_PLANE_WEIGHT ? "fp32" : mgr_plane_name((mgr_plane)plane), g);
+        MGR_TRY(mgr_layout_tensor(d->into, file, name, 1, &sizes[g],
+                                  &ds->flat[plane][(size_t)rank * ds->groups + g], err));
+    }
+    return MGR_OK;
+}
+
+/* All groups' masters, then their moments of either kind. */
+static int declare_rank(declaring *d, uint32_t rank, const uint64_t *sizes, mgr_err *err)
+{
+    char path[PATH_BYTES];
     uint32_t file;
     snprintf(path, sizeof path, "%s/bf16_zero_pp_rank_%u_mp_rank_00_optim_states.pt",
              d->plan->folder, rank);
     MGR_TRY(mgr_catalogue_add_file(d->into->cat, path, 0, &file, err));
-    for (uint32_t g = 0; g < ds->groups; g++) {
-        snprintf(name, sizeof name, "fp32.%u", g);
-        MGR_TRY(mgr_layout_tensor(d->into, file, name, 1, &sizes[g],
-                                  &ds->masters[(size_t)rank * ds->groups + g], err));
-    }
+    for (int p = 0; p < MGR_PLANE_COUNT; p++)
+        if (d->ds->flat[p])
+            MGR_TRY(declare_plane(d, file, rank, p, sizes, err));
     return MGR_OK;
 }
 
@@ -142,9 +179,10 @@ static int pad(declaring *d, size_t k, mgr_err *err)
         const uint64_t own = first >= p->numel         ? 0
                              : p->numel - first < part ? p->numel - first
                                                        : part;
-        if (own < part)
-            MGR_TRY(mgr_layout_fill(d->into, ds->masters[(size_t)r * ds->groups + p->group],
-                                    p->at + own, part - own, err));
+        for (int q = 0; own < part && q < MGR_PLANE_COUNT; q++)
+            if (ds->flat[q])
+                MGR_TRY(mgr_layout_fill(d->into, ds->flat[q][(size_t)r * ds->groups + p->group],
+                                        p->at + own, part - own, err));
     }
     return MGR_OK;
 }
@@ -154,8 +192,9 @@ static int declare_ranks(declaring *d, mgr_err *err)
     mgr_deepspeed *const ds = d->ds;
     uint64_t *sizes = NULL;
     int rc = measure_groups(ds, &sizes, err);
-    if (rc == MGR_OK)
-        rc = mgr_alloc(&ds->masters, (size_t)ds->ranks * ds->groups, sizeof *ds->masters, err);
+    for (int p = 0; rc == MGR_OK && p < MGR_PLANE_COUNT; p++)
+        if (is_declared(d, p))
+            rc = mgr_alloc(&ds->flat[p], (size_t)ds->ranks * ds->groups, sizeof **ds->flat, err);
     for (uint32_t r = 0; rc == MGR_OK && r < ds->ranks; r++)
         rc = declare_rank(d, r, sizes, err);
     mgr_free(sizes);

@@ -14,7 +14,7 @@ typedef struct mgr_deepspeed_plan {
     uint64_t sub_group_size;
 } mgr_deepspeed_plan;
 
-/* Declare files and tensors of `into`. ds->hf is filled in; ds->view, parts and masters become what
+/* Declare files and tensors of `into`. ds->hf is filled in; ds->view, parts and flat become what
  * they would be of a source: view's tensors stand in the order of the model's parameters. Local. */
 int mgr_deepspeed_declare(mgr_layout *into, const mgr_deepspeed_plan *plan, mgr_deepspeed *ds,
                           mgr_err *err) MGR_NODISCARD;

@@ -2,6 +2,7 @@
 
 #include "core/mem.h"
 #include "model/huggingface_tower.h"
+#include "model/mtp.h"
 #include "model/opaque.h"
 
 /* The file, counted from flat->first_file, that a target's tensor belongs to. */
@@ -68,9 +69,11 @@ static bool namer(const void *context, const mgr_tensors *ts, const mgr_tensor *
 int mgr_flat_opaque(const mgr_catalogue *cat, const mgr_flat *flat, mgr_tensors *tensors,
                     mgr_err *err)
 {
-    return mgr_model_is_part(&tensors->model)
-               ? mgr_opaque_find(tensors, cat, flat->first_file, namer, NULL, NULL, err)
-               : MGR_OK;
+    const mgr_model *const m = &tensors->model;
+    const bool known = !m->ffns_only && !m->tower; /* all but what is for multi-token prediction */
+    return mgr_model_is_part(m) ? mgr_opaque_find(tensors, cat, flat->first_file, namer,
+                                                  known ? mgr_mtp_is_other : NULL, NULL, err)
+                                : MGR_OK;
 }
 
 int mgr_flat_layout(mgr_layout *layout, const mgr_flat *flat, mgr_err *err)

@@ -7,6 +7,7 @@
 #include "model/huggingface_passed.h"
 #include "model/huggingface_t5.h"
 #include "model/huggingface_tower.h"
+#include "model/mtp.h"
 #include "model/opaque.h"
 
 /* Roles that most models name alike; %u is the layer. */
@@ -538,9 +539,12 @@ static bool namer(const void *context, const mgr_tensors *ts, const mgr_tensor *
 int mgr_huggingface_opaque(const mgr_catalogue *cat, const mgr_huggingface *hf,
                            mgr_tensors *tensors, mgr_err *err)
 {
-    return mgr_model_is_part(&tensors->model) ? mgr_opaque_find(tensors, cat, hf->first_file, namer,
-                                                                mgr_huggingface_t5_repeats, hf, err)
-                                              : MGR_OK;
+    const mgr_model *const m = &tensors->model;
+    const bool known = !m->ffns_only && !m->tower; /* all but what is for multi-token prediction */
+    return mgr_model_is_part(m)
+               ? mgr_opaque_find(tensors, cat, hf->first_file, namer,
+                                 known ? mgr_mtp_is_other : mgr_huggingface_t5_repeats, hf, err)
+               : MGR_OK;
 }
 
 const char *mgr_huggingface_ffn_text(mgr_hf_ffn ffn)

@@ -184,11 +184,11 @@ static int attention_sizes(const mgr_hf_evidence *ev, mgr_model *m, mgr_err *err
 static int layer_sizes(const mgr_hf_evidence *ev, mgr_model *m, mgr_err *err)
 {
     const mgr_attr *const said = mgr_hf_arg(ev, "num_hidden_layers");
-    const uint64_t found = count_layers(ev);
     const bool behind = (ev->kind->keys & MGR_HF_KEY_GROUPED) && said && said->i > 0;
-    const mgr_stored *const mtp = mgr_mtp_find(ev->cat, behind ? (uint64_t)said->i : 0);
-    if (mtp)
-        return mgr_mtp_refuse(ev->cat, mtp, err);
+    uint64_t found = count_layers(ev);
+    m->mtp = mgr_mtp_find(ev->cat, behind ? (uint64_t)said->i : 0);
+    if (m->mtp && behind && found > (uint64_t)said->i)
+        found = (uint64_t)said->i;
     return mgr_hf_whole(ev,
                         (mgr_hf_size){"num_hidden_layers", "model.num_layers", 0,
                                       ev->config->model.num_layers, found},

@@ -337,7 +337,7 @@ static const char *late_feature(const mgr_model *m, size_t *idx)
 
 bool mgr_model_is_part(const mgr_model *m)
 {
-    return m->ffns_only || m->tower;
+    return m->ffns_only || m->tower || m->mtp;
 }
 
 const char *mgr_model_feature(const mgr_model *m, size_t idx)
@@ -346,6 +346,7 @@ const char *mgr_model_feature(const mgr_model *m, size_t idx)
         {m->encoder_layers > 0, "an encoder beside the decoder"},
         {m->passed, "parts that are passed through unread"},
         {m->tower && !m->passed, "a vision tower beside its text decoder"},
+        {m->mtp, "layers for multi-token prediction"},
         {m->norm == MGR_NORM_LAYER, "LayerNorm"},
         {m->activation == MGR_ACTIVATION_GEGLU, "GEGLU"},
         {m->activation == MGR_ACTIVATION_GELU, "GELU"},

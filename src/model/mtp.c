@@ -9,6 +9,8 @@
 #include "model/huggingface.h"
 #include "model/huggingface_tower.h"
 
+#define TOP_LAYERS "model.layers."
+
 /* In config.json. */
 static const char *const counts[] = {"num_nextn_predict_layers", "num_mtp_layers",
                                      "mtp_num_hidden_layers", "num_mtp_modules"};
@@ -45,20 +47,23 @@ typedef struct stack {
 
 static stack stack_of(const mgr_catalogue *cat, uint64_t n)
 {
-    stack s = {.name = "model.layers.", .n = n};
+    stack s = {.name = TOP_LAYERS, .n = n};
     mgr_huggingface_tower_name(mgr_huggingface_tower(cat, 0), s.name);
     return s;
 }
 
-/* How many layers config.json says there are; 0 where there is none, or it does not say. */
+/* Where the number of a model's layers is said: in config.json, and in HDF5. */
+static const char *const depths[] = {"config.num_hidden_layers",
+                                     "config." MGR_HF_TEXT_CONFIG ".num_hidden_layers", "layers"};
+
+/* How many layers there are by what is said; 0 where nothing is. */
 static uint64_t layers_of(const mgr_catalogue *cat)
 {
     for (size_t i = 0; i < cat->n_attrs; i++) {
         const mgr_attr *const a = &cat->attrs[i];
-        const bool said = strcmp(a->key, "config.num_hidden_layers") == 0 ||
-                          strcmp(a->key, "config." MGR_HF_TEXT_CONFIG ".num_hidden_layers") == 0;
-        if (said && a->kind == MGR_ATTR_INT && a->i > 0)
-            return (uint64_t)a->i;
+        for (size_t k = 0; k < sizeof depths / sizeof depths[0]; k++)
+            if (strcmp(a->key, depths[k]) == 0 && a->kind == MGR_ATTR_INT && a->i > 0)
+                return (uint64_t)a->i;
     }
     return 0;
 }
@@ -87,6 +92,21 @@ const mgr_stored *mgr_mtp_find(const mgr_catalogue *cat, uint64_t layers)
     return NULL;
 }
 
+bool mgr_mtp_is_other(const mgr_catalogue *cat, const mgr_model *model, const mgr_stored *s)
+{
+    const stack at_top = {.name = TOP_LAYERS,
+                          .n = model->layers}; /* what is known whole is there */
+    (void)cat;
+    return !is_of_mtp(s->name, &at_top);
+}
+
+int mgr_mtp_check(const mgr_catalogue *cat, const mgr_config *config, const mgr_model *model,
+                  mgr_err *err)
+{
+    const bool made = config->target.format[0] && strcmp(config->mode, "reshard") != 0;
+    return model->mtp && made ? mgr_mtp_refuse(cat, mgr_mtp_find(cat, model->layers), err) : MGR_OK;
+}
+
 /* An entry of an index that names such a tensor. */
 static bool is_entry(const mgr_attr *a, const stack *layers)
 {
@@ -101,8 +121,10 @@ static void drop_attrs(mgr_catalogue *cat, const stack *layers)
         mgr_attr a = cat->attrs[i];
         if (is_entry(&a, layers))
             continue;
-        if (mgr_mtp_is_arg(a.key))
+        if (mgr_mtp_is_arg(a.key) || strcmp(a.key, MGR_MTP_ATTR) == 0) {
             a.kind = MGR_ATTR_NULL;
+            a.i = 0;
+        }
         cat->attrs[kept++] = a;
     }
     cat->n_attrs = kept;
@@ -124,10 +146,11 @@ void mgr_mtp_drop(mgr_catalogue *cat)
 
 int mgr_mtp_refuse(const mgr_catalogue *cat, const mgr_stored *s, mgr_err *err)
 {
+    const char *const name = s ? s->name : "mtp";
     char shown[200];
     mgr_fail(err, MGR_ERR_UNSUPPORTED,
              "'%s' has layers for multi-token prediction ('%s'), which are not supported here",
-             cat->files[s->file].path,
-             mgr_printable(s->name, strlen(s->name), shown, sizeof shown));
+             cat->files[s ? s->file : 0].path,
+             mgr_printable(name, strlen(name), shown, sizeof shown));
     return mgr_hint(err, MGR_MTP_HINT);
 }

@@ -62,3 +62,13 @@ uint32_t mgr_tensors_plane(const mgr_tensors *ts, uint32_t idx, mgr_plane plane)
         return idx;
     return ts->planes ? ts->planes[(size_t)plane * ts->n_weights + idx] : MGR_NONE;
 }
+
+mgr_tensors mgr_tensors_weights(const mgr_tensors *ts)
+{
+    mgr_tensors weights = *ts;
+    if (ts->planes) /* then there are no opaque tensors */
+        weights.n = weights.first_opaque = ts->n_weights;
+    weights.planes = NULL;
+    weights.kept = 0;
+    return weights;
+}

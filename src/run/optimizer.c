@@ -33,7 +33,8 @@ int mgr_optimizer_ask(mgr_job *job, mgr_err *err)
                         job->source_format->name);
         return mgr_hint(err, "leave it out: weights alone are written");
     }
-    if (strcmp(c->source.weights, "masters") != 0) {
+    if (strcmp(c->source.weights, "masters") != 0 &&
+        !(job->source_format->masters && strcmp(c->source.weights, "copies") != 0)) {
         mgr_config_fail(c, "target.optimizer", err,
                         "'target.optimizer' is 'keep', which needs 'source.weights: masters'");
         return mgr_hint(err, "set source.weights to masters: weights and masters are made of them");

@@ -435,8 +435,12 @@ static uint64_t stored_vocabulary(const mgr_layout *l)
 static int review_passed(mgr_job *job, mgr_err *err)
 {
     const mgr_model *const m = &job->source.tensors.model;
-    if (!m->passed && !m->tower)
+    if (!m->passed && !m->tower && !m->mtp)
         return MGR_OK;
+    if (!m->passed && !m->tower)
+        return mgr_remarks_say(&job->remarks, MGR_REMARK_WARNING, err,
+                               "%u tensors of layers for multi-token prediction are moved unread",
+                               job->source.tensors.n - job->source.tensors.first_opaque);
     return mgr_remarks_say(&job->remarks, MGR_REMARK_WARNING, err,
                            "%u tensors beside the %s are passed through unread%s",
                            job->source.tensors.n - job->source.tensors.first_opaque,

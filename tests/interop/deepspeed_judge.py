@@ -4,6 +4,7 @@ Mixtral for two steps under each of SPECS and saves what the engine and zero_to_
     OUT/hf                  its config.json
     OUT/NAME                the engine's checkpoint
     OUT/NAME.safetensors    what zero_to_fp32's functions gather from it
+    OUT/NAME.moments.safetensors   Adam's moments, as the engine gathers them: "exp_avg.PARAMETER"
 """
 
 import os
@@ -17,7 +18,7 @@ import deepspeed.comm  # noqa: E402
 import torch  # noqa: E402
 import torch.multiprocessing as mp  # noqa: E402
 import transformers  # noqa: E402
-from deepspeed.utils import zero_to_fp32  # noqa: E402
+from deepspeed.utils import safe_get_full_optimizer_state, zero_to_fp32  # noqa: E402
 from safetensors.torch import save_file  # noqa: E402
 
 SIZES = dict(
@@ -56,6 +57,16 @@ def join(rank, world, port):
     deepspeed.init_distributed("gloo", verbose=False)
 
 
+def moments(model):
+    """Of all that is trained, on each rank."""
+    return {
+        f"{kind}.{name}": safe_get_full_optimizer_state(p, kind).clone()
+        for kind in ("exp_avg", "exp_avg_sq")
+        for name, p in model.named_parameters()
+        if p.requires_grad
+    }
+
+
 def train(rank, world, out, port):
     join(rank, world, port)
     for name, spec in SPECS.items():
@@ -84,6 +95,9 @@ def one_run(folder, stage, size, precision, frozen):
         engine.backward(engine(input_ids=ids, labels=ids).loss)
         engine.step()
     engine.save_checkpoint(folder, tag="global_step2")
+    gathered = moments(engine.module)
+    if torch.distributed.get_rank() == 0:
+        save_file(gathered, f"{folder}.moments.safetensors")
 
 
 def gather(out):

@@ -49,8 +49,26 @@ def state(params, groups, module, ranks, frozen=None, pieces=None, shared=None, 
     }
 
 
-def zero3(folder, params, ranks=2, size=10**9, frozen=None, shared=None, prefix="bf16_", buffers=None):
-    """Write `params` {name: tensor}, trained in this order, and `frozen` ones."""
+# of torch's AdamW, as DeepSpeed saves it
+SETTINGS = {"lr": 2e-4, "betas": (0.9, 0.95), "eps": 1e-8, "weight_decay": 0.1, "amsgrad": False, "fused": None}
+STEP = 5
+
+
+def torch_state(flats, settings):
+    """{group: its state} and the groups of torch's optimizer; `flats` are (exp_avg, exp_avg_sq) of each."""
+    state = {
+        g: {"step": torch.tensor(float(STEP)), "exp_avg": first, "exp_avg_sq": second}
+        for g, (first, second) in enumerate(flats)
+    }
+    own = [list(range(g, len(flats), len(settings))) for g in range(len(settings))]
+    return {"state": state, "param_groups": [{**s, "params": ids} for s, ids in zip(settings, own)]}
+
+
+def zero3(
+    folder, params, ranks=2, size=10**9, frozen=None, shared=None, prefix="bf16_", buffers=None, moments=None,
+    settings=(SETTINGS,),
+):  # fmt: skip
+    """Write `params` {name: tensor}, trained in this order, and `frozen` ones; and of the first two `moments`."""
     folder.mkdir(parents=True, exist_ok=True)
     groups = sub_groups(list(params), params, ranks, size)
     split = {name: parts(t, ranks) for name, t in params.items()}
@@ -65,12 +83,14 @@ def zero3(folder, params, ranks=2, size=10**9, frozen=None, shared=None, prefix=
             folder / f"zero_pp_rank_{rank}_mp_rank_00_model_states.pt",
         )
         flat = [torch.cat([split[name][rank] for name in group]) for group in groups]
+        kept = [
+            tuple(torch.cat([parts(kind[name], ranks)[rank] for name in group]) for kind in moments)
+            for group in groups
+        ] if moments else []  # fmt: skip
         inner = {
             "zero_stage": 3,
             "partition_count": ranks,
-            "optimizer_state_dict": {
-                "state": {i: {"step": torch.tensor(2.0), "exp_avg": f * 0} for i, f in enumerate(flat)}
-            },
+            "optimizer_state_dict": torch_state(kept, settings),
             "fp32_flat_groups": flat,
         }
         torch.save(
@@ -79,8 +99,18 @@ def zero3(folder, params, ranks=2, size=10**9, frozen=None, shared=None, prefix=
         )
 
 
-def zero2(folder, params, ranks=2, groups=1, paddings=None, shared=None, module=None):
-    """ZeRO-1 or 2: the vector of a group is cut among the ranks; the last piece lacks its padding."""
+def vector(tensors, names, pad):
+    return torch.cat(
+        [torch.cat([tensors[n].float().flatten(), torch.full((p,), float("nan"))]) for n, p in zip(names, pad)]
+    )
+
+
+def zero2(
+    folder, params, ranks=2, groups=1, paddings=None, shared=None, module=None, moments=None, elastic=False,
+    settings=(SETTINGS,),
+):  # fmt: skip
+    """ZeRO-1 or 2: the vector of a group is cut among the ranks; the last piece lacks its padding, which its
+    moments have unless they are elastic."""
     folder.mkdir(parents=True, exist_ok=True)
     names = [list(params)[g::groups] for g in range(groups)]
     copies = {name: t.bfloat16() for name, t in params.items()} if module is None else module
@@ -88,29 +118,28 @@ def zero2(folder, params, ranks=2, groups=1, paddings=None, shared=None, module=
     torch.save(
         state(params, names, copies, ranks, shared=shared), folder / "mp_rank_00_model_states.pt"
     )
-    vectors = []
-    for g, group in enumerate(names):
-        pad = paddings[g] if paddings else [0] * len(group)
-        vectors.append(
-            torch.cat(
-                [
-                    torch.cat([params[name].float().flatten(), torch.full((p,), float("nan"))])
-                    for name, p in zip(group, pad)
-                ]
-            )
-        )
-    for rank in range(ranks):
+    gaps = [paddings[g] if paddings else [0] * len(group) for g, group in enumerate(names)]
+
+    def cut(tensors, rank, padded=False):
         mine = []
-        for vector in vectors:
-            step = math.ceil(vector.numel() / (2 * ranks)) * 2
-            mine.append(vector[rank * step : (rank + 1) * step].clone())
+        for group, gap in zip(names, gaps):
+            whole = vector(tensors, group, gap)
+            step = math.ceil(whole.numel() / (2 * ranks)) * 2
+            piece = whole[rank * step : (rank + 1) * step].clone()
+            mine.append(torch.nn.functional.pad(piece, (0, step - piece.numel() if padded else 0)))
+        return mine
+
+    for rank in range(ranks):
+        kept = list(zip(*(cut(kind, rank, not elastic) for kind in moments))) if moments else []
         inner = {
             "zero_stage": 2,
             "partition_count": [ranks] * groups,
-            "base_optimizer_state": [],
-            "single_partition_of_fp32_groups": mine,
+            "base_optimizer_state": torch_state(kept, settings),
+            "single_partition_of_fp32_groups": cut(params, rank),
             "group_paddings": [0] * groups,
         }
+        if elastic:
+            inner["base_optimizer_state"] = list(inner["base_optimizer_state"]["state"].values())
         if paddings:
             inner["param_alignment_paddings"] = paddings
         torch.save(

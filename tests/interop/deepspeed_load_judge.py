@@ -4,7 +4,8 @@ JOBS["gathers"] by zero_to_fp32, and loads each of JOBS["loads"] into an engine,
 
     JOBS["trained"]                 what the engine saved, and global_step2_universal beside it
     FOLDER.safetensors              what zero_to_fp32's functions gather from a folder
-    FOLDER.NAME.safetensors         the masters of the engine that loaded it
+    FOLDER.NAME.safetensors         the masters of the engine that loaded it; where the job has "step", the
+                                    moments, too, "exp_avg.PARAMETER", and the optimizer has taken as many
 """
 
 import argparse
@@ -22,7 +23,15 @@ from deepspeed.utils import safe_get_full_fp32_param, zero_to_fp32
 from safetensors.torch import save_file
 
 
-def start(model, stage, size, universal):
+def groups_of(model, n):
+    """One group of parameters, or two that decay and do not."""
+    if n == 1:
+        return model.parameters()
+    decays = [p for p in model.parameters() if p.ndim > 1]
+    return [{"params": decays}, {"params": [p for p in model.parameters() if p.ndim == 1], "weight_decay": 0.0}]
+
+
+def start(model, stage, size, universal, groups=1):
     config = {
         "train_micro_batch_size_per_gpu": 1,
         "bf16": {"enabled": True},
@@ -31,7 +40,7 @@ def start(model, stage, size, universal):
         "zero_force_ds_cpu_optimizer": False,
         "checkpoint": {"load_universal": universal},
     }
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    optimizer = torch.optim.AdamW(groups_of(model, groups), lr=1e-3)
     return deepspeed.initialize(model=model, optimizer=optimizer, config=config)[0]
 
 
@@ -59,10 +68,16 @@ def load(job):
     """The model begins with other weights; what is loaded is computed with, and can be trained."""
     torch.manual_seed(11)
     config = transformers.AutoConfig.from_pretrained(job["folder"])
-    engine = start(transformers.AutoModelForCausalLM.from_config(config), job["stage"], job["size"], job["universal"])
-    path, _ = engine.load_checkpoint(job["folder"])
+    model = transformers.AutoModelForCausalLM.from_config(config)
+    engine = start(model, job["stage"], job["size"], job["universal"], job.get("groups", 1))
+    path, _ = engine.load_checkpoint(job["folder"], load_optimizer_states=True)
     assert path, job
-    loaded = masters(engine)
+    loaded, moments = masters(engine), {}
+    if job["step"]:
+        moments = judge.moments(engine.module)
+        counts = {float(state["step"]) for state in engine.optimizer.optimizer.state.values()}
+        assert counts == {job["step"]}, counts
+        assert all(group["lr"] == job["lr"] for group in engine.optimizer.optimizer.param_groups)
     with deepspeed.zero.GatheredParameters(list(engine.module.parameters())):
         for name, p in engine.module.named_parameters():
             assert torch.equal(p.cpu(), loaded[name].bfloat16()), name
@@ -70,7 +85,7 @@ def load(job):
     trained = masters(engine)
     assert any(not torch.equal(loaded[name], trained[name]) for name in loaded)
     if torch.distributed.get_rank() == 0:
-        save_file(loaded, f"{job['folder']}.{job['name']}.safetensors")
+        save_file({**loaded, **moments}, f"{job['folder']}.{job['name']}.safetensors")
 
 
 def work(rank, world, jobs, port):

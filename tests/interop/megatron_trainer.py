@@ -8,7 +8,8 @@ ended; or {"failed": text}. Every step has the options of pretrain_gpt.py, or of
 step does:
 
     {"do": "save", "to": F, "format": X, "logits": L}   a model whose values depend on the tensors' names;
-                                                         "plain": without enums in its args
+                                                         "plain": without enums in its args; "without": these args,
+                                                         or all ("args"), are not in the checkpoint
     {"do": "step", "to": F, "format": X}                 the same model, after two steps, with its optimizer;
                                                          "from": that of a checkpoint, saved as it is, and then
                                                          stepped
@@ -120,7 +121,9 @@ def hybrid_builder(args, config):
     hybrid_block.TENorm = WrappedTorchNorm
 
     def half(module, fused, experts, *names):
-        gpt = get_gpt_layer_local_spec(num_experts=experts, normalization=args.normalization).submodules
+        gpt = get_gpt_layer_local_spec(
+            num_experts=experts, normalization=args.normalization, qk_layernorm=args.qk_layernorm
+        ).submodules
         parts = {name: getattr(gpt, name) for name in names}
         return ModuleSpec(module, submodules=layers.TransformerLayerSubmodules(sharded_state_dict_keys_map=fused, **parts))
 
@@ -250,6 +253,22 @@ def make_plain(root):
         torch.save({**content, "args": argparse.Namespace(**kept)}, path)
 
 
+@contextlib.contextmanager
+def args_left_out(names):
+    """Of what is saved meanwhile, as by scripts that know of no such arg, or of none."""
+    from megatron.training import checkpointing
+
+    def without(args, *rest, real=checkpointing.generate_state_dict, **more):
+        state = real(args, *rest, **more)
+        state["args"] = argparse.Namespace(**{k: v for k, v in vars(args).items() if k not in names})
+        if "args" in names:
+            del state["args"]
+        return state
+
+    with unittest.mock.patch.object(checkpointing, "generate_state_dict", without):
+        yield
+
+
 def do_save(rank, step):
     from megatron.training.checkpointing import save_checkpoint
 
@@ -257,7 +276,8 @@ def do_save(rank, step):
     args = rank.parse([*step["cli"], *cli, "--no-save-optim", "--no-save-rng"])
     model, chunks = rank.model(args)
     fill(chunks, step["vocab"])
-    save_checkpoint(ITERATION, model, None, None, 0)
+    with args_left_out(step.get("without", ())):
+        save_checkpoint(ITERATION, model, None, None, 0)
     if step.get("plain"):
         make_plain(pathlib.Path(step["to"]))
     keep_logits(step, args, chunks)

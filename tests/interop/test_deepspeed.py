@@ -91,6 +91,38 @@ def real(module_scratch):
     return out
 
 
+def universal(out):
+    """{"fp32.NAME", "exp_avg.NAME", ...} of a universal checkpoint, and the steps that it says."""
+    folder = next(out.glob("global_step*_universal")) / "zero"
+    planes = {}
+    for path in folder.glob("*/*.pt"):
+        value = torch.load(path, weights_only=True)
+        planes[f"{path.stem}.{path.parent.name}"] = value["param"] if path.stem != "step" else float(value)
+    settings = torch.load(folder / "optimizer_state.pt", weights_only=True)
+    steps = {planes.pop(key) for key in [*planes] if key.startswith("step.")}
+    return planes, steps | {float(settings["optimizer_state_dict"]["state"][0]["step"])}, settings["param_groups"]
+
+
+KEEP = {"target__format": "deepspeed", "target__optimizer": "keep", "target__dtype": "float32"}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_moments_and_steps_are_what_the_engine_has(scratch, real, name):
+    result = run(scratch, real / name, config=real / "hf", **KEEP)
+    if name in ("groups", "stage1"):  # layers are frozen there
+        refused(result, runner.DATA, "no exp_avg of parameter 'model.layers.0.self_attn", "target.optimizer")
+        return
+    assert result.status == 0, str(result)
+    planes, steps, groups = universal(scratch / "out")
+    wanted = load_file(real / f"{name}.moments.safetensors")
+    wanted |= {f"fp32.{key}": value for key, value in load_file(real / f"{name}.safetensors").items()}
+    equal(planes, wanted)
+    assert steps == {2.0} and groups[0]["lr"] == 1e-3 and groups[0]["weight_decay"] == 0.01
+    assert any(value.any() for key, value in planes.items() if key.startswith("exp_avg_sq"))
+    listed = runner.run([runner.program("mgr-inspect"), "--optimizer", scratch / "out"])
+    assert listed.status == 0 and "exp_avg_sq" in listed.out, str(listed)
+
+
 def module_of(real, name):
     path = real / name / "global_step2" / "mp_rank_00_model_states.pt"
     return {key: t.float() for key, t in torch.load(path, weights_only=False)["module"].items()}

@@ -12,21 +12,25 @@ import torch
 import transformers
 from safetensors.torch import load_file
 
+import deepspeed_like as like
 import harness
 import real_models
 import runner
-from test_deepspeed import RELEASE, equal, per_expert, read, refused, run
+from test_deepspeed import KEEP, RELEASE, equal, per_expert, read, refused, run, universal
 
 SIZE = 3000  # of sub-groups, where a run states one
 # folder: (ranks, sub-group size); 0 ranks are a universal checkpoint
 TARGETS = {"universal": (0, 0), "one": (1, SIZE), "two": (2, 10**9), "four": (4, 700), "small": (2, 1)}
-LOADS = [  # folder, processes, stage
-    ("universal", 1, 3),
-    ("universal", 2, 3),
-    ("universal", 2, 2),
-    ("one", 1, 3),
-    ("two", 2, 3),
-    ("small", 2, 3),
+# With the moments of a source that was stepped.
+KEPT = {f"kept-{name}": TARGETS[name] for name in ("universal", "two")}
+LOADS = [  # folder, processes, stage, groups of parameters
+    ("universal", 2, 3, 1),
+    ("universal", 2, 2, 2),
+    ("one", 1, 3, 1),
+    ("small", 2, 3, 1),
+    ("kept-universal", 1, 3, 1),
+    ("kept-universal", 2, 2, 1),
+    ("kept-two", 2, 3, 1),
 ]
 
 
@@ -44,10 +48,28 @@ def mixture(module_scratch):
     return harness.convert(module_scratch, dense, name="mixtral", model__vocab_size=97)
 
 
+def drawn(params, seed, scale=1e-2):
+    generator = torch.Generator().manual_seed(seed)
+    return {name: torch.randn(p.shape, generator=generator) * scale for name, p in params.items()}
+
+
 @pytest.fixture(scope="module")
-def judged(module_scratch, mixture):
+def stepped(module_scratch, mixture):
+    """Masters and moments of the mixture, as {"exp_avg.NAME": tensor} too; in a checkpoint of 3 ranks."""
+    params = {name: p.detach() for name, p in real_models.load(mixture).named_parameters()}
+    masters = {name: p.float() + noise for (name, p), noise in zip(params.items(), drawn(params, 1).values())}
+    moments = drawn(params, 2), {name: p.square() for name, p in drawn(params, 3).items()}
+    like.zero3(module_scratch / "stepped", masters, ranks=3, size=2000, moments=moments)
+    planes = {f"{kind}.{name}": p for kind, of in zip(("exp_avg", "exp_avg_sq"), moments) for name, p in of.items()}
+    return module_scratch / "stepped", masters, planes
+
+
+@pytest.fixture(scope="module")
+def judged(module_scratch, mixture, stepped):
     for name, (ranks, size) in TARGETS.items():
         to_deepspeed(module_scratch, mixture, name, ranks, size)
+    for name, (ranks, size) in KEPT.items():
+        to_deepspeed(module_scratch, stepped[0], name, ranks, size, config=mixture, target__optimizer="keep")
     jobs = {
         "hf": str(mixture),
         "trained": str(module_scratch / "trained"),
@@ -59,10 +81,13 @@ def judged(module_scratch, mixture):
                 "name": f"{world}-{stage}",
                 "world": world,
                 "stage": stage,
-                "size": TARGETS[folder][1] or SIZE,
-                "universal": folder == "universal",
+                "groups": groups,
+                "size": {**TARGETS, **KEPT}[folder][1] or SIZE,
+                "universal": folder.endswith("universal"),
+                "step": like.STEP if folder in KEPT else 0,
+                "lr": like.SETTINGS["lr"],
             }
-            for folder, world, stage in LOADS
+            for folder, world, stage, groups in LOADS
         ],
     }
     (module_scratch / "jobs.json").write_text(json.dumps(jobs))
@@ -82,9 +107,14 @@ def weights(mixture):
     return {name: t.float() for name, t in harness.read_output(mixture).items()}
 
 
-@pytest.mark.parametrize("folder, world, stage", LOADS)
-def test_the_engine_loads_it_and_trains_on(judged, weights, folder, world, stage):
-    equal(weights, per_expert(load_file(judged / f"{folder}.{world}-{stage}.safetensors")))
+@pytest.mark.parametrize("folder, world, stage, groups", LOADS)
+def test_the_engine_loads_it_and_trains_on(judged, weights, stepped, folder, world, stage, groups):
+    loaded = load_file(judged / f"{folder}.{world}-{stage}.safetensors")
+    if folder in KEPT:
+        _, masters, planes = stepped
+        equal(loaded, {**masters, **planes})
+    else:
+        equal(weights, per_expert(loaded))
 
 
 @pytest.mark.parametrize("folder", [name for name in TARGETS if TARGETS[name][0]])
@@ -144,6 +174,121 @@ def test_there_and_back_and_the_same_bytes(scratch, mixture, weights, names, nam
     assert runner.hashes(other) == runner.hashes(out)
     result = runner.run([runner.program("mgr-verify"), out])
     assert result.status == 0, str(result)
+
+
+SPLITS = {
+    "ZeRO-3": lambda to, p, m: like.zero3(to, p, ranks=5, size=900, moments=m),
+    "ZeRO-2": lambda to, p, m: like.zero2(to, p, ranks=3, groups=2, moments=m),
+    "elastic": lambda to, p, m: like.zero2(to, p, ranks=3, moments=m, elastic=True),
+    "paddings": lambda to, p, m: like.zero2(
+        to, p, ranks=5, moments=m, paddings=[[i % 3 for i in range(len(p))]]
+    ),
+}  # fmt: skip
+
+
+def planes_of(masters, planes):
+    return {**{f"fp32.{name}": p for name, p in masters.items()}, **planes}
+
+
+def split_moments(planes):
+    return [
+        {name.removeprefix(kind): p for name, p in planes.items() if name.startswith(kind)}
+        for kind in ("exp_avg.", "exp_avg_sq.")
+    ]
+
+
+@pytest.mark.parametrize("split", SPLITS)
+def test_moments_of_every_split_there_and_back(scratch, mixture, stepped, split):
+    """Any split -> universal -> ZeRO-3's files -> universal: the same bytes, and what was there."""
+    _, masters, planes = stepped
+    SPLITS[split](scratch / "source", masters, split_moments(planes))
+    keep = {"target__optimizer": "keep"}
+    first = to_deepspeed(scratch, scratch / "source", "first", 0, 0, config=mixture, **keep)
+    got, steps, groups = universal(first)
+    equal(got, planes_of(masters, planes))
+    if split == "elastic":  # it has no settings: those of the run stay
+        assert steps == {like.STEP} and groups[0] == {"params": []}
+        return
+    assert steps == {like.STEP} and groups[0] == {**like.SETTINGS, "params": []}
+    second = to_deepspeed(scratch, first, "second", 4, 700, np=3, **keep)
+    third = to_deepspeed(scratch, second, "third", 0, 0, np=1, **keep)
+    skip = (runner.MANIFEST, runner.LEDGER)
+    there, back = (runner.hashes(out, skip=skip) for out in (first, third))
+    of_steps = [name for name in there if name.endswith(("/step.pt", "optimizer_state.pt"))]
+    assert {k: v for k, v in there.items() if k not in of_steps} == {k: v for k, v in back.items() if k not in of_steps}
+    assert universal(third)[1:] == (steps, groups)
+    for out in (second, third):
+        assert runner.run([runner.program("mgr-verify"), out]).status == 0
+        assert runner.upcycle(scratch / f"{out.name}.yaml", options=["--verify"]).status == 0
+
+
+def test_upcycling_takes_the_moments_along(scratch, mixture):
+    """Of a dense model: experts that are copies have the moments of what they are copies of."""
+    sizes = {key: value for key, value in SIZES.items() if key != "pad_token_id"}
+    lm = real_models.born("Llama", sizes)
+    lm.config.save_pretrained(scratch / "hf")
+    params = {name: p.detach() for name, p in lm.named_parameters()}
+    moments = drawn(params, 4), drawn(params, 5)
+    like.zero3(scratch / "dense", params, ranks=2, size=3000, moments=moments)
+    changes = {**KEEP, "mode": "upcycle", "upcycle": {"experts": 3, "top_k": 2, "method": "drop", "ratio": 0.5, "seed": 3}}
+    result = run(scratch, scratch / "dense", config=scratch / "hf", **changes)
+    assert result.status == 0, str(result)
+    got, steps, _ = universal(scratch / "out")
+    assert steps == {like.STEP}
+    for kind, before in zip(("exp_avg", "exp_avg_sq"), moments):
+        after = {name.removeprefix(kind + "."): p for name, p in got.items() if name.startswith(kind + ".")}
+        for name, p in after.items():
+            if ".mlp." not in name:
+                assert torch.equal(p, before[name]), name
+        for layer in range(2):
+            mlp = f"model.layers.{layer}.mlp."
+            assert not after[mlp + "gate.weight"].any()
+            for expert in range(3):
+                gate, up = after[mlp + "experts.gate_up_proj"][expert].chunk(2)
+                down = after[mlp + "experts.down_proj"][expert]
+                kept = up.any(dim=1)
+                assert kept.sum() == 10
+                for name, p in (("gate", gate), ("up", up), ("down", down.T)):
+                    whole = before[mlp + name + "_proj.weight"]
+                    whole = whole.T if name == "down" else whole
+                    assert torch.equal(p, whole * kept[:, None]), (kind, layer, expert, name)
+
+
+TWO = [like.SETTINGS, {**like.SETTINGS, "weight_decay": 0.0}]
+UNFIT = {
+    "no moments": (dict(moments=None), {}, "no exp_avg"),
+    "other groups": (dict(settings=TWO), {"target__data_parallel": 2}, "'weight_decay' of their own"),
+    "no value": (dict(settings=[{**like.SETTINGS, "lr": torch.zeros(2)}]), {}, "param_groups.0.lr"),
+}
+
+
+@pytest.mark.parametrize("case", UNFIT)
+def test_an_optimizer_that_cannot_be_carried_is_refused(scratch, mixture, stepped, case):
+    _, masters, planes = stepped
+    how, changes, word = UNFIT[case]
+    like.zero3(scratch / "source", masters, **{"moments": split_moments(planes), **how})
+    result = run(scratch, scratch / "source", config=mixture, **KEEP, **changes)
+    refused(result, runner.DATA, word, "hint")
+
+
+def uneven(content):
+    content["optimizer_state_dict"]["optimizer_state_dict"]["state"][0]["step"] += 1
+
+
+def short(content):
+    state = content["optimizer_state_dict"]["optimizer_state_dict"]["state"][0]
+    state["exp_avg_sq"] = state["exp_avg_sq"][:-1].clone()
+
+
+@pytest.mark.parametrize("do, word", [(uneven, "stepped more often"), (short, "exp_avg_sq of group 0")])
+def test_moments_that_are_not_whole_are_refused(scratch, mixture, stepped, do, word):
+    _, masters, planes = stepped
+    like.zero3(scratch / "source", masters, moments=split_moments(planes))
+    path = scratch / "source" / "bf16_zero_pp_rank_1_mp_rank_00_optim_states.pt"
+    content = torch.load(path, weights_only=False)
+    do(content)
+    torch.save(content, path)
+    refused(run(scratch, scratch / "source", config=mixture, **KEEP), runner.DATA, word)
 
 
 def parameters(out):

@@ -1,12 +1,15 @@
-"""Layers for multi-token prediction: moved where all else is moved unread, else refused with the way on, and left
-out with `source.mtp: drop`. What is left is the model, to real transformers and by Megatron-LM's own logits."""
+"""Layers for multi-token prediction: moved as they are to where the same class is stored, else refused with the way
+on, and left out with `source.mtp: drop`. What is left is the model, to real transformers and by Megatron-LM's own
+logits; what is moved is what transformers' generate(use_mtp=True) reads."""
 
 import json
 
 import pytest
 import torch
 import torch.distributed.checkpoint as dcp
+import transformers
 from safetensors.torch import load_file, save_file
+from transformers.modeling_layers import MtpModel
 
 import harness
 import real_models
@@ -41,16 +44,16 @@ def named(tensors, layers):
 
 
 KINDS = {
-    "glm4_moe": (lambda: real_models.born("Glm4Moe", GLM), behind, "num_nextn_predict_layers"),
+    "glm4_moe": (lambda **how: real_models.born("Glm4Moe", {**GLM, **how}), behind, "num_nextn_predict_layers"),
     "ernie4_5_moe": (lambda: real_models.born("Ernie4_5_Moe", ERNIE), named, "num_nextn_predict_layers"),
     "deepseek_v3": (lambda: passed.born("DeepseekV3", passed.MIXTURES["DeepseekV3"]), behind, "num_nextn_predict_layers"),
 }
 
 
-def published(folder, kind):
+def published(folder, kind, **how):
     """A model in folder / "a", and the same with such a layer in folder / "b"."""
     make, more, key = KINDS[kind]
-    lm = make()
+    lm = make(**how)
     lm.save_pretrained(folder / "a")
     tensors = load_file(folder / "a" / "model.safetensors")
     config = json.loads((folder / "a" / "config.json").read_text())
@@ -59,7 +62,7 @@ def published(folder, kind):
     for at, part in enumerate((tensors, more(tensors, lm.config.num_hidden_layers))):
         save_file({n: t.contiguous() for n, t in part.items()}, folder / "b" / f"{at}.safetensors", {"format": "pt"})
         index = {n: f"{at}.safetensors" for n in part} | (index if at else {})
-    (folder / "b" / "model.safetensors.index.json").write_text(json.dumps({"weight_map": index}))
+    (folder / "b" / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": index}))
     (folder / "b" / "config.json").write_text(json.dumps({**config, key: 1}))
     return lm, key
 
@@ -98,13 +101,83 @@ def index(scratch):
     return json.loads((scratch / "b" / "model.safetensors.index.json").read_text())["weight_map"]
 
 
+def moved(lm, folder):
+    """The model of `folder`, which loads whole but for such layers, and those as transformers itself reads them."""
+    stem = f"model.layers.{lm.config.num_hidden_layers}."
+    again, info = transformers.AutoModelForCausalLM.from_pretrained(
+        folder, dtype=torch.float32, attn_implementation="eager", output_loading_info=True
+    )
+    assert not info["missing_keys"] and all(n.startswith(stem) for n in info["unexpected_keys"]), info
+    assert torch.equal(families.logits(again.eval()), families.logits(lm))
+    if lm.config.model_type != "glm4_moe":
+        return {}
+    said = [rf"model\.layers\.{lm.config.num_hidden_layers}.*"]  # as the class has it of 46 layers and of 92
+    again._keys_to_ignore_on_load_unexpected = said
+    made = MtpModel.from_pretrained(again)  # raises where one is missing
+    return {n: p for n, p in made.named_parameters() if n.startswith("layers.")}
+
+
+@pytest.mark.parametrize("kind", ["glm4_moe", "ernie4_5_moe"])
+def test_the_same_class_carries_it(scratch, kind):
+    lm, key = published(scratch, kind)
+    wanted = moved(lm, scratch / "b")
+    families.reshard(scratch, scratch / "b", "h5", target__format="hdf5", target__expert_parallel=2)
+    families.reshard(scratch, scratch / "b", "out", target__max_shard_size="1MiB", target__expert_parallel=2)
+    families.reshard(scratch, scratch / "h5", "back")
+    for name in ("out", "back"):
+        families.same_tensors(scratch / "b", scratch / name)
+        assert config_of(scratch / name)[key] == 1
+        got = moved(lm, scratch / name)
+        assert got.keys() == wanted.keys() and all(torch.equal(got[n], wanted[n]) for n in got)
+    assert len(wanted) > 10 or kind != "glm4_moe"
+    families.convert(scratch, scratch / "h5", "dropped", **DROP)
+    families.same_tensors(scratch / "a", scratch / "dropped")
+    assert config_of(scratch / "dropped")[key] == 0
+
+
+NO_MTP = {
+    "megatron-dist": dict(RESHARD, target__format="megatron-dist"),
+    "megatron-torch": dict(RESHARD, target__format="megatron-torch"),
+    "more experts": dict(upcycle={"method": "naive", "experts": 12, "seed": 1}),
+}
+
+
 @pytest.mark.parametrize("kind", ["glm4_moe", "ernie4_5_moe"])
 def test_what_cannot_carry_it_names_the_key(scratch, kind):
+    """From a folder and from HDF5; the hint works where the model itself may go."""
     published(scratch, kind)
-    for format in ("huggingface", "hdf5", "megatron-dist"):
-        result = families.run(scratch, scratch / "b", "no", **RESHARD, target__format=format)
-        assert result.status == runner.DATA and "multi-token prediction" in result.err, str(result)
-        assert "set 'source.mtp: drop'" in result.err and not (scratch / "no").exists(), str(result)
+    families.reshard(scratch, scratch / "b", "h5", target__format="hdf5")
+    for source, ways in {"b": NO_MTP, "h5": ["more experts"]}.items():
+        for name, how in ((name, NO_MTP[name]) for name in ways):
+            result = families.run(scratch, scratch / source, "no", **how)
+            assert result.status in (runner.DATA, runner.CONFIG) and not (scratch / "no").exists(), f"{name}: {result}"
+            follows = "set 'source.mtp: drop'" in result.err
+            assert follows == ("multi-token prediction" in result.err), f"{name}: {result}"
+            after = families.run(scratch, scratch / source, f"{source}-{name}", source__mtp="drop", **how)
+            assert (after.status == 0) == follows, f"{name}: {after}"
+            assert follows or kind == "ernie4_5_moe", f"{name}: {result}"  # which is refused for its router
+
+
+def test_another_class_that_computes_the_model_is_none(scratch):
+    lm, _ = published(scratch, "glm4_moe", use_qk_norm=True, partial_rotary_factor=1.0)
+    result = families.run(scratch, scratch / "b", "no", **RESHARD, target__class="dots1")
+    assert result.status == runner.DATA and "'dots1'" in result.err, str(result)
+    assert "set 'source.mtp: drop'" in result.err and not (scratch / "no").exists(), str(result)
+    out = families.convert(scratch, scratch / "b", "out", **DROP, target__class="dots1")
+    assert harness.relative_difference(families.logits(real_models.load(out)), families.logits(lm)) < 1e-5
+
+
+def test_a_stranger_beside_it_is_refused(scratch):
+    """Only what is of such layers is moved unread."""
+    published(scratch, "glm4_moe")
+    tensors = families.tensors(scratch / "b") | {"model.layers.0.self_attn.q_proj.lora": torch.ones(4)}
+    for path in (scratch / "b").glob("model.safetensors.index.json"):
+        path.unlink()
+    for path in (scratch / "b").glob("*.safetensors"):
+        path.unlink()
+    save_file({n: t.contiguous() for n, t in tensors.items()}, scratch / "b" / "model.safetensors", {"format": "pt"})
+    result = families.run(scratch, scratch / "b", "no", **RESHARD)
+    assert result.status == runner.DATA and "q_proj.lora" in result.err, str(result)
 
 
 def test_what_is_moved_unread_carries_it(scratch):
@@ -117,13 +190,14 @@ def test_of_torch_dcp_too(scratch):
     published(scratch, "glm4_moe")
     dcp.save(families.tensors(scratch / "b"), checkpoint_id=scratch / "dcp", no_dist=True)
     (scratch / "dcp" / "config.json").write_text((scratch / "b" / "config.json").read_text())
-    result = families.run(scratch, scratch / "dcp", "no", **RESHARD)
+    families.same_tensors(scratch / "b", families.reshard(scratch, scratch / "dcp", "kept"))
+    result = families.run(scratch, scratch / "dcp", "no", **NO_MTP["more experts"])
     assert result.status == runner.DATA and "set 'source.mtp: drop'" in result.err, str(result)
     families.convert(scratch, scratch / "dcp", "out", **DROP)
     families.same_tensors(scratch / "a", scratch / "out")
 
 
-def test_who_has_no_such_key_says_so(scratch):
+def test_hdf5_without_such_layers_says_so(scratch):
     published(scratch, "glm4_moe")
     families.reshard(scratch, scratch / "a", "h5", target__format="hdf5")
     result = families.run(scratch, scratch / "h5", "no", **DROP)

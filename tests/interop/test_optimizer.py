@@ -224,6 +224,32 @@ def test_same_bytes_by_any_ranks_memory_and_stop(sources, scratch):
     assert runner.run([runner.program("mgr-verify"), scratch / "one"]).status
 
 
+def of_deepspeed(out):
+    """{plane: {parameter: tensor}} of a universal checkpoint."""
+    files = next(out.glob("global_step*_universal")) / "zero"
+    return {
+        plane: {path.parent.name: torch.load(path, weights_only=True)["param"] for path in files.glob(f"*/{name}.pt")}
+        for plane, name in {"master": "fp32", **{name: name for name in MOMENTS}}.items()
+    }
+
+
+def test_moments_go_to_deepspeed_and_come_back(judge, sources, scratch):
+    """A row each way; and the trainer goes on with what came back, by the options that the output tells."""
+    there, back = scratch / "there", scratch / "back"
+    run(write(scratch, "there", sources / "plain", target={"format": "deepspeed", "optimizer": "keep"}), np=2)
+    before, between = planes(read(sources / "plain"), "plain"), of_deepspeed(there)
+    for plane, got in between.items():
+        for layer in range(LAYERS):
+            for name, part in matrices(before[plane], layer).items():
+                mine = got[f"model.layers.{layer}.mlp.{name}_proj.weight"].numpy()
+                assert np.array_equal(mine.T if name == "down" else mine, part), (plane, layer, name)
+        assert torch.equal(got["lm_head.weight"], before[plane]["output_layer.weight"][: trainer.VOCAB])
+    target = {"format": "megatron-dist", "dtype": "bfloat16", "names": "local", "iteration": 9, "optimizer": "keep"}
+    run(write(scratch, "back", there, source__weights="auto", target={**target, "make_vocab_size_divisible_by": 8}))
+    same(read(sources / "plain"), {k: v for k, v in read(back).items() if "_extra_state" not in k})
+    goes_on(judge, back, "plain")
+
+
 SCRATCH = {key: value for key, value in DROP.items() if key != "ratio"} | {"method": "from-scratch"}
 REFUSED = {
     "release": ({"target__iteration": 0}, "release checkpoint"),

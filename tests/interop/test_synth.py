@@ -151,6 +151,8 @@ def test_every_class_is_written(scratch, family):
     out = write(scratch / "hf", "--class", family, "--format", "huggingface", "--dtype", "fp32")
     lm = real_models.load(out)
     assert lm.config.model_type == family
+    shown = runner.run([runner.program("mgr-inspect"), "--summary", out])
+    assert shown.status == 0 and "4 layers, hidden 64" in shown.out, str(shown)
     with torch.no_grad():
         assert torch.isfinite(lm(torch.arange(20)[None]).logits).all()
     for name in ("hdf5", "deepspeed", "megatron-dist"):
@@ -160,6 +162,19 @@ def test_every_class_is_written(scratch, family):
             assert result.status == runner.DATA and refused in result.err, str(result)
             continue
         assert result.status == 0 and compare(out, scratch / name).status == 0, str(result)
+
+
+def test_no_class_or_format_is_left_out():
+    """Each row of the table is written or refused by name, and so is each format that there is."""
+    types = re.findall(r'\.type = "(\w+)"', FAMILIES)
+    asked = dict(re.findall(r'\.type = "(\w+)"[^}]*?"(\w+)ForCausalLM"', FAMILIES))
+    assert set(types) - set(asked) == {"t5", "switch_transformers"}
+    form = runner.ROOT / "src" / "form"
+    read, written = (
+        set(re.findall(rf"^extern const mgr_{kind}_format mgr_{kind}_(\w+);", (form / file).read_text(), re.M))
+        for kind, file in (("source", "source.c"), ("target", "target_table.c"))
+    )
+    assert len(written) == 7 and read - written == {"torch_dcp"}, (read, written)
 
 
 def compare(a, b):
@@ -199,6 +214,10 @@ def check_loads(folder, class_name):
     [
         (["--norm", "batchnorm"], ["--norm 'batchnorm'", "rmsnorm, layernorm"]),
         (["--format", "gguf"], ["--format 'gguf'", "moe-recipes", "megatron-dist"]),
+        (["--format", "torch-dcp"], ["'torch-dcp'", "read alone", "PyTorch"]),
+        (["--class", "t5"], ["'t5'", "no causal LM", "save_pretrained"]),
+        (["--class", "switch_transformers"], ["'switch_transformers'", "no causal LM", "save_pretrained"]),
+        (["--class", "gemma3_text"], ["'gemma3_text'", "qwen3_moe", "save_pretrained"]),
         (["--names", "other"], ["--names 'other'", "per-expert, fused"]),
         (["--top-k", 2], ["--experts"]),
         (["--experts", 2, "--top-k", 3], ["--top-k"]),
