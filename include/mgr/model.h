@@ -95,6 +95,13 @@ typedef enum mgr_stack {
     MGR_STACK_COUNT
 } mgr_stack;
 
+/* Models of Megatron-Core beside GPTModel (model/megatron_kin.h). */
+typedef enum mgr_megatron_kin {
+    MGR_KIN_NONE,
+    MGR_KIN_T5,
+    MGR_KIN_VIT /* CLIPViTModel */
+} mgr_megatron_kin;
+
 typedef enum mgr_positions { MGR_POSITIONS_ROPE, MGR_POSITIONS_LEARNED } mgr_positions;
 
 /* How RoPE is stretched: LINEAR divides positions by the factor (position interpolation), LLAMA3
@@ -138,6 +145,7 @@ typedef struct mgr_model {
                         model/huggingface_tower.c, from 1) */
     bool passed_router;
     bool mtp;         /* layers for multi-token prediction stand beside it (model/mtp.h), opaque */
+    uint8_t kin;      /* an mgr_megatron_kin, of which all but the FFNs is opaque */
     uint64_t ffn;     /* of a dense FFN */
     uint64_t vocab;   /* true size, without padding */
     uint64_t experts; /* 0 for a dense model */

@@ -274,6 +274,24 @@ static int say_limits(const mgr_megatron_arg_list *list, const mgr_config *confi
     return MGR_OK;
 }
 
+/* Of T5 and vision transformers: no spec that Megatron has gives them experts
+ * (models/T5/t5_spec.py, models/vision/vit_layer_specs.py of 0.19), and MoELayer wants all process
+ * groups. */
+static int say_spec(const mgr_model *m, mgr_remarks *remarks, mgr_err *err)
+{
+    const bool t5 = m->kin == MGR_KIN_T5;
+    if (!m->experts)
+        return MGR_OK;
+    MGR_TRY(mgr_remarks_say(remarks, MGR_REMARK_NEXT, err,
+                            "# no option of Megatron-LM gives %s experts: in the layer spec of "
+                            "each",
+                            t5 ? "a T5" : "a vision transformer"));
+    MGR_TRY(mgr_remarks_say(remarks, MGR_REMARK_NEXT, err,
+                            "# layer with a router, submodules.mlp = get_moe_module_spec(...),"));
+    return mgr_remarks_say(remarks, MGR_REMARK_NEXT, err,
+                           "# and pg_collection=ProcessGroupCollection.use_mpu_process_groups()");
+}
+
 int mgr_megatron_flags_review(const mgr_megatron_arg_list *list, const mgr_output *out,
                               mgr_remarks *remarks, mgr_err *err)
 {
@@ -282,6 +300,8 @@ int mgr_megatron_flags_review(const mgr_megatron_arg_list *list, const mgr_outpu
     const bool hybrid = mgr_megatron_args_get(list, "hybrid_layer_pattern");
     const bool distributed = out->origin && mgr_megatron_optimizer_distributed(out->origin->cat);
     lines l = {.remarks = remarks, .err = err};
+    if (out->layout->tensors->model.kin)
+        return say_spec(&out->layout->tensors->model, remarks, err);
     MGR_TRY(say_limits(list, out->config, remarks, err));
     for (int alone = 0; alone < 2; alone++) {
         MGR_TRY(mgr_remarks_say(remarks, MGR_REMARK_NEXT, err, "%s",

@@ -124,6 +124,31 @@ static int add_sizes(const mgr_megatron_args *a, mgr_megatron_arg_list *out, mgr
     return add_all(out, args, sizeof args / sizeof args[0], err);
 }
 
+/* Of a T5 and the like args keep what they have, but for what a job changes: they count layers of
+ * the decoder or of the encoder, and say of attention what the opaque tensors are. */
+static int add_sizes_of_kin(const mgr_megatron_args *a, mgr_megatron_arg_list *out, mgr_err *err)
+{
+    const mgr_model *const m = a->model;
+    const mgr_megatron *const mg = a->megatron;
+    const arg vocabulary[] = {
+        {"make_vocab_size_divisible_by", WHOLE,
+         (double)a->config->target.make_vocab_size_divisible_by, NULL},
+        {"padded_vocab_size", WHOLE, (double)mg->padded_vocab, NULL},
+        {"vocab_size", WHOLE, (double)m->vocab, NULL},
+    };
+    const arg args[] = {
+        {"hidden_size", WHOLE, (double)m->hidden, NULL},
+        {"ffn_hidden_size", WHOLE, (double)m->ffn, NULL},
+        {"num_attention_heads", WHOLE, (double)m->heads, NULL},
+        {"add_bias_linear", BOOLEAN, m->bias_mlp, NULL},
+        {"tensor_model_parallel_size", WHOLE, mg->tensor_parallel, NULL},
+        {"pipeline_model_parallel_size", WHOLE, mg->pipeline_parallel, NULL},
+    };
+    if (m->kin == MGR_KIN_T5)
+        MGR_TRY(add_all(out, vocabulary, m->vocab < mg->padded_vocab ? 3 : 2, err));
+    return add_all(out, args, sizeof args / sizeof args[0], err);
+}
+
 static int add_positions(const mgr_model *m, mgr_megatron_arg_list *out, mgr_err *err)
 {
     const bool rope = m->positions == MGR_POSITIONS_ROPE;
@@ -223,12 +248,13 @@ static int add_layer_freq(const mgr_megatron_args *a, mgr_megatron_arg_list *out
         return add_pattern(m, out, err);
     if (m->experts == 0 && !a->layer_list)
         return MGR_OK;
+    const uint64_t layers = mgr_model_stack_layers(m, MGR_STACK_DECODER); /* a T5's config's */
     uint8_t moe[MGR_MAX_LAYERS / 8] = {0};
     if (mgr_model_moe_layers(m) == m->layers && !a->layer_list)
         return add(out, &(arg){"moe_layer_freq", WHOLE, 1, NULL}, err);
-    for (uint64_t l = 0; l < m->layers; l++)
+    for (uint64_t l = 0; l < layers; l++)
         moe[l / 8] |= (uint8_t)(mgr_model_is_moe(m, l) << l % 8);
-    return add_bits("moe_layer_freq", moe, m->layers, out, err);
+    return add_bits("moe_layer_freq", moe, layers, out, err);
 }
 
 static int add_optional(const char *name, uint64_t value, mgr_megatron_arg_list *out, mgr_err *err)
@@ -309,10 +335,14 @@ int mgr_megatron_args_own(const mgr_megatron_args *a, mgr_megatron_arg_list *out
         {"no_save_optim", BOOLEAN, !kept, NULL},    {"no_save_rng", BOOLEAN, 1, NULL},
         {"ckpt_format", TEXT, 0, a->ckpt_format},
     };
-    MGR_TRY(add_sizes(a, out, err));
-    MGR_TRY(add_positions(a->model, out, err));
-    MGR_TRY(add_attention(a->model, out, err));
-    MGR_TRY(add_architecture(a->model, out, err));
+    if (a->model->kin) {
+        MGR_TRY(add_sizes_of_kin(a, out, err));
+    } else {
+        MGR_TRY(add_sizes(a, out, err));
+        MGR_TRY(add_positions(a->model, out, err));
+        MGR_TRY(add_attention(a->model, out, err));
+        MGR_TRY(add_architecture(a->model, out, err));
+    }
     MGR_TRY(add_experts(a, out, err));
     MGR_TRY(add_layer_freq(a, out, err));
     MGR_TRY(add_stages(a, out, err));

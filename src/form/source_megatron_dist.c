@@ -19,6 +19,7 @@
 #include "form/source.h"
 #include "io/file.h"
 #include "model/megatron_dist.h"
+#include "model/megatron_kin_dist.h"
 
 #define COMMON "common.pt"
 #define COMMON_OBJECT "common_state/shard_0_1"
@@ -277,18 +278,42 @@ static void release_megatron_dist_source(void *opaque)
     mgr_free(opaque);
 }
 
+/* What an optimizer has of opaque tensors is not looked for. */
+static int check_optimizer(const mgr_catalogue *cat, const mgr_config *config,
+                           const mgr_megatron_dist *dist, mgr_err *err)
+{
+    const bool planes = config->source.planes && config->source.planes != MGR_PLANES_FOUND;
+    if (!dist->kin || (!dist->masters && !planes))
+        return MGR_OK;
+    mgr_fail(err, MGR_ERR_UNSUPPORTED,
+             "'%s' is of a model of which nothing but the FFNs is understood, and its optimizer is "
+             "not read",
+             cat->n_files ? cat->files[0].path : "");
+    return mgr_hint(err, planes ? "set 'target.optimizer: none' and 'source.weights: copies'"
+                                : "set 'source.weights: copies'");
+}
+
 static int describe_megatron_dist_source(const mgr_catalogue *cat, const mgr_config *config,
                                          void **out, mgr_model *model, mgr_err *err)
 {
     state *s;
     MGR_TRY(mgr_alloc(&s, 1, sizeof *s, err));
     s->n_chunks = cat->n_stored;
-    const int rc = mgr_megatron_dist_model(cat, config, &s->dist, model, err);
+    int rc = mgr_megatron_dist_model(cat, config, &s->dist, model, err);
+    if (rc == MGR_OK)
+        rc = check_optimizer(cat, config, &s->dist, err);
     if (rc == MGR_OK)
         *out = s;
     else
         release_megatron_dist_source(s);
     return rc;
+}
+
+static int opaque_megatron_dist_source(const void *opaque, const mgr_catalogue *cat,
+                                       mgr_tensors *tensors, mgr_err *err)
+{
+    (void)opaque;
+    return mgr_kin_dist_opaque(tensors, cat, err);
 }
 
 static int layout_megatron_dist_source(const void *opaque, mgr_layout *into, mgr_err *err)
@@ -311,7 +336,7 @@ static int summary_megatron_dist_source(const void *opaque, mgr_buf *out, mgr_er
 static unsigned planes_megatron_dist_source(const mgr_catalogue *cat)
 {
     unsigned planes = 0;
-    for (size_t i = 0; i < cat->n_stored; i++)
+    for (size_t i = 0; i < cat->n_stored && !mgr_megatron_kin_of(cat); i++)
         planes |= 1u << mgr_megatron_dist_plane(cat->stored[i].name);
     return planes & MGR_PLANES_KEPT;
 }
@@ -343,6 +368,7 @@ const mgr_source_format mgr_source_megatron_dist = {
     .read = read_file,
     .forget = mgr_dcp_forget,
     .describe = describe_megatron_dist_source,
+    .opaque = opaque_megatron_dist_source,
     .layout = layout_megatron_dist_source,
     .summary = summary_megatron_dist_source,
     .review = review_megatron_dist_source,

@@ -17,6 +17,7 @@
 #include "form/strange.h"
 #include "io/file.h"
 #include "model/megatron.h"
+#include "model/megatron_kin.h"
 
 #define RANK_FILE "model_optim_rng.pt"
 #define MAX_PARALLEL 65536
@@ -328,6 +329,12 @@ static int describe_megatron_torch_source(const mgr_catalogue *cat, const mgr_co
     return rc;
 }
 
+static int opaque_megatron_torch_source(const void *opaque, const mgr_catalogue *cat,
+                                        mgr_tensors *tensors, mgr_err *err)
+{
+    return mgr_kin_opaque(tensors, cat, &((const state *)opaque)->megatron, err);
+}
+
 static int layout_megatron_torch_source(const void *opaque, mgr_layout *into, mgr_err *err)
 {
     const state *const s = opaque;
@@ -373,6 +380,7 @@ const mgr_source_format mgr_source_megatron_torch = {
     .find = find_megatron_torch_source,
     .read = read_megatron_torch_file,
     .describe = describe_megatron_torch_source,
+    .opaque = opaque_megatron_torch_source,
     .layout = layout_megatron_torch_source,
     .summary = summary_megatron_torch_source,
     .review = review_megatron_torch_source,

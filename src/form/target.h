@@ -33,6 +33,7 @@ typedef struct mgr_target_format {
     mgr_key_table keys; /* of the configuration, that this format reads */
     const mgr_container *container;
     bool opaque; /* stores any tensor under its own name */
+    bool kin;    /* stores those of Megatron-Core's models beside GPTModel */
     /* NULL, or what to take in its place. Pure. */
     const mgr_container *(*choose)(const mgr_config *config);
 

@@ -24,7 +24,7 @@ static bool is_beside(const mgr_model *model)
 /* What is known by its name alone is stored by that. */
 static int check_opaque(const mgr_target_format *format, const mgr_model *model, mgr_err *err)
 {
-    if (!mgr_model_is_part(model) || format->opaque)
+    if (!mgr_model_is_part(model) || (model->kin ? format->kin : format->opaque))
         return MGR_OK;
     mgr_fail(err, MGR_ERR_UNSUPPORTED, "target format '%s' cannot express a model with %s%s",
              format->name, mgr_model_feature(model, 0),

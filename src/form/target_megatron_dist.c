@@ -74,6 +74,10 @@ static int check_hybrid(const mgr_config *config, const mgr_model *model, mgr_er
 {
     if (!is_hybrid(config))
         return MGR_OK;
+    if (model->kin)
+        return mgr_config_fail(config, "target.dist_keys", err,
+                               "'target.dist_keys' is 'hybrid', but a HybridModel cannot hold %s",
+                               mgr_model_feature(model, 0));
     if (strcmp(config->target.names, "local") == 0)
         return mgr_config_fail(config, "target.names", err,
                                "'target.names' is 'local', but a HybridModel has Transformer "
@@ -512,6 +516,7 @@ static void settle_megatron_dist_target(const mgr_origin *origin, mgr_config *co
 const mgr_target_format mgr_target_megatron_dist = {
     .name = "megatron-dist",
     .keys = MGR_KEY_TABLE(MGR_OWNER_TARGET, "megatron-dist", keys),
+    .kin = true,
     .container = &mgr_container_dist,
     .check = check_megatron_dist_target,
     .settle = settle_megatron_dist_target,

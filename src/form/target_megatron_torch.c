@@ -111,6 +111,11 @@ static int check_names(const mgr_config *config, mgr_err *err)
 static int check_megatron_torch_target(const mgr_config *config, const mgr_model *model,
                                        mgr_err *err)
 {
+    if (model->kin && config->target.pipeline_parallel > 1)
+        return mgr_config_fail(config, "target.pipeline_parallel", err,
+                               "%s is written in one pipeline stage, not %llu",
+                               model->kin == MGR_KIN_T5 ? "a T5" : "a vision transformer",
+                               (unsigned long long)config->target.pipeline_parallel);
     MGR_TRY(check_names(config, err));
     MGR_TRY(check_experts_megatron_torch_target(config, model, err));
     MGR_TRY(check_stages(config, model, err));
@@ -272,6 +277,7 @@ static const mgr_key keys[] = {
 const mgr_target_format mgr_target_megatron_torch = {
     .name = "megatron-torch",
     .keys = MGR_KEY_TABLE(MGR_OWNER_TARGET, "megatron-torch", keys),
+    .kin = true,
     .container = &mgr_container_torch,
     .check = check_megatron_torch_target,
     .settle = mgr_megatron_settle,

@@ -2,6 +2,7 @@
 
 #include "core/mem.h"
 #include "model/huggingface_tower.h"
+#include "model/megatron_kin.h"
 #include "model/mtp.h"
 #include "model/opaque.h"
 
@@ -28,6 +29,10 @@ static int file_of(const mgr_layout *layout, const mgr_flat *flat, uint32_t hint
 
 bool mgr_flat_name(const mgr_tensors *ts, const mgr_tensor *t, char name[MGR_HF_NAME_BYTES])
 {
+    if (ts->model.kin) {
+        mgr_kin_name(ts, t, name, MGR_HF_NAME_BYTES);
+        return true;
+    }
     const bool dense = mgr_role_is_ffn(t->role) && t->expert == MGR_NONE;
     const mgr_hf_ffn ffn =
         dense ? mgr_huggingface_dense(&ts->model) : mgr_huggingface_ffn(&ts->model);

@@ -3,6 +3,8 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "model/megatron_kin.h"
+
 #define NAME_MAX_BYTES 192
 
 /* One (tp, ep, chunk) while it is being laid out. */
@@ -13,6 +15,7 @@ typedef struct place {
     uint32_t file, pp, tp, ep, chunk;
     uint32_t layer;       /* global; MGR_NONE outside of layers */
     uint32_t layer_here;  /* local index in the chunk's names */
+    bool encoder;         /* the layer is one of an encoder's */
     uint32_t expert;      /* global; MGR_NONE outside of experts */
     uint32_t expert_here; /* local index in the names */
     /* which copy this file holds of what all ranks have whole, of what tensor-parallel ranks share,
@@ -127,6 +130,9 @@ static void make_name(const place *p, const char *spelling, bool bias, char out[
     /* cppcheck-suppress wrongPrintfScanfArgNum */
     snprintf(out + used, NAME_MAX_BYTES - (size_t)used, spelling, p->layer_here, p->expert_here);
 #pragma GCC diagnostic pop
+    if (p->encoder) /* as long a word as the tables' "decoder" */
+        for (size_t i = 0; i < strlen("encoder"); i++)
+            out[(size_t)used + i] = "encoder"[i];
     if (bias)
         weight_to_bias(out);
 }
@@ -477,9 +483,11 @@ static int decoder_layer(place *p, mgr_err *err)
     const split dense = {p->mg->tensor_parallel, p->tp, p->copy_of_part,
                          mgr_model_ffn_width(m, p->layer, MGR_FFN_DENSE), false};
     const bool moe = mgr_model_is_moe(m, p->layer);
-    MGR_TRY(attention(p, &dense, err));
-    MGR_TRY(norm(p, MGR_ROLE_MLP_NORM, MGR_ROLE_MLP_NORM_BIAS,
-                 moe ? moe_norm_names : mlp_norm_names, m->hidden, err));
+    if (!m->ffns_only) {
+        MGR_TRY(attention(p, &dense, err));
+        MGR_TRY(norm(p, MGR_ROLE_MLP_NORM, MGR_ROLE_MLP_NORM_BIAS,
+                     moe ? moe_norm_names : mlp_norm_names, m->hidden, err));
+    }
     MGR_TRY(moe ? experts(p, err) : ffn(p, fc1_names, fc2_names, &dense, err));
     return layer_objects(p, err);
 }
@@ -566,6 +574,131 @@ static int chunk(place *p, uint32_t k, uint32_t *layer, mgr_err *err)
     return k + 1 == chunks ? last_chunk(p, err) : MGR_OK;
 }
 
+/* ---- T5 and vision transformers ---- */
+
+/* The box that rank p->tp has of opaque tensor `b->tensor`, and the shape of what holds it. */
+static int cut_opaque(const place *p, const mgr_kin_row *row, mgr_box *b, uint64_t *shape,
+                      mgr_err *err)
+{
+    const mgr_tensor *const t = &p->layout->tensors->list[b->tensor];
+    const uint64_t ranks = p->mg->tensor_parallel, rows = p->mg->padded_vocab / ranks;
+    const bool by_cols = row->split == MGR_KIN_COLS;
+    memcpy(shape, t->opaque->shape, sizeof t->opaque->shape);
+    *b = (mgr_box){.tensor = b->tensor, .rows = t->rows, .cols = t->cols};
+    b->copy = row->split == MGR_KIN_WHOLE ? p->copy_of_all : p->copy_of_part;
+    if (row->split == MGR_KIN_WHOLE)
+        return MGR_OK;
+    if (row->split == MGR_KIN_VOCABULARY) {
+        shape[0] = rows;
+        b->row = p->tp * rows < t->rows ? p->tp * rows : t->rows;
+        b->rows = t->rows - b->row < rows ? t->rows - b->row : rows;
+        return MGR_OK;
+    }
+    uint64_t *const axis = &shape[by_cols ? t->opaque->ndim - 1 : 0];
+    if (t->opaque->ndim > 2 || *axis % ranks != 0)
+        return mgr_fail(err, MGR_ERR_FORMAT,
+                        "tensor '%s' does not split over %llu tensor-parallel ranks",
+                        t->opaque->name, (unsigned long long)ranks);
+    *axis /= ranks;
+    *(by_cols ? &b->cols : &b->rows) = *axis;
+    *(by_cols ? &b->col : &b->row) = p->tp * *axis;
+    return MGR_OK;
+}
+
+/* The k-th name of an opaque tensor; of a target what its spec has, of a source what is there. */
+static bool opaque_name(const place *p, const mgr_kin_row *row, const char *opaque, int again,
+                        char out[NAME_MAX_BYTES])
+{
+    const mgr_kin_key key = mgr_kin_parse((mgr_megatron_kin)p->model->kin, opaque, strlen(opaque));
+    const uint64_t layer = mgr_model_stack_first(p->model, key.stack) + key.layer;
+    const bool moe = key.in_layer && mgr_model_is_moe(p->model, layer);
+    const char *const module = again ? row->again : row->name;
+    const bool fused = !again && mgr_kin_is_fused(row, p->mg->names == MGR_NAMES_TE, moe);
+    char name[MGR_KIN_NAME_BYTES];
+    for (int other = 0; other < 2; other++) {
+        const bool use_fused = p->layout->declare ? fused : other;
+        if (!module || (use_fused && !row->fused))
+            return false;
+        mgr_kin_spell(row, opaque, use_fused ? row->fused : module, name);
+        snprintf(out, NAME_MAX_BYTES, "model.%.180s", name);
+        if (p->layout->declare || mgr_layout_has(p->layout, p->file, out))
+            return true;
+        if (again)
+            return false;
+    }
+    return true; /* and let it be reported as missing */
+}
+
+/* By its name, and by its second one where it has one and the source has it. */
+static int opaque_part(const place *p, uint32_t idx, mgr_err *err)
+{
+    const mgr_opaque *const o = p->layout->tensors->list[idx].opaque;
+    const uint32_t files = p->mg->tensor_parallel * p->mg->expert_parallel;
+    size_t place_of_row;
+    const mgr_kin_row *const row =
+        mgr_kin_row_of((mgr_megatron_kin)p->model->kin, o->name, &place_of_row);
+    mgr_box b = {.tensor = idx};
+    uint64_t shape[MGR_MAX_NDIM];
+    MGR_TRY(cut_opaque(p, row, &b, shape, err));
+    for (int again = 0; again < 2; again++, b.copy += files) {
+        char name[NAME_MAX_BYTES];
+        if (!opaque_name(p, row, o->name, again, name) && again)
+            continue;
+        MGR_TRY(mgr_layout_tensor(p->layout, p->file, name, o->ndim, shape, &b.stored, err));
+        if (row->split == MGR_KIN_VOCABULARY)
+            MGR_TRY(mgr_layout_fill(p->layout, b.stored, b.rows, shape[0] - b.rows, err));
+        MGR_TRY(mgr_layout_box(p->layout, &b, err));
+    }
+    return MGR_OK;
+}
+
+/* What the linears and, of Transformer Engine, the norms of a T5 have beside those of a GPT. */
+static int cross_objects(place *p, mgr_err *err)
+{
+    static const char *const linears[] = {MCORE "cross_attention.linear_q._extra_state",
+                                          MCORE "cross_attention.linear_kv._extra_state",
+                                          MCORE "cross_attention.linear_proj._extra_state"};
+    static const char *const te[] = {MCORE "cross_attention.core_attention._extra_state",
+                                     MCORE "pre_cross_attn_layernorm._extra_state"};
+    if (p->encoder || p->model->kin != MGR_KIN_T5)
+        return MGR_OK;
+    MGR_TRY(objects(p, linears, COUNT(linears), err));
+    return p->mg->names == MGR_NAMES_TE ? objects(p, te, COUNT(te), err) : MGR_OK;
+}
+
+static int kin_objects(place *p, mgr_err *err)
+{
+    static const char *const heads[] = {"lm_head.output_layer._extra_state",
+                                        "output_layer._extra_state"};
+    static const char *const norms[] = {"encoder.final_layernorm._extra_state",
+                                        "decoder.final_layernorm._extra_state"};
+    if (p->model->kin != MGR_KIN_T5)
+        return MGR_OK;
+    MGR_TRY(objects(p, heads, COUNT(heads), err));
+    return p->mg->names == MGR_NAMES_TE ? objects(p, norms, COUNT(norms), err) : MGR_OK;
+}
+
+/* One file: both stacks, the decoder's layers first, and all that is opaque. */
+static int kin_file(place *p, mgr_err *err)
+{
+    const mgr_tensors *const ts = p->layout->tensors;
+    p->file = p->mg->files[mgr_megatron_cell(p->mg, 0, p->ep, p->tp)];
+    if (p->file == MGR_NONE)
+        return MGR_OK;
+    number_copies(p);
+    for (uint32_t l = 0; l < p->model->layers; l++) {
+        p->layer = l;
+        p->encoder = mgr_model_stack(p->model, l, &p->layer_here) == MGR_STACK_ENCODER;
+        MGR_TRY(decoder_layer(p, err));
+        MGR_TRY(cross_objects(p, err));
+    }
+    p->layer = MGR_NONE;
+    p->encoder = false;
+    for (uint32_t i = ts->first_opaque; i < ts->n; i++)
+        MGR_TRY(opaque_part(p, i, err));
+    return kin_objects(p, err);
+}
+
 int mgr_megatron_layout(mgr_layout *layout, const mgr_megatron *mg, mgr_err *err)
 {
     MGR_TRY(mgr_megatron_check(&layout->tensors->model, mg, err));
@@ -578,6 +711,10 @@ int mgr_megatron_layout(mgr_layout *layout, const mgr_megatron *mg, mgr_err *err
                        .ep = ep,
                        .expert = MGR_NONE};
             uint32_t layer = 0;
+            if (p.model->kin) {
+                MGR_TRY(kin_file(&p, err));
+                continue;
+            }
             for (uint32_t k = 0; k < mg->virtual_pipeline * mg->pipeline_parallel; k++)
                 MGR_TRY(chunk(&p, k, &layer, err));
         }

@@ -77,7 +77,9 @@ int mgr_megatron_model(const mgr_catalogue *cat, const mgr_config *config, mgr_m
 typedef struct mgr_megatron_shapes {
     uint32_t file; /* whose attributes are read */
     mgr_dtype dtype;
+    mgr_megatron_kin kin;
     uint64_t layers, hidden, padded_vocab;
+    uint64_t encoder_layers; /* of them */
     bool hybrid; /* a HybridModel's, whose args count attention and FFN as a layer each */
     uint64_t ffn, fc1_rows;               /* of dense FFNs: columns of fc2, rows of fc1 */
     uint64_t experts;                     /* rows of the router */
@@ -91,6 +93,11 @@ typedef struct mgr_megatron_shapes {
     bool selection_bias, shared_switch;
     uint8_t moe_layers[MGR_MAX_LAYERS / 8]; /* bit of a layer: it has a router */
 } mgr_megatron_shapes;
+
+/* Refuse what names or args, those of `shapes->file`, show to be another kind of model: of `shapes`
+ * that needs no sizes. Local. */
+int mgr_megatron_model_check(const mgr_catalogue *cat, const mgr_config *config,
+                             const mgr_megatron_shapes *shapes, mgr_err *err) MGR_NODISCARD;
 
 /* The model of these shapes, of the args that `file` has and of the configuration, as above. */
 int mgr_megatron_model_of(const mgr_catalogue *cat, const mgr_config *config,

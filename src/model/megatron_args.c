@@ -1,4 +1,4 @@
-/* Model and partition of a Megatron checkpoint from its args, its shapes and the configuration. */
+/* The model of a Megatron checkpoint from its args, its shapes and the configuration. */
 #include <stddef.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -19,9 +19,9 @@
 typedef struct evidence {
     const mgr_catalogue *cat;
     const mgr_config *config;
-    const mgr_megatron *mg;
     uint32_t file; /* whose args are read: first stage, tensor-parallel rank 0 */
     bool hybrid;   /* a HybridModel's keys */
+    mgr_megatron_kin kin;
 } evidence;
 
 static const mgr_attr *arg(const evidence *ev, const char *name)
@@ -35,12 +35,6 @@ static const mgr_attr *arg(const evidence *ev, const char *name)
 static const char *path(const evidence *ev)
 {
     return ev->cat->files[ev->file].path;
-}
-
-/* The first file of stage `pp`: every stage has one of rank 0 of all kinds. */
-static uint32_t file_of(const evidence *ev, uint32_t pp)
-{
-    return ev->mg->files[mgr_megatron_cell(ev->mg, pp, 0, 0)];
 }
 
 static bool is_true(const mgr_attr *a)
@@ -63,13 +57,13 @@ static bool reads_attention(const evidence *ev)
 }
 
 /* Args that no tensor shows may go unchanged from Megatron to Megatron where nothing is made of the
- * model, nor of the numbers of its layers, which they count by; and someone who only looks (without
- * a target) is shown all there is. */
+ * model, nor of the numbers of its layers, which they count by; someone who only looks (without a
+ * target) is shown all there is; and what is opaque goes to Megatron alone. */
 static bool keeps_args(const evidence *ev)
 {
     const mgr_config *const c = ev->config;
     const bool to_hybrid = becomes_hybrid(ev);
-    return c->target.format[0] == '\0' ||
+    return c->target.format[0] == '\0' || ev->kin ||
            (mgr_has_prefix(c->target.format, "megatron-") && strcmp(c->mode, "reshard") == 0 &&
             ev->hybrid == to_hybrid);
 }
@@ -213,107 +207,6 @@ static double real_arg(const evidence *ev, const char *name, double otherwise)
     return a && a->kind == MGR_ATTR_INT ? (double)a->i : otherwise;
 }
 
-/* The number behind "model<chunk>." or "model." and "<...>layers." in a name, or -1; *chunk is 0
- * where the key has none. */
-static long layer_of(const char *name, unsigned long *chunk)
-{
-    char *end;
-    if (!mgr_has_prefix(name, "model"))
-        return -1;
-    *chunk = strtoul(name + 5, &end, 10);
-    const char *at = end;
-    static const char *const stacks[] = {".decoder.layers.", ".language_model.encoder.layers.",
-                                         ".language_model.transformer.layers."};
-    for (size_t i = 0; i < sizeof stacks / sizeof stacks[0]; i++)
-        if (mgr_has_prefix(at, stacks[i]))
-            return strtol(at + strlen(stacks[i]), NULL, 10);
-    return -1;
-}
-
-/* Decoder layers of each chunk: one more than the highest local index in its names. */
-static uint64_t count_layers(const evidence *ev, uint32_t *stage_layers)
-{
-    const uint32_t stages = ev->mg->pipeline_parallel, chunks = ev->mg->virtual_pipeline;
-    uint64_t total = 0;
-    memset(stage_layers, 0, sizeof *stage_layers * stages * chunks);
-    for (size_t i = 0; i < ev->cat->n_stored; i++) {
-        const mgr_stored *const s = &ev->cat->stored[i];
-        unsigned long chunk = 0;
-        const long layer = layer_of(s->name, &chunk);
-        if (layer < 0 || layer >= MGR_MAX_LAYERS || chunk >= chunks)
-            continue;
-        for (uint32_t pp = 0; pp < stages; pp++) {
-            uint32_t *const n = &stage_layers[chunk * stages + pp];
-            if (s->file == file_of(ev, pp) && (uint32_t)layer + 1 > *n)
-                *n = (uint32_t)layer + 1;
-        }
-    }
-    for (uint32_t k = 0; k < stages * chunks; k++)
-        total += stage_layers[k];
-    return total;
-}
-
-/* Note that the layer of a router has experts: its global number is its local one and the layers of
- * all chunks before its own. */
-static void note_router(const evidence *ev, const mgr_stored *s, const uint32_t *stage_layers,
-                        mgr_megatron_shapes *shapes)
-{
-    const uint32_t stages = ev->mg->pipeline_parallel;
-    unsigned long chunk = 0;
-    const long local = layer_of(s->name, &chunk);
-    uint64_t layer = local < 0 ? 0 : (uint64_t)local;
-    uint32_t pp = 0;
-    while (pp < stages && s->file != file_of(ev, pp))
-        pp++;
-    if (pp == stages || local < 0 || chunk >= ev->mg->virtual_pipeline)
-        return;
-    for (size_t k = 0; k < chunk * stages + pp; k++)
-        layer += stage_layers[k];
-    if (layer < MGR_MAX_LAYERS)
-        shapes->moe_layers[layer / 8] |= (uint8_t)(1u << layer % 8);
-    shapes->experts = s->shape[0];
-}
-
-/* What the tensors of the first files of each stage show. */
-static void note_tensor(const evidence *ev, const mgr_stored *s, const uint32_t *stage_layers,
-                        mgr_megatron_shapes *shapes)
-{
-    static const struct {
-        const char *suffix;
-        size_t offset;
-    } flags[] = {
-        {".layer_norm_bias", offsetof(mgr_megatron_shapes, norm_bias)},
-        {"norm.bias", offsetof(mgr_megatron_shapes, norm_bias)},
-        {".linear_qkv.bias", offsetof(mgr_megatron_shapes, qkv_bias)},
-        {".query_key_value.bias", offsetof(mgr_megatron_shapes, qkv_bias)},
-        {".linear_proj.bias", offsetof(mgr_megatron_shapes, o_bias)},
-        {"attention.dense.bias", offsetof(mgr_megatron_shapes, o_bias)},
-        {".linear_fc2.bias", offsetof(mgr_megatron_shapes, mlp_bias)},
-        {".linear_fc2.bias0", offsetof(mgr_megatron_shapes, mlp_bias)},
-        {".dense_4h_to_h.bias", offsetof(mgr_megatron_shapes, mlp_bias)},
-        {".router.bias", offsetof(mgr_megatron_shapes, router_bias)},
-        {".q_layernorm.weight", offsetof(mgr_megatron_shapes, qk_norm)},
-        {".router.expert_bias", offsetof(mgr_megatron_shapes, selection_bias)},
-        {".shared_experts.gate_weight", offsetof(mgr_megatron_shapes, shared_switch)},
-    };
-    for (size_t i = 0; i < sizeof flags / sizeof flags[0]; i++)
-        if (mgr_has_suffix(s->name, flags[i].suffix))
-            memcpy((char *)shapes + flags[i].offset, &(bool){true}, sizeof(bool));
-    if (mgr_has_suffix(s->name, ".mlp.router.weight") && s->ndim == 2)
-        note_router(ev, s, stage_layers, shapes);
-    if (mgr_has_suffix(s->name, ".position_embeddings.weight") && s->ndim == 2)
-        shapes->positions = s->shape[0];
-}
-
-/* The first tensor of any layer whose name ends like this. */
-static const mgr_stored *find_suffix(const evidence *ev, const char *suffix)
-{
-    for (size_t i = 0; i < ev->cat->n_stored; i++)
-        if (mgr_has_suffix(ev->cat->stored[i].name, suffix) && ev->cat->stored[i].ndim == 2)
-            return &ev->cat->stored[i];
-    return NULL;
-}
-
 static int known_names(const evidence *ev, mgr_err *err)
 {
     MGR_TRY(mgr_megatron_families_check(ev->cat, err));
@@ -329,21 +222,6 @@ static int known_names(const evidence *ev, mgr_err *err)
             return mgr_fail(err, MGR_ERR_UNSUPPORTED, "'%s' has %s ('%s'), which is not supported",
                             ev->cat->files[ev->cat->stored[i].file].path, what, name);
     }
-    return MGR_OK;
-}
-
-static int embedding_shape(const evidence *ev, mgr_megatron *mg, mgr_megatron_shapes *s,
-                           mgr_err *err)
-{
-    static const char name[] = "model.embedding.word_embeddings.weight";
-    const mgr_stored *const e = find_suffix(ev, ".embedding.word_embeddings.weight");
-    if (!e || e->file != ev->file)
-        return mgr_fail(err, MGR_ERR_FORMAT, "tensor '%s' is missing in '%s'", name, path(ev));
-    if (e->shape[0] == 0 || e->shape[1] == 0)
-        return mgr_fail(err, MGR_ERR_FORMAT, "tensor '%s' in '%s' is empty", e->name, path(ev));
-    s->dtype = e->dtype;
-    s->hidden = e->shape[1];
-    s->padded_vocab = mg->padded_vocab = e->shape[0] * mg->tensor_parallel;
     return MGR_OK;
 }
 
@@ -405,66 +283,6 @@ static int attention_sizes(const evidence *ev, mgr_model *m, mgr_err *err)
     if (!m->head_dim)
         m->head_dim = m->hidden / m->heads;
     return MGR_OK;
-}
-
-/* The first matrix that has one of these names. */
-static const mgr_stored *find_any(const evidence *ev, const char *const *suffixes, size_t n)
-{
-    const mgr_stored *found = NULL;
-    for (size_t i = 0; i < n && !found; i++)
-        found = find_suffix(ev, suffixes[i]);
-    return found;
-}
-
-static int ffn_shape(const evidence *ev, mgr_megatron_shapes *s, mgr_err *err)
-{
-    static const char *const fc1[] = {".mlp.linear_fc1.weight", ".mlp.dense_h_to_4h.weight"};
-    static const char *const fc2[] = {".mlp.linear_fc2.weight", ".mlp.dense_4h_to_h.weight"};
-    static const char *const expert_fc1[] = {".local_experts.0.linear_fc1.weight",
-                                             ".experts.linear_fc1.weight0"};
-    static const char *const expert_fc2[] = {".local_experts.0.linear_fc2.weight",
-                                             ".experts.linear_fc2.weight0"};
-    const mgr_stored *const in = find_any(ev, fc1, 2), *const out = find_any(ev, fc2, 2);
-    const mgr_stored *const expert_in = find_any(ev, expert_fc1, 2);
-    const mgr_stored *const expert_out = find_any(ev, expert_fc2, 2);
-    const mgr_stored *const shared = find_suffix(ev, ".mlp.shared_experts.linear_fc2.weight");
-    const uint64_t tp = ev->mg->tensor_parallel, etp = ev->mg->expert_tensor_parallel;
-    if (!out && !expert_out && !find_suffix(ev, ".mlp.experts.weight2"))
-        return mgr_fail(err, MGR_ERR_FORMAT, "no tensor '*.mlp.linear_fc2.weight' in '%s'",
-                        path(ev));
-    s->ffn = out ? out->shape[1] * tp : 0;
-    s->fc1_rows = in ? in->shape[0] * tp : 0;
-    s->shared_ffn = shared ? shared->shape[1] * tp : 0;
-    s->expert_ffn = expert_out ? expert_out->shape[1] * etp : 0;
-    s->expert_fc1_rows = expert_in ? expert_in->shape[0] * etp : 0;
-    return MGR_OK;
-}
-
-/* GroupedMLP: the experts of a rank side by side in two tensors (megatron.c, old_grouped_expert).
- */
-static int old_grouped_shape(const evidence *ev, mgr_megatron_shapes *s, mgr_err *err)
-{
-    const mgr_stored *const in = find_suffix(ev, ".mlp.experts.weight1");
-    const mgr_stored *const out = find_suffix(ev, ".mlp.experts.weight2");
-    const uint64_t here = s->experts / ev->mg->expert_parallel;
-    if (!in || !out)
-        return MGR_OK;
-    if (here == 0 || in->shape[1] % here != 0 || out->shape[0] % here != 0)
-        return mgr_fail(err, MGR_ERR_FORMAT, "tensor '%s' in '%s' does not hold %llu experts",
-                        in->name, path(ev), (unsigned long long)here);
-    s->expert_ffn = out->shape[0] / here * ev->mg->expert_tensor_parallel;
-    s->expert_fc1_rows = in->shape[1] / here * ev->mg->expert_tensor_parallel;
-    return MGR_OK;
-}
-
-static bool has_output_layer(const evidence *ev)
-{
-    const uint32_t last = file_of(ev, ev->mg->pipeline_parallel - 1);
-    for (size_t i = 0; i < ev->cat->n_stored; i++)
-        if (ev->cat->stored[i].file == last &&
-            mgr_has_suffix(ev->cat->stored[i].name, ".output_layer.weight"))
-            return true;
-    return false;
 }
 
 /* ---- what kind of model it is ---- */
@@ -697,9 +515,25 @@ static int expert_sizes(const evidence *ev, const mgr_megatron_shapes *s, mgr_mo
                           path(ev), (unsigned long long)m->top_k, (unsigned long long)m->experts);
 }
 
+/* Of FFNs alone: which function there is, nobody needs to know. */
+static int kind_of_kin(const evidence *ev, const mgr_megatron_shapes *s, mgr_model *m, mgr_err *err)
+{
+    const uint64_t rows = s->fc1_rows ? s->fc1_rows : s->expert_fc1_rows;
+    const uint64_t inner = s->fc1_rows ? s->ffn : s->expert_ffn;
+    m->norm = s->norm_bias ? MGR_NORM_LAYER : MGR_NORM_RMS;
+    m->activation = rows == 2 * inner ? MGR_ACTIVATION_GATED : MGR_ACTIVATION_UNGATED;
+    if (rows != inner && rows != 2 * inner)
+        return mgr_fail(err, MGR_ERR_FORMAT, "'%s': fc1 has %llu rows for %llu columns of fc2",
+                        path(ev), (unsigned long long)rows, (unsigned long long)inner);
+    MGR_TRY(biases(ev, s, m, err));
+    return expert_sizes(ev, s, m, err);
+}
+
 static int kind_of_model(const evidence *ev, const mgr_megatron_shapes *s, mgr_model *m,
                          mgr_err *err)
 {
+    if (s->kin)
+        return kind_of_kin(ev, s, m, err);
     MGR_TRY(norm_kind(ev, s, m, err));
     MGR_TRY(activation(ev, s, m, err));
     MGR_TRY(biases(ev, s, m, err));
@@ -710,6 +544,18 @@ static int kind_of_model(const evidence *ev, const mgr_megatron_shapes *s, mgr_m
 }
 
 /* ---- sizes ---- */
+
+/* The tensors have told how many there are: args say the same number of both stacks, or nothing. */
+static int kin_layers(const evidence *ev, const mgr_megatron_shapes *s, uint64_t *out, mgr_err *err)
+{
+    const uint64_t given = ev->config->model.num_layers;
+    *out = s->layers;
+    if (given && given != s->layers)
+        return mgr_config_fail(ev->config, "model.num_layers", err,
+                               "'model.num_layers' is %llu, but '%s' has %llu in all",
+                               (unsigned long long)given, path(ev), (unsigned long long)s->layers);
+    return MGR_OK;
+}
 
 /* The keys have told how many there are; args count each half. */
 static int hybrid_layers(const evidence *ev, const mgr_megatron_shapes *s, uint64_t *out,
@@ -734,8 +580,9 @@ static int hybrid_layers(const evidence *ev, const mgr_megatron_shapes *s, uint6
 static int layer_sizes(const evidence *ev, const mgr_megatron_shapes *s, mgr_model *m, mgr_err *err)
 {
     const mgr_config *const c = ev->config;
-    MGR_TRY(s->hybrid ? hybrid_layers(ev, s, &m->layers, err)
-                      : whole(ev, "num_layers", c->model.num_layers, s->layers, &m->layers, err));
+    MGR_TRY(s->kin      ? kin_layers(ev, s, &m->layers, err)
+            : s->hybrid ? hybrid_layers(ev, s, &m->layers, err)
+                        : whole(ev, "num_layers", c->model.num_layers, s->layers, &m->layers, err));
     MGR_TRY(needed(ev, "num_layers", m->layers, err));
     if (m->layers > s->most_layers) /* a name alone must not make us list a million layers */
         return mgr_fail(err, MGR_ERR_FORMAT, "%llu layers in %zu tensors (%s)",
@@ -791,42 +638,19 @@ static int scalars(const evidence *ev, const mgr_megatron_shapes *s, mgr_model *
     return MGR_OK;
 }
 
-/* Shards of two different saves must not be mixed. */
-static int same_everywhere(const evidence *ev, mgr_err *err)
-{
-    static const char *const keys[] = {"iteration",
-                                       "args.num_layers",
-                                       "args.hidden_size",
-                                       "args.tensor_model_parallel_size",
-                                       "args.pipeline_model_parallel_size",
-                                       "args.expert_model_parallel_size"};
-    const uint32_t n =
-        ev->mg->tensor_parallel * ev->mg->expert_parallel * ev->mg->pipeline_parallel;
-    for (size_t k = 0; k < sizeof keys / sizeof keys[0]; k++) {
-        const mgr_attr *const a = mgr_catalogue_attr(ev->cat, ev->file, keys[k]);
-        for (uint32_t i = 0; a && i < n; i++) {
-            if (ev->mg->files[i] == MGR_NONE)
-                continue;
-            const mgr_attr *const b = mgr_catalogue_attr(ev->cat, ev->mg->files[i], keys[k]);
-            if (!b || b->kind != a->kind || b->i != a->i)
-                return mgr_fail(err, MGR_ERR_FORMAT,
-                                "shards disagree: '%s' is not the same in "
-                                "'%s' and '%s'",
-                                keys[k], path(ev), ev->cat->files[ev->mg->files[i]].path);
-        }
-    }
-    return MGR_OK;
-}
-
 /* Tied or not: args know; without them, a single stage shows it by having an output layer or not,
  * and with several stages the stored output layer is taken as a tensor of its own. */
 static int model_of(const evidence *ev, const mgr_megatron_shapes *s, mgr_model *model,
                     mgr_err *err)
 {
     const mgr_attr *const untied = arg(ev, "untie_embeddings_and_output_weights");
-    mgr_model m = {.dtype = s->dtype};
+    mgr_model m = {.dtype = s->dtype,
+                   .kin = s->kin,
+                   .ffns_only = s->kin != MGR_KIN_NONE,
+                   .encoder_layers = s->encoder_layers};
     MGR_TRY(whole(ev, "hidden_size", ev->config->model.hidden_size, s->hidden, &m.hidden, err));
-    MGR_TRY(vocabulary_size(ev, s, &m, err));
+    if (s->kin != MGR_KIN_VIT)
+        MGR_TRY(vocabulary_size(ev, s, &m, err));
     MGR_TRY(attention_sizes(ev, &m, err));
     MGR_TRY(layer_sizes(ev, s, &m, err));
     m.tied = untied ? !is_true(untied) : !s->output;
@@ -836,32 +660,28 @@ static int model_of(const evidence *ev, const mgr_megatron_shapes *s, mgr_model 
     return MGR_OK;
 }
 
+static evidence evidence_of(const mgr_catalogue *cat, const mgr_config *config,
+                            const mgr_megatron_shapes *shapes)
+{
+    return (evidence){.cat = cat,
+                      .config = config,
+                      .file = shapes->file,
+                      .hybrid = shapes->hybrid,
+                      .kin = shapes->kin};
+}
+
+int mgr_megatron_model_check(const mgr_catalogue *cat, const mgr_config *config,
+                             const mgr_megatron_shapes *shapes, mgr_err *err)
+{
+    const evidence ev = evidence_of(cat, config, shapes);
+    MGR_TRY(known_names(&ev, err));
+    return check_supported(&ev, err);
+}
+
 int mgr_megatron_model_of(const mgr_catalogue *cat, const mgr_config *config,
                           const mgr_megatron_shapes *shapes, mgr_model *model, mgr_err *err)
 {
-    const evidence ev = {
-        .cat = cat, .config = config, .file = shapes->file, .hybrid = shapes->hybrid};
-    MGR_TRY(known_names(&ev, err));
-    MGR_TRY(check_supported(&ev, err));
+    const evidence ev = evidence_of(cat, config, shapes);
+    MGR_TRY(mgr_megatron_model_check(cat, config, shapes, err));
     return model_of(&ev, shapes, model, err);
-}
-
-int mgr_megatron_model(const mgr_catalogue *cat, const mgr_config *config, mgr_megatron *mg,
-                       uint32_t *stage_layers, mgr_model *model, mgr_err *err)
-{
-    const evidence ev = {.cat = cat, .config = config, .mg = mg, .file = mg->files[0]};
-    mgr_megatron_shapes shapes = {.file = ev.file, .most_layers = cat->n_stored};
-    MGR_TRY(known_names(&ev, err));
-    MGR_TRY(check_supported(&ev, err));
-    MGR_TRY(same_everywhere(&ev, err));
-    MGR_TRY(embedding_shape(&ev, mg, &shapes, err));
-    MGR_TRY(ffn_shape(&ev, &shapes, err));
-    shapes.layers = count_layers(&ev, stage_layers);
-    shapes.output = has_output_layer(&ev);
-    for (size_t i = 0; i < cat->n_stored; i++)
-        note_tensor(&ev, &cat->stored[i], stage_layers, &shapes);
-    MGR_TRY(old_grouped_shape(&ev, &shapes, err));
-    MGR_TRY(model_of(&ev, &shapes, model, err));
-    mg->stage_layers = stage_layers;
-    return mgr_megatron_check(model, mg, err);
 }

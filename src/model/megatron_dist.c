@@ -8,16 +8,24 @@
 #include "model/megatron_dist_key.h"
 #include "model/megatron_families.h"
 #include "model/megatron_hybrid.h"
+#include "model/megatron_kin_dist.h"
 
 /* ---- the model ---- */
 
 /* Sizes of whole tensors: [0] at the top, in layers and in dense FFNs, [1] of experts. */
 typedef struct extents {
     uint64_t rows[2][MGR_ROLE_COUNT], cols[2][MGR_ROLE_COUNT];
-    uint64_t layers, most_layers;
+    uint64_t layers[MGR_STACK_COUNT], most_layers;
     mgr_dtype dtype;
-    uint8_t moe_layers[MGR_MAX_LAYERS / 8];
+    uint8_t moe_layers[MGR_STACK_COUNT][MGR_MAX_LAYERS / 8];
 } extents;
+
+static mgr_dist_family family_of(const mgr_megatron_dist *dist)
+{
+    return dist->kin      ? MGR_DIST_FAMILY_KIN
+           : dist->hybrid ? MGR_DIST_FAMILY_HYBRID
+                          : MGR_DIST_FAMILY_GPT;
+}
 
 static void raise_to(uint64_t *most, uint64_t value)
 {
@@ -31,11 +39,11 @@ static void measure_piece(const mgr_dist_piece *p, extents *e, mgr_megatron_dist
     raise_to(&e->rows[of_expert][role], p->row + p->rows);
     raise_to(&e->cols[of_expert][role], p->col + p->cols);
     if (p->key->place != MGR_DIST_TOP)
-        raise_to(&e->layers, p->layer + p->layers);
+        raise_to(&e->layers[p->stack], p->layer + p->layers);
     e->most_layers += p->layers;
     for (uint64_t l = p->layer; role == MGR_ROLE_ROUTER && l < p->layer + p->layers; l++)
-        e->moe_layers[l / 8] |= (uint8_t)(1u << l % 8);
-    if (role == MGR_ROLE_EMBEDDING)
+        e->moe_layers[p->stack][l / 8] |= (uint8_t)(1u << l % 8);
+    if (role == MGR_ROLE_EMBEDDING || (role == MGR_ROLE_DOWN && e->dtype == MGR_DTYPE_NONE))
         e->dtype = p->stored->dtype;
     dist->stacked = dist->stacked || p->stacked;
     dist->singleton = dist->singleton || (p->key->form == MGR_DIST_PLAIN && role == MGR_ROLE_GATE);
@@ -45,7 +53,8 @@ static void measure(const mgr_catalogue *cat, extents *e, mgr_megatron_dist *dis
 {
     for (size_t i = 0; i < cat->n_stored; i++) {
         mgr_dist_piece p;
-        if (mgr_dist_read_piece(&cat->stored[i], dist->hybrid, &p) && p.plane == MGR_PLANE_WEIGHT)
+        if (mgr_dist_read_piece(&cat->stored[i], family_of(dist), &p) &&
+            p.plane == MGR_PLANE_WEIGHT)
             measure_piece(&p, e, dist);
     }
 }
@@ -70,21 +79,36 @@ static bool has(const extents *e, mgr_role role)
     return e->rows[0][role] > 0 || e->rows[1][role] > 0;
 }
 
-static mgr_megatron_shapes shapes_of(const mgr_catalogue *cat, const extents *e, bool hybrid)
+/* Of both stacks, the decoder's first. */
+static void note_layers(const extents *e, mgr_megatron_shapes *s)
+{
+    const uint64_t decoder = e->layers[MGR_STACK_DECODER];
+    s->encoder_layers = e->layers[MGR_STACK_ENCODER];
+    s->layers = decoder + s->encoder_layers;
+    memcpy(s->moe_layers, e->moe_layers[MGR_STACK_DECODER], sizeof s->moe_layers);
+    for (uint64_t l = 0; l < s->encoder_layers && decoder + l < MGR_MAX_LAYERS; l++)
+        if (e->moe_layers[MGR_STACK_ENCODER][l / 8] >> l % 8 & 1)
+            s->moe_layers[(decoder + l) / 8] |= (uint8_t)(1u << (decoder + l) % 8);
+}
+
+static mgr_megatron_shapes shapes_of(const mgr_catalogue *cat, const extents *e,
+                                     const mgr_megatron_dist *dist)
 {
     mgr_megatron_shapes s = {
         .file = file_of_args(cat),
         .dtype = e->dtype,
-        .layers = e->layers,
-        .hybrid = hybrid,
-        .hidden = e->cols[0][MGR_ROLE_EMBEDDING],
+        .kin = dist->kin,
+        .hybrid = dist->hybrid,
+        .hidden = has(e, MGR_ROLE_EMBEDDING)  ? e->cols[0][MGR_ROLE_EMBEDDING]
+                  : e->rows[0][MGR_ROLE_DOWN] ? e->rows[0][MGR_ROLE_DOWN]
+                                              : e->rows[1][MGR_ROLE_DOWN],
         .padded_vocab = e->rows[0][MGR_ROLE_EMBEDDING],
         .ffn = e->cols[0][MGR_ROLE_DOWN],
         .fc1_rows = fc1_rows(e, false),
         .experts = e->rows[0][MGR_ROLE_ROUTER],
         .expert_ffn = e->cols[1][MGR_ROLE_DOWN],
         .expert_fc1_rows = fc1_rows(e, true),
-        .positions = e->rows[0][MGR_ROLE_POSITIONS],
+        .positions = dist->kin ? 0 : e->rows[0][MGR_ROLE_POSITIONS],
         .most_layers = e->most_layers,
         .output = has(e, MGR_ROLE_LM_HEAD),
         .norm_bias = has(e, MGR_ROLE_FINAL_NORM_BIAS) || has(e, MGR_ROLE_ATTN_NORM_BIAS) ||
@@ -99,16 +123,18 @@ static mgr_megatron_shapes shapes_of(const mgr_catalogue *cat, const extents *e,
         .selection_bias = has(e, MGR_ROLE_SELECTION_BIAS),
         .shared_switch = has(e, MGR_ROLE_SHARED_SWITCH),
     };
-    memcpy(s.moe_layers, e->moe_layers, sizeof s.moe_layers);
+    note_layers(e, &s);
     return s;
 }
 
 /* Without these nothing else can be said. */
-static int check_needed(const mgr_catalogue *cat, const extents *e, mgr_err *err)
+static int check_needed(const mgr_catalogue *cat, const extents *e, mgr_megatron_kin kin,
+                        mgr_err *err)
 {
-    const char *const missing = !has(e, MGR_ROLE_EMBEDDING) ? "embedding.word_embeddings.weight"
-                                : !has(e, MGR_ROLE_DOWN)    ? ".linear_fc2.weight"
-                                                            : NULL;
+    const bool embedding = kin == MGR_KIN_VIT || has(e, MGR_ROLE_EMBEDDING);
+    const char *const missing = !embedding               ? "embedding.word_embeddings.weight"
+                                : !has(e, MGR_ROLE_DOWN) ? ".linear_fc2.weight"
+                                                         : NULL;
     if (!missing || cat->n_files == 0)
         return MGR_OK;
     return mgr_fail(err, MGR_ERR_FORMAT, "no tensor '*%s' in the checkpoint of '%s'", missing,
@@ -121,12 +147,15 @@ int mgr_megatron_dist_model(const mgr_catalogue *cat, const mgr_config *config,
     extents e = {.dtype = MGR_DTYPE_NONE};
     MGR_TRY(mgr_megatron_families_check(cat, err));
     *dist = (mgr_megatron_dist){.hybrid = mgr_megatron_hybrid_is(cat),
+                                .kin = mgr_megatron_kin_of(cat),
                                 .masters = strcmp(config->source.weights, "masters") == 0};
     if (dist->hybrid)
         MGR_TRY(mgr_megatron_hybrid_check(cat, err));
     measure(cat, &e, dist);
-    MGR_TRY(check_needed(cat, &e, err));
-    const mgr_megatron_shapes shapes = shapes_of(cat, &e, dist->hybrid);
+    MGR_TRY(check_needed(cat, &e, dist->kin, err));
+    const mgr_megatron_shapes shapes = shapes_of(cat, &e, dist);
+    if (dist->kin)
+        MGR_TRY(mgr_kin_check(cat, shapes.file, dist->kin, e.layers, err));
     dist->padded_vocab = shapes.padded_vocab;
     MGR_TRY(mgr_megatron_model_of(cat, config, &shapes, model, err));
     const mgr_megatron whole = {.tensor_parallel = 1,
@@ -145,7 +174,7 @@ static bool is_of_model(mgr_dist_spot *at)
 {
     const mgr_dist_piece *const c = at->piece;
     const mgr_model *const m = &at->layout->tensors->model;
-    if (c->key->place != MGR_DIST_TOP && c->layer + c->layers > m->layers)
+    if (c->key->place != MGR_DIST_TOP && c->layer + c->layers > mgr_model_stack_layers(m, c->stack))
         return false;
     if (c->expert + c->experts > m->experts)
         return false;
@@ -203,7 +232,8 @@ static int put_pieces(mgr_layout *layout, const mgr_megatron_dist *dist, uint8_t
 {
     for (size_t i = 0; i < layout->cat->n_stored; i++) {
         mgr_dist_piece c;
-        if (!mgr_dist_read_piece(&layout->cat->stored[i], dist->hybrid, &c))
+        if (!mgr_dist_read_piece(&layout->cat->stored[i], family_of(dist), &c) ||
+            (dist->kin && !mgr_dist_is_of_ffns(&c)))
             continue;
         c.instead = dist->masters && c.plane == MGR_PLANE_MASTER;
         if (!mark || c.plane != MGR_PLANE_WEIGHT)
@@ -243,6 +273,8 @@ static int put_planes(mgr_layout *layout, const mgr_megatron_dist *dist, uint8_t
 int mgr_megatron_dist_layout(mgr_layout *layout, const mgr_megatron_dist *dist, mgr_err *err)
 {
     uint8_t *there = NULL;
+    if (dist->kin)
+        MGR_TRY(mgr_kin_dist_layout(layout, err));
     if (!dist->masters && !layout->tensors->kept)
         return put_pieces(layout, dist, NULL, false, err);
     MGR_TRY(mgr_alloc(&there, layout->tensors->n, 1, err));

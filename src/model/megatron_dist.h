@@ -20,10 +20,11 @@
 /* What the keys tell; the stored tensors are chunks named "<key>@<offset>,<offset>,...". */
 typedef struct mgr_megatron_dist {
     uint64_t padded_vocab;
-    bool stacked;   /* layers are an axis of their tensors, otherwise a part of their keys */
-    bool singleton; /* gate and up are tensors of their own */
-    bool hybrid;    /* HybridModel's keys: attention and FFN are layers of their own */
-    bool masters;   /* source.weights: they are the weights, the weights themselves are left */
+    bool stacked;         /* layers are an axis of their tensors, otherwise a part of their keys */
+    bool singleton;       /* gate and up are tensors of their own */
+    bool hybrid;          /* HybridModel's keys: attention and FFN are layers of their own */
+    mgr_megatron_kin kin; /* its opaque tensors are model/megatron_kin_dist.h's */
+    bool masters; /* source.weights: they are the weights, the weights themselves are left */
 } mgr_megatron_dist;
 
 /* The plane that a key is of, MGR_PLANE_WEIGHT unless it is an optimizer's. Pure. */

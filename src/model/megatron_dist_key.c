@@ -6,6 +6,7 @@
 
 #include "model/megatron_dist.h"
 #include "model/megatron_hybrid.h"
+#include "model/megatron_kin.h"
 
 /* ---- names ---- */
 
@@ -123,7 +124,7 @@ static const char *skip_prefix(const char *text, const char *prefix, size_t *len
 }
 
 /* NeMo puts "model." or "module." before the keys, FSDP both. */
-static const char *skip_wrappers(const char *key, size_t *len)
+const char *mgr_dist_skip_wrappers(const char *key, size_t *len)
 {
     for (;;) {
         const char *next = skip_prefix(key, "model.", len);
@@ -208,11 +209,15 @@ mgr_plane mgr_megatron_dist_plane(const char *name)
     return plane;
 }
 
-static const mgr_dist_key *read_key(const mgr_stored *s, size_t len, mgr_dist_piece *p,
-                                    bool *expert_axis)
+static const mgr_dist_key *read_key(const mgr_stored *s, size_t len, mgr_dist_family family,
+                                    mgr_dist_piece *p, bool *expert_axis)
 {
-    const char *key = skip_wrappers(skip_plane(s->name, &len, &p->plane), &len);
-    const char *const below = skip_prefix(key, MGR_MEGATRON_LAYERS, &len);
+    const char *key = mgr_dist_skip_wrappers(skip_plane(s->name, &len, &p->plane), &len);
+    const char *below = skip_prefix(key, MGR_MEGATRON_LAYERS, &len);
+    if (!below && family == MGR_DIST_FAMILY_KIN) {
+        below = skip_prefix(key, mgr_kin_layers(MGR_STACK_ENCODER), &len);
+        p->stack = MGR_STACK_ENCODER;
+    }
     if (!below)
         return find_key(key, len, MGR_DIST_TOP);
     key = skip_layer(below, &len, p, expert_axis);
@@ -239,7 +244,15 @@ static bool leave_hybrid(mgr_dist_piece *p)
     return !p->stacked && mgr_megatron_hybrid_layer(p->key->role, p->layer) == theirs;
 }
 
-bool mgr_dist_read_piece(const mgr_stored *s, bool hybrid, mgr_dist_piece *p)
+bool mgr_dist_is_of_ffns(const mgr_dist_piece *p)
+{
+    const mgr_role role = p->key->role;
+    return p->key->place == MGR_DIST_INNER || mgr_role_is_shared(role) || role == MGR_ROLE_ROUTER ||
+           role == MGR_ROLE_ROUTER_BIAS || role == MGR_ROLE_SELECTION_BIAS ||
+           role == MGR_ROLE_SHARED_SWITCH;
+}
+
+bool mgr_dist_read_piece(const mgr_stored *s, mgr_dist_family family, mgr_dist_piece *p)
 {
     uint64_t offset[MGR_MAX_NDIM] = {0};
     size_t len;
@@ -247,11 +260,11 @@ bool mgr_dist_read_piece(const mgr_stored *s, bool hybrid, mgr_dist_piece *p)
     *p = (mgr_dist_piece){.stored = s, .cols = 1};
     if (!mgr_megatron_dist_parse(s, &len, offset))
         return false;
-    p->key = read_key(s, len, p, &expert_axis);
+    p->key = read_key(s, len, family, p, &expert_axis);
     const uint32_t lead = (p->stacked ? 1u : 0u) + (expert_axis ? 1u : 0u);
     if (!p->key || s->ndim < lead + 1 || s->ndim > lead + 2)
         return false;
-    if (hybrid && p->key->place != MGR_DIST_TOP && !leave_hybrid(p))
+    if (family == MGR_DIST_FAMILY_HYBRID && p->key->place != MGR_DIST_TOP && !leave_hybrid(p))
         return false;
     if (p->stacked) {
         p->layer = offset[0];
@@ -293,9 +306,9 @@ static const mgr_tensor *logical(const mgr_dist_spot *at, mgr_role role, uint32_
 {
     const mgr_dist_piece *const c = at->piece;
     const mgr_tensors *const ts = at->layout->tensors;
-    *idx =
-        mgr_tensors_find(ts, role, c->key->place == MGR_DIST_TOP ? MGR_NONE : (uint32_t)at->layer,
-                         c->experts ? (uint32_t)at->expert : MGR_NONE);
+    const uint64_t layer = mgr_model_stack_first(&ts->model, c->stack) + at->layer;
+    *idx = mgr_tensors_find(ts, role, c->key->place == MGR_DIST_TOP ? MGR_NONE : (uint32_t)layer,
+                            c->experts ? (uint32_t)at->expert : MGR_NONE);
     *idx = mgr_tensors_plane(ts, *idx, c->instead ? MGR_PLANE_WEIGHT : c->plane);
     return *idx == MGR_NONE ? NULL : &ts->list[*idx];
 }

@@ -50,13 +50,21 @@ typedef struct mgr_dist_key {
 
 extern const mgr_dist_key mgr_dist_keys[MGR_DIST_KEYS];
 
+/* Whose keys they are. */
+typedef enum mgr_dist_family {
+    MGR_DIST_FAMILY_GPT,
+    MGR_DIST_FAMILY_HYBRID,
+    MGR_DIST_FAMILY_KIN /* model/megatron_kin.h: two stacks */
+} mgr_dist_family;
+
 /* One chunk, in the terms of its matrix or vector. */
 typedef struct mgr_dist_piece {
     const mgr_stored *stored;
     const mgr_dist_key *key;
     mgr_plane plane;
-    bool instead;             /* a master in the place of its weight */
-    uint64_t layer, layers;   /* those that it holds: more than one only where they are stacked */
+    bool instead; /* a master in the place of its weight */
+    mgr_stack stack;
+    uint64_t layer, layers;   /* of the stack's: more than one only where they are stacked */
     uint64_t expert, experts; /* the same; 0 experts: not of an expert */
     bool stacked;
     uint32_t ndim; /* without the axes of layers and experts; a vector has one column */
@@ -68,14 +76,20 @@ typedef struct mgr_dist_piece {
 const char *mgr_dist_prefix(mgr_plane plane, bool distributed);
 
 /* The chunk `s` as a piece; false for a tensor that is none of ours. Pure. */
-bool mgr_dist_read_piece(const mgr_stored *s, bool hybrid, mgr_dist_piece *p);
+bool mgr_dist_read_piece(const mgr_stored *s, mgr_dist_family family, mgr_dist_piece *p);
+
+/* Behind "model." and "module.", which some put before keys; *len is what is left. Pure. */
+const char *mgr_dist_skip_wrappers(const char *key, size_t *len);
+
+/* Is the piece's tensor understood where only FFNs are? Pure. */
+bool mgr_dist_is_of_ffns(const mgr_dist_piece *p);
 
 /* One matrix or vector of a piece. */
 typedef struct mgr_dist_spot {
     mgr_layout *layout;
     const mgr_dist_piece *piece;
     uint32_t stored;
-    uint64_t layer, expert; /* of those in the piece */
+    uint64_t layer, expert; /* of those in the piece; the layer within its stack */
     uint8_t *there; /* [tensors]: a plane is, or a master in the place of a weight; or NULL */
     bool mark;      /* say so, and put no box */
 } mgr_dist_spot;

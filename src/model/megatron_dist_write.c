@@ -8,6 +8,7 @@
 #include "core/mem.h"
 #include "model/megatron_dist_key.h"
 #include "model/megatron_hybrid.h"
+#include "model/megatron_kin_dist.h"
 
 #define EXTRA "._extra_state/shard_"
 
@@ -33,7 +34,15 @@ typedef struct writer {
     /* [of experts] First chunk of each key, MGR_NONE where there is none yet: .metadata names one
      * element type for all of them. */
     uint32_t first_chunk[2][MGR_DIST_KEYS];
+    uint32_t first_opaque[2 * 2 * MGR_KIN_ROWS_MOST];
 } writer;
+
+static mgr_dist_family family_of(const writer *w)
+{
+    return w->model->kin       ? MGR_DIST_FAMILY_KIN
+           : w->target->hybrid ? MGR_DIST_FAMILY_HYBRID
+                               : MGR_DIST_FAMILY_GPT;
+}
 
 /* A key while it is declared. */
 typedef struct entry {
@@ -75,10 +84,12 @@ static int choose_file(writer *w, uint32_t expert, uint64_t bytes, uint32_t *fil
  * key is of. */
 static int make_key(writer *w, const entry *e, mgr_role role, const char *name, mgr_err *err)
 {
-    const uint64_t layer = w->target->hybrid ? mgr_megatron_hybrid_layer(role, e->layer) : e->layer;
+    uint32_t within;
+    const mgr_stack stack = mgr_model_stack(w->model, e->layer, &within);
+    const uint64_t layer = w->target->hybrid ? mgr_megatron_hybrid_layer(role, within) : within;
     w->key.len = 0;
     if (e->layer != MGR_NONE)
-        MGR_TRY(mgr_buf_text(&w->key, MGR_MEGATRON_LAYERS, err));
+        MGR_TRY(mgr_buf_text(&w->key, mgr_kin_layers(stack), err));
     if (e->layer != MGR_NONE && !w->target->stacked)
         MGR_TRY(mgr_buf_fmt(&w->key, err, "%" PRIu64 ".", layer));
     if (e->key && e->key->place == MGR_DIST_INNER)
@@ -108,8 +119,11 @@ static int add_chunk(writer *w, const entry *e, uint64_t row, uint64_t rows, mgr
     uint32_t n = 0, file;
     mgr_dist_piece c;
     mgr_dist_spot at = {.layout = w->layout, .piece = &c};
-    if (e->layer != MGR_NONE && w->target->stacked)
-        offset[n++] = e->layer;
+    if (e->layer != MGR_NONE && w->target->stacked) {
+        uint32_t within;
+        (void)mgr_model_stack(w->model, e->layer, &within);
+        offset[n++] = within;
+    }
     if (e->expert != MGR_NONE)
         offset[n++] = e->expert;
     offset[n] = row;
@@ -123,7 +137,7 @@ static int add_chunk(writer *w, const entry *e, uint64_t row, uint64_t rows, mgr
     MGR_TRY(choose_file(w, e->expert, rows * mgr_layout_row_bytes(w->layout, e->idx), &file, err));
     MGR_TRY(mgr_layout_tensor(w->layout, file, w->name.data, n, shape, &at.stored, err));
     MGR_TRY(link_chunk(w, e, at.stored, err));
-    if (!mgr_dist_read_piece(&w->layout->cat->stored[at.stored], w->target->hybrid, &c))
+    if (!mgr_dist_read_piece(&w->layout->cat->stored[at.stored], family_of(w), &c))
         return mgr_fail(err, MGR_ERR_INTERNAL, "chunk '%s' is not read back", w->name.data);
     return mgr_dist_put(&at, err);
 }
@@ -199,7 +213,7 @@ static int add_keys(writer *w, size_t from, size_t to, mgr_dist_place place, uin
 
 static int add_layer(writer *w, uint32_t layer, mgr_err *err)
 {
-    if (!w->target->stacked)
+    if (!w->target->stacked || layer == mgr_model_stack_first(w->model, MGR_STACK_ENCODER))
         forget_chunks(w);
     MGR_TRY(add_keys(w, 0, MGR_DIST_KEYS, MGR_DIST_LAYER, layer, MGR_NONE, err));
     if (!mgr_model_is_moe(w->model, layer))
@@ -209,9 +223,47 @@ static int add_layer(writer *w, uint32_t layer, mgr_err *err)
     return MGR_OK;
 }
 
+/* ---- opaque tensors ---- */
+
+static int add_opaque_chunk(writer *w, mgr_kin_chunk *c, mgr_err *err)
+{
+    const uint64_t bytes = (c->box.rows + c->pad) * mgr_layout_row_bytes(w->layout, c->box.tensor);
+    uint32_t file, *const first = &w->first_opaque[c->kind];
+    w->name.len = 0;
+    MGR_TRY(mgr_megatron_dist_name(&w->name, c->key, c->ndim, c->offset, err));
+    MGR_TRY(choose_file(w, MGR_NONE, bytes, &file, err));
+    MGR_TRY(
+        mgr_layout_tensor(w->layout, file, w->name.data, c->ndim, c->shape, &c->box.stored, err));
+    if (*first == MGR_NONE || (!w->target->stacked && c->box.row == 0))
+        *first = c->box.stored; /* of another key */
+    MGR_TRY(mgr_layout_link(w->layout, *first, c->box.stored, err));
+    MGR_TRY(mgr_layout_fill(w->layout, c->box.stored, c->box.rows, c->pad, err));
+    return mgr_layout_box(w->layout, &c->box, err);
+}
+
+static int add_opaque(writer *w, mgr_err *err)
+{
+    const mgr_tensors *const ts = w->layout->tensors;
+    memset(w->first_opaque, 0xff, sizeof w->first_opaque);
+    for (uint32_t i = ts->first_opaque; w->model->kin && i < ts->n; i++) {
+        mgr_kin_chunk c;
+        for (uint64_t k = 0; mgr_kin_dist_chunk(w->layout, w->target, i, k, &c); k++)
+            MGR_TRY(add_opaque_chunk(w, &c, err));
+    }
+    return MGR_OK;
+}
+
 /* ---- extra states ---- */
 
-typedef enum state_owner { OF_ANY, OF_DENSE, OF_MOE, OF_QK_NORM, OF_SHARED, OF_EXPERT } state_owner;
+typedef enum state_owner {
+    OF_ANY,
+    OF_DENSE,
+    OF_MOE,
+    OF_QK_NORM,
+    OF_SHARED,
+    OF_EXPERT,
+    OF_CROSS /* a T5's decoder */
+} state_owner;
 
 /* Modules of which a loader asks for the extra state (transformer/utils.py), in any release and
  * spec; core_attention up to core 0.14, norms since Transformer Engine 2. */
@@ -231,6 +283,11 @@ static const struct {
     {"mlp.shared_experts.linear_fc2", OF_SHARED},
     {MGR_DIST_EXPERTS "linear_fc1", OF_EXPERT},
     {MGR_DIST_EXPERTS "linear_fc2", OF_EXPERT},
+    {"cross_attention.linear_q", OF_CROSS},
+    {"cross_attention.linear_kv", OF_CROSS},
+    {"cross_attention.linear_proj", OF_CROSS},
+    {"cross_attention.core_attention", OF_CROSS},
+    {"pre_cross_attn_layernorm", OF_CROSS},
 };
 
 static bool is_owner(const writer *w, state_owner owner, uint32_t layer)
@@ -246,6 +303,9 @@ static bool is_owner(const writer *w, state_owner owner, uint32_t layer)
         return w->model->qk_norm;
     case OF_SHARED:
         return moe && w->model->shared_ffn;
+    case OF_CROSS:
+        return w->model->kin == MGR_KIN_T5 &&
+               layer < mgr_model_stack_layers(w->model, MGR_STACK_DECODER);
     case OF_ANY:
         break;
     }
@@ -258,13 +318,16 @@ static int add_state(writer *w, const char *name, mgr_role role, uint32_t layer,
 {
     const entry e = {.layer = layer, .expert = expert};
     const bool axis = layer != MGR_NONE && w->target->stacked;
-    const unsigned long long layers = w->model->layers, experts = w->model->experts;
+    uint32_t within;
+    const mgr_stack stack = mgr_model_stack(w->model, layer, &within);
+    const unsigned long long layers = mgr_model_stack_layers(w->model, stack);
+    const unsigned long long experts = w->model->experts;
     MGR_TRY(make_key(w, &e, role, name, err));
     MGR_TRY(mgr_buf_text(&w->key, EXTRA, err));
     if (axis && expert != MGR_NONE)
-        MGR_TRY(mgr_buf_fmt(&w->key, err, "%u.%u_%llu.%llu", layer, expert, layers, experts));
+        MGR_TRY(mgr_buf_fmt(&w->key, err, "%u.%u_%llu.%llu", within, expert, layers, experts));
     else if (axis)
-        MGR_TRY(mgr_buf_fmt(&w->key, err, "%u_%llu", layer, layers));
+        MGR_TRY(mgr_buf_fmt(&w->key, err, "%u_%llu", within, layers));
     else if (expert != MGR_NONE)
         MGR_TRY(mgr_buf_fmt(&w->key, err, "%u_%llu", expert, experts));
     else
@@ -320,13 +383,26 @@ static int declare_planes(writer *w, mgr_err *err)
     return MGR_OK;
 }
 
+/* Outside of layers; vision transformers have nothing there. */
+static int add_states_of_kin(writer *w, mgr_err *err)
+{
+    static const char *const names[] = {"decoder.final_layernorm", "encoder.final_layernorm",
+                                        "lm_head.output_layer", "output_layer"};
+    for (size_t i = 0; w->model->kin == MGR_KIN_T5 && i < sizeof names / sizeof names[0]; i++)
+        MGR_TRY(add_state(w, names[i], MGR_ROLE_FINAL_NORM, MGR_NONE, MGR_NONE, err));
+    return MGR_OK;
+}
+
 static int declare_all(writer *w, mgr_err *err)
 {
     MGR_TRY(declare_plane(w, MGR_PLANE_WEIGHT, err));
+    MGR_TRY(add_opaque(w, err));
     MGR_TRY(declare_planes(w, err));
     for (uint32_t l = 0; l < w->model->layers; l++)
         MGR_TRY(add_states(w, l, err));
     const mgr_role norm = MGR_ROLE_FINAL_NORM;
+    if (w->model->kin)
+        return add_states_of_kin(w, err);
     if (!w->target->hybrid)
         return add_state(w, "decoder.final_layernorm", norm, MGR_NONE, MGR_NONE, err);
     MGR_TRY(add_state(w, "decoder.final_norm", norm, MGR_NONE, MGR_NONE, err));

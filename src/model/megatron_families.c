@@ -11,10 +11,8 @@ static const struct {
 } families[] = {
     {"vision_model.", "a vision-language model: a vision tower beside its text decoder"},
     {"vision_projection.", "a vision-language model: a vision tower beside its text decoder"},
-    {".cross_attention.", "a T5: an encoder, and a decoder with cross attention"},
-    {".inter_attention.", "a T5: an encoder, and a decoder with cross attention"},
-    {"class_token", "a vision transformer: patches and a class token in place of a vocabulary"},
-    {"conv1.weight", "a vision transformer: patches in place of a vocabulary"},
+    {".inter_attention.", "a T5 from before Megatron-Core"},
+    {"embedder.weight", "a RADIO vision transformer"},
 };
 
 int mgr_megatron_families_check(const mgr_catalogue *cat, mgr_err *err)

@@ -344,6 +344,7 @@ const char *mgr_model_feature(const mgr_model *m, size_t idx)
 {
     const feature features[] = {
         {m->encoder_layers > 0, "an encoder beside the decoder"},
+        {m->kin == MGR_KIN_VIT, "patches in place of a vocabulary"},
         {m->passed, "parts that are passed through unread"},
         {m->tower && !m->passed, "a vision tower beside its text decoder"},
         {m->mtp, "layers for multi-token prediction"},

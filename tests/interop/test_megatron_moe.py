@@ -44,13 +44,13 @@ KINDS = {
 class Core:
     """A megatron_core_server.py in a session of its own, of which nothing is left behind."""
 
-    def __init__(self, release, log):
+    def __init__(self, release, log, program=server.__file__):
         packages = runner.ROOT / ".venv" / f"megatron-core-{release}"
         assert packages.is_dir(), f"no {packages}: run tools/venv.sh"
         self.log = log
         with open(log, "w") as stderr:
             self.process = subprocess.Popen(
-                [sys.executable, server.__file__],
+                [sys.executable, program],
                 env={**os.environ, "PYTHONPATH": str(packages), "OMP_NUM_THREADS": "1"},
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
@@ -61,10 +61,12 @@ class Core:
 
     def ask(self, model, split, *steps):
         """Returns the ranks that failed and what the job logged."""
-        begin = self.log.stat().st_size
         steps = [{key: str(value) for key, value in step.items()} for step in steps]
-        job = json.dumps({"model": model, "split": split, "steps": steps})
-        print(job, file=self.process.stdin, flush=True)
+        return self.send({"model": model, "split": split, "steps": steps})
+
+    def send(self, job):
+        begin = self.log.stat().st_size
+        print(json.dumps(job), file=self.process.stdin, flush=True)
         ready, _, _ = select.select([self.process.stdout], [], [], 120)
         assert ready, f"no answer within 120 s\n{self.log.read_text()[begin:]}"
         answer = self.process.stdout.readline()
