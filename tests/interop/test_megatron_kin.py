@@ -144,7 +144,7 @@ def test_megatron_core_loads_all_of_it_and_computes_the_same(judge, dense, modul
             tps = (2,)
         etp = {} if name == "rope" else {"target__expert_tensor_parallel": 1}  # their experts have biases
         padded = {"target__make_vocab_size_divisible_by": 64}
-        dist = upcycle(folder, f"{name}-dist", source, "dist", 2, freq=freq, **padded)
+        dist = upcycle(folder, f"{name}-moe-dist", source, "dist", 2, freq=freq, **padded)
         for tp in tps:
             mine = upcycle(folder, f"{name}-moe{tp}", source, "torch", tp, freq=freq, **etp, **{k: 128 // tp for k in padded})
             jobs[name, "naive", tp] = of_experts(name, freq, tp=tp, torch=mine, dist=dist, vocab=128, each=tp == 1)
@@ -255,7 +255,7 @@ def test_by_hand_through_both_formats(scratch):
 
 def refused(folder, source, *words, **changes):
     changes = {"mode": "reshard", "upcycle": None, "target__format": "megatron-torch", "target__dtype": "source", **changes}
-    result = runner.upcycle(runner.write_config(folder / "no.yaml", source, folder / "no", **changes))
+    result = runner.upcycle(runner.write_config(folder / "no.yaml", source, folder / "no", **changes), np=1)
     assert result.status in (runner.DATA, runner.CONFIG) and len(result.errors()) == 1, str(result)
     for word in words:
         assert word in " ".join(result.err.split()), (word, str(result))
