@@ -21,11 +21,33 @@ static bool is_beside(const mgr_model *model)
     return model->mtp && !model->ffns_only && !model->tower;
 }
 
+/* Models of Megatron-Core and of transformers that have one name and do not compute the same: T5's
+ * attention of transformers divides by nothing, and a tied head's input by the root of d_model
+ * (modeling_{t5,switch_transformers}.py; models/T5/t5_model.py and
+ * transformer/dot_product_attention.py of megatron-core 0.19, in which no option says either). */
+static int refuse_kin(const mgr_target_format *format, const mgr_model *model, mgr_err *err)
+{
+    if (!model->kin)
+        return mgr_fail(err, MGR_ERR_UNSUPPORTED,
+                        "target format '%s' cannot hold a T5 of transformers: Megatron-Core's "
+                        "divides q times k by the root of kv_channels and never scales what its "
+                        "decoder gives, so that weights would have to change",
+                        format->name);
+    return mgr_fail(err, MGR_ERR_UNSUPPORTED,
+                    "target format '%s' cannot hold %s, which no class of transformers computes: "
+                    "its attention, biases and norms are others",
+                    format->name,
+                    model->kin == MGR_KIN_T5 ? "Megatron-Core's T5"
+                                             : "Megatron-Core's CLIPViTModel");
+}
+
 /* What is known by its name alone is stored by that. */
 static int check_opaque(const mgr_target_format *format, const mgr_model *model, mgr_err *err)
 {
     if (!mgr_model_is_part(model) || (model->kin ? format->kin : format->opaque))
         return MGR_OK;
+    if (model->kin || (format->kin && model->encoder_layers))
+        return refuse_kin(format, model, err);
     mgr_fail(err, MGR_ERR_UNSUPPORTED, "target format '%s' cannot express a model with %s%s",
              format->name, mgr_model_feature(model, 0),
              model->ffns_only ? ", of which nothing but the FFNs is understood" : "");

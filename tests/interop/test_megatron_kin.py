@@ -265,8 +265,9 @@ def refused(folder, source, *words, **changes):
 def test_refusals(scratch):
     tensors = t5_by_hand()
     source = write(scratch / "t5", tensors)
-    refused(scratch, source, "an encoder beside the decoder", "megatron-dist", target__format="hdf5")
-    refused(scratch, source, "an encoder beside the decoder", target__format="huggingface")
+    hold = "target formats that hold this model: megatron-dist, megatron-torch"
+    for fmt in ("hdf5", "huggingface", "moe-recipes", "deepspeed"):
+        refused(scratch, source, f"'{fmt}' cannot hold Megatron-Core's T5", hold, target__format=fmt)
     refused(scratch, source, "one pipeline stage", target__pipeline_parallel=2)
     refused(scratch, source, "num_attention_heads (4) does not split over 3", target__tensor_parallel=3)
     refused(scratch, source, "HybridModel cannot hold", target__format="megatron-dist", target__dist_keys="hybrid")

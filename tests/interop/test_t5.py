@@ -299,6 +299,17 @@ def test_what_switch_cannot_be(t5, tmp_path):
         refused(tmp_path, t5, *words, **changes)
 
 
+def test_megatron_computes_another_t5(t5, tmp_path):
+    """The hint works. Megatron-core's own: test_megatron_kin.py."""
+    switch = upcycle(tmp_path, t5, "switch")
+    words = "cannot hold a T5 of transformers", "root of kv_channels", "scales", "formats that hold this model: hdf5"
+    for source in (t5, switch):
+        for fmt in ("megatron-torch", "megatron-dist"):
+            changes = dict.fromkeys([key for key in SWITCH if key.startswith("upcycle__")])
+            refused(tmp_path, source, *words, **changes, mode="reshard", upcycle=None, target__format=fmt)
+    harness.convert(tmp_path, switch, name="h5", mode="reshard", target__format="hdf5")
+
+
 def test_other_kinds_of_t5(t5, tmp_path):
     torch.manual_seed(4)
     gated = save(
