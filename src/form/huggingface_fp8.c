@@ -7,9 +7,9 @@
 #include "core/mem.h"
 #include "core/str.h"
 #include "io/reader.h"
+#include "model/huggingface.h"
 #include "model/huggingface_keys.h"
 
-#define SCALE "_scale_inv"
 #define OUT_BYTES 2 /* of a bfloat16, for each byte of the file */
 
 static bool is_fp8(const mgr_stored *s)
@@ -71,7 +71,7 @@ static int by_place(const void *x, const void *y)
 static int find_scale(const mgr_stored *const *scales, size_t n, pair *p, mgr_err *err)
 {
     mgr_buf name = {0};
-    int rc = mgr_buf_fmt(&name, err, "%s" SCALE, p->weight->name);
+    int rc = mgr_buf_fmt(&name, err, "%s" MGR_HF_SCALE, p->weight->name);
     if (rc == MGR_OK) {
         const mgr_stored wanted = {.name = name.data}, *const key = &wanted;
         const mgr_stored *const *const found = bsearch(&key, scales, n, sizeof key, by_name);
@@ -91,7 +91,7 @@ static int find_pairs(const mgr_catalogue *cat, pairs *out, mgr_err *err)
     for (size_t i = 0; rc == MGR_OK && i < cat->n_stored; i++)
         if (is_fp8(&cat->stored[i]))
             out->list[out->n++].weight = &cat->stored[i];
-        else if (mgr_has_suffix(cat->stored[i].name, SCALE))
+        else if (mgr_has_suffix(cat->stored[i].name, MGR_HF_SCALE))
             scales[n++] = &cat->stored[i];
     if (n)
         qsort(scales, n, sizeof *scales, by_name);
@@ -121,21 +121,22 @@ static int check_pair(const mgr_catalogue *cat, const pair *p, const uint64_t bl
     mgr_printable(w->name, strlen(w->name), name, sizeof name);
     if (!s)
         return mgr_fail(err, MGR_ERR_FORMAT,
-                        "tensor '%s' in '%s' is FP8, but there is no '%s" SCALE "'", name, path,
-                        name);
+                        "tensor '%s' in '%s' is FP8, but there is no '%s" MGR_HF_SCALE "'", name,
+                        path, name);
     if (!mgr_dtype_is_weight(s->dtype))
         return mgr_fail(err, MGR_ERR_UNSUPPORTED,
-                        "'%s" SCALE "' in '%s' is of a type that is not supported for scales", name,
-                        cat->files[s->file].path);
+                        "'%s" MGR_HF_SCALE
+                        "' in '%s' is of a type that is not supported for scales",
+                        name, cat->files[s->file].path);
     if (s->ndim == 2 && s->shape[0] == blocks(w->shape[0], block[0]) &&
         s->shape[1] == blocks(w->shape[1], block[1]))
         return MGR_OK;
-    return mgr_fail(err, MGR_ERR_FORMAT,
-                    "'%s" SCALE "' in '%s' does not have a number for each block of %llu x %llu of "
-                    "the [%llu, %llu] that '%s' is",
-                    name, cat->files[s->file].path, (unsigned long long)block[0],
-                    (unsigned long long)block[1], (unsigned long long)w->shape[0],
-                    (unsigned long long)w->shape[1], name);
+    return mgr_fail(
+        err, MGR_ERR_FORMAT,
+        "'%s" MGR_HF_SCALE "' in '%s' does not have a number for each block of %llu x %llu of "
+        "the [%llu, %llu] that '%s' is",
+        name, cat->files[s->file].path, (unsigned long long)block[0], (unsigned long long)block[1],
+        (unsigned long long)w->shape[0], (unsigned long long)w->shape[1], name);
 }
 
 int mgr_huggingface_fp8_check(const mgr_catalogue *cat, mgr_err *err)

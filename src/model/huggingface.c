@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "core/mem.h"
+#include "core/str.h"
 #include "model/huggingface_passed.h"
 #include "model/huggingface_t5.h"
 #include "model/huggingface_tower.h"
@@ -536,14 +537,35 @@ static bool namer(const void *context, const mgr_tensors *ts, const mgr_tensor *
     return leads(&w, t) && name_of(&w, t, t->role, name);
 }
 
+/* What is no tensor beside the model: of one that is known whole all but what is for multi-token
+ * prediction. */
+static bool is_none(const mgr_catalogue *cat, const mgr_model *m, const mgr_stored *s)
+{
+    return m->ffns_only || m->tower ? mgr_huggingface_t5_repeats(cat, m, s)
+                                    : mgr_mtp_is_other(cat, m, s);
+}
+
+/* Where weights are FP8 their scales are none either: a scale goes with its weight, and one without
+ * is left over, which is refused. */
+static bool is_none_of_fp8(const mgr_catalogue *cat, const mgr_model *m, const mgr_stored *s)
+{
+    return mgr_has_suffix(s->name, MGR_HF_SCALE) || is_none(cat, m, s);
+}
+
+static bool has_fp8(const mgr_catalogue *cat)
+{
+    for (size_t i = 0; i < cat->n_stored; i++)
+        if (cat->stored[i].offset >= MGR_VIRTUAL_OFFSET)
+            return true;
+    return false;
+}
+
 int mgr_huggingface_opaque(const mgr_catalogue *cat, const mgr_huggingface *hf,
                            mgr_tensors *tensors, mgr_err *err)
 {
-    const mgr_model *const m = &tensors->model;
-    const bool known = !m->ffns_only && !m->tower; /* all but what is for multi-token prediction */
-    return mgr_model_is_part(m)
+    return mgr_model_is_part(&tensors->model)
                ? mgr_opaque_find(tensors, cat, hf->first_file, namer,
-                                 known ? mgr_mtp_is_other : mgr_huggingface_t5_repeats, hf, err)
+                                 has_fp8(cat) ? is_none_of_fp8 : is_none, hf, err)
                : MGR_OK;
 }
 

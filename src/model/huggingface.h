@@ -18,6 +18,9 @@
 /* Before the names of tensors in what an index says, as attributes of its file. */
 #define MGR_HF_WEIGHT_MAP "weight_map."
 
+/* Behind the name of a weight in FP8: the name of its scales. */
+#define MGR_HF_SCALE "_scale_inv"
+
 typedef struct mgr_huggingface {
     mgr_hf_class class;
     mgr_hf_ffn ffn;

@@ -15,6 +15,7 @@ import harness
 import real_models
 import runner
 import test_families as families
+import test_huggingface_fp8 as fp8
 import test_passed as passed
 import test_vision as vision
 import trainer
@@ -184,6 +185,39 @@ def test_what_is_moved_unread_carries_it(scratch):
     published(scratch, "deepseek_v3")
     passed.there_and_back(scratch, scratch / "b")
     assert len(families.tensors(scratch / "back")) == len(index(scratch))
+
+
+def in_fp8(folder):
+    """The model of folder / "b" in blocks of FP8, as DeepSeek-V3 is published; what its tensors mean."""
+    tensors, meant = families.tensors(folder / "b"), {}
+    for name, tensor in list(tensors.items()):
+        meant[name] = tensors[name] = tensor if "correction" in name else tensor.bfloat16()
+        if name.endswith("_proj.weight"):
+            tensors[name], scale = fp8.quantise(tensor.bfloat16(), torch.float32)
+            tensors[name + "_scale_inv"] = scale
+            meant[name] = (tensors[name].float() * fp8.per_element(scale, tensor.shape)).bfloat16()
+    said = config_of(folder / "b") | {"quantization_config": fp8.QUANTIZED, "torch_dtype": "bfloat16"}
+    (folder / "fp8").mkdir()
+    save_file(tensors, folder / "fp8" / "model.safetensors", {"format": "pt"})
+    (folder / "fp8" / "config.json").write_text(json.dumps(said))
+    return tensors, meant
+
+
+@pytest.mark.parametrize("kind", ["glm4_moe", "deepseek_v3"])
+def test_in_fp8_it_becomes_bfloat16(scratch, kind):
+    """What moves unread, too: no scale is a tensor of its own, and one without a weight is refused."""
+    published(scratch, kind)
+    tensors, meant = in_fp8(scratch)
+    for name, way in (("out", {}), ("h5", {"target__format": "hdf5"})):
+        out = families.reshard(scratch, scratch / "fp8", name, **way)
+    for folder in (scratch / "out", families.reshard(scratch, out, "back")):
+        got = families.tensors(folder)
+        assert got.keys() == meant.keys() and not config_of(folder).get("quantization_config")
+        assert [n for n in got if not harness.same_bits(got[n], meant[n])] == []
+    stranger = {"model.layers.0.self_attn.other.weight_scale_inv": torch.ones(1, 1)}
+    save_file(tensors | stranger, scratch / "fp8" / "model.safetensors", {"format": "pt"})
+    result = families.run(scratch, scratch / "fp8", "no", **RESHARD)
+    assert result.status == runner.DATA and "other.weight_scale_inv" in result.err, str(result)
 
 
 def test_of_torch_dcp_too(scratch):
