@@ -45,10 +45,14 @@ typedef struct mgr_define {
     uint32_t source; /* source tensor; MGR_NONE for generated ones */
 } mgr_define;
 
-/* Rows row .. row+rows-1 of a source tensor, or of a generated target tensor. */
+/* In the place of a piece's target: experts are made of these rows by gathered pieces. */
+#define MGR_GATHERED (MGR_NONE - 1)
+
+/* Rows row .. row+rows-1 of a source tensor, or of a generated target tensor; or, with both, rows
+ * of a target tensor that are gathered from wherever in the source tensor their origins lie. */
 typedef struct mgr_piece {
     uint32_t source; /* MGR_NONE if generated */
-    uint32_t target; /* of a generated piece, else MGR_NONE */
+    uint32_t target; /* of a generated or gathered piece, else MGR_NONE or MGR_GATHERED */
     uint64_t row, rows;
 } mgr_piece;
 
@@ -77,6 +81,7 @@ typedef struct mgr_unit {
     uint32_t layer; /* MGR_NONE outside of layers */
     uint64_t in_bytes, out_bytes;
     bool done; /* written before; read again only where a group of unfinished units needs sums */
+    bool gathered; /* its one piece is */
 } mgr_unit;
 
 /* Units that are dealt over all ranks together. With moments, the sums of layers layer ..
@@ -108,6 +113,12 @@ typedef struct mgr_plan {
  * allocation; free with mgr_plan_clear. Local. */
 int mgr_plan_make(mgr_plan *plan, const mgr_plan_request *request, mgr_err *err) MGR_NODISCARD;
 void mgr_plan_clear(mgr_plan *plan);
+
+/* Is a target tensor made by the map of an expert, whose neurons may come from anywhere? Pure. */
+static inline bool mgr_op_by_map(mgr_op op)
+{
+    return op == MGR_OP_EXPERT || op == MGR_OP_MOMENT;
+}
 
 /* For qsort: by tensor, then by row. Pure. */
 int mgr_piece_order(const void *a, const void *b);

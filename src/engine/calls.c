@@ -127,6 +127,7 @@ static int expert_writes(counter *c, uint32_t target, const mgr_piece *piece, mg
     const mgr_matrix matrix = mgr_matrix_with(t);
     mgr_expert x = mgr_selection_expert(&c->selection, job, t->expert, matrix);
     x.scale = mgr_plane_scale(x.scale, t->plane);
+    x.origin = piece->target == target ? NULL : x.origin;
     if (t->ndim > 1 && mgr_engine_copies(job, &x, target, piece->source))
         row_writes(c, target, piece->row, piece->rows);
     else if (t->ndim > 1 && matrix == MGR_MATRIX_DOWN)
@@ -174,13 +175,16 @@ static int unit_writes(counter *c, const mgr_unit *unit, mgr_err *err)
     const mgr_plan *const plan = &c->engine.job->plan;
     for (uint32_t p = unit->piece; p < unit->piece + unit->n_pieces; p++) {
         const mgr_piece *const piece = &plan->pieces[p];
-        if (piece->source == MGR_NONE) {
+        if (piece->source == MGR_NONE || unit->gathered) {
             MGR_TRY(target_writes(c, piece->target, piece, err));
             continue;
         }
         for (uint32_t k = plan->first_target[piece->source];
-             k < plan->first_target[piece->source + 1]; k++)
-            MGR_TRY(target_writes(c, plan->targets[k], piece, err));
+             k < plan->first_target[piece->source + 1]; k++) {
+            const uint32_t target = plan->targets[k];
+            if (piece->target != MGR_GATHERED || !mgr_op_by_map(c->engine.job->defines[target].op))
+                MGR_TRY(target_writes(c, target, piece, err));
+        }
     }
     return MGR_OK;
 }
@@ -190,12 +194,25 @@ static uint64_t times_read(counter *c, const mgr_group *group, const mgr_unit *u
 {
     const uint64_t room = c->engine.job->plan.cache_bytes;
     uint64_t *const used = &c->used[unit->rank];
-    if (group->n_layers == 0)
+    if (group->n_layers == 0 || unit->gathered)
         return 1;
     if (unit->in_bytes > room - *used)
         return 2;
     mgr_engine_keep(used, unit->in_bytes, room);
     return 1;
+}
+
+/* Where the rows of a gathered unit come from; NULL of others. */
+static int find_origin(counter *c, const mgr_unit *unit, const uint32_t **out, mgr_err *err)
+{
+    const mgr_job *const job = c->engine.job;
+    *out = NULL;
+    if (!unit->gathered)
+        return MGR_OK;
+    const mgr_tensor *const t = &job->target.tensors.list[job->plan.pieces[unit->piece].target];
+    MGR_TRY(mgr_selection_set(&c->selection, job, t->layer, NULL, err));
+    *out = c->selection.maps[t->expert].origin;
+    return MGR_OK;
 }
 
 static int count_group(counter *c, const mgr_group *group, mgr_calls *out, mgr_err *err)
@@ -207,10 +224,12 @@ static int count_group(counter *c, const mgr_group *group, mgr_calls *out, mgr_e
             2 + mgr_sum_calls(4 * group->n_layers * mgr_engine_layer_sums(c->engine.job));
     for (uint32_t u = group->unit; u < group->unit + group->n_units; u++) {
         const mgr_unit *const unit = &plan->units[u];
+        const uint32_t *origin;
+        MGR_TRY(find_origin(c, unit, &origin, err));
         c->rank = unit->rank;
         c->times = times_read(c, group, unit);
         if (unit->in_bytes)
-            MGR_TRY(mgr_engine_see_reads(&c->engine, unit, see_read, c, err));
+            MGR_TRY(mgr_engine_see_reads(&c->engine, unit, origin, see_read, c, err));
         MGR_TRY(unit_writes(c, unit, err));
     }
     return MGR_OK;

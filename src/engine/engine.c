@@ -206,33 +206,44 @@ static int make_rows(mgr_engine *e, const mgr_method *method, const mgr_expert *
                : expert_neuron_rows(e, method, x, target, piece, data, err);
 }
 
-/* A moment of Adam's: it needs no sums. */
-static int make_moment(mgr_engine *e, uint32_t target, const mgr_piece *piece,
-                       const unsigned char *data, mgr_err *err)
+/* The maps of the layer of a target tensor. A moment of Adam's needs no sums. */
+static int select_layer(mgr_engine *e, const mgr_group *group, uint32_t target, mgr_err *err)
 {
     const mgr_job *const job = e->job;
-    const mgr_tensor *const t = &job->target.tensors.list[target];
-    MGR_TRY(mgr_selection_set(e->selection, job, t->layer, NULL, err));
-    mgr_expert x = mgr_selection_expert(e->selection, job, t->expert, mgr_matrix_with(t));
-    x.scale = mgr_plane_scale(x.scale, t->plane);
-    return make_rows(e, &mgr_method_moment, &x, target, piece, data, err);
+    const uint32_t layer = job->target.tensors.list[target].layer;
+    const bool moment = job->defines[target].op == MGR_OP_MOMENT;
+    if (e->selection->layer == layer)
+        return MGR_OK;
+    const mgr_sums *const sums =
+        e->sums && !moment
+            ? e->sums + (mgr_layer_from(job, layer) - group->layer) * mgr_engine_layer_sums(job)
+            : NULL;
+    MGR_TRY(mgr_selection_set(e->selection, job, layer, sums, err));
+    return moment ? MGR_OK : note_moments(e, err);
 }
 
-static int make_expert(mgr_engine *e, const mgr_group *group, uint32_t target,
+/* By the map of its expert, a weight or a moment of one. Gathered rows lie as they go. */
+static int make_mapped(mgr_engine *e, const mgr_group *group, uint32_t target,
                        const mgr_piece *piece, const unsigned char *data, mgr_err *err)
 {
     const mgr_job *const job = e->job;
     const mgr_tensor *const t = &job->target.tensors.list[target];
-    const mgr_sums *const sums =
-        e->sums
-            ? e->sums + (mgr_layer_from(job, t->layer) - group->layer) * mgr_engine_layer_sums(job)
-            : NULL;
-    if (e->selection->layer != t->layer) {
-        MGR_TRY(mgr_selection_set(e->selection, job, t->layer, sums, err));
-        MGR_TRY(note_moments(e, err));
-    }
-    const mgr_expert x = mgr_selection_expert(e->selection, job, t->expert, mgr_matrix_with(t));
-    return make_rows(e, job->method, &x, target, piece, data, err);
+    const bool moment = job->defines[target].op == MGR_OP_MOMENT;
+    MGR_TRY(select_layer(e, group, target, err));
+    mgr_expert x = mgr_selection_expert(e->selection, job, t->expert, mgr_matrix_with(t));
+    x.scale = moment ? mgr_plane_scale(x.scale, t->plane) : x.scale;
+    x.origin = piece->target == target ? NULL : x.origin;
+    return make_rows(e, moment ? &mgr_method_moment : job->method, &x, target, piece, data, err);
+}
+
+/* The rows that a gathered unit is made of. */
+static int gather_unit(mgr_engine *e, const mgr_group *group, const mgr_unit *unit, mgr_err *err)
+{
+    const uint32_t target = e->job->plan.pieces[unit->piece].target;
+    MGR_TRY(select_layer(e, group, target, err));
+    const mgr_map *const map = &e->selection->maps[e->job->target.tensors.list[target].expert];
+    assert(map->origin);
+    return mgr_engine_gather(e, unit, map->origin, e->unit, err);
 }
 
 /* down of experts side by side: their columns are scaled, those of a shared expert behind them are
@@ -393,6 +404,9 @@ int mgr_engine_make(mgr_engine *e, const mgr_group *group, const mgr_unit *unit,
 {
     const mgr_plan *const plan = &e->job->plan;
     const unsigned char *const first = data;
+    if (unit->gathered) /* its rows were looked at where the source was read */
+        return make_mapped(e, group, plan->pieces[unit->piece].target, &plan->pieces[unit->piece],
+                           data, err);
     for (uint32_t p = unit->piece; p < unit->piece + unit->n_pieces; p++) {
         const mgr_piece *const piece = &plan->pieces[p];
         if (piece->source == MGR_NONE) {
@@ -404,8 +418,9 @@ int mgr_engine_make(mgr_engine *e, const mgr_group *group, const mgr_unit *unit,
              k < plan->first_target[piece->source + 1]; k++) {
             const uint32_t target = plan->targets[k];
             const mgr_op op = e->job->defines[target].op;
-            MGR_TRY(op == MGR_OP_EXPERT    ? make_expert(e, group, target, piece, data, err)
-                    : op == MGR_OP_MOMENT  ? make_moment(e, target, piece, data, err)
+            if (piece->target == MGR_GATHERED && mgr_op_by_map(op))
+                continue;
+            MGR_TRY(mgr_op_by_map(op)      ? make_mapped(e, group, target, piece, data, err)
                     : op == MGR_OP_JOINED  ? joined_rows(e, target, piece, data, err)
                     : op == MGR_OP_SHARED  ? shared_rows(e, target, piece, data, err)
                     : op == MGR_OP_ROWS    ? gather_rows(e, target, piece, data, err)
@@ -437,7 +452,7 @@ static int sum_group(mgr_engine *e, const mgr_group *group, mgr_err *err)
     for (uint32_t u = 0; u < group->n_units; u++) {
         const mgr_unit *const unit = &e->job->plan.units[group->unit + u];
         e->kept[u] = UINT64_MAX;
-        if (!mine(e, unit))
+        if (!mine(e, unit) || unit->gathered)
             continue;
         assert(unit->in_bytes <= e->job->plan.unit_bytes);
         unsigned char *into = e->unit;
@@ -464,6 +479,8 @@ static int make_group(mgr_engine *e, const mgr_group *group, mgr_err *err)
         const unsigned char *data = e->unit;
         if (summed && e->kept[u] != UINT64_MAX)
             data = e->cache + e->kept[u];
+        else if (unit->gathered)
+            MGR_TRY(gather_unit(e, group, unit, err));
         else if (unit->in_bytes)
             MGR_TRY(mgr_engine_read(e, unit, e->unit, !summed, err));
         MGR_TRY(mgr_engine_make(e, group, unit, data, err));

@@ -123,6 +123,11 @@ uint64_t mgr_selection_bytes(const mgr_job *job);
 int mgr_engine_read(mgr_engine *engine, const mgr_unit *unit, unsigned char *into, bool count,
                     mgr_err *err) MGR_NODISCARD;
 
+/* Read the rows of the source that the rows of a gathered unit come from, in the unit's order:
+ * `origin` is its expert's. Local. */
+int mgr_engine_gather(mgr_engine *engine, const mgr_unit *unit, const uint32_t *origin,
+                      unsigned char *into, mgr_err *err) MGR_NODISCARD;
+
 /* Write rows row .. row+n-1 of a target tensor, packed in the target type, into every box that has
  * a part of them. Local. */
 int mgr_engine_write(mgr_engine *engine, uint32_t target, uint64_t row, uint64_t n,
@@ -135,9 +140,9 @@ size_t mgr_engine_layer_sums(const mgr_job *job);
 /* Called for each read of a unit: of which file, and how many bytes. */
 typedef void (*mgr_see_read)(void *context, uint32_t file, uint64_t bytes);
 
-/* Which calls read a unit. Local. */
-int mgr_engine_see_reads(mgr_engine *engine, const mgr_unit *unit, mgr_see_read see, void *context,
-                         mgr_err *err) MGR_NODISCARD;
+/* Which calls read a unit; `origin` as of mgr_engine_gather, or NULL. Local. */
+int mgr_engine_see_reads(mgr_engine *engine, const mgr_unit *unit, const uint32_t *origin,
+                         mgr_see_read see, void *context, mgr_err *err) MGR_NODISCARD;
 
 /* Rows, or columns of a transposed box, that one call writes where `n` rows were handed over and
  * `inside` of them lie in the box. Pure. */

@@ -120,6 +120,25 @@ static int collect_items(mgr_engine *e, const mgr_unit *unit, unsigned char *int
     return MGR_OK;
 }
 
+/* Replicas were compared where the whole tensor was read. */
+static int collect_gathered(mgr_engine *e, const mgr_unit *unit, const uint32_t *origin,
+                            unsigned char *into, mgr_err *err)
+{
+    const mgr_layout *const layout = &e->job->source.layout;
+    const mgr_piece *const piece = &e->job->plan.pieces[unit->piece];
+    const uint64_t row_bytes = mgr_layout_row_bytes(layout, piece->source);
+    assert(unit->gathered && unit->n_pieces == 1);
+    e->n_items = 0;
+    for (uint64_t r = 0; r < piece->rows; r++, into += row_bytes) {
+        const mgr_piece row = {.source = piece->source, .row = origin[piece->row + r], .rows = 1};
+        for (size_t b = layout->first_box[row.source]; b < layout->first_box[row.source + 1]; b++)
+            if (layout->boxes[b].copy == 0)
+                MGR_TRY(add_box(e, &layout->boxes[b], &row, into, err));
+    }
+    qsort(e->items, e->n_items, sizeof *e->items, by_file_order);
+    return MGR_OK;
+}
+
 /* Sum of 0 .. n-1, modulo 2^64. */
 static uint64_t sum_below(uint64_t n)
 {
@@ -163,7 +182,7 @@ static int check_placed(const mgr_engine *e, const mgr_unit *unit, mgr_err *err)
     const mgr_layout *const layout = &e->job->source.layout;
     const mgr_piece *const pieces = &e->job->plan.pieces[unit->piece];
     uint64_t replicas = 0;
-    for (uint32_t p = 0; p < unit->n_pieces; p++)
+    for (uint32_t p = 0; p < unit->n_pieces && !unit->gathered; p++)
         replicas += replica_bytes(layout, &pieces[p]);
     if (e->placed.bytes == unit->in_bytes && e->placed.places == sum_below(unit->in_bytes) &&
         e->placed.compared == replicas)
@@ -322,10 +341,11 @@ static int read_run(mgr_engine *e, size_t first, size_t n, uint64_t bytes, bool 
     return MGR_OK;
 }
 
-int mgr_engine_see_reads(mgr_engine *e, const mgr_unit *unit, mgr_see_read see, void *context,
-                         mgr_err *err)
+int mgr_engine_see_reads(mgr_engine *e, const mgr_unit *unit, const uint32_t *origin,
+                         mgr_see_read see, void *context, mgr_err *err)
 {
-    MGR_TRY(collect_items(e, unit, e->unit, err));
+    MGR_TRY(unit->gathered ? collect_gathered(e, unit, origin, e->unit, err)
+                           : collect_items(e, unit, e->unit, err));
     for (size_t i = 0; i < e->n_items;) {
         uint64_t bytes;
         const size_t n = run_length(e, i, &bytes);
@@ -335,12 +355,14 @@ int mgr_engine_see_reads(mgr_engine *e, const mgr_unit *unit, mgr_see_read see, 
     return MGR_OK;
 }
 
-int mgr_engine_read(mgr_engine *e, const mgr_unit *unit, unsigned char *into, bool count,
-                    mgr_err *err)
+static void begin_unit(mgr_engine *e, const mgr_unit *unit, const unsigned char *into)
 {
     e->placed = (mgr_placed){.unit = into, .limit = unit->in_bytes};
     e->n_known = 0;
-    MGR_TRY(collect_items(e, unit, into, err));
+}
+
+static int read_items(mgr_engine *e, const mgr_unit *unit, bool count, mgr_err *err)
+{
     for (size_t i = 0; i < e->n_items;) {
         uint64_t bytes;
         const size_t n = run_length(e, i, &bytes);
@@ -348,6 +370,22 @@ int mgr_engine_read(mgr_engine *e, const mgr_unit *unit, unsigned char *into, bo
         i += n;
     }
     return check_placed(e, unit, err);
+}
+
+int mgr_engine_read(mgr_engine *e, const mgr_unit *unit, unsigned char *into, bool count,
+                    mgr_err *err)
+{
+    begin_unit(e, unit, into);
+    MGR_TRY(collect_items(e, unit, into, err));
+    return read_items(e, unit, count, err);
+}
+
+int mgr_engine_gather(mgr_engine *e, const mgr_unit *unit, const uint32_t *origin,
+                      unsigned char *into, mgr_err *err)
+{
+    begin_unit(e, unit, into);
+    MGR_TRY(collect_gathered(e, unit, origin, into, err));
+    return read_items(e, unit, false, err);
 }
 
 /* Into the files of a new output. */

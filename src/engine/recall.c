@@ -47,9 +47,21 @@ static int take_extents(mgr_extents *into, const char *at, uint64_t n, uint64_t 
     return MGR_OK;
 }
 
+/* Could it have cut these rows of a target tensor, which are gathered? */
+static bool is_gathered_unit(const mgr_job *job, const mgr_piece *p)
+{
+    if (p->target >= job->target.tensors.n || job->defines[p->target].source != p->source ||
+        !mgr_op_by_map(job->defines[p->target].op) || !mgr_recipe_has_origin(&job->recipe))
+        return false;
+    const uint64_t rows = job->target.tensors.list[p->target].rows;
+    return p->rows > 0 && p->row < rows && p->rows <= rows - p->row;
+}
+
 /* Could the plan have cut a unit that begins with these rows? */
 static bool is_unit(const mgr_job *job, const mgr_piece *p)
 {
+    if (p->source != MGR_NONE && p->target != MGR_NONE && p->target != MGR_GATHERED)
+        return is_gathered_unit(job, p);
     const mgr_tensors *const ts =
         p->source == MGR_NONE ? &job->target.tensors : &job->source.tensors;
     const uint32_t idx = p->source == MGR_NONE ? p->target : p->source;

@@ -91,25 +91,29 @@ static uint64_t stretch_end(const mgr_plan_request *r, const mgr_piece *from, ui
     return *done ? next->row + next->rows : next->row;
 }
 
-/* Bytes made of rows [row, row + rows) of a source tensor. An expert with fewer neurons has its
- * share of them, wherever its origins lie. */
-static uint64_t made_bytes(const mgr_plan *plan, const mgr_plan_request *r, uint32_t source,
-                           uint64_t row, uint64_t rows)
+/* Bytes made of a piece's rows of a source tensor. An expert with fewer neurons has its share of
+ * them, wherever its origins lie. */
+static uint64_t made_bytes(const mgr_plan *plan, const mgr_plan_request *r, const mgr_piece *piece)
 {
-    const uint64_t of = r->source->tensors->list[source].rows;
+    const uint64_t of = r->source->tensors->list[piece->source].rows;
+    const uint64_t row = piece->row, end = piece->row + piece->rows;
     uint64_t bytes = 0;
-    for (uint32_t k = plan->first_target[source]; k < plan->first_target[source + 1]; k++) {
+    for (uint32_t k = plan->first_target[piece->source]; k < plan->first_target[piece->source + 1];
+         k++) {
         const uint32_t t = plan->targets[k];
+        if (piece->target == MGR_GATHERED && mgr_op_by_map(r->defines[t].op))
+            continue;
         const uint64_t all = r->target->tensors->list[t].rows;
-        const uint64_t made = (row + rows) * all / of - row * all / of;
+        const uint64_t made = end * all / of - row * all / of;
         bytes += copies(r->target, t) * made * mgr_layout_row_bytes(r->target, t);
     }
     return bytes;
 }
 
-/* Cut the bundle that starts at source tensor `first` into units of about `wanted` bytes. */
-static int cut_bundle(mgr_plan *plan, const mgr_plan_request *r, uint32_t first, uint64_t wanted,
-                      mgr_err *err)
+/* Cut the bundle that starts at source tensor `first` into units of about `wanted` bytes, `as`
+ * being the target of its pieces. */
+static int cut_bundle(mgr_plan *plan, const mgr_plan_request *r, uint32_t first, uint32_t as,
+                      uint64_t wanted, mgr_err *err)
 {
     const mgr_tensors *const ts = r->source->tensors;
     uint32_t end = first;
@@ -120,7 +124,7 @@ static int cut_bundle(mgr_plan *plan, const mgr_plan_request *r, uint32_t first,
     const uint64_t n_steps = (lead->rows + lead->step - 1) / lead->step;
     const uint64_t most = step_bytes && wanted > step_bytes ? wanted / step_bytes : 1;
     for (uint64_t at = 0, per_unit; at < n_steps; at += per_unit) {
-        const mgr_piece from = {first, MGR_NONE, at * lead->step, 1};
+        const mgr_piece from = {first, as, at * lead->step, 1};
         mgr_unit unit = {
             .piece = (uint32_t)plan->n_pieces, .n_pieces = end - first, .layer = lead->layer};
         const uint64_t left =
@@ -129,14 +133,37 @@ static int cut_bundle(mgr_plan *plan, const mgr_plan_request *r, uint32_t first,
         for (uint32_t i = first; i < end; i++) {
             const mgr_tensor *const t = &ts->list[i];
             mgr_piece piece = {
-                .source = i, .target = MGR_NONE, .row = at * t->step, .rows = per_unit * t->step};
+                .source = i, .target = as, .row = at * t->step, .rows = per_unit * t->step};
             if (piece.rows > t->rows - piece.row)
                 piece.rows = t->rows - piece.row;
             unit.in_bytes += piece.rows * mgr_layout_row_bytes(r->source, i);
-            unit.out_bytes += made_bytes(plan, r, i, piece.row, piece.rows);
+            unit.out_bytes += made_bytes(plan, r, &piece);
             MGR_TRY(add_piece(plan, &piece, err));
         }
         MGR_TRY(add_unit(plan, &unit, err));
+    }
+    return MGR_OK;
+}
+
+/* Rows of a target tensor whose origins lie anywhere in source tensor `source`. */
+static int cut_gathered(mgr_plan *plan, const mgr_plan_request *r, uint32_t source, uint32_t target,
+                        uint64_t wanted, mgr_err *err)
+{
+    const mgr_tensor *const t = &r->target->tensors->list[target];
+    const uint64_t in = mgr_layout_row_bytes(r->source, source);
+    const uint64_t out = copies(r->target, target) * mgr_layout_row_bytes(r->target, target);
+    const uint64_t most = wanted > in ? wanted / in : 1;
+    for (uint64_t row = 0; row < t->rows;) {
+        mgr_piece piece = {source, target, row, 1};
+        mgr_unit unit = {.piece = (uint32_t)plan->n_pieces, .n_pieces = 1, .gathered = true};
+        const uint64_t left = stretch_end(r, &piece, t->rows, &unit.done) - row;
+        piece.rows = left < most ? left : most;
+        unit.layer = t->layer;
+        unit.in_bytes = piece.rows * in;
+        unit.out_bytes = piece.rows * out;
+        MGR_TRY(add_piece(plan, &piece, err));
+        MGR_TRY(add_unit(plan, &unit, err));
+        row += piece.rows;
     }
     return MGR_OK;
 }
@@ -147,6 +174,27 @@ static bool makes(const mgr_plan *plan, const mgr_plan_request *r, uint32_t sour
         if (r->defines[plan->targets[k]].op == op)
             return true;
     return false;
+}
+
+/* gate and up, or a plane of them, of which experts are made: neurons are their rows. */
+static bool has_neuron_rows(const mgr_plan *plan, const mgr_plan_request *r, uint32_t source)
+{
+    const mgr_tensor *const t = &r->source->tensors->list[source];
+    return t->ndim > 1 && (t->role == MGR_ROLE_GATE || t->role == MGR_ROLE_UP) &&
+           (makes(plan, r, source, MGR_OP_EXPERT) || makes(plan, r, source, MGR_OP_MOMENT));
+}
+
+/* A matrix of an FFN, or a plane of one; experts' rows in units of `gathered` bytes, or 0. */
+static int cut_matrix(mgr_plan *plan, const mgr_plan_request *r, uint32_t source, uint64_t wanted,
+                      uint64_t gathered, mgr_err *err)
+{
+    if (!gathered || !has_neuron_rows(plan, r, source))
+        return cut_bundle(plan, r, source, MGR_NONE, wanted, err);
+    MGR_TRY(cut_bundle(plan, r, source, MGR_GATHERED, wanted, err));
+    for (uint32_t k = plan->first_target[source]; k < plan->first_target[source + 1]; k++)
+        if (mgr_op_by_map(r->defines[plan->targets[k]].op))
+            MGR_TRY(cut_gathered(plan, r, source, plan->targets[k], gathered, err));
+    return MGR_OK;
 }
 
 static bool has_experts(const mgr_plan *plan, const mgr_plan_request *r, uint32_t source)
@@ -227,19 +275,19 @@ static uint64_t layer_sums_bytes(const mgr_plan_request *r)
 
 /* One of the FFNs of a layer. */
 static int cut_ffn(mgr_plan *plan, const mgr_plan_request *r, uint32_t layer, uint32_t ffn,
-                   uint64_t wanted, mgr_err *err)
+                   uint64_t wanted, uint64_t gathered, mgr_err *err)
 {
     for (size_t k = 0; k < N_EXPERT_ROLES; k++) {
         const uint32_t i = mgr_tensors_ffn(r->source->tensors, expert_roles[k], layer, ffn);
         if (i != MGR_NONE && has_experts(plan, r, i))
-            MGR_TRY(cut_bundle(plan, r, i, wanted, err));
+            MGR_TRY(cut_matrix(plan, r, i, wanted, gathered, err));
     }
     return MGR_OK;
 }
 
 /* The FFNs, layer after layer, in groups of as many layers as all caches together can keep. */
 static int cut_experts(mgr_plan *plan, const mgr_plan_request *r, uint64_t wanted,
-                       uint64_t group_layers, mgr_err *err)
+                       uint64_t gathered, uint64_t group_layers, mgr_err *err)
 {
     const mgr_tensors *const ts = r->source->tensors;
     const uint32_t layers = (uint32_t)ts->model.layers;
@@ -247,7 +295,7 @@ static int cut_experts(mgr_plan *plan, const mgr_plan_request *r, uint64_t wante
     uint32_t first_layer = 0;
     for (uint32_t l = 0; l < layers; l++) {
         for (uint32_t x = 0; x < ffns(r); x++)
-            MGR_TRY(cut_ffn(plan, r, l, x, wanted, err));
+            MGR_TRY(cut_ffn(plan, r, l, x, wanted, gathered, err));
         if (l + 1 - first_layer < group_layers && l + 1 < layers)
             continue;
         MGR_TRY(
@@ -265,15 +313,16 @@ static bool is_left_out(const mgr_plan *plan, uint32_t source)
 }
 
 static int cut_others(mgr_plan *plan, const mgr_plan_request *r, uint64_t wanted, uint64_t expert,
-                      mgr_err *err)
+                      uint64_t gathered, mgr_err *err)
 {
     const size_t first_unit = plan->n_units;
     const uint32_t n_source = r->source ? r->source->tensors->n : 0;
     for (uint32_t i = 0; i < n_source; i++)
         if (r->source->tensors->list[i].bundle == i && !has_experts(plan, r, i) &&
-            !is_left_out(plan, i))
-            MGR_TRY(
-                cut_bundle(plan, r, i, makes(plan, r, i, MGR_OP_MOMENT) ? expert : wanted, err));
+            !is_left_out(plan, i)) {
+            const bool moment = makes(plan, r, i, MGR_OP_MOMENT);
+            MGR_TRY(cut_matrix(plan, r, i, moment ? expert : wanted, moment ? gathered : 0, err));
+        }
     for (uint32_t t = 0; t < r->target->tensors->n; t++)
         if (r->defines[t].source == MGR_NONE)
             MGR_TRY(cut_generated(plan, r, t, wanted, err));
@@ -291,7 +340,8 @@ static bool is_done(const mgr_plan *plan, const mgr_group *group)
 /* What a unit costs: one that is done is read for the sums of the others, or not at all. */
 static uint64_t cost(const mgr_unit *unit, bool summed)
 {
-    return (unit->done && !summed ? 0 : unit->in_bytes) + (unit->done ? 0 : unit->out_bytes);
+    const bool unread = unit->done && (!summed || unit->gathered);
+    return (unread ? 0 : unit->in_bytes) + (unit->done ? 0 : unit->out_bytes);
 }
 
 static uint32_t least_loaded(const uint64_t *load, uint32_t ranks)
@@ -392,8 +442,7 @@ static uint64_t wanted_unit(const mgr_plan_request *r)
 }
 
 /* With shuffle, an expert's rows come from anywhere: a unit that holds the whole matrix writes
- * whole extents, smaller ones write single rows. Whole ones are taken where memory and the number
- * of ranks allow it. */
+ * whole extents. Whole ones are taken where memory and the number of ranks allow it. */
 static uint64_t wanted_expert_unit(const mgr_plan_request *r, uint64_t wanted)
 {
     const mgr_model *const m = &r->source->tensors->model;
@@ -401,6 +450,29 @@ static uint64_t wanted_expert_unit(const mgr_plan_request *r, uint64_t wanted)
     if (r->shuffle && matrix <= r->memory / 3 && m->layers * 3 >= 2 * (uint64_t)r->ranks)
         return matrix;
     return wanted;
+}
+
+/* Where units do not hold the whole matrix, those of `expert` bytes of its rows would write single
+ * rows of experts. Then units of experts' rows gather theirs out of the source, which is read once
+ * more for each expert, in the order of the file. A run that goes on cuts as the one before it did,
+ * whose units say what they are. */
+static bool gathers_rows(const mgr_plan *plan, const mgr_plan_request *r, uint64_t expert)
+{
+    if (!r->source || !r->shuffle || r->source->transposed || r->target->transposed)
+        return false;
+    for (size_t i = 0; i < r->n_done; i++)
+        if (r->done[i].source != MGR_NONE && has_neuron_rows(plan, r, r->done[i].source))
+            return r->done[i].target != MGR_NONE;
+    return expert < matrix_bytes(r);
+}
+
+/* Bytes of a unit that gathers: an expert's whole matrix, of which the source's rows are neighbours
+ * again, where memory and the number of ranks allow it. */
+static uint64_t wanted_gathered(const mgr_plan_request *r, uint64_t wanted)
+{
+    const mgr_model *const m = &r->target->tensors->model;
+    const uint64_t matrix = matrix_bytes(r);
+    return matrix <= r->memory / 3 && m->layers * m->experts >= r->ranks ? matrix : wanted;
 }
 
 /* Set the buffer sizes and how many layers a group has; what does not fit is refused. */
@@ -461,18 +533,19 @@ int mgr_plan_make(mgr_plan *plan, const mgr_plan_request *r, mgr_err *err)
     *plan = (mgr_plan){.ranks = r->ranks};
     const uint64_t wanted = wanted_unit(r);
     const uint64_t expert = r->source ? wanted_expert_unit(r, wanted) : 0;
+    int rc = index_targets(plan, r, err);
+    const bool gathers = rc == MGR_OK && gathers_rows(plan, r, expert);
+    const uint64_t gathered = gathers ? wanted_gathered(r, expert) : 0;
     uint64_t largest = largest_step(r);
     largest = largest > wanted ? largest : wanted;
     largest = largest > expert ? largest : expert;
-    if (!r->source)
-        largest = 0;
-    int rc = share_memory(plan, r, largest, &group_layers, err);
+    largest = largest > gathered ? largest : gathered;
     if (rc == MGR_OK)
-        rc = index_targets(plan, r, err);
+        rc = share_memory(plan, r, r->source ? largest : 0, &group_layers, err);
     if (rc == MGR_OK && r->source)
-        rc = cut_experts(plan, r, expert, group_layers, err);
+        rc = cut_experts(plan, r, expert, gathered, group_layers, err);
     if (rc == MGR_OK)
-        rc = cut_others(plan, r, wanted, expert, err);
+        rc = cut_others(plan, r, wanted, expert, gathered, err);
     if (rc == MGR_OK)
         rc = deal(plan, err);
     if (rc != MGR_OK)

@@ -94,11 +94,32 @@ static mgr_plan_request request_of(const world *w, uint32_t ranks, uint64_t memo
                               .memory = memory};
 }
 
+/* What is read of the source and made of a piece, or the rows that are gathered; each in order, so
+ * that there is no hole and no overlap. */
+static void count_piece(const world *w, const mgr_plan *plan, const mgr_piece *p, uint64_t *rows,
+                        uint64_t *made)
+{
+    CHECK(p->rows > 0);
+    if (p->source == MGR_NONE || p->target < MGR_GATHERED) {
+        CHECK_INT(p->row, made[p->target]);
+        made[p->target] += p->rows;
+        return;
+    }
+    CHECK_INT(p->row, rows[p->source]);
+    CHECK_INT(p->row % w->dense.list[p->source].step, 0);
+    rows[p->source] += p->rows;
+    for (uint32_t k = plan->first_target[p->source]; k < plan->first_target[p->source + 1]; k++) {
+        const uint32_t t = plan->targets[k];
+        if (p->target == MGR_NONE || !mgr_op_by_map(w->defines[t].op))
+            made[t] += p->rows;
+    }
+}
+
 /* Rows are covered once; boundaries keep steps whole; groups cover all units; sizes add up. */
 static void check_plan(const world *w, const mgr_plan *plan, uint64_t memory)
 {
     mgr_err err = MGR_ERR_INIT;
-    uint64_t *rows = NULL, *made = NULL, units = 0;
+    uint64_t *rows = NULL, *made = NULL, units = 0, gathered = 0;
     CHECK_INT(mgr_alloc(&rows, w->dense.n, sizeof *rows, &err), MGR_OK);
     CHECK_INT(mgr_alloc(&made, w->moe.n, sizeof *made, &err), MGR_OK);
     for (size_t g = 0; g < plan->n_groups; g++) {
@@ -108,23 +129,15 @@ static void check_plan(const world *w, const mgr_plan *plan, uint64_t memory)
     CHECK_INT(units, plan->n_units);
     for (size_t i = 0; i < plan->n_pieces; i++) {
         const mgr_piece *const p = &plan->pieces[i];
-        CHECK(p->rows > 0);
-        if (p->source == MGR_NONE) {
-            made[p->target] += p->rows;
-            continue;
-        }
-        const mgr_tensor *const t = &w->dense.list[p->source];
-        CHECK_INT(p->row, rows[p->source]); /* in order, so no hole and no overlap */
-        CHECK_INT(p->row % t->step, 0);
-        rows[p->source] += p->rows;
-        for (uint32_t k = plan->first_target[p->source]; k < plan->first_target[p->source + 1]; k++)
-            made[plan->targets[k]] += p->rows;
+        count_piece(w, plan, p, rows, made);
+        if (p->source != MGR_NONE && p->target < MGR_GATHERED)
+            gathered += p->rows * mgr_layout_row_bytes(&w->source, p->source);
     }
     for (uint32_t i = 0; i < w->dense.n; i++)
         CHECK_INT(rows[i], w->dense.list[i].rows);
     for (uint32_t i = 0; i < w->moe.n; i++)
         CHECK_INT(made[i], w->moe.list[i].rows);
-    CHECK_INT(plan->total_in, mgr_tensors_elements(&w->dense) * 2);
+    CHECK_INT(plan->total_in, mgr_tensors_elements(&w->dense) * 2 + gathered);
     CHECK_INT(plan->total_out, mgr_tensors_elements(&w->moe) * 2);
     CHECK(plan->memory_bytes <= memory);
     mgr_free(rows);
@@ -179,13 +192,14 @@ static void test_small(void)
 
 /* A third of the units of one plan is done: another number of ranks and another memory plan around
  * them, and every row is in exactly one unit that is done or not as it was. */
-static void check_around(const world *w, const mgr_piece *done, size_t n, uint32_t ranks,
-                         uint64_t memory)
+static void check_around(const world *w, bool shuffle, const mgr_piece *done, size_t n,
+                         uint32_t ranks, uint64_t memory)
 {
     mgr_err err = MGR_ERR_INIT;
     mgr_plan plan;
     uint64_t rows[2] = {0, 0};
     mgr_plan_request r = request_of(w, ranks, memory);
+    r.shuffle = shuffle;
     r.done = done;
     r.n_done = n;
     CHECK_INT(mgr_plan_make(&plan, &r, &err), MGR_OK);
@@ -199,7 +213,9 @@ static void check_around(const world *w, const mgr_piece *done, size_t n, uint32
     mgr_plan_clear(&plan);
 }
 
-static void test_around_what_is_done(void)
+/* Of the plan of `of` ranks; one that gathers rows and one that does not are gone on with as they
+ * are. */
+static void around_what_is_done(bool shuffle, uint32_t of)
 {
     const mgr_model m = {.layers = 3,
                          .hidden = 192,
@@ -215,18 +231,26 @@ static void test_around_what_is_done(void)
     size_t n = 0;
     world w;
     make_world(&w, &m, 2, 1, 8);
-    const mgr_plan_request r = request_of(&w, 7, UINT64_C(6) << 20);
+    mgr_plan_request r = request_of(&w, of, UINT64_C(6) << 20);
+    r.shuffle = shuffle;
     CHECK_INT(mgr_plan_make(&plan, &r, &err), MGR_OK);
     for (size_t u = 0; u < plan.n_units && n < 512; u += 3)
         done[n++] = plan.pieces[plan.units[u].piece];
     qsort(done, n, sizeof *done, mgr_piece_order);
     CHECK(n > 10);
     for (uint32_t ranks = 1; ranks < 20; ranks += 6) {
-        check_around(&w, done, n, ranks, UINT64_C(6) << 20);
-        check_around(&w, done, n, ranks, UINT64_C(2) << 30);
+        check_around(&w, shuffle, done, n, ranks, UINT64_C(6) << 20);
+        check_around(&w, shuffle, done, n, ranks, UINT64_C(2) << 30);
     }
     mgr_plan_clear(&plan);
     clear_world(&w);
+}
+
+static void test_around_what_is_done(void)
+{
+    around_what_is_done(false, 7);
+    around_what_is_done(true, 7);
+    around_what_is_done(true, 1);
 }
 
 /* The promise: 405B dense, TP8 PP16, 8 experts, 1024 ranks: under 2 s and 200 MB, and even. */
