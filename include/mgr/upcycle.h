@@ -45,7 +45,8 @@ typedef struct mgr_recipe {
     float part;                    /* of the dense FFN's output that the experts are to have */
     uint32_t n_selected;           /* |S| = floor(ratio * w), the most of all of these: */
     const uint32_t *counts;        /* [layer][matrix], by layer key; NULL: all the same */
-    bool shuffle;                  /* an expert's neurons are permuted, by a key of its own */
+    bool shuffle;                  /* an expert's neurons are permuted, by a key of its own: neuron
+                                      i is the one that was at place permutation[i] */
     bool replicas;                 /* those of each copy of the source are, before it is cut */
     bool independent;              /* an S for each matrix, not one for all */
     float scale[MGR_MATRIX_COUNT]; /* 1: as it is */
@@ -107,7 +108,8 @@ typedef struct mgr_expert {
     const uint32_t *selected;     /* S: expert neurons, ascending */
     uint32_t n_selected;
     const uint32_t *origin; /* [w]; NULL is the identity, and then w is F */
-    float scale;            /* the last thing done: copied and drawn values times this; 1: none */
+    float scale;            /* the last thing done: copied and drawn values times this, a product
+                               of float32 that is then cast; 1: none */
     float mean, std;        /* over exactly the entries that S selects, of the source, unscaled */
 } mgr_expert;
 
@@ -206,7 +208,8 @@ void mgr_router_fill(const mgr_router_recipe *recipe, uint32_t layer, uint32_t e
 void mgr_router_add_noise(uint64_t seed, uint32_t layer, uint32_t expert, float std, uint64_t first,
                           size_t n, float *values);
 
-/* |S| = floor(ratio * n), in double as Python's int(ratio * n). */
+/* |S| = floor(ratio * n), in double as Python's int(ratio * n). The ratio of a matrix is that of
+ * the layer times its factor, before that. */
 uint32_t mgr_selected_count(double ratio, uint32_t n_neurons);
 
 /* |S| of each matrix in each of `layers` layers for experts of `width` neurons, as the keys of the

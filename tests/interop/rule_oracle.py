@@ -411,7 +411,8 @@ def faults(predicted, output):
         expect = rounded(want.values, want.factor, bits.dtype == np.uint16)
         wrong = kept & (expect != bits)
         if wrong.any():
-            found.append(f"{name}: {wrong.sum()} of {kept.sum()} that are not drawn differ, first {np.argwhere(wrong)[0]}")
+            where = np.argwhere(wrong)[0]
+            found.append(f"{name}: {wrong.sum()} of {kept.sum()} that are not drawn differ, first {where}")
         if drawn.any():
             z = values.astype(np.float64) / np.float32(want.factor) - want.mean
             z = (z - want.values if want.adds else z)[drawn]

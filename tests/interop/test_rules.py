@@ -14,13 +14,14 @@ import zlib
 
 import numpy as np
 import pytest
+import torch
 
-import harness
+import megatron_like
 import rule_oracle as rule
-from rule_oracle import at
 from harness import runner
+from rule_oracle import at
+from rule_table import FFN, HEADS, HIDDEN, LAYERS, QUICK, SEED, VOCAB, constructions, router_rows, uniform
 
-LAYERS, HIDDEN, FFN, HEADS, VOCAB, SEED = 3, 48, 72, 4, 64, 1234
 ALL = os.environ.get("MGR_RULES") == "all"
 
 # ---- sources and outputs, with numpy alone --------------------------------------------------------
@@ -72,10 +73,9 @@ def values_for(name, shape, seed):
 
 def write_source(folder, *words, seed=1):
     """mgr-synth's folder of a class, with our values in it; and what they are."""
-    sizes = ["--layers", LAYERS, "--hidden", HIDDEN, "--ffn", FFN, "--heads", HEADS, "--kv-heads", HEADS, "--vocab", VOCAB]
-    made = runner.run(
-        [runner.program("mgr-synth"), folder, "--format", "huggingface", "--dtype", "fp32", *sizes, *words]
-    )
+    sizes = {"layers": LAYERS, "hidden": HIDDEN, "ffn": FFN, "heads": HEADS, "kv-heads": HEADS, "vocab": VOCAB}
+    options = [word for name, size in sizes.items() for word in ("--" + name, size)]
+    made = runner.run([runner.program("mgr-synth"), folder, "--format", "huggingface", *options, *words])
     assert made.status == 0, str(made)
     (folder / runner.MANIFEST).unlink()
     for path in folder.glob("*.safetensors"):
@@ -116,237 +116,21 @@ def sources(module_scratch):
     return source
 
 
-# ---- the constructions ----------------------------------------------------------------------------
-
-
-@functools.cache
-def constructions():
-    """{name: (kind of source, keys of `upcycle`, target's keys, the rule: model -> prediction)}"""
-    table = {}
-
-    def add(name, kind, how, predict, **target):
-        table[name] = kind, {"experts": 4, "seed": SEED, **how}, target, predict
-
-    uniform = lambda layer, experts=4: rule.uniform_router(SEED, layer, experts, HIDDEN, "uniform")
-    every = range(LAYERS)
-
-    def dense(name, how, expert_at, router=None, kind="llama", experts=4, order=every, moe=lambda i: True, **target):
-        router = router or (lambda i: uniform(i, experts))
-        predict = lambda model: rule.mixture(model, list(order), experts, expert_at, router, moe)
-        add(name, kind, {"experts": experts, **how}, predict, **target)
-
-    def drop_at(i, e, ratio=0.5, width=FFN, origin=None, law=rule.COPY, factors=rule.ALIKE, **more):
-        sets = rule.drop(SEED, i, e, width, ratio, **more)
-        origin = np.arange(width) if origin is None else origin
-        return rule.Expert(origin, 0, sets, law, dict(factors))
-
-    def copy_at(i, e, width=FFN, origin=None, factors=rule.ALIKE):
-        return rule.Expert(np.arange(width) if origin is None else origin, factors=dict(factors))
-
-    def moving(expert_at, width, origin_at, **more):
-        return lambda i, e: expert_at(i, e, width=width, origin=origin_at(i, e), **more)
-
-    # Drop-Upcycling: sets, ratios, statistics; noise; naive; shuffle.
-    dense("drop", {"ratio": 0.5}, drop_at)
-    dense("drop, all", {"ratio": 1}, lambda i, e: drop_at(i, e, 1.0))
-    dense("drop, none", {"ratio": 0}, copy_at)
-    dense("drop, a list of ratios", {"layer_ratio": "0.25,0.4,0.75"}, lambda i, e: drop_at(i, e, (0.25, 0.4, 0.75)[i]))
-    linear = lambda i, e: drop_at(i, e, rule.linear_ratio(0.2, 0.8, i, LAYERS))
-    dense("drop, linear ratios", {"layer_ratio": "0.2 to 0.8"}, linear)
-    dense("drop, independent", {"index_sets": "independent"}, lambda i, e: drop_at(i, e, independent=True))
-    by_matrix = lambda i, e: drop_at(i, e, independent=True, matrix_ratio=(1, 0.5, 0))
-    dense("drop, ratio by matrix", {"index_sets": "independent", "matrix_ratio": "1,0.5,0"}, by_matrix)
-    for mean in ("own", "zero"):
-        for std in (0, 0.02):
-            law = rule.Law(mean=0.0 if mean == "zero" else None, std=std or None)
-            if mean == "zero" or std:
-                how = {"redraw_mean": mean, "redraw_std": std}
-                dense(f"drop, mean {mean}, std {std or 'own'}", how, functools.partial(drop_at, law=law))
-    shuffled = lambda i, e: rule.shuffled(SEED, i, e, np.arange(FFN))
-    dense("drop, shuffled", {"shuffle": True}, moving(drop_at, FFN, shuffled))
-    dense("naive", {"method": "naive"}, copy_at)
-    dense("naive, shuffled", {"method": "naive", "shuffle": True}, moving(copy_at, FFN, shuffled))
-    dense("noise", {"method": "noise"}, functools.partial(drop_at, law=rule.Law(True, 0.0, 0.02)))
-    louder = functools.partial(drop_at, ratio=0.25, law=rule.Law(True, 0.0, 0.05))
-    dense("noise, louder", {"method": "noise", "ratio": 0.25, "noise_std": 0.05}, louder)
-
-    # 0.58 * 50 is 28.999999999999996 in double, and floor of it 28.
-    traps = lambda i, e: drop_at(i, e, 0.58, 50, rule.cut(e, 50, FFN))
-    dense("drop, ratio 0.58 of 50", {"ratio": 0.58, "expert_width": 50}, traps)
-    # (0.2 * 0.7) * 50 is below 7, 0.2 * (0.7 * 50) is not.
-    how = {"ratio": 0.2, "matrix_ratio": "0.7,1,0.5", "index_sets": "independent", "expert_width": 50}
-    traps = lambda i, e: drop_at(i, e, 0.2, 50, rule.cut(e, 50, FFN), independent=True, matrix_ratio=(0.7, 1, 0.5))
-    dense("drop, ratio by matrix of 50", how, traps)
-
-    # Widths: 24 divides 72, 20 does not and is cut across copies, 160 is wider.
-    for width, experts in ((24, 6), (20, 5), (160, 2)):
-        how = {"expert_width": width} if width != 24 else {"slices": 3}
-        plain = lambda i, e, width=width: rule.cut(e, width, FFN)
-        mixed = lambda i, e, width=width: rule.cut_shuffled(SEED, i, e, width, FFN)
-        own = lambda i, e, width=width: rule.shuffled(SEED, i, e, rule.cut(e, width, FFN))
-        for words, origin_at, more in (("", plain, {}), (", cut shuffled", mixed, {"cut": "shuffled"}), (", shuffled", own, {"shuffle": True})):
-            name = f"width {width}{words}"
-            dense(f"drop, {name}", {**how, **more}, moving(drop_at, width, origin_at), experts=experts)
-            if not words:
-                dense(f"naive, {name}", {**how, "method": "naive"}, moving(copy_at, width, origin_at), experts=experts)
-    for scale in ("published", "exact"):
-        for width, experts, top_k, pre in ((24, 6, 3, False), (24, 6, 3, True), (20, 5, 2, False), (160, 2, 2, False)):
-            by = rule.factors(scale, rule.scale_factor(FFN, width, experts, top_k, pre))
-            how = {"expert_width": width, "scale": scale, "top_k": top_k, "router_pre_softmax": pre}
-            origin_at = lambda i, e, width=width: rule.cut(e, width, FFN)
-            name = f"width {width}, {scale}{', pre-softmax' if pre else ''}"
-            # Mixtral normalises: pre-softmax goes to a class that need not.
-            kind = "qwen3" if pre else "llama"
-            dense(f"drop, {name}", how, moving(drop_at, width, origin_at, factors=by), experts=experts, kind=kind)
-            if width == 24:
-                how = {**how, "method": "naive"}
-                dense(f"naive, {name}", how, moving(copy_at, width, origin_at, factors=by), experts=experts, kind=kind)
-
-    origin_at = lambda i, e: rule.cut_shuffled(SEED, i, e, 24, FFN)
-    how = {"method": "noise", "slices": 3, "cut": "shuffled", "scale": "exact", "top_k": 3}
-    law = rule.Law(True, 0.0, 0.02)
-    noisy = moving(drop_at, 24, origin_at, law=law, factors=rule.factors("exact", 3.0))
-    dense("noise, width 24, cut shuffled, exact", how, noisy, experts=6)
-
-    # Routers.
-    for kind in ("uniform01", "uniform01-centred"):
-        router = lambda i, kind=kind: rule.uniform_router(SEED, i, 4, HIDDEN, kind)
-        dense(f"router {kind}", {"method": "naive", "router": kind}, copy_at, router)
-    how = {"method": "naive", "router": "normal", "router_std": 0.05, "experts": 16}
-    dense("router normal", how, copy_at, lambda i: rule.normal_router(16, HIDDEN, 0.05), experts=16)
-    zeros = lambda i: rule.Tensor(np.zeros((4, HIDDEN), np.float32))
-    dense("router zeros", {"method": "naive", "router": "zeros"}, copy_at, zeros)
-    how = {"method": "naive", "slices": 3, "router": "virtual-groups", "scale": "exact", "top_k": 3}
-    groups = lambda i: rule.normal_router(24, HIDDEN, group=3)
-    third = moving(copy_at, 24, lambda i, e: rule.cut(e, 24, FFN), factors=rule.factors("exact", 3.0))
-    dense("virtual groups", how, third, groups, experts=24)
-    rows = [values_for("router", (4, HIDDEN), i).astype(np.float32) for i in every]
-    dense("router file", {"method": "naive", "router": "file"}, copy_at, lambda i: rule.Tensor(rows[i]))
-
-    # Which layers, and how often.
-    for text, moe in (
-        ("2", lambda i: i % 2 == 0),
-        ("[0]*1+[1]*2", lambda i: i > 0),
-        ("every-second", lambda i: i % 2 == 1),
-    ):
-        dense(f"layers {text}", {"moe_layer_freq": text}, drop_at, kind="qwen3", moe=moe)
-    # Ratios are counted over all layers.
-    how = {"moe_layer_freq": "[0]*1+[1]*2", "layer_ratio": "0.2 to 0.8"}
-    dense("linear ratios of some layers", how, linear, kind="qwen3", moe=lambda i: i > 0)
-    how = {"moe_layer_freq": "[0]*1+[1]*2", "layer_ratio": "0.9,0.4,0.75"}
-    some = lambda i, e: drop_at(i, e, (0.9, 0.4, 0.75)[i])
-    dense("a list of ratios of some layers", how, some, kind="qwen3", moe=lambda i: i > 0)
-    for text, order in (("times 2", (0, 0, 1, 1, 2, 2)), ("0-1,0-2", (0, 1, 0, 1, 2))):
-        dense(f"layers from {text}", {"layers_from": text}, drop_at, order=order)
-
-    # Lists of neurons.
-    lists = [[[(7 * i + 5 * e + 3 * k) % FFN for k in range(18)] for e in range(4)] for i in every]
-    listed = lambda i, e: np.array(lists[i][e])
-    dense("lists of neurons", {"method": "naive", "neurons_file": {"neurons": lists}}, moving(copy_at, 18, listed))
-    one = lambda i, e: np.array(lists[0][e])
-    dense("drop of one list of neurons", {"neurons_file": {"neurons": lists[:1]}}, moving(drop_at, 18, one))
-
-    # Shared experts: with a gate (Qwen2-MoE) and without (GLM-4.5), whose selection bias starts at zeros.
-    def shared(name, how, expert_at, origin, factor, gate, experts=4, router=None):
-        def predict(model):
-            out = rule.mixture(model, list(every), experts, expert_at, router or (lambda i: uniform(i, experts)))
-            rule.add_shared(out, model, LAYERS, origin, factor, HIDDEN, gate)
-            for i in every if not gate else ():
-                out[at(i, "gate.e_score_correction_bias")] = rule.Tensor(np.zeros(experts, np.float32))
-            return out
-
-        target = {"target__class": "qwen2_moe" if gate else "glm4_moe"}
-        add(name, "llama", {"experts": experts, **how}, predict, **target)
-
-    for gate in (True, False):
-        word = "gate" if gate else "no gate"
-        half = functools.partial(drop_at, factors=rule.factors("none", 1, 0.5))
-        shared(f"shared whole, {word}", {"shared_expert": "whole"}, drop_at, np.arange(FFN), 1, gate)
-        shared(f"shared half, {word}", {"shared_expert": "half"}, half, np.arange(FFN), 0.5, gate)
-        origin_at = lambda i, e: 18 + rule.cut(e, 18, 54)
-        how = {"shared_expert": "slices", "slices": 4, "scale": "exact", "top_k": 3, "method": "naive"}
-        routed = moving(copy_at, 18, origin_at, factors=rule.factors("exact", 3.0))
-        shared(f"shared slice, {word}", how, routed, np.arange(18), 1, gate, experts=6)
-        how = {"shared_expert": "half", "slices": 3, "scale": "exact", "top_k": 3, "method": "naive"}
-        routed = moving(copy_at, 24, lambda i, e: rule.cut(e, 24, FFN), factors=rule.factors("exact", 3.0, 0.5))
-        shared(f"shared half, slices, {word}", how, routed, np.arange(FFN), 0.5, gate, experts=6)
-    mixed = lambda i, e: 36 + rule.cut_shuffled(SEED, i, e, 18, 36)
-    how = {"shared_expert": "slices", "shared_slices": 2, "slices": 4, "cut": "shuffled"}
-    shared("shared slices, the rest shuffled", how, moving(drop_at, 18, mixed), np.arange(36), 1, True)
-
-    how = {"shared_expert": "half", "slices": 3, "scale": "published", "top_k": 3, "method": "naive"}
-    routed = moving(copy_at, 24, lambda i, e: rule.cut(e, 24, FFN), factors=rule.factors("published", 3.0, 0.5))
-    shared("shared half, slices, published", how, routed, np.arange(FFN), 0.5, True, experts=6)
-    how = {"shared_expert": "slices", "slices": 4, "scale": "exact", "top_k": 3, "method": "naive"}
-    routed = moving(copy_at, 18, lambda i, e: 18 + rule.cut(e, 18, 54), factors=rule.factors("exact", 3.0))
-    groups = lambda i: rule.normal_router(12, HIDDEN, group=3)
-    how = {**how, "router": "virtual-groups"}
-    shared("shared slice, virtual groups", how, routed, np.arange(18), 1, True, experts=12, router=groups)
-
-    # Several models.
-    trio = ("llama", "llama-b", "llama-c")
-    for others, chosen in (("average", None), ("base", [2, 0, 0, 1]), ("average", [1, 1, 2, 0])):
-        how = {"method": "branch-train-mix", "others": others}
-        how.update({"experts_from": ",".join(map(str, chosen))} if chosen else {"experts": 6})
-        experts = 4 if chosen else 6
-        predict = lambda *models, n=experts, o=others, c=chosen: rule.branch_train_mix(
-            models, LAYERS, n, lambda i: uniform(i, n), o, c
-        )
-        add(f"several models, {others}{', map' if chosen else ''}", trio, how, predict)
-
-    # From scratch.
-    for init in ("huggingface", "megatron"):
-        how = {"method": "from-scratch", "init": init, "init_std": 0.03}
-        predict = lambda model, m=init == "megatron": rule.from_scratch(model, LAYERS, 4, 0.03, m)
-        add(f"from scratch, {init}", "llama", how, predict)
-
-    # Mixtures that grow, and that shrink.
-    def mixture(name, how, chosen_at, copies_by=lambda i, j, f: rule.whole(f), router_by=None, kind="mixtral", **target):
-        predict = lambda model: rule.regrown(model, LAYERS, chosen_at, copies_by, router_by)
-        add(name, kind, how, predict, **target)
-
-    for kind in ("mixtral", "glm4_moe"):
-        grown = lambda i: [j % 4 for j in range(8)]
-        mixture(f"growth of {kind}", {"method": "naive", "experts": 8}, grown, kind=kind)
-    drawn = lambda i, j, f: drop_at(i, j)
-    mixture("growth, copies drawn anew", {"method": "drop", "experts": 12}, lambda i: [j % 4 for j in range(12)], drawn)
-    added = lambda i, j, f: drop_at(i, j, law=rule.Law(True, 0.0, 0.02))
-    mixture("growth, copies with noise", {"method": "noise", "experts": 8}, grown, added)
-    how = {"method": "naive", "experts": 64, "router": "source", "router_noise": 0.1}
-    mixture("growth, router noise", how, lambda i: [j % 4 for j in range(64)], router_by=lambda i, rows: rule.noisy(rows, 0.1))
-    mixture("growth by a list", {"method": "drop", "experts_from": "3,0-1,3", "top_k": 2}, lambda i: [3, 0, 1, 3], drawn)
-    for kind in ("mixtral", "glm4_moe"):
-        how = {"method": "naive", "experts_from": "0,2-3", "experts": 3}
-        mixture(f"selection of {kind}", how, lambda i: [0, 2, 3], kind=kind)
-    kept = [[0, 3], [1, 2], [2, 0]]
-    how = {"method": "naive", "experts_file": {"experts": kept}, "experts": 2}
-    mixture("selection by a file", how, lambda i: kept[i])
-
-    # Dense of a mixture.
-    for name, how, more in (
-        ("all", {}, {"chosen": [0, 1, 2, 3]}),
-        ("some", {"experts_from": "3,1"}, {"chosen": [3, 1]}),
-        ("three", {"experts_from": "0-2"}, {"chosen": [0, 1, 2]}),
-        ("weight", {"expert_weight": 0.7}, {"chosen": [0, 1, 2, 3], "weight": 0.7}),
-    ):
-        predict = lambda model, more=more: rule.concatenated(model, LAYERS, **more)
-        add(f"side by side, {name}", "mixtral", {"method": "concatenate", "experts": None, **how}, predict)
-    predict = lambda model: rule.concatenated(model, LAYERS, [0, 1, 2, 3], shared=True)
-    add("side by side, shared", "dots1", {"method": "concatenate", "experts": None}, predict)
-    return table
+# ---- running the program --------------------------------------------------------------------------
 
 
 def write_router(path, rows):
     """A safetensors file with nothing but a matrix for each layer."""
-    names = [f"model.layers.{i}.mlp.gate.weight" for i in range(len(rows))]
-    size = rows[0].nbytes
-    header = {n: {"dtype": "F32", "shape": list(rows[0].shape), "data_offsets": [i * size, (i + 1) * size]} for i, n in enumerate(names)}
+    size, header = rows[0].nbytes, {}
+    for i in range(len(rows)):
+        entry = {"dtype": "F32", "shape": rows[0].shape, "data_offsets": [i * size, (i + 1) * size]}
+        header[f"model.layers.{i}.mlp.gate.weight"] = entry
     text = json.dumps(header).encode()
     path.write_bytes(struct.pack("<Q", len(text)) + text + b"".join(r.tobytes() for r in rows))
 
 
-def run(scratch, source, how, target, dtype="float32", name="Mixtral-out", np=1):
-    """The program on `source`, a folder or several; returns the output's folder."""
+def files_of(scratch, how):
+    """The keys, with the files that they name written."""
     how = dict(how)
     for key in ("neurons_file", "experts_file"):
         if key in how:
@@ -354,30 +138,27 @@ def run(scratch, source, how, target, dtype="float32", name="Mixtral-out", np=1)
             path.write_text(json.dumps(how[key]))
             how[key] = str(path)
     if how.get("router") == "file":
-        write_router(scratch / "rows.safetensors", [values_for("router", (4, HIDDEN), i).astype("float32") for i in range(LAYERS)])
         how["router_file"] = str(scratch / "rows.safetensors")
-    # What write_config presets, and other methods do not have.
-    preset = {"ratio": None, "top_k": None}
-    changes = {f"upcycle__{k}": v for k, v in {**preset, **how}.items()}
-    out = scratch / name
+        write_router(scratch / "rows.safetensors", [router_rows(i) for i in range(LAYERS)])
+    return how
+
+
+def run(scratch, source, how, target, dtype="float32"):
+    """The program on `source`, a folder or several; returns the output's folder."""
+    # What write_config presets is not every method's.
+    keys = {"ratio": None, "top_k": None, **files_of(scratch, how)}
+    changes = {f"upcycle__{key}": value for key, value in keys.items()}
     changes.update(target__format="huggingface", target__dtype=dtype, **target)
-    config = runner.write_config(scratch / f"{name}.yaml", source if not isinstance(source, tuple) else "-", out, **changes)
-    if isinstance(source, tuple):
-        lines = "\n".join(f"  - path: {json.dumps(str(s))}" for s in source)
-        config.write_text(re.sub(r"source:\n  path: .*", "sources:\n" + lines.replace("\\", "\\\\"), config.read_text()))
-    result = runner.upcycle(config, np=np)
+    out, several = scratch / "Mixtral-out", isinstance(source, tuple)
+    config = runner.write_config(scratch / "out.yaml", "one" if several else source, out, **changes)
+    if several:
+        listed = "".join(f"  - path: {json.dumps(str(folder))}\n" for folder in source)
+        text = config.read_text()
+        assert "source:\n  path: one\n" in text
+        config.write_text(text.replace("source:\n  path: one\n", "sources:\n" + listed))
+    result = runner.run([runner.program("mgr-upcycle"), config])  # one rank; mpiexec would take half of the time
     assert result.status == 0, config.read_text() + str(result)
     return out
-
-
-# Of each kind one; the others with MGR_RULES=all.
-QUICK = """drop; drop, linear ratios; drop, independent; drop, ratio by matrix; drop, mean zero, std 0.02; drop, shuffled;
-naive; noise; naive, width 24; drop, width 20, cut shuffled; drop, width 160; drop, width 24, published; naive, width 24,
-exact, pre-softmax; router uniform01; router normal; router zeros; virtual groups; router file; layers every-second;
-layers from times 2; lists of neurons; shared half, gate; shared slice, no gate; several models, average; several models,
-base, map; from scratch, megatron; growth of glm4_moe; growth, copies drawn anew; growth, router noise; selection of
-glm4_moe; side by side, three; side by side, shared"""
-QUICK = [" ".join(name.split()) for name in QUICK.split(";")]
 
 
 @pytest.fixture(scope="module")
@@ -430,18 +211,29 @@ def test_in_bfloat16(outputs, name, source):
         assert not faults_of(outputs, name, "bfloat16", source)
 
 
-LOUDER = rule.Law(True, 0.0, 0.021)
+def louder(expert):
+    return dataclasses.replace(expert, law=rule.Law(True, 0.0, 0.021))
+
+
 # A wrong rule for each of these must be seen: what is replaced in the oracle, and in which construction.
 WRONG = {
     "keys": ("drop", "sample", lambda real: lambda s, purpose, *rest: real(s, purpose + 1, *rest)),
     "one set for all": ("drop, independent", "sample", lambda real: lambda s, p, *rest: real(s, 0, *rest)),
     "statistics of all": ("drop", "statistics", lambda real: lambda v, n: (v.mean(), v.std())),
     "the mean of all": ("drop, shuffled", "statistics", lambda real: lambda v, n: (v.mean(), real(v, n)[1])),
-    "noise's spread": ("noise", "made", lambda real: lambda f, x, m: real(f, dataclasses.replace(x, law=LOUDER) if x.sets else x, m)),
+    "noise's spread": ("noise", "made", lambda real: lambda f, x, m: real(f, louder(x), m)),
     "steps": ("drop, linear ratios", "linear_ratio", lambda real: lambda a, b, i, n: a + (b - a) * i / n),
     "scattered": ("drop, shuffled", "shuffled", lambda real: lambda s, i, e, o: o[np.argsort(real(s, i, e, o))]),
-    "the first neurons": ("drop, width 20, cut shuffled", "cut_shuffled", lambda real: lambda s, i, e, w, f: rule.cut(e, w, f)),
-    "one shuffle": ("drop, width 20, cut shuffled", "permutation", lambda real: lambda s, p, i, c, n: real(s, p, i, 0, n)),
+    "no shuffle": (
+        "drop, width 20, cut shuffled",
+        "cut_shuffled",
+        lambda real: lambda s, i, e, w, f: rule.cut(e, w, f),
+    ),
+    "one shuffle for all copies": (
+        "drop, width 20, cut shuffled",
+        "permutation",
+        lambda real: lambda s, p, i, copy, n: real(s, p, i, 0, n),
+    ),
     "no wrapping": ("drop, width 160", "cut", lambda real: lambda e, w, f: real(0, w, f)),
     "square root": ("drop, width 24, published", "factors", lambda real: lambda r, f, part=1: real(r, f**1.5, part)),
     "normalised": (
@@ -449,14 +241,18 @@ WRONG = {
         "scale_factor",
         lambda real: lambda f, w, n, k, pre=False: real(f, w, n, k),
     ),
-    "groups side by side": ("virtual groups", "normal_router", lambda real: lambda n, h, std=0.02, group=1: real(n, h, std, 2)),
+    "groups": ("virtual groups", "normal_router", lambda real: lambda n, h, std=0.02, group=1: real(n, h, std, 2)),
     "mean of a row": ("drop", "uniform_router", lambda real: lambda s, i, n, *rest: real(s, i, 1, *rest)),
     "gate": ("shared half, gate", "add_shared", lambda real: lambda *args: real(*args[:4], 0.25, *args[5:])),
     "float32": ("several models, average", "mean_of", lambda real: lambda t: sum(t[1:], t[0]) * np.float32(1 / 3)),
-    "init": ("from scratch, megatron", "from_scratch", lambda real: lambda m, n, e, std, megatron: real(m, n, e, std)),
+    "init": ("from scratch, megatron", "from_scratch", lambda real: lambda m, n, e, s, megatron: real(m, n, e, s)),
     "weight": ("side by side, three", "times", lambda real: lambda v, f: real(v, f if f == 1 else 0.33333)),
     "whose noise": ("growth, router noise", "noisy", lambda real: lambda r, share: real(r, share * 1.1)),
-    "the copies' keys": ("growth, copies drawn anew", "drop", lambda real: lambda s, i, e, *rest, **k: real(s, i, e % 4, *rest, **k)),
+    "the copies' keys": (
+        "growth, copies drawn anew",
+        "drop",
+        lambda real: lambda s, i, e, *rest: real(s, i, e % 4, *rest),
+    ),
 }
 
 
@@ -483,12 +279,13 @@ def test_copies_that_move_together_are_seen(outputs):
 
 def test_the_generator_is_philox():
     """Known answers of Random123 (kat_vectors)."""
-    for counter, key, out in (
-        ([0] * 4, [0] * 2, "6627e8d5 e169c58d bc57ac4c 9b00dbd8"),
-        ([0xFFFFFFFF] * 4, [0xFFFFFFFF] * 2, "408f276d 41c83b0e a20bc7c6 6d5451fd"),
-        ([0x243F6A88, 0x85A308D3, 0x13198A2E, 0x03707344], [0xA4093822, 0x299F31D0], "d16cfe09 94fdcceb 5001e420 24126ea1"),
+    pi = [0x243F6A88, 0x85A308D3, 0x13198A2E, 0x03707344, 0xA4093822, 0x299F31D0]
+    for counter_and_key, out in (
+        ([0] * 6, "6627e8d5 e169c58d bc57ac4c 9b00dbd8"),
+        ([0xFFFFFFFF] * 6, "408f276d 41c83b0e a20bc7c6 6d5451fd"),
+        (pi, "d16cfe09 94fdcceb 5001e420 24126ea1"),
     ):
-        words = rule.philox.block([np.array([c]) for c in counter], key)[:, 0]
+        words = rule.philox.block([np.array([c]) for c in counter_and_key[:4]], counter_and_key[4:])[:, 0]
         assert " ".join("%08x" % w for w in words) == out
 
 
@@ -516,15 +313,15 @@ def change(folder, new):
 
 
 def test_products_are_of_float32(scratch):
-    write_source(scratch / "dense")
+    write_source(scratch / "dense", "--dtype", "fp32")
     root = np.float32(3 ** (1 / 3))
     model = change(
         scratch / "dense",
         lambda name, old: (halves(old.size, old.size) / root).reshape(old.shape) if ".mlp." in name else None,
     )
-    how, target, predict = constructions()["drop, width 24, published"][1:]
-    written = read(run(scratch, scratch / "dense", {**how, "method": "naive"}, target, "bfloat16"))
-    predicted = constructions()["naive, width 24, published"][3](model)
+    _, how, target, predict = constructions()["naive, width 24, published"]
+    written = read(run(scratch, scratch / "dense", how, target, "bfloat16"))
+    predicted = predict(model)
     assert not rule.faults(predicted, written)
     for t in predicted.values():  # rounded once, from the product in double, most would be others
         t.values, t.factor = t.values.astype(np.float64) * np.float64(np.float32(t.factor)), 1.0
@@ -532,16 +329,15 @@ def test_products_are_of_float32(scratch):
 
 
 def test_a_mean_is_rounded_once(scratch):
-    up = lambda name, old: np.nextafter(halves(old.size, 1).reshape(old.shape), np.float32(1)) if ".mlp." not in name else None
-    even = lambda name, old: halves(old.size, 1).reshape(old.shape) if ".mlp." not in name else None
+    """Half of the way between two bfloat16, and a little more: a mean in float32 would be the half."""
     models = []
-    for name, new in (("a", even), ("b", up)):
-        write_source(scratch / name)
+    for name, step in (("a", lambda v: v), ("b", lambda v: np.nextafter(v, np.float32(1)))):
+        write_source(scratch / name, "--dtype", "fp32")
+        new = lambda n, old: None if ".mlp." in n else step(halves(old.size, 1).reshape(old.shape))
         models.append(change(scratch / name, new))
     how = {"method": "branch-train-mix", "experts": 4, "seed": SEED}
     written = read(run(scratch, (scratch / "a", scratch / "b"), how, {}, "bfloat16"))
-    router = lambda i: rule.uniform_router(SEED, i, 4, HIDDEN, "uniform")
-    assert not rule.faults(rule.branch_train_mix(models, LAYERS, 4, router, "average"), written)
+    assert not rule.faults(rule.branch_train_mix(models, LAYERS, 4, uniform, "average"), written)
 
 
 # ---- Megatron's splits ----------------------------------------------------------------------------
@@ -553,15 +349,18 @@ def splits(module_scratch, sources):
 
     @functools.cache
     def split(kind, tp):
-        import megatron_like
-        import torch
-
         folder, values = sources(kind, "fp32")
         model = {name: torch.from_numpy(v.copy()) for name, v in values.items()}
         shape = megatron_like.Shape(LAYERS, HIDDEN, FFN, HEADS, HEADS, HIDDEN // HEADS, VOCAB)
         return megatron_like.save(model, shape, module_scratch / f"{kind}-tp{tp}", tp=tp)
 
     return split
+
+
+def weights(folder):
+    files = {path.name: path.read_bytes() for path in folder.glob("*.safetensors")}
+    assert files
+    return files
 
 
 DENSE = [name for name, row in constructions().items() if {row[0]} & {"llama"} or isinstance(row[0], tuple)]
@@ -574,9 +373,7 @@ def test_from_each_split_the_same_bytes(scratch, outputs, splits, name, tp):
     kind, how, target, _ = constructions()[name]
     whole = outputs(name)[2]
     source = tuple(splits(k, tp) for k in kind) if isinstance(kind, tuple) else splits(kind, tp)
-    out = run(scratch, source, how, target)
-    files = lambda folder: {p.name: p.read_bytes() for p in folder.glob("*.safetensors")}
-    assert files(out) == files(whole)
+    assert weights(run(scratch, source, how, target)) == weights(whole)
 
 
 MIXTURES = [name for name, row in constructions().items() if row[0] == "mixtral"]
@@ -586,13 +383,11 @@ MIXTURES = [name for name, row in constructions().items() if row[0] == "mixtral"
 @pytest.mark.parametrize("name", MIXTURES if ALL else ["growth, copies drawn anew"])
 def test_of_mixtures_too(scratch, outputs, sources, name, tp, ep):
     kind, how, target, _ = constructions()[name]
-    changes = dict(target__format="megatron-torch", target__tensor_parallel=tp, target__expert_parallel=ep)
-    config = runner.write_config(scratch / "split.yaml", sources(kind, "fp32")[0], scratch / "split", mode="reshard", **changes)
+    changes = dict(mode="reshard", target__format="megatron-torch")
+    changes.update(target__tensor_parallel=tp, target__expert_parallel=ep, target__dtype="source")
+    config = runner.write_config(scratch / "split.yaml", sources(kind, "fp32")[0], scratch / "split", **changes)
     assert runner.upcycle(config, np=1).status == 0
-    out = run(scratch, scratch / "split", how, target)
-    whole = outputs(name)[2]
-    files = lambda folder: {p.name: p.read_bytes() for p in folder.glob("*.safetensors")}
-    assert files(out) == files(whole)
+    assert weights(run(scratch, scratch / "split", how, target)) == weights(outputs(name)[2])
 
 
 # ---- selection by scores, and what a configuration says of it -------------------------------------
