@@ -34,6 +34,7 @@ typedef struct mgr_torch_archive {
     size_t first; /* number of tensors in the catalogue before this file */
     uint64_t attr_bytes;
     bool optimizer; /* its settings are attributes */
+    bool stepped;   /* they are read behind the model, with its planes */
     mgr_buf name;   /* of the entry at hand */
     mgr_err *err;
 } mgr_torch_archive;

@@ -8,6 +8,7 @@
 #include "core/mem.h"
 #include "core/str.h"
 #include "fmt/torch_archive.h"
+#include "fmt/torch_optimizer.h"
 #include "fmt/torch_settings.h"
 
 /* The pickle of Megatron-LM is a dict with "model" (or "model0", "model1", ...), "args" and more.
@@ -155,6 +156,8 @@ static int read_entry(mgr_torch_archive *t, const char *key, const mgr_node *val
         return read_model(t, key, value);
     if (strcmp(key, "args") == 0)
         return read_args(t, value);
+    if (t->stepped && (strcmp(key, "optimizer") == 0 || strcmp(key, "opt_param_scheduler") == 0))
+        return MGR_OK;
     if (t->optimizer &&
         (strcmp(key, "optimizer") == 0 || strcmp(key, "opt_param_scheduler") == 0)) {
         t->name.len = 0;
@@ -235,6 +238,8 @@ typedef enum read_mode {
     READ_MODEL,
     READ_COMMON,
     READ_OPTIMIZER, /* the same, with an optimizer's settings */
+    READ_STEPPED,   /* the model with an optimizer */
+    READ_SETTINGS,  /* the same, with its settings */
     READ_TENSOR,
     READ_FLAT
 } read_mode;
@@ -253,7 +258,8 @@ static int read_root(mgr_torch_archive *t, read_mode mode, const char *name)
     if ((mode == READ_COMMON || mode == READ_OPTIMIZER) && root->kind == MGR_NODE_LIST &&
         mgr_node_elements(root, &items, &n) && n == 1)
         root = items[0];
-    return read_top(t, root, mode == READ_MODEL);
+    MGR_TRY(read_top(t, root, mode == READ_MODEL || t->stepped));
+    return t->stepped ? mgr_torch_optimizer_add(t, root, mode == READ_SETTINGS) : MGR_OK;
 }
 
 static int read_archive(mgr_catalogue *cat, uint32_t file, const mgr_reader *reader, read_mode mode,
@@ -262,6 +268,7 @@ static int read_archive(mgr_catalogue *cat, uint32_t file, const mgr_reader *rea
     mgr_torch_archive t;
     int rc = mgr_torch_archive_open(&t, cat, file, reader, err);
     t.optimizer = mode == READ_OPTIMIZER;
+    t.stepped = mode == READ_STEPPED || mode == READ_SETTINGS;
     if (!rc)
         rc = read_root(&t, mode, name);
     mgr_torch_archive_close(&t);
@@ -271,6 +278,12 @@ static int read_archive(mgr_catalogue *cat, uint32_t file, const mgr_reader *rea
 int mgr_torch_file_read(mgr_catalogue *cat, uint32_t file, const mgr_reader *reader, mgr_err *err)
 {
     return read_archive(cat, file, reader, READ_MODEL, NULL, err);
+}
+
+int mgr_torch_file_read_stepped(mgr_catalogue *cat, uint32_t file, const mgr_reader *reader,
+                                bool settings, mgr_err *err)
+{
+    return read_archive(cat, file, reader, settings ? READ_SETTINGS : READ_STEPPED, NULL, err);
 }
 
 int mgr_torch_file_read_common(mgr_catalogue *cat, uint32_t file, const mgr_reader *reader,

@@ -20,6 +20,11 @@
 int mgr_torch_file_read(mgr_catalogue *cat, uint32_t file, const mgr_reader *reader,
                         mgr_err *err) MGR_NODISCARD;
 
+/* The same with what an optimizer that is not distributed keeps of each tensor
+ * (fmt/torch_optimizer.h), and its `settings`. Local. */
+int mgr_torch_file_read_stepped(mgr_catalogue *cat, uint32_t file, const mgr_reader *reader,
+                                bool settings, mgr_err *err) MGR_NODISCARD;
+
 /* The same for what torch_dist saves apart from tensors: a dict that needs no "model", also as the
  * only element of a list. With `optimizer` the scalars of "optimizer" and "opt_param_scheduler" are
  * attributes, too: keys and places in lists joined with '.', a tensor of one element as its value.

@@ -147,6 +147,7 @@ static int end_group(const mgr_megatron_optimizer *o, mgr_buf *out, mgr_err *err
 
 static int put_groups(const mgr_megatron_optimizer *o, bool experts, mgr_buf *out, mgr_err *err)
 {
+    const bool all_decay = experts && !o->distributed && !o->expert_biases;
     const char *group = NULL;
     MGR_TRY(mgr_pickle_text(out, "param_groups", err));
     MGR_TRY(mgr_pickle_list_open(out, err));
@@ -154,7 +155,7 @@ static int put_groups(const mgr_megatron_optimizer *o, bool experts, mgr_buf *ou
         const mgr_attr *const a = &o->from->attrs[i];
         const char *const key = of_group(a);
         bool next, first = !group;
-        if (!key)
+        if (!key || (all_decay && !decays(o->from, key)))
             continue;
         const char *const name = split(key, &group, &next);
         if (next && !first)

@@ -17,6 +17,7 @@ typedef struct mgr_megatron_optimizer {
     mgr_dtype dtype;           /* of the weights */
     bool distributed;          /* as --use-distributed-optimizer has it */
     bool chained;              /* experts have an optimizer of their own: expert parallelism */
+    bool expert_biases;        /* without them it has no group that does not decay */
 } mgr_megatron_optimizer;
 
 /* Was it a distributed one? Pure. */

@@ -10,6 +10,7 @@
 
 #include "core/mem.h"
 #include "fmt/torch_file.h"
+#include "fmt/torch_optimizer.h"
 #include "form/format_keys.h"
 #include "form/megatron_root.h"
 #include "form/megatron_write.h"
@@ -39,11 +40,32 @@ static int no_rank_folder(const char *directory, mgr_err *err)
     return err->code;
 }
 
+/* What is held between `find` and `read` says only that an optimizer is asked for. */
+static int begin_megatron_torch_source(const mgr_config *config, const char *directory, void **held,
+                                       mgr_err *err)
+{
+    static char optimizer;
+    (void)directory;
+    (void)err;
+    *held =
+        config->source.planes || strcmp(config->source.weights, "masters") == 0 ? &optimizer : NULL;
+    return MGR_OK;
+}
+
+/* Is it of rank 0 in every way? Its folder's name has no other digit. */
+static bool is_first(const char *path)
+{
+    const char *at = path + strlen(path) - strlen("/" RANK_FILE);
+    while (at > path && at[-1] != '/')
+        at--;
+    return strcspn(at, "123456789") >= strcspn(at, "/");
+}
+
 static int read_megatron_torch_file(mgr_catalogue *cat, uint32_t file, const mgr_reader *reader,
                                     void **held, mgr_err *err)
 {
-    (void)held;
-    return mgr_torch_file_read(cat, file, reader, err);
+    return *held ? mgr_torch_file_read_stepped(cat, file, reader, is_first(reader->name), err)
+                 : mgr_torch_file_read(cat, file, reader, err);
 }
 
 static int find_megatron_torch_source(const mgr_config *config, mgr_arena *arena,
@@ -57,6 +79,7 @@ static int find_megatron_torch_source(const mgr_config *config, mgr_arena *arena
         mgr_fail(err, MGR_ERR_UNSUPPORTED, "'%s' is of the format torch_dist", files->directory);
         return mgr_hint(err, "set 'source.format: megatron-dist'");
     }
+    MGR_TRY(begin_megatron_torch_source(config, files->directory, &files->held, err));
     MGR_TRY(mgr_list_dir(files->directory, arena, &names, &n, err));
     MGR_TRY(mgr_arena_alloc(arena, &files->paths, (n + 1) * sizeof *files->paths, err));
     files->n = 0;
@@ -322,6 +345,7 @@ static int describe_megatron_torch_source(const mgr_catalogue *cat, const mgr_co
     if (rc == MGR_OK)
         rc = mgr_megatron_model(cat, config, &s->megatron, s->stage_layers, model, err);
     s->names = kind_of_names(cat);
+    s->megatron.masters = strcmp(config->source.weights, "masters") == 0;
     if (rc == MGR_OK)
         *out = s;
     else
@@ -351,8 +375,24 @@ static int summary_megatron_torch_source(const void *opaque, mgr_buf *out, mgr_e
     if (mg->expert_parallel > 1 || mg->expert_tensor_parallel != mg->tensor_parallel)
         snprintf(experts, sizeof experts, " x expert parallel %u (expert tensor parallel %u)",
                  mg->expert_parallel, mg->expert_tensor_parallel);
-    return mgr_buf_fmt(out, err, "tensor parallel %u x pipeline parallel %u%s%s, %s names",
-                       mg->tensor_parallel, mg->pipeline_parallel, chunks, experts, s->names);
+    return mgr_buf_fmt(out, err, "tensor parallel %u x pipeline parallel %u%s%s, %s names%s",
+                       mg->tensor_parallel, mg->pipeline_parallel, chunks, experts, s->names,
+                       mg->masters ? ", float32 masters" : "");
+}
+
+static unsigned planes_megatron_torch_source(const mgr_catalogue *cat)
+{
+    unsigned planes = 0;
+    for (size_t i = 0; i < cat->n_stored; i++)
+        for (int p = MGR_PLANE_WEIGHT + 1; p < MGR_PLANE_COUNT; p++) {
+            const char *const plane = mgr_plane_name((mgr_plane)p);
+            const size_t len = strlen(plane);
+            if (mgr_has_prefix(cat->stored[i].name, MGR_TORCH_PLANE) &&
+                strncmp(cat->stored[i].name + strlen(MGR_TORCH_PLANE), plane, len) == 0 &&
+                cat->stored[i].name[strlen(MGR_TORCH_PLANE) + len] == '.')
+                planes |= 1u << p;
+        }
+    return planes;
 }
 
 static const mgr_key keys[] = {
@@ -363,6 +403,8 @@ static const mgr_key keys[] = {
                  "tensor parallel size of the source"),
     MGR_ROW_UINT("model.pipeline_parallel", model.pipeline_parallel, "0", 0, MGR_MOST_PARTS,
                  "pipeline parallel size of the source"),
+    MGR_ROW_CHOICE("source.weights", source.weights, "auto", "auto|copies|masters",
+                   "the parameters (auto), or the float32 masters that an optimizer has of them"),
 };
 
 static int review_megatron_torch_source(const void *opaque, const mgr_catalogue *cat,
@@ -376,8 +418,10 @@ static int review_megatron_torch_source(const void *opaque, const mgr_catalogue 
 const mgr_source_format mgr_source_megatron_torch = {
     .name = "megatron-torch",
     .keys = MGR_KEY_TABLE(MGR_OWNER_SOURCE, "megatron-torch", keys),
+    .planes = planes_megatron_torch_source,
     .probe = probe_megatron_torch_source,
     .find = find_megatron_torch_source,
+    .begin = begin_megatron_torch_source,
     .read = read_megatron_torch_file,
     .describe = describe_megatron_torch_source,
     .opaque = opaque_megatron_torch_source,

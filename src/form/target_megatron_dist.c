@@ -179,7 +179,8 @@ static int take_optimizer(const mgr_config *config, const mgr_origin *origin, st
         (mgr_megatron_optimizer){.from = from,
                                  .dtype = s->dtype,
                                  .distributed = mgr_megatron_optimizer_distributed(from),
-                                 .chained = s->model.experts && s->target.expert_parallel > 1};
+                                 .chained = s->model.experts && s->target.expert_parallel > 1,
+                                 .expert_biases = s->model.bias_mlp};
     s->target.distributed = s->optimizer.distributed;
     return MGR_OK;
 }

@@ -3,6 +3,7 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "core/mem.h"
 #include "model/megatron_kin.h"
 
 #define NAME_MAX_BYTES 192
@@ -18,6 +19,7 @@ typedef struct place {
     bool encoder;         /* the layer is one of an encoder's */
     uint32_t expert;      /* global; MGR_NONE outside of experts */
     uint32_t expert_here; /* local index in the names */
+    mgr_plane plane;      /* at hand */
     /* which copy this file holds of what all ranks have whole, of what tensor-parallel ranks share,
      * of what all ranks of an expert have whole, of what its tensor-parallel ranks share */
     uint32_t copy_of_all, copy_of_part, copy_of_expert, copy_of_expert_part;
@@ -120,10 +122,16 @@ static void weight_to_bias(char *name)
         at[i] = "bias"[i];
 }
 
+#define PLANE "optimizer." /* "optimizer.exp_avg.model.NAME" (fmt/torch_optimizer.h) */
+
 static void make_name(const place *p, const char *spelling, bool bias, char out[NAME_MAX_BYTES])
 {
-    int used = p->mg->virtual_pipeline > 1 ? snprintf(out, NAME_MAX_BYTES, "model%u.", p->chunk)
-                                           : snprintf(out, NAME_MAX_BYTES, "model.");
+    int used = p->plane == MGR_PLANE_WEIGHT
+                   ? 0
+                   : snprintf(out, NAME_MAX_BYTES, PLANE "%s.", mgr_plane_name(p->plane));
+    used += p->mg->virtual_pipeline > 1
+                ? snprintf(out + used, NAME_MAX_BYTES - (size_t)used, "model%u.", p->chunk)
+                : snprintf(out + used, NAME_MAX_BYTES - (size_t)used, "model.");
     /* the tables above are ours; what %u they hold takes the layer and the expert */
 #pragma GCC diagnostic push
 #pragma GCC diagnostic ignored "-Wformat-nonliteral"
@@ -165,14 +173,34 @@ static int tensor(const place *p, spellings names, bool bias, uint64_t rows, uin
     return mgr_layout_tensor(p->layout, p->file, name, cols ? 2 : 1, shape, stored, err);
 }
 
-/* Put a box of logical tensor (role, p->layer, p->expert); `from` gives copy, rows, cols and the
- * two corners. */
+/* In the place of a weight that has one its master; *stored becomes it. */
+static int take_master(const place *p, uint32_t tensor, uint32_t *stored, mgr_err *err)
+{
+    const mgr_stored weight = p->layout->cat->stored[*stored];
+    char name[NAME_MAX_BYTES + 32];
+    snprintf(name, sizeof name, PLANE "%s.%s", mgr_plane_name(MGR_PLANE_MASTER), weight.name);
+    if (!mgr_layout_has(p->layout, weight.file, name)) {
+        if (weight.dtype == MGR_DTYPE_F32)
+            return MGR_OK;
+        mgr_fail(err, MGR_ERR_UNSUPPORTED, "'%s' has no float32 master of '%s'",
+                 p->layout->cat->files[weight.file].path, weight.name);
+        return mgr_hint(err, "take the parameters themselves: source.weights: copies");
+    }
+    p->layout->copies[tensor] = weight.dtype;
+    return mgr_layout_tensor(p->layout, weight.file, name, weight.ndim, weight.shape, stored, err);
+}
+
+/* Put a box of logical tensor (role, p->layer, p->expert), of the plane at hand; `from` gives copy,
+ * rows, cols and the two corners. */
 static int box(const place *p, mgr_role role, uint32_t stored, mgr_box from, mgr_err *err)
 {
-    from.tensor = mgr_tensors_find(p->layout->tensors, role, p->layer, p->expert);
-    from.stored = stored;
+    const mgr_tensors *const ts = p->layout->tensors;
+    from.tensor = mgr_tensors_plane(ts, mgr_tensors_find(ts, role, p->layer, p->expert), p->plane);
     if (from.tensor == MGR_NONE)
         return mgr_fail(err, MGR_ERR_INTERNAL, "no logical tensor '%s'", mgr_role_name(role));
+    if (p->layout->copies && p->plane == MGR_PLANE_WEIGHT)
+        MGR_TRY(take_master(p, from.tensor, &stored, err));
+    from.stored = stored;
     return mgr_layout_box(p->layout, &from, err);
 }
 
@@ -358,6 +386,8 @@ static bool are_old_grouped(const place *p)
 static int object(place *p, const char *name, mgr_err *err)
 {
     char out[NAME_MAX_BYTES];
+    if (p->plane != MGR_PLANE_WEIGHT)
+        return MGR_OK;
     make_name(p, name, false, out);
     return mgr_layout_object(p->layout, p->file, out, err);
 }
@@ -377,9 +407,10 @@ static int router(const place *p, mgr_err *err)
     MGR_TRY(replicated(p, MGR_ROLE_ROUTER, router_names, false, m->experts, m->hidden, err));
     if (m->bias_router)
         MGR_TRY(replicated(p, MGR_ROLE_ROUTER_BIAS, router_names, true, m->experts, 0, err));
-    return m->router.selection_bias ? replicated(p, MGR_ROLE_SELECTION_BIAS, expert_bias_names,
-                                                 false, m->experts, 0, err)
-                                    : MGR_OK;
+    return m->router.selection_bias && p->plane == MGR_PLANE_WEIGHT
+               ? replicated(p, MGR_ROLE_SELECTION_BIAS, expert_bias_names, false, m->experts, 0,
+                            err)
+               : MGR_OK;
 }
 
 /* transformer/moe/shared_experts.py: split as a dense FFN is, in the file of each expert-parallel
@@ -699,9 +730,8 @@ static int kin_file(place *p, mgr_err *err)
     return kin_objects(p, err);
 }
 
-int mgr_megatron_layout(mgr_layout *layout, const mgr_megatron *mg, mgr_err *err)
+static int lay_out_plane(mgr_layout *layout, const mgr_megatron *mg, mgr_plane plane, mgr_err *err)
 {
-    MGR_TRY(mgr_megatron_check(&layout->tensors->model, mg, err));
     for (uint32_t ep = 0; ep < mg->expert_parallel; ep++)
         for (uint32_t tp = 0; tp < mg->tensor_parallel; tp++) {
             place p = {.layout = layout,
@@ -709,7 +739,8 @@ int mgr_megatron_layout(mgr_layout *layout, const mgr_megatron *mg, mgr_err *err
                        .model = &layout->tensors->model,
                        .tp = tp,
                        .ep = ep,
-                       .expert = MGR_NONE};
+                       .expert = MGR_NONE,
+                       .plane = plane};
             uint32_t layer = 0;
             if (p.model->kin) {
                 MGR_TRY(kin_file(&p, err));
@@ -718,6 +749,34 @@ int mgr_megatron_layout(mgr_layout *layout, const mgr_megatron *mg, mgr_err *err
             for (uint32_t k = 0; k < mg->virtual_pipeline * mg->pipeline_parallel; k++)
                 MGR_TRY(chunk(&p, k, &layer, err));
         }
+    return MGR_OK;
+}
+
+/* What an optimizer has and nobody asks for. */
+static void skip_planes(mgr_layout *layout)
+{
+    mgr_catalogue *const cat = layout->cat;
+    for (size_t i = 0; !layout->declare && i < cat->n_stored; i++) {
+        if (layout->used[i] || strncmp(cat->stored[i].name, PLANE, strlen(PLANE)) != 0)
+            continue;
+        layout->used[i] = 1;
+        cat->skipped[MGR_SKIP_OPTIMIZER]++;
+    }
+}
+
+int mgr_megatron_layout(mgr_layout *layout, const mgr_megatron *mg, mgr_err *err)
+{
+    MGR_TRY(mgr_megatron_check(&layout->tensors->model, mg, err));
+    if (mg->masters && layout->tensors->model.kin)
+        return mgr_fail(err, MGR_ERR_UNSUPPORTED,
+                        "'source.weights' is masters, which are read of a GPT alone");
+    if (mg->masters)
+        MGR_TRY(mgr_alloc(&layout->copies, layout->tensors->n, sizeof *layout->copies, err));
+    MGR_TRY(lay_out_plane(layout, mg, MGR_PLANE_WEIGHT, err));
+    for (int p = MGR_PLANE_WEIGHT + 1; p < MGR_PLANE_COUNT; p++)
+        if (layout->tensors->kept & 1u << p)
+            MGR_TRY(lay_out_plane(layout, mg, (mgr_plane)p, err));
+    skip_planes(layout);
     return MGR_OK;
 }
 

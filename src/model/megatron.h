@@ -40,6 +40,7 @@ typedef struct mgr_megatron {
     uint64_t padded_vocab;
     mgr_norm_names names;         /* targets; a source is asked tensor by tensor */
     mgr_expert_names experts;     /* targets */
+    bool masters;                 /* sources: where a weight has one, it is read in its place */
     const uint32_t *stage_layers; /* [virtual][pipeline] decoder layers of each chunk; borrowed */
     /* [pipeline][expert][tensor]: file of the layout; MGR_NONE for one that a save with ETP below
      * TP need not have. Borrowed. */

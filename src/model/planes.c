@@ -39,7 +39,11 @@ int mgr_tensors_add_planes(mgr_tensors *ts, unsigned planes, mgr_err *err)
     mgr_tensor *list;
     if (!planes)
         return MGR_OK;
-    assert(!ts->planes && ts->n == n && ts->first_opaque == n);
+    assert(!ts->planes);
+    if (ts->n != n || ts->first_opaque != n)
+        return mgr_fail(err, MGR_ERR_UNSUPPORTED,
+                        "what an optimizer keeps goes along with a model that is known whole; of "
+                        "this one some tensors are known by name alone");
     if (n > UINT32_MAX / MGR_PLANE_COUNT)
         return mgr_fail(err, MGR_ERR_UNSUPPORTED, "%u tensors are too many", n);
     MGR_TRY(mgr_alloc(&list, (size_t)n * MGR_PLANE_COUNT, sizeof *list, err));

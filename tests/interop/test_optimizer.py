@@ -3,6 +3,7 @@ weights, masters and Adam's moments through resharding and upcycling, held again
 loaded again by the trainer, which saves the same and steps on."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -41,6 +42,28 @@ def sources(judge, module_scratch):
     changed = judge.run(1, step("plain", DENSE), step("buckets", buckets))
     changed += judge.run(2, step("distributed", [*DENSE, *DISTRIBUTED, *TP2]))
     assert changed == 3 * [{"changed": 1, "step": 2}], "a parameter was not stepped"
+    return module_scratch
+
+
+EXPERTS = """
+    --num-experts 4 --moe-router-topk 2 --expert-model-parallel-size 2 --moe-ffn-hidden-size 96
+    --moe-token-dispatcher-type allgather --moe-router-load-balancing-type none
+""".split()
+SPLITS = {"tensors": (2, TP2), "experts": (2, EXPERTS)}
+
+
+@pytest.fixture(scope="module")
+def torches(judge, module_scratch):
+    """The same two steps of each split, saved in both of Megatron's formats."""
+    for name, (world, cli) in SPLITS.items():
+        steps = [
+            {
+                "do": "step", "to": module_scratch / f"{name}-{form}", "format": form, "cli": [*DENSE, *cli],
+                "plain": form == "torch" and name == "tensors",
+            }
+            for form in ("torch", "torch_dist")
+        ]  # fmt: skip
+        assert judge.run(world, *steps) == 2 * [{"changed": 1, "step": 2}]
     return module_scratch
 
 
@@ -222,6 +245,68 @@ def test_same_bytes_by_any_ranks_memory_and_stop(sources, scratch):
         file.write(bytes([byte[0] ^ 1]))
     assert runner.upcycle(scratch / "one.yaml", np=2, options=["--verify"]).status
     assert runner.run([runner.program("mgr-verify"), scratch / "one"]).status
+
+
+@pytest.mark.parametrize("split", SPLITS)
+def test_the_format_torch_has_the_same_planes(judge, torches, scratch, split):
+    """By the order of the model's tensors in each rank's file: what the trainer's torch_dist names."""
+    ranks, cli = SPLITS[split]
+    ep = {"target__expert_parallel": 2} if split == "experts" else {}
+    run(write(scratch, split, torches / f"{split}-torch", **ep), np=2)
+    got, wanted = read(scratch / split), read(torches / f"{split}-torch_dist")
+    same(wanted, {key: value for key, value in got.items() if "_extra_state" not in key})
+    if split == "experts":
+        goes_on(judge, scratch / split, "plain", ranks, cli)
+
+
+def first_file(folder):
+    return min(folder.rglob("model_optim_rng.pt"))
+
+
+def swap_states(content):
+    state = content["optimizer"]["optimizer"]["state"]
+    state[0], state[1] = state[1], state[0]
+
+
+def swap_masters(content):
+    masters = content["optimizer"]["fp32_from_fp16_params"][0]
+    masters[2], masters[6] = masters[6], masters[2]
+
+
+def lose_one(content):
+    content["optimizer"]["optimizer"]["param_groups"][0]["params"].pop()
+
+
+def three_groups(content):
+    content["optimizer"]["optimizer"]["param_groups"].append({"params": [0]})
+
+
+def distributed(content):
+    del content["optimizer"]["fp32_from_fp16_params"]
+
+
+DISORDER = {
+    "states": (swap_states, "of other shapes"),
+    "masters": (swap_masters, "another order"),
+    "parameters": (lose_one, "has no state of"),
+    "groups": (three_groups, "more than two groups"),
+    "distributed": (distributed, "--ckpt-convert-format torch_dist"),
+    "none": (lambda content: content.pop("optimizer"), "no float32 master of"),
+}
+
+
+@pytest.mark.parametrize("case", DISORDER)
+def test_an_order_that_is_not_certain_is_refused(torches, scratch, case):
+    source = scratch / "source"
+    shutil.copytree(torches / "tensors-torch", source)
+    path = first_file(source)
+    content = torch.load(path, weights_only=False)
+    do, words = DISORDER[case]
+    do(content)
+    torch.save(content, path)
+    result = runner.upcycle(write(scratch, "out", source), np=1)
+    assert result.status and words in result.err, str(result)
+    assert not (scratch / "out").exists()
 
 
 def of_deepspeed(out):
