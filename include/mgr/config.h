@@ -115,6 +115,7 @@ typedef struct mgr_config {
         uint64_t make_vocab_size_divisible_by, iteration;
         uint64_t data_parallel, sub_group_size; /* of ZeRO-3's files; 0: a universal checkpoint */
         char optimizer[16];                     /* none | keep */
+        char run_folder[16];                    /* deepspeed | moe-recipes */
         char names[16];                         /* auto | te | local | per-expert | fused */
         char expert_names[16];                  /* sequential | grouped | grouped-old */
         char dist_keys[16];                     /* auto | stacked | per-layer */

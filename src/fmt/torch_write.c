@@ -1,5 +1,6 @@
 #include "fmt/torch_write.h"
 
+#include <assert.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -9,10 +10,10 @@
 #include "fmt/zip.h"
 
 /*
- *   archive := <folder>/data.pkl <folder>/byteorder [ <folder>/data/0 ] <folder>/version
+ *   archive := <folder>/data.pkl <folder>/byteorder [ <folder>/data/0 ... ] <folder>/version
  */
 #define ALIGN 64
-#define MOST_MEMBERS 4
+#define MOST_MEMBERS (3 + MGR_TORCH_STORAGES)
 #define NAME_BYTES 64
 
 typedef struct archive {
@@ -39,16 +40,26 @@ static void add_bytes(archive *a, const char *folder, const char *name, const ch
     add(a, folder, name, bytes, size, mgr_crc32(0, bytes, size));
 }
 
-static int make(archive *a, const char *folder, const mgr_buf *pickle, const uint64_t *elements,
-                uint32_t crc, mgr_err *err)
+static void begin(archive *a, const char *folder, const mgr_buf *pickle)
 {
     *a = (archive){.pickle = pickle};
     add_bytes(a, folder, "data.pkl", pickle->data, pickle->len);
     add_bytes(a, folder, "byteorder", "little", 6);
-    if (elements)
-        add(a, folder, "data/0", NULL, *elements, crc);
+}
+
+static int end(archive *a, const char *folder, mgr_err *err)
+{
     add_bytes(a, folder, "version", "3\n", 2);
     return mgr_zip_layout(a->entries, a->n, ALIGN, &a->directory, &a->total, err);
+}
+
+static int make(archive *a, const char *folder, const mgr_buf *pickle, const uint64_t *elements,
+                uint32_t crc, mgr_err *err)
+{
+    begin(a, folder, pickle);
+    if (elements)
+        add(a, folder, "data/0", NULL, *elements, crc);
+    return end(a, folder, err);
 }
 
 static int put_member(const archive *a, size_t i, mgr_buf *out, mgr_err *err)
@@ -74,13 +85,18 @@ int mgr_torch_archive(const char *folder, const mgr_buf *pickle, mgr_buf *out, m
 
 #define ELEMENTS 2 /* the entry of data/0 */
 
-int mgr_torch_archive_with(const char *folder, const mgr_buf *pickle, const void *bytes, size_t len,
-                           mgr_buf *out, mgr_err *err)
+int mgr_torch_archive_with(const char *folder, const mgr_buf *pickle,
+                           const mgr_torch_bytes *storages, size_t n, mgr_buf *out, mgr_err *err)
 {
-    const uint64_t size = len;
+    char name[24];
     archive a;
-    MGR_TRY(make(&a, folder, pickle, &size, mgr_crc32(0, bytes, len), err));
-    a.bytes[ELEMENTS] = bytes;
+    assert(n <= MGR_TORCH_STORAGES);
+    begin(&a, folder, pickle);
+    for (size_t i = 0; i < n; i++) {
+        snprintf(name, sizeof name, "data/%zu", i);
+        add_bytes(&a, folder, name, storages[i].bytes, storages[i].len);
+    }
+    MGR_TRY(end(&a, folder, err));
     MGR_TRY(put_members(&a, 0, a.n, out, err));
     return mgr_zip_directory(a.entries, a.n, a.directory, out, err);
 }

@@ -16,9 +16,18 @@
 int mgr_torch_archive(const char *folder, const mgr_buf *pickle, mgr_buf *out,
                       mgr_err *err) MGR_NODISCARD;
 
-/* The same of a pickle that names storage "0" alone, which holds `len` bytes. Local. */
-int mgr_torch_archive_with(const char *folder, const mgr_buf *pickle, const void *bytes, size_t len,
-                           mgr_buf *out, mgr_err *err) MGR_NODISCARD;
+/* What a storage holds. */
+typedef struct mgr_torch_bytes {
+    const void *bytes;
+    size_t len;
+} mgr_torch_bytes;
+
+#define MGR_TORCH_STORAGES 2 /* at most */
+
+/* The same of a pickle that names storages "0" .. "n-1". Local. */
+int mgr_torch_archive_with(const char *folder, const mgr_buf *pickle,
+                           const mgr_torch_bytes *storages, size_t n, mgr_buf *out,
+                           mgr_err *err) MGR_NODISCARD;
 
 /* A contiguous tensor that is all of its storage. */
 typedef struct mgr_torch_tensor {

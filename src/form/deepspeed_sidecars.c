@@ -25,6 +25,7 @@ typedef struct maker {
 static int write_object(const maker *m, const char *path, size_t len, mgr_err *err)
 {
     const float number = (float)m->optimizer->step;
+    const mgr_torch_bytes storage = {&number, len};
     mgr_buf pickle = {0}, archive = {0};
     int rc = mgr_pickle_begin(&pickle, err);
     if (rc == MGR_OK)
@@ -32,7 +33,7 @@ static int write_object(const maker *m, const char *path, size_t len, mgr_err *e
     if (rc == MGR_OK)
         rc = mgr_pickle_end(&pickle, err);
     if (rc == MGR_OK)
-        rc = mgr_torch_archive_with(FOLDER, &pickle, &number, len, &archive, err);
+        rc = mgr_torch_archive_with(FOLDER, &pickle, &storage, 1, &archive, err);
     if (rc == MGR_OK)
         rc = mgr_write_file(path, archive.data, archive.len, err);
     mgr_buf_clear(&pickle);
@@ -212,6 +213,8 @@ int mgr_deepspeed_sidecars(const mgr_deepspeed *ds, const mgr_deepspeed_optimize
                            mgr_err *err)
 {
     const char *const latest = ds->ranks ? "latest" : "latest_universal";
+    const char *const slash = strrchr(folder, '/'); /* it lies beside the folder that it names */
+    const int above = slash ? (int)(slash - folder) : 1;
     maker m = {.ds = ds, .optimizer = optimizer, .tied = tied, .iteration = iteration};
     mgr_buf path = {0};
     int rc = mgr_buf_fmt(&path, err, "%s/%s", directory, folder);
@@ -219,9 +222,10 @@ int mgr_deepspeed_sidecars(const mgr_deepspeed *ds, const mgr_deepspeed_optimize
         rc = write_all(&m, path.data, err);
     path.len = 0;
     if (rc == MGR_OK)
-        rc = mgr_buf_fmt(&path, err, "%s/%s", directory, latest);
+        rc = mgr_buf_fmt(&path, err, "%s/%.*s/%s", directory, above, slash ? folder : ".", latest);
     if (rc == MGR_OK)
-        rc = mgr_write_file(path.data, folder, strlen(folder), err);
+        rc = mgr_write_file(path.data, slash ? slash + 1 : folder,
+                            strlen(slash ? slash + 1 : folder), err);
     mgr_buf_clear(&path);
     return rc;
 }

@@ -16,6 +16,7 @@
 #include "form/format_keys.h"
 #include "form/huggingface_class.h"
 #include "form/huggingface_sidecars.h"
+#include "form/recipes_folder.h"
 #include "form/target.h"
 #include "model/deepspeed_order.h"
 #include "model/deepspeed_write.h"
@@ -41,6 +42,20 @@ static int check_size(const mgr_config *config, mgr_err *err)
                            "'target.data_parallel'");
 }
 
+static bool is_recipes(const mgr_config *config)
+{
+    return strcmp(config->target.run_folder, "moe-recipes") == 0;
+}
+
+static int check_folder(const mgr_config *config, mgr_err *err)
+{
+    if (!is_recipes(config) || config->target.data_parallel)
+        return MGR_OK;
+    return mgr_config_fail(config, "target.run_folder", err,
+                           "moe-recipes loads ZeRO-3's files alone: 'target.run_folder' needs "
+                           "'target.data_parallel'");
+}
+
 static int check_names(const mgr_config *config, const mgr_model *model, mgr_err *err)
 {
     if (model->experts || strcmp(config->target.names, "auto") == 0)
@@ -54,6 +69,7 @@ static int check_names(const mgr_config *config, const mgr_model *model, mgr_err
 static int check_deepspeed_target(const mgr_config *config, const mgr_model *model, mgr_err *err)
 {
     MGR_TRY(check_size(config, err));
+    MGR_TRY(check_folder(config, err));
     MGR_TRY(check_names(config, model, err));
     MGR_TRY(mgr_huggingface_check("deepspeed", model, err));
     if (model->router.selection_bias)
@@ -106,6 +122,17 @@ static int check_order(const mgr_config *config, const state *s, mgr_err *err)
     return mgr_hint(err, "write a universal checkpoint: leave out target.data_parallel");
 }
 
+static void name_folder(const mgr_config *config, state *s)
+{
+    char iteration[40];
+    if (is_recipes(config))
+        snprintf(s->folder, sizeof s->folder, "%s/" MGR_RECIPES_FILES,
+                 mgr_recipes_folder(config->target.iteration, iteration, sizeof iteration));
+    else
+        snprintf(s->folder, sizeof s->folder, "global_step%" PRIu64 "%s", config->target.iteration,
+                 s->ds.universal ? "_universal" : "");
+}
+
 static int layout_deepspeed_target(const mgr_config *config, const mgr_origin *origin,
                                    mgr_layout *into, void **out, mgr_err *err)
 {
@@ -121,8 +148,7 @@ static int layout_deepspeed_target(const mgr_config *config, const mgr_origin *o
     MGR_TRY(mgr_huggingface_choose(config, origin, model, &s->ds.hf.class, err));
     MGR_TRY(check_order(config, s, err));
     s->ds.hf.ffn = ffn_of(config, model, mgr_huggingface_family(s->ds.hf.class));
-    snprintf(s->folder, sizeof s->folder, "global_step%" PRIu64 "%s", config->target.iteration,
-             s->ds.universal ? "_universal" : "");
+    name_folder(config, s);
     const mgr_deepspeed_plan plan = {.folder = s->folder,
                                      .ranks = (uint32_t)config->target.data_parallel,
                                      .sub_group_size = config->target.sub_group_size};
@@ -170,6 +196,12 @@ static int say_how(const mgr_output *out, const state *s, mgr_remarks *remarks, 
     MGR_TRY(s->optimizer.from ? say_kept(s, remarks, err) : say_anew(s, remarks, err));
     if (s->ds.universal)
         return MGR_OK;
+    if (is_recipes(out->config))
+        MGR_TRY(mgr_remarks_say(remarks, MGR_REMARK_WARNING, err,
+                                "moe-recipes' rng.pt is seeded anew, and scheduler.pt says %" PRIu64
+                                " steps, of a "
+                                "schedule that stays the run's",
+                                out->config->target.iteration));
     return mgr_remarks_say(
         remarks, MGR_REMARK_WARNING, err,
         "for %u rank%s, stage 3, bf16, sub_group_size %" PRIu64 " (%u sub-group%s), one group of "
@@ -190,8 +222,11 @@ static int sidecars_deepspeed_target(const mgr_output *out, const char *director
     json_t *config;
     MGR_TRY(mgr_huggingface_small_files(out, directory, &config, err));
     json_decref(config);
-    return mgr_deepspeed_sidecars(&s->ds, &s->optimizer, out->layout->tensors->model.tied,
-                                  out->config->target.iteration, s->folder, directory, err);
+    const mgr_config *const c = out->config;
+    MGR_TRY(mgr_deepspeed_sidecars(&s->ds, &s->optimizer, out->layout->tensors->model.tied,
+                                   c->target.iteration, s->folder, directory, err));
+    return is_recipes(c) ? mgr_recipes_write(directory, c->target.iteration, c->upcycle.seed, err)
+                         : MGR_OK;
 }
 
 static void release_deepspeed_target(void *opaque)
@@ -211,6 +246,10 @@ static const mgr_key keys[] = {
                    "experts fused, as transformers 5 has them (the default), or one by one, as 4"),
     MGR_ROW_UINT("target.iteration", target.iteration, "0", 0, 1e9,
                  "the step to write: the folder global_stepN"),
+    MGR_ROW_CHOICE(
+        "target.run_folder", target.run_folder, "deepspeed", "deepspeed|moe-recipes",
+        "how the folder is laid out: as DeepSpeed's, or moe-recipes' with its rng.pt and "
+        "scheduler.pt, for its --load"),
     MGR_ROW_OPTIMIZER,
     MGR_ROW_CONFIG,
 };

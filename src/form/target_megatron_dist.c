@@ -395,9 +395,10 @@ static int emit_common_file(const mgr_output *target, mgr_buf *out, mgr_err *err
     mgr_buf pickle = {0};
     const float step = s->optimizer.from ? mgr_megatron_optimizer_step(s->optimizer.from) : 0;
     const bool tensor = s->optimizer.from && !s->optimizer.distributed;
+    const mgr_torch_bytes storage = {&step, sizeof step};
     int rc = emit_common(target, &pickle, err);
     if (rc == MGR_OK)
-        rc = tensor ? mgr_torch_archive_with("common", &pickle, &step, sizeof step, out, err)
+        rc = tensor ? mgr_torch_archive_with("common", &pickle, &storage, 1, out, err)
                     : mgr_torch_archive("common", &pickle, out, err);
     mgr_buf_clear(&pickle);
     return rc;

@@ -3,10 +3,12 @@ it; zero_to_fp32 and ds_to_universal agree with us (deepspeed_load_judge.py); an
 
 import json
 import os
+import random
 import shutil
 import subprocess
 import sys
 
+import numpy
 import pytest
 import torch
 import transformers
@@ -372,6 +374,39 @@ def test_what_it_cannot_hold_is_refused(scratch, mixture):
     result = run(scratch, scratch / "granite", target__format="deepspeed", target__data_parallel=2)
     assert result.status != 0 and "order" in result.err and "universal" in result.err, str(result)
     read(scratch, to_deepspeed(scratch, scratch / "granite", "u", 0, 0), "back")
+
+
+def test_moe_recipes_goes_on_from_its_own_folder(scratch, mixture, stepped):
+    """All that its loader asks for, by what torch, numpy and Python take; and a source that it is."""
+    changes = {"target__run_folder": "moe-recipes", "target__iteration": 20, "target__optimizer": "keep"}
+    out = to_deepspeed(scratch, stepped[0], "run", 2, 700, config=mixture, **changes)
+    step = out / "iter_0000020"
+    assert (out / "latest_iteration.txt").read_text() == "20" and (step / "latest").read_text() == "model_optimizer"
+    assert len(list((step / "model_optimizer").glob("*zero_pp_rank_*"))) == 4
+    state = torch.load(step / "rng.pt", weights_only=True)
+    before = torch.get_rng_state()
+    torch.set_rng_state(state["torch_cpu_rng_state"])
+    seed = torch.initial_seed()
+    assert torch.equal(torch.rand(9), torch.rand(9, generator=torch.Generator().manual_seed(seed)))
+    torch.set_rng_state(before)
+    assert state["torch_gpu_rng_state"].view(torch.int64).tolist() == [seed, 0]
+    numbers, words = numpy.random.RandomState(), random.Random()
+    numbers.set_state(state["np_rng_state"])
+    words.setstate(state["py_rng_state"])
+    assert 0 < numbers.rand(9).std() and 0 < words.random() < 1
+    weight = torch.nn.Parameter(torch.ones(1))
+    for make in (
+        lambda adam: torch.optim.lr_scheduler.LambdaLR(adam, lambda k: 1 / (1 + k)),
+        lambda adam: torch.optim.lr_scheduler.CosineAnnealingLR(adam, 100),
+    ):
+        schedule = make(torch.optim.AdamW([weight], lr=0.1))
+        schedule.load_state_dict(torch.load(step / "scheduler.pt", weights_only=True))
+        schedule.optimizer.step()
+        schedule.step()
+        assert schedule.last_epoch == 21
+    equal(read(scratch, out, "back"), per_expert(stepped[1]))
+    result = run(scratch, stepped[0], "none", config=mixture, target__format="deepspeed", target__run_folder="moe-recipes")
+    assert result.status == runner.CONFIG and "target.data_parallel" in result.err, str(result)
 
 
 def test_a_size_without_ranks_is_refused(scratch, mixture):
