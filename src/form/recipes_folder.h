@@ -6,6 +6,7 @@
 #ifndef MGR_FORM_RECIPES_FOLDER_H
 #define MGR_FORM_RECIPES_FOLDER_H
 
+#include <stddef.h>
 #include <stdint.h>
 
 #include "mgr/err.h"
