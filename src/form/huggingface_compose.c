@@ -254,6 +254,15 @@ static void want_class(const composition *c, const char *type, const char *archi
         json_object_set_new(c->derived, "architectures", json_pack("[s]", architecture));
 }
 
+static void want_kinds(const composition *c, const char *key)
+{
+    json_t *const kinds = json_array();
+    for (uint64_t l = 0; l < c->model->layers; l++)
+        json_array_append_new(kinds,
+                              json_string(mgr_model_is_moe(c->model, l) ? "sparse" : "dense"));
+    json_object_set_new(c->derived, key, kinds);
+}
+
 /* What a mixture is that was made of a class without a row. */
 static void want_sibling(const composition *c, const mgr_hf_sibling *s)
 {
@@ -266,6 +275,8 @@ static void want_sibling(const composition *c, const mgr_hf_sibling *s)
     json_object_set_new(c->derived, "num_local_experts", json_integer((json_int_t)m->experts));
     json_object_set_new(c->derived, "num_experts_per_tok", json_integer((json_int_t)m->top_k));
     json_object_set_new(c->derived, s->width, json_integer((json_int_t)mgr_model_expert_ffn(m)));
+    if (s->kinds)
+        want_kinds(c, s->kinds);
 }
 
 /* One object: all of it is carried as it is, but for what is wanted. */

@@ -37,18 +37,19 @@ static int check_passed(const char *format, const mgr_model *m, mgr_err *err)
         used +=
             (size_t)snprintf(known + used, sizeof known - used, "%s%s of %s", i > 1 ? ", " : "",
                              mgr_huggingface_sibling(i)->type, mgr_huggingface_sibling(i)->dense);
-    if (!m->sibling)
+    const mgr_hf_sibling *const s = mgr_huggingface_sibling(m->sibling);
+    if (!s)
         mgr_fail(err, MGR_ERR_UNSUPPORTED,
                  "target format '%s' cannot express experts in this model, of which all but the "
                  "FFNs is passed through unread: no class of transformers is known that has both; "
                  "known are: %s",
                  format, known);
-    else if (!mgr_model_is_gated(m) || mgr_model_moe_layers(m) < m->layers ||
-             !mgr_model_plain_router(m) || m->bias_mlp)
+    else if (!mgr_model_is_gated(m) || (!s->kinds && mgr_model_moe_layers(m) < m->layers) ||
+             !(s->sigmoid ? !m->router.unnormalised : mgr_model_plain_router(m)) || m->bias_mlp)
         mgr_fail(err, MGR_ERR_UNSUPPORTED,
-                 "'%s' has gated experts without biases in every layer and a router that "
-                 "normalises, as the model has not",
-                 mgr_huggingface_sibling(m->sibling)->type);
+                 "'%s' has gated experts without biases%s and a router that normalises, as the "
+                 "model has not",
+                 s->type, s->kinds ? "" : " in every layer");
     else
         return MGR_OK;
     return mgr_hint(err, "resharding moves the dense model as it is: 'mode: reshard'");

@@ -85,6 +85,14 @@ static const char *const ffn_names[][MGR_ROLE_COUNT] = {
             [MGR_ROLE_UP] = "model.layers.%u.feed_forward.experts.%u.w3.weight",
             [MGR_ROLE_DOWN] = "model.layers.%u.feed_forward.experts.%u.w2.weight",
         },
+    [MGR_HF_DOTS_VISION] =
+        {
+            [MGR_ROLE_ROUTER] = "blocks.%u.mlp.gate_weight",
+            [MGR_ROLE_SELECTION_BIAS] = "blocks.%u.mlp.router_bias",
+            [MGR_ROLE_GATE] = "blocks.%u.mlp.experts.%u.fc1.weight",
+            [MGR_ROLE_UP] = "blocks.%u.mlp.experts.%u.fc3.weight",
+            [MGR_ROLE_DOWN] = "blocks.%u.mlp.experts.%u.fc2.weight",
+        },
 };
 
 #define FUSED_QKV "model.layers.%u.self_attn.qkv_proj.weight"
@@ -573,7 +581,7 @@ const char *mgr_huggingface_ffn_text(mgr_hf_ffn ffn)
 {
     if (ffn > MGR_HF_MLPS)
         return mgr_huggingface_mlp_text(ffn - MGR_HF_MLPS);
-    const bool known = ffn > MGR_HF_DENSE && ffn <= MGR_HF_FEED_FORWARD;
+    const bool known = ffn > MGR_HF_DENSE && ffn < MGR_HF_MLPS;
     const char *const name = known ? ffn_names[ffn][MGR_ROLE_GATE] : NULL;
     return name ? name : "";
 }

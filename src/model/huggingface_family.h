@@ -111,6 +111,7 @@ typedef enum mgr_hf_ffn {
     MGR_HF_GRANITE_FUSED, /* MGR_HF_FUSED below block_sparse_moe */
     MGR_HF_SWITCH_EXPERT, /* wi and wo of expert_E, without a gate */
     MGR_HF_FEED_FORWARD,  /* w1, w3 and w2 of feed_forward.experts */
+    MGR_HF_DOTS_VISION,   /* fc1, fc3 and fc2 of blocks' experts */
     MGR_HF_MLPS           /* behind it: the rows of dense FFNs in huggingface_passed.c, 1 and up */
 } mgr_hf_ffn;
 

@@ -17,6 +17,7 @@
 #define SHARED "model.layers.%u.shared_mlp."
 #define NEOX "gpt_neox.layers.%u.mlp."
 #define BLOCK "transformer.h.%u.mlp."
+#define VISION "blocks.%u.mlp."
 #define PART "model.layers.%u.mlp.gate_up_proj.weight"
 
 /* Where gate and up are one tensor their own names are those that HDF5 has. Those with a gate
@@ -34,6 +35,7 @@ static const struct mlp {
      FEED_FORWARD "down_proj.weight", NULL, NULL, NULL, NULL},
     {FEED_FORWARD "w1.weight", FEED_FORWARD "w3.weight", FEED_FORWARD "w2.weight", NULL, NULL, NULL,
      NULL},
+    {VISION "fc1.weight", VISION "fc3.weight", VISION "fc2.weight", NULL, NULL, NULL, NULL},
     {SHARED "gate_proj.weight", SHARED "up_proj.weight", SHARED "output_linear.weight",
      SHARED "input_linear.weight", NULL, NULL, NULL},
     {NULL, MLP "up_proj.weight", MLP "down_proj.weight", NULL, NULL, MLP "up_proj.bias",
@@ -53,11 +55,12 @@ static const struct mlp {
 #define FIRST_MLP 2u
 
 /* Where the layers lie. */
-static const char *const stems[] = {"model.layers.", "gpt_neox.layers.", "transformer.h."};
+static const char *const stems[] = {"model.layers.", "gpt_neox.layers.", "transformer.h.",
+                                    "blocks."};
 
-static const mgr_hf_ffn expert_kinds[] = {MGR_HF_QWEN_EXPERT,  MGR_HF_PER_EXPERT,
-                                          MGR_HF_FEED_FORWARD, MGR_HF_FUSED,
-                                          MGR_HF_INPUT_LINEAR, MGR_HF_GRANITE_FUSED};
+static const mgr_hf_ffn expert_kinds[] = {
+    MGR_HF_QWEN_EXPERT,  MGR_HF_PER_EXPERT,    MGR_HF_FEED_FORWARD, MGR_HF_FUSED,
+    MGR_HF_INPUT_LINEAR, MGR_HF_GRANITE_FUSED, MGR_HF_DOTS_VISION};
 
 #define N_KINDS (sizeof expert_kinds / sizeof expert_kinds[0])
 
@@ -148,6 +151,14 @@ static const mgr_hf_sibling siblings[] = {
      .width = "moe_intermediate_size",
      .written = "{\"norm_topk_prob\": true, \"num_dense_layers\": 0, \"use_expert_bias\": false,"
                 " \"routed_scaling_factor\": 1.0}"},
+    {.dense = "dots3_note_vision_encoder",
+     .type = "dots3_note_vision_encoder",
+     .architecture = "Dots3NoteVisionModel",
+     .ffn = MGR_HF_DOTS_VISION,
+     .width = "moe_intermediate_size",
+     .written = "{\"router_scaling_factor\": 1.0, \"per_layer_config\": {}}",
+     .kinds = "mlp_layer_types",
+     .sigmoid = true},
     {.dense = "qwen3_vl_text",
      .type = "qwen3_vl_moe_text",
      .ffn = MGR_HF_FUSED,
@@ -191,6 +202,10 @@ void mgr_huggingface_become_sibling(mgr_model *m, const char *type)
         return;
     m->passed_experts = (uint8_t)siblings[m->sibling - 1].ffn;
     m->passed_router = true;
+    if (!siblings[m->sibling - 1].sigmoid)
+        return;
+    m->router.score = MGR_SCORE_SIGMOID;
+    m->router.selection_bias = true;
 }
 
 /* "model.layers.3.mlp." of "model.layers.3.mlp.down_proj.weight" */
@@ -414,6 +429,9 @@ static int expert_sizes(const search *s, mgr_model *m)
     m->top_k = whole(s, keys, 1);
     m->passed_router = router && router->ndim == 2 && router->shape[0] == m->experts &&
                        router->shape[1] == m->hidden;
+    m->router.selection_bias =
+        m->passed_router && find_expert(s, s->kind, MGR_ROLE_SELECTION_BIAS, s->moe_layer, 0);
+    m->router.score = m->router.selection_bias ? MGR_SCORE_SIGMOID : MGR_SCORE_SOFTMAX;
     return MGR_OK;
 }
 

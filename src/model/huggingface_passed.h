@@ -27,6 +27,9 @@ typedef struct mgr_hf_sibling {
     mgr_hf_ffn ffn;
     const char *width;   /* the key of an expert's width */
     const char *written; /* an object of further keys */
+    const char *kinds;   /* the key of a list with "dense" or "sparse" for each layer; NULL: all
+                            layers have experts */
+    bool sigmoid;        /* scores, with a bias when experts are chosen */
     /* Of the decoder of a vision-language model of model_type `host`, whose class takes no other:
      * the model_type of the class that takes this one, which is the architecture, and of its
      * vision_config. NULL of those that are whole models, too. */

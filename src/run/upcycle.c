@@ -448,6 +448,19 @@ static int review_passed(mgr_job *job, mgr_err *err)
                            m->passed ? ": this class has no row here" : "");
 }
 
+/* Sparse Upcycling (arXiv 2212.05055) gave encoders and vision transformers another router. */
+static int review_choice(mgr_job *job, mgr_err *err)
+{
+    const mgr_model *const m = &job->target.tensors.model;
+    const bool encoder = m->encoder_layers > 0, seer = m->kin == MGR_KIN_VIT;
+    if (!job->method || (!encoder && !seer))
+        return MGR_OK;
+    return mgr_remarks_say(&job->remarks, MGR_REMARK_WARNING, err,
+                           "the %s's routers choose experts for tokens: with Expert Choice, as the "
+                           "paper on Sparse Upcycling trained it, nothing loads it outside JAX",
+                           encoder ? "encoder" : "vision transformer");
+}
+
 /* What becomes of padding behind the vocabulary. */
 static int review_vocabulary(mgr_job *job, mgr_err *err)
 {
@@ -492,6 +505,7 @@ static int review_branches(mgr_job *job, mgr_err *err)
 static int review(mgr_job *job, mgr_err *err)
 {
     MGR_TRY(review_passed(job, err));
+    MGR_TRY(review_choice(job, err));
     MGR_TRY(review_vocabulary(job, err));
     const mgr_source_format *const from = job->source_format;
     const mgr_target_format *const to = job->target_format;

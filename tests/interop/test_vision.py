@@ -206,3 +206,53 @@ def test_experts_that_lie_transposed(scratch):
     turned = {k: v.transpose(1, 2).contiguous() if ".experts." in k else v for k, v in load_file(path).items()}
     save_file(turned, path, metadata={"format": "pt"})
     passed.refused(scratch, source, "layer 0", "transposed", **passed.RESHARD)
+
+
+def note_class():
+    from transformers.models.dots3_note import modeling_dots3_note
+
+    return modeling_dots3_note.Dots3NoteVisionModel
+
+
+def note_tower(folder, **words):
+    """dots3_note's vision encoder by itself, dense unless told otherwise; what is no matrix is not at its start."""
+    sizes = dict(hidden_size=64, intermediate_size=96, moe_intermediate_size=96, num_hidden_layers=4, patch_size=4)
+    sizes |= dict(num_attention_heads=4, adapter_in_dim=64, adapter_out_dim=32)
+    torch.manual_seed(3)
+    tower = note_class()(of("Dots3NoteVision", **{"mlp_layer_types": ["dense"] * 4, **sizes, **words}))
+    with torch.no_grad():
+        for p in tower.parameters():
+            p.add_(torch.randn_like(p) * 0.1)
+    tower.save_pretrained(folder)
+    return folder
+
+
+def seen(folder):
+    tower, info = note_class().from_pretrained(
+        folder, dtype=torch.float32, attn_implementation="eager", output_loading_info=True
+    )
+    assert not any(info.values()), info
+    return tower.eval()
+
+
+def test_a_tower_of_experts(scratch):
+    """dots3_note's blocks become its own routed ones, a list says which: naive copies are the dense tower, each
+    expert counts, and the mixture is resharded bit for bit. Biases of the choice are 0."""
+    source, image = note_tower(scratch / "a"), torch.randn(64, 3 * 4 * 4, generator=NOISE)
+    grid = torch.tensor([[1, 8, 8]])
+    made = families.convert(scratch, source, "out", **passed.NAIVE, upcycle__moe_layer_freq="last-half")
+    assert passed.config(made)["mlp_layer_types"] == ["dense", "dense", "sparse", "sparse"]
+    towers = seen(source), seen(made)
+
+    def compute(tower):
+        with torch.no_grad():
+            return tower(image, grid_thw=grid).pooler_output
+
+    assert harness.relative_difference(compute(towers[1]), compute(towers[0])) < 1e-5
+    each_expert.check(lambda: compute(towers[1]), each_expert.of_transformers(towers[1]))
+    tensors = families.tensors(made)
+    assert not tensors["blocks.3.mlp.router_bias"].any() and "blocks.1.mlp.router_bias" not in tensors
+    passed.there_and_back(scratch, made)
+    odd = note_tower(scratch / "odd", mlp_layer_types=["dense", "sparse"] * 2, num_local_experts=8, num_experts_per_tok=2)
+    passed.refused(scratch, odd, "a mixture of experts of which all but the experts is passed",
+        **{**passed.NAIVE, "upcycle__experts": 16, "upcycle__top_k": 4})  # fmt: skip
