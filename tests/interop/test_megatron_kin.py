@@ -265,7 +265,7 @@ def refused(folder, source, *words, **changes):
 def test_refusals(scratch):
     tensors = t5_by_hand()
     source = write(scratch / "t5", tensors)
-    hold = "target formats that hold this model: megatron-dist, megatron-torch"
+    hold = "target formats that hold this model: megatron-torch, megatron-dist"
     for fmt in ("hdf5", "huggingface", "moe-recipes", "deepspeed"):
         refused(scratch, source, f"'{fmt}' cannot hold Megatron-Core's T5", hold, target__format=fmt)
     refused(scratch, source, "one pipeline stage", target__pipeline_parallel=2)

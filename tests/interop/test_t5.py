@@ -291,7 +291,7 @@ def test_what_switch_cannot_be(t5, tmp_path):
         (dict(upcycle__moe_layer_freq="last-half"), ["decoder", "every-second"]),
         (dict(upcycle__moe_layer_freq="2"), ["decoder", "every-second"]),
         (dict(upcycle__expert_width=40), ["as wide as its dense FFNs"]),
-        (dict(target__format="megatron-torch"), ["an encoder beside the decoder"]),
+        (dict(target__format="megatron-torch"), ["cannot hold a T5 of transformers"]),
         (dict(target__format="mixtral"), ["an encoder beside the decoder"]),
         (dict(upcycle__moe_layer_freq="none"), ["none of the 7 layers"]),
         (dict(upcycle__encoder_moe_layer_freq="[1]*3"), ["encoder_moe_layer_freq", "4 layers"]),
@@ -302,7 +302,7 @@ def test_what_switch_cannot_be(t5, tmp_path):
 def test_megatron_computes_another_t5(t5, tmp_path):
     """The hint works. Megatron-core's own: test_megatron_kin.py."""
     switch = upcycle(tmp_path, t5, "switch")
-    words = "cannot hold a T5 of transformers", "root of kv_channels", "scales", "formats that hold this model: hdf5"
+    words = "cannot hold a T5 of transformers", "root of kv_channels", "scales", "formats that hold this model: huggingface, hdf5"
     for source in (t5, switch):
         for fmt in ("megatron-torch", "megatron-dist"):
             changes = dict.fromkeys([key for key in SWITCH if key.startswith("upcycle__")])
