@@ -77,6 +77,7 @@ class Tensor:
     mean: float = 0.0
     std: np.ndarray | float = 1.0  # of each element, or of all
     same_as: np.ndarray | None = None  # row i equals row same_as[i]
+    turned: bool = False  # neurons are columns
 
 
 def times(values, factor):
@@ -118,6 +119,7 @@ def made(ffn, expert, matrix):
         law.adds,
         mean,
         std,
+        turned=matrix == "down",
     )
 
 
@@ -393,7 +395,14 @@ def alike(cells):
     return ""
 
 
-def faults(predicted, output):
+def standardised(want, values):
+    """What was drawn as draws of N(0, 1), a neuron's side by side as its elements are counted: down turned."""
+    z = values.astype(np.float64) / np.float32(want.factor) - want.mean
+    z = (z - want.values if want.adds else z) / want.std
+    return z.T[want.drawn.T] if want.turned else z[want.drawn]
+
+
+def faults(predicted, output, bf16=False):
     """What of `output`, {name: (values, bits)}, is not as predicted, as a list of texts."""
     found = [f"names: {sorted(set(predicted) ^ set(output))[:4]}"] if set(predicted) != set(output) else []
     cells = []
@@ -408,15 +417,18 @@ def faults(predicted, output):
             kept = drawn & False
             if not np.array_equal(bits, bits[want.same_as]):
                 found.append(f"{name}: rows that are not the same")
-        expect = rounded(want.values, want.factor, bits.dtype == np.uint16)
+        # Selection biases are float32 whatever the other weights are (include/mgr/model.h).
+        narrow = bf16 and not name.endswith("correction_bias")
+        expect = rounded(want.values, want.factor, narrow)
+        if bits.dtype != expect.dtype:
+            found.append(f"{name}: of another type")
+            continue
         wrong = kept & (expect != bits)
         if wrong.any():
             where = np.argwhere(wrong)[0]
             found.append(f"{name}: {wrong.sum()} of {kept.sum()} that are not drawn differ, first {where}")
         if drawn.any():
-            z = values.astype(np.float64) / np.float32(want.factor) - want.mean
-            z = (z - want.values if want.adds else z)[drawn]
-            cells.append(z / (want.std[drawn] if np.ndim(want.std) else want.std))
+            cells.append(standardised(want, values))
             if (bits == expect)[drawn].mean() > 0.1:
                 found.append(f"{name}: neurons of S are what they were")
     if cells and (why := fits_normal(cells)):

@@ -241,6 +241,9 @@ def several(table):
 
         name = f"several models, {others}{', map' if chosen else ''}"
         add(table, name, ("llama", "llama-b", "llama-c"), how, predict)
+    how = {"method": "branch-train-mix", "others": "equal"}
+    predict = lambda *models: rule.branch_train_mix(models, LAYERS, 4, uniform, "base")
+    add(table, "several models, equal", ("llama", "llama-ffn"), how, predict)
 
 
 def scratch(table):
