@@ -645,7 +645,7 @@ static int model_of(const evidence *ev, const mgr_megatron_shapes *s, mgr_model 
 {
     const mgr_attr *const untied = arg(ev, "untie_embeddings_and_output_weights");
     mgr_model m = {.dtype = s->dtype,
-                   .kin = s->kin,
+                   .kin = (uint8_t)s->kin,
                    .ffns_only = s->kin != MGR_KIN_NONE,
                    .encoder_layers = s->encoder_layers};
     MGR_TRY(whole(ev, "hidden_size", ev->config->model.hidden_size, s->hidden, &m.hidden, err));
