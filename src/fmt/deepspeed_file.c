@@ -17,6 +17,7 @@
  */
 #define MAX_NAME 1024
 #define NAME_SHOWN 200
+#define AFFINE_VERSION 1
 #define FNV_START UINT64_C(1469598103934665603)
 #define FNV_PRIME UINT64_C(1099511628211)
 
@@ -212,6 +213,20 @@ static int check_experts(mgr_torch_archive *t, const mgr_node *root)
     return MGR_OK;
 }
 
+/* How a run with tensor parallelism cut parameters, which are whole here: of no matter, but for
+ * what a later version may mean by it (checkpoint/affine.py). */
+static int check_maps(mgr_torch_archive *t, const mgr_node *root)
+{
+    const mgr_node *const info = mgr_node_get(root, "universal_checkpoint_info");
+    const mgr_node *const version = mgr_node_get(mgr_node_get(info, "affine_map"), "version");
+    int64_t number = 0;
+    if (!version || (mgr_node_int(version, &number) && number <= AFFINE_VERSION))
+        return MGR_OK;
+    return mgr_fail(t->err, MGR_ERR_UNSUPPORTED,
+                    "'%s' has an affine_map of version %" PRId64 "; known is %d", t->reader->name,
+                    number, AFFINE_VERSION);
+}
+
 static int take_model(mgr_torch_archive *t, bool whole)
 {
     const mgr_node *const root = t->pickle.root;
@@ -219,6 +234,7 @@ static int take_model(mgr_torch_archive *t, bool whole)
     if (!mgr_node_is_dict(root))
         return refuse(t, "", root, "a dict");
     MGR_TRY(check_experts(t, root));
+    MGR_TRY(check_maps(t, root));
     MGR_TRY(take_version(t, root));
     MGR_TRY(take_int(t, root, MGR_DS_RANKS));
     MGR_TRY(take_int(t, root, MGR_DS_MODEL_RANKS));

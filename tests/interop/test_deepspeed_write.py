@@ -437,8 +437,16 @@ DAMAGES = {
     "AutoEP": (
         lambda u: save(u, {"param": torch.zeros(97, 32), "is_expert_param": True}), runner.DATA, "AutoEP",
     ),
+    "a later affine map": (lambda u: says_map(u, 2), runner.DATA, "affine_map of version 2"),
     "no param": (lambda u: save(u, {"other": torch.zeros(97, 32)}), runner.DATA, "param"),
 }  # fmt: skip
+
+
+def says_map(universal, version):
+    path = universal / "mp_rank_00_model_states.pt"
+    content = torch.load(path, weights_only=False)
+    content["universal_checkpoint_info"] = {"affine_map": {"version": version, "params": {}}}
+    torch.save(content, path)
 
 
 def drop(folder):
