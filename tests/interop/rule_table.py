@@ -170,7 +170,7 @@ def routers(table):
 
 
 def layers(table):
-    ways = {"2": (1, 0, 1), "[0]*1+[1]*2": (0, 1, 1), "every-second": (0, 1, 0), "last-half": (0, 1, 1)}
+    ways = {"2": (1, 0, 1), "[0]*1+[1]*2": (0, 1, 1), "every-second": (0, 1, 0), "last-half": (0, 0, 1)}
     for text, moe in ways.items():
         dense(table, f"layers {text}", {"moe_layer_freq": text}, drop_at, kind="qwen3", moe=moe.__getitem__)
     # Ratios are counted over all layers.
