@@ -550,6 +550,9 @@ static int kin_layers(const evidence *ev, const mgr_megatron_shapes *s, uint64_t
 {
     const uint64_t given = ev->config->model.num_layers;
     *out = s->layers;
+    if (s->layers > MGR_MAX_LAYERS)
+        return mgr_fail(err, MGR_ERR_UNSUPPORTED, "%llu layers in '%s' are more than %d",
+                        (unsigned long long)s->layers, path(ev), MGR_MAX_LAYERS);
     if (given && given != s->layers)
         return mgr_config_fail(ev->config, "model.num_layers", err,
                                "'model.num_layers' is %llu, but '%s' has %llu in all",

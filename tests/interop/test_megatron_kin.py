@@ -294,6 +294,11 @@ def test_refusals(scratch):
     changed("final", ["0 tensors", "decoder.final"], lambda mine: mine.pop("decoder.final_layernorm.weight"))
     changed("short", ["linear_kv"], lambda mine: mine.pop("decoder.layers.0.cross_attention.linear_kv.weight"))
     changed("radio", ["a RADIO vision transformer"], lambda mine: mine.update({"embedder.weight": torch.ones(4, 4)}))
+
+    def many(mine):
+        mine.update({f"{stack}.layers.{n}.mlp.linear_fc1.bias": torch.ones(1) for stack in STACK for n in range(2, 4096)})
+
+    changed("many", ["8192 layers", "more than 4096"], many)
     stages = dict(pipeline_model_parallel_size=2)
     write(scratch / "stages", tensors, "mp_rank_00_000", **stages)
     refused(scratch, write(scratch / "stages", tensors, "mp_rank_00_001", **stages), "a T5 in 2 pipeline stages")
