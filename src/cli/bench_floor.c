@@ -2,6 +2,7 @@
  * mgr-bench: the least that could be asked of the same ranks and the same file system in the place
  * of a run. There are several ways, and none is the fastest everywhere; the best of a round counts.
  */
+#include <assert.h>
 #include <stdio.h>
 #include <string.h>
 #include <unistd.h>
@@ -102,6 +103,7 @@ static int read_source(const mgr_bench_floor *f, uint64_t at, unsigned char *int
     uint64_t all = 0;
     for (size_t i = 0; i < f->n; i++)
         all += f->sizes[i];
+    assert(all > 0);
     for (size_t done = 0; done < n;) {
         uint64_t offset = (at + done) % all;
         size_t i = 0;

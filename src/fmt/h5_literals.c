@@ -92,7 +92,7 @@ static int by_weight(const void *x, const void *y)
 static unsigned tree_lengths(const uint64_t *leaf, unsigned n, uint8_t *length)
 {
     uint64_t weight[LITERALS];
-    uint16_t up[2 * LITERALS];
+    uint16_t up[2 * LITERALS] = {0};
     uint8_t depth[LITERALS] = {0}; /* of inner nodes */
     unsigned next = 0, inner = 0, most = 0;
     for (unsigned k = 0; k + 1 < n; k++) {

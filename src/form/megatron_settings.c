@@ -56,19 +56,19 @@ static int add_list(mgr_catalogue *made, const char *prefix, const mgr_attr *lis
 
 #define REAL(name, value)                                                                          \
     {                                                                                              \
-        .key = name, .kind = MGR_ATTR_REAL, .r = value                                             \
+        .key = (name), .kind = MGR_ATTR_REAL, .r = (value)                                         \
     }
 #define INT(name, value)                                                                           \
     {                                                                                              \
-        .key = name, .kind = MGR_ATTR_INT, .i = value                                              \
+        .key = (name), .kind = MGR_ATTR_INT, .i = (value)                                          \
     }
 #define BOOL(name, value)                                                                          \
     {                                                                                              \
-        .key = name, .kind = MGR_ATTR_BOOL, .i = value                                             \
+        .key = (name), .kind = MGR_ATTR_BOOL, .i = (value)                                         \
     }
 #define TEXT(name, value)                                                                          \
     {                                                                                              \
-        .key = name, .kind = MGR_ATTR_TEXT, .text = value                                          \
+        .key = (name), .kind = MGR_ATTR_TEXT, .text = (value)                                      \
     }
 
 /* core/optimizer/__init__.py, _get_param_groups: biases and norms do not decay. A trainer finds its

@@ -1,5 +1,6 @@
 #include "model/deepspeed_write.h"
 
+#include <assert.h>
 #include <inttypes.h>
 #include <stdio.h>
 #include <string.h>
@@ -23,6 +24,7 @@ typedef struct declaring {
 
 static void make_float32(mgr_layout *layout)
 {
+    assert(layout->tensors);
     for (uint32_t i = 0; i < layout->tensors->n; i++)
         layout->types[i] = MGR_DTYPE_F32;
 }
