@@ -21,10 +21,6 @@ typedef struct contest {
 
 #define UPCYCLE(more) "upcycle:\n  experts: 8\n" more "target:\n  expert_parallel: 8\n"
 #define TO(format) UPCYCLE("") "  format: " format "\n"
-#define TO_MEGATRON(format)                                                                        \
-    "upcycle:\n  experts: 8\ntarget:\n  format: " format "\n  tensor_parallel: 2\n"                \
-    "  pipeline_parallel: 2\n  expert_parallel: 4\n"
-
 /* Resharding keeps the expert-parallel size of the source, so that what is written is as much as
  * what there is to copy. */
 static const contest contests[] = {
@@ -36,8 +32,12 @@ static const contest contests[] = {
      "  expert_parallel: 2\n",
      true, true},
     {"huggingface", "drop 0.5 to huggingface", TO("huggingface"), false, false},
-    {"megatron-torch", "drop 0.5 to megatron-torch", TO_MEGATRON("megatron-torch"), false, false},
-    {"megatron-dist", "drop 0.5 to megatron-dist", TO_MEGATRON("megatron-dist"), false, false},
+    {"megatron-torch", "drop 0.5 to megatron-torch",
+     "upcycle:\n  experts: 8\ntarget:\n  format: megatron-torch\n  tensor_parallel: 2\n"
+     "  pipeline_parallel: 2\n  expert_parallel: 4\n",
+     false, false},
+    {"megatron-dist", "drop 0.5 to megatron-dist",
+     "upcycle:\n  experts: 8\ntarget:\n  format: megatron-dist\n", false, false},
     {"deepspeed", "drop 0.5 to deepspeed", "upcycle:\n  experts: 8\ntarget:\n  format: deepspeed\n",
      false, false},
     {"hdf5", "drop 0.5 to hdf5", TO("hdf5"), false, false},
