@@ -332,7 +332,8 @@ def do_step(rank, step):
     assert all(torch.isfinite(value).all() for value in after), "not finite"
     if "from" not in step:
         save_checkpoint(iteration + 2, model, optimizer, schedule, 0)
-    if step.get("plain"):
+    torch.distributed.barrier()  # all files are there
+    if step.get("plain") and args.rank == 0:
         make_plain(pathlib.Path(step["to"]))
     changed = sum(not torch.equal(a, b) for a, b in zip(before, after)) / len(after)
     return {"changed": changed, "step": count if "from" in step else count_of(optimizer)}
