@@ -235,10 +235,16 @@ def keep_logits(step, args, chunks):
     from megatron.core import mpu
 
     ids = (torch.arange(min(TOKENS, args.seq_length))[None] * 13 + 5) % step["vocab"]
-    result = logits_of(chunks, ids)
+    with each_expert.chosen_by_megatron(chunks) as mine:
+        result = logits_of(chunks, ids)
     if step.get("logits") and args.num_experts:
+        of_all = [None] * torch.distributed.get_world_size()
+        torch.distributed.all_gather_object(of_all, mine)  # of each stage
+        chosen = set().union(*of_all)
+        assert len(chosen) > 1, chosen
         rank = mpu.get_expert_model_parallel_rank(), mpu.get_expert_model_parallel_world_size()
-        each_expert.check(lambda: logits_of(chunks, ids), each_expert.of_megatron(chunks, args.num_experts, *rank))
+        experts = each_expert.of_megatron(chunks, args.num_experts, *rank)
+        each_expert.check(lambda: logits_of(chunks, ids), experts, chosen)
     if step.get("logits") and args.rank == 0:
         torch.save({"ids": ids, "logits": result[..., : step["vocab"]]}, step["logits"])
 
