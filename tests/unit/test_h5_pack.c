@@ -137,6 +137,11 @@ static void test_codes(void)
         n = next;
     }
     CHECK(literals(131070) < 131070 / 2);
+    for (unsigned gap = 1; gap < 256; gap++) { /* each run of lengths that are zero */
+        for (size_t i = 0; i < 1000; i++)
+            bytes[i] = (unsigned char)(i % 3 ? gap : 0);
+        CHECK(literals(1000) < 300);
+    }
     for (unsigned few = 1; few < 250; few += 31) {
         for (size_t i = 0; i < ROOM; i++) {
             state = state * 1664525 + 1013904223;
