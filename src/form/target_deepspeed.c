@@ -249,7 +249,7 @@ static const mgr_key keys[] = {
     MGR_ROW_CHOICE(
         "target.run_folder", target.run_folder, "deepspeed", "deepspeed|moe-recipes",
         "how the folder is laid out: as DeepSpeed's, or moe-recipes' with its rng.pt and "
-        "scheduler.pt, for its --load"),
+        "scheduler.pt, which its training loads"),
     MGR_ROW_OPTIMIZER,
     MGR_ROW_CONFIG,
 };
