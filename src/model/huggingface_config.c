@@ -187,7 +187,7 @@ static int layer_sizes(const mgr_hf_evidence *ev, mgr_model *m, mgr_err *err)
     const bool behind = (ev->kind->keys & MGR_HF_KEY_GROUPED) && said && said->i > 0;
     uint64_t found = count_layers(ev);
     m->mtp = mgr_mtp_find(ev->cat, behind ? (uint64_t)said->i : 0);
-    if (m->mtp && behind && found > (uint64_t)said->i)
+    if (m->mtp && behind && found == (uint64_t)said->i + mgr_mtp_joins(ev->cat, (uint64_t)said->i))
         found = (uint64_t)said->i;
     return mgr_hf_whole(ev,
                         (mgr_hf_size){"num_hidden_layers", "model.num_layers", 0,

@@ -39,38 +39,16 @@ bool mgr_mtp_is_arg(const char *key)
     return false;
 }
 
-/* Of a layer behind the others that is for multi-token prediction; another one there is a layer
- * that the configuration does not count. */
-#define JOINS ".eh_proj.weight"
-#define MAX_BEHIND 16
-
-/* What the layers of a model are called, and those behind its own that are none of it. */
+/* What the layers of a model are called, and how many there are; 0: it is not known. */
 typedef struct stack {
     char name[MGR_HF_NAME_BYTES];
-    uint64_t behind[MAX_BEHIND];
-    size_t n_behind;
+    uint64_t n;
 } stack;
-
-/* Layers `n` and more of the stack that join two tokens; none where `n` is 0, which is not known.
- */
-static void find_behind(stack *s, const mgr_catalogue *cat, uint64_t n)
-{
-    for (size_t i = 0; n > 0 && i < cat->n_stored && s->n_behind < MAX_BEHIND; i++) {
-        const char *const name = cat->stored[i].name;
-        char *end;
-        if (!mgr_has_prefix(name, s->name))
-            continue;
-        const uint64_t layer = strtoull(name + strlen(s->name), &end, 10);
-        if (layer >= n && strcmp(end, JOINS) == 0)
-            s->behind[s->n_behind++] = layer;
-    }
-}
 
 static stack stack_of(const mgr_catalogue *cat, uint64_t n)
 {
-    stack s = {.name = TOP_LAYERS};
+    stack s = {.name = TOP_LAYERS, .n = n};
     mgr_huggingface_tower_name(mgr_huggingface_tower(cat, 0), s.name);
-    find_behind(&s, cat, n);
     return s;
 }
 
@@ -101,13 +79,8 @@ static bool has_word(const char *name)
 
 static bool is_of_mtp(const char *name, const stack *layers)
 {
-    if (has_word(name) || layers->n_behind == 0 || !mgr_has_prefix(name, layers->name))
-        return has_word(name);
-    const uint64_t layer = strtoull(name + strlen(layers->name), NULL, 10);
-    size_t i = 0;
-    while (i < layers->n_behind && layers->behind[i] != layer)
-        i++;
-    return i < layers->n_behind;
+    return has_word(name) || (layers->n > 0 && mgr_has_prefix(name, layers->name) &&
+                              strtoull(name + strlen(layers->name), NULL, 10) >= layers->n);
 }
 
 const mgr_stored *mgr_mtp_find(const mgr_catalogue *cat, uint64_t layers)
@@ -119,12 +92,24 @@ const mgr_stored *mgr_mtp_find(const mgr_catalogue *cat, uint64_t layers)
     return NULL;
 }
 
+uint64_t mgr_mtp_joins(const mgr_catalogue *cat, uint64_t layers)
+{
+    const stack s = stack_of(cat, layers);
+    uint64_t n = 0;
+    for (size_t i = 0; i < cat->n_stored; i++) {
+        const char *const name = cat->stored[i].name;
+        char *end;
+        if (mgr_has_prefix(name, s.name) && strtoull(name + strlen(s.name), &end, 10) >= layers)
+            n += strcmp(end, ".eh_proj.weight") == 0;
+    }
+    return n;
+}
+
 bool mgr_mtp_is_other(const mgr_catalogue *cat, const mgr_model *model, const mgr_stored *s)
 {
-    stack at_top = {.name = TOP_LAYERS}; /* what is known whole is there */
-    if (mgr_has_prefix(s->name, TOP_LAYERS) &&
-        strtoull(s->name + strlen(TOP_LAYERS), NULL, 10) >= model->layers)
-        find_behind(&at_top, cat, model->layers); /* for few tensors alone */
+    const stack at_top = {.name = TOP_LAYERS,
+                          .n = model->layers}; /* what is known whole is there */
+    (void)cat;
     return !is_of_mtp(s->name, &at_top);
 }
 

@@ -23,9 +23,13 @@
 /* Are they to be left out ('source.mtp: drop')? Pure. */
 bool mgr_mtp_is_dropped(const mgr_config *config);
 
-/* The first of their tensors, or NULL: "mtp" in a name, or a layer behind the first `layers` that
- * joins two tokens (eh_proj), unless that is 0. Pure. */
+/* The first of their tensors, or NULL: "mtp" in a name, or a layer behind the first `layers`,
+ * unless that is 0. Pure. */
 const mgr_stored *mgr_mtp_find(const mgr_catalogue *cat, uint64_t layers);
+
+/* How many layers behind the first `layers` join two tokens, as those for multi-token prediction
+ * do: any other is one that the configuration does not count. Pure. */
+uint64_t mgr_mtp_joins(const mgr_catalogue *cat, uint64_t layers);
 
 /* Is a tensor none of them? For mgr_opaque_find, of a model of which all else is known. Pure. */
 bool mgr_mtp_is_other(const mgr_catalogue *cat, const mgr_model *model, const mgr_stored *s);
