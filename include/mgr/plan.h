@@ -120,6 +120,12 @@ static inline bool mgr_op_by_map(mgr_op op)
     return op == MGR_OP_EXPERT || op == MGR_OP_MOMENT;
 }
 
+/* Does a piece of a source tensor give what is made of it by `op`, or do gathered pieces? Pure. */
+static inline bool mgr_piece_gives(const mgr_piece *piece, mgr_op op)
+{
+    return piece->target != MGR_GATHERED || !mgr_op_by_map(op);
+}
+
 /* For qsort: by tensor, then by row. Pure. */
 int mgr_piece_order(const void *a, const void *b);
 

@@ -46,6 +46,8 @@ static const contest contests[] = {
 };
 
 #define N_CONTESTS (sizeof contests / sizeof contests[0])
+#define KERNELS "kernels"
+#define READING "reading"
 
 int mgr_bench_by_size(const void *x, const void *y)
 {
@@ -53,11 +55,22 @@ int mgr_bench_by_size(const void *x, const void *y)
     return *a < *b ? -1 : *a > *b;
 }
 
+/* Behind the next comma. */
+static const char *next_name(const char *at)
+{
+    const char *const comma = strchr(at, ',');
+    return comma ? comma + 1 : NULL;
+}
+
+static bool is_name(const char *name, const char *at)
+{
+    return strlen(name) == strcspn(at, ",") && strncmp(name, at, strlen(name)) == 0;
+}
+
 bool mgr_bench_wants(const mgr_bench_options *options, const char *name)
 {
-    const size_t len = strlen(name);
-    for (const char *at = options->only; at; at = strchr(at, ',') ? strchr(at, ',') + 1 : NULL)
-        if (strcspn(at, ",") == len && strncmp(at, name, len) == 0)
+    for (const char *at = options->only; at; at = next_name(at))
+        if (is_name(name, at))
             return true;
     return !options->only;
 }
@@ -165,29 +178,44 @@ static int write_config(const mgr_benched *b, const contest *c, mgr_err *err)
     return rc;
 }
 
-/* What the run left, which the floors write as well. Local. */
-static int note_files(mgr_benched *b, mgr_err *err)
+static int add_file(mgr_bench_files *f, const char *before, const char *name, mgr_err *err)
 {
+    MGR_TRY(mgr_arena_fmt(&f->arena, &f->paths[f->n], err, "%s%s", before, name));
+    MGR_TRY(mgr_file_bytes(f->paths[f->n], &f->sizes[f->n], err));
+    f->bytes += f->sizes[f->n++];
+    return MGR_OK;
+}
+
+int mgr_bench_list(mgr_bench_files *f, const char *before, const char *const *names, size_t n,
+                   mgr_err *err)
+{
+    mgr_arena_clear(&f->arena);
+    *f = (mgr_bench_files){.n = 0};
+    MGR_TRY(mgr_arena_alloc(&f->arena, &f->paths, n * sizeof *f->paths, err));
+    MGR_TRY(mgr_arena_alloc(&f->arena, &f->sizes, n * sizeof *f->sizes, err));
+    for (size_t i = 0; i < n; i++)
+        if (!mgr_has_suffix(names[i], "/"))
+            MGR_TRY(add_file(f, before, names[i], err));
+    return MGR_OK;
+}
+
+static int list_target(mgr_benched *b, mgr_err *err)
+{
+    char before[sizeof b->target + 1];
     mgr_arena arena = {0};
     const char **names = NULL;
     size_t n = 0;
+    snprintf(before, sizeof before, "%s/", b->target);
     int rc = mgr_list_tree(b->target, &arena, &names, &n, err);
-    mgr_free(b->files.sizes);
-    b->files = (mgr_bench_files){0};
     if (rc == MGR_OK)
-        rc = mgr_grow(&b->files.sizes, &b->files.capacity, n + 1, sizeof *b->files.sizes, err);
-    for (size_t i = 0; rc == MGR_OK && i < n; i++) {
-        const char *path;
-        if (mgr_has_suffix(names[i], "/"))
-            continue;
-        uint64_t *const size = &b->files.sizes[b->files.n++];
-        rc = mgr_arena_fmt(&arena, &path, err, "%s/%s", b->target, names[i]);
-        if (rc == MGR_OK)
-            rc = mgr_file_bytes(path, size, err);
-        b->files.bytes += rc == MGR_OK ? *size : 0;
-    }
+        rc = mgr_bench_list(&b->files, before, names, n, err);
     mgr_arena_clear(&arena);
     return rc;
+}
+
+int mgr_bench_list_target(mgr_benched *b, mgr_err *err)
+{
+    return mgr_agree(b->comm, list_target(b, err), err);
 }
 
 /* --- floor and run in turn --- */
@@ -209,7 +237,7 @@ static double processor(const mgr_bench_cost *c)
 static int warm_up(mgr_benched *b, mgr_err *err)
 {
     MGR_TRY(mgr_bench_run(b, NULL, err));
-    MGR_TRY(mgr_agree(b->comm, note_files(b, err), err));
+    MGR_TRY(mgr_bench_list_target(b, err));
     return mgr_bench_remove_target(b, err);
 }
 
@@ -375,17 +403,26 @@ static int hold_contests(mgr_benched *b, mgr_err *err)
         printf("%-34s %8s  %-18s %s\n", "run by its floor: median", "written",
                "seconds (least, most)", "processor seconds");
     for (size_t i = 0; rc == MGR_OK && i < N_CONTESTS; i++) {
-        if (!mgr_bench_wants(b->options, contests[i].name))
+        const bool reads = i == 0 && mgr_bench_wants(b->options, READING); /* what that one wrote */
+        if (!reads && !mgr_bench_wants(b->options, contests[i].name))
             continue;
         rc = hold_contest(b, before, &contests[i], err);
         before = &contests[i];
-        if (rc == MGR_OK && i == 0 && mgr_bench_wants(b->options, "reading"))
+        if (rc == MGR_OK && reads)
             rc = mgr_bench_reading(b, err);
     }
     mgr_err ignored = MGR_ERR_INIT;
     const int removed = remove_source(b, rc == MGR_OK ? err : &ignored);
-    mgr_free(b->files.sizes);
+    mgr_arena_clear(&b->files.arena);
     return rc != MGR_OK ? rc : removed;
+}
+
+static bool is_known(const char *at)
+{
+    bool known = is_name(KERNELS, at) || is_name(READING, at);
+    for (size_t i = 0; i < N_CONTESTS && !known; i++)
+        known = is_name(contests[i].name, at);
+    return known;
 }
 
 /* What is asked for must be there to be had. */
@@ -393,19 +430,12 @@ static int check_options(const mgr_bench_options *o, mgr_err *err)
 {
     if (strlen(o->scratch) > 400 || strchr(o->scratch, '\''))
         return mgr_fail(err, MGR_ERR_USAGE, "--scratch is too long, or has a quote in it");
-    for (const char *at = o->only; at; at = strchr(at, ',') ? strchr(at, ',') + 1 : NULL) {
-        const size_t len = strcspn(at, ",");
-        bool known =
-            (len == 7 && (strncmp(at, "kernels", 7) == 0 || strncmp(at, "reading", 7) == 0));
-        for (size_t i = 0; i < N_CONTESTS && !known; i++)
-            known = strlen(contests[i].name) == len && strncmp(at, contests[i].name, len) == 0;
-        if (known)
-            continue;
-        mgr_fail(err, MGR_ERR_USAGE, "--only: nothing is called '%.*s'", (int)len, at);
-        return mgr_hint(err, "kernels, reading (with drop), drop, drop-all, naive, reshard, "
-                             "huggingface, megatron-torch, megatron-dist, deepspeed, hdf5, "
-                             "hdf5-deflate");
-    }
+    for (const char *at = o->only; at; at = next_name(at))
+        if (!is_known(at)) {
+            mgr_fail(err, MGR_ERR_USAGE, "--only: nothing is called '%.*s'", (int)strcspn(at, ","),
+                     at);
+            return mgr_hint(err, "there are " MGR_BENCH_NAMES);
+        }
     return MGR_OK;
 }
 
@@ -430,7 +460,7 @@ int mgr_bench(mgr_comm *comm, const mgr_bench_options *options, mgr_err *err)
     b.report = mgr_comm_rank(comm) == 0 ? json_object() : NULL;
     if (b.report)
         tell_head(&b);
-    int rc = b.report && mgr_bench_wants(options, "kernels") ? mgr_bench_kernels(&b, err) : MGR_OK;
+    int rc = b.report && mgr_bench_wants(options, KERNELS) ? mgr_bench_kernels(&b, err) : MGR_OK;
     rc = mgr_agree(comm, rc, err);
     if (rc == MGR_OK)
         rc = hold_contests(&b, err);

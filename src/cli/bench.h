@@ -11,11 +11,16 @@
 
 #include <jansson.h>
 
+#include "core/str.h"
 #include "mgr/err.h"
 #include "par/comm.h"
 
 #define MGR_BENCH_BLOCK ((uint64_t)8 << 20)
 #define MGR_BENCH_MAX_ROUNDS 16
+/* What --only takes, for people. */
+#define MGR_BENCH_NAMES                                                                            \
+    "kernels, reading, drop, drop-all, naive, reshard, huggingface, megatron-torch, "              \
+    "megatron-dist, deepspeed, hdf5, hdf5-deflate"
 
 typedef struct mgr_bench_options {
     const char *scratch;   /* an existing directory on the file system to measure */
@@ -38,10 +43,12 @@ typedef struct mgr_bench_cost {
     double seconds, user, system;
 } mgr_bench_cost;
 
-/* The files of an output. */
+/* The files of an output, one stretch of bytes behind the other. */
 typedef struct mgr_bench_files {
+    mgr_arena arena; /* of the paths, and of these: */
+    const char **paths;
     uint64_t *sizes;
-    size_t n, capacity;
+    size_t n;
     uint64_t bytes; /* of all */
 } mgr_bench_files;
 
@@ -50,9 +57,14 @@ typedef struct mgr_benched {
     mgr_comm *comm;
     const mgr_bench_options *options;
     char source[512], target[512], config[512], plain[512];
-    mgr_bench_files files; /* of the target, as the first run left them */
+    mgr_bench_files files; /* of the target, as they were last listed */
     json_t *report;        /* rank 0; else NULL */
 } mgr_benched;
+
+/* Those of `names` with `before` before them; folders, which end in a slash, are left out. Clear
+ * files->arena, also after an error. Local. */
+int mgr_bench_list(mgr_bench_files *files, const char *before, const char *const *names, size_t n,
+                   mgr_err *err) MGR_NODISCARD;
 
 /* Is it asked for? */
 bool mgr_bench_wants(const mgr_bench_options *options, const char *name);
@@ -63,7 +75,7 @@ typedef int (*mgr_bench_work)(const mgr_benched *b, void *context, mgr_err *err)
 int mgr_bench_cost_of(const mgr_benched *b, mgr_bench_work work, void *context,
                       mgr_bench_cost *cost, mgr_err *err) MGR_NODISCARD;
 
-/* For qsort, of doubles; and least, median and most of n, which are sorted. */
+/* For qsort, of doubles. */
 int mgr_bench_by_size(const void *x, const void *y);
 
 /* Kernel rates on one core, to stdout unless JSON is asked for, and to the report. Local; on one
@@ -81,10 +93,7 @@ typedef struct mgr_bench_floor {
     bool copies;
     unsigned char *buffer; /* larger than the last cache; its blocks are written in turn */
     uint64_t buffer_bytes;
-    /* of the source, for copies */
-    char **paths;
-    uint64_t *sizes;
-    size_t n;
+    mgr_bench_files source; /* for copies */
 } mgr_bench_floor;
 
 int mgr_bench_floor_init(const mgr_benched *b, mgr_bench_floor *floor, bool copies,
@@ -107,6 +116,8 @@ int mgr_bench_reading(mgr_benched *b, mgr_err *err) MGR_NODISCARD;
 
 /* A whole run, whose output stays. For mgr_bench_work; `tally` is an mgr_tally, or NULL. */
 int mgr_bench_run(const mgr_benched *b, void *tally, mgr_err *err);
+/* What a run left, into b->files; and remove it. Collective. */
+int mgr_bench_list_target(mgr_benched *b, mgr_err *err) MGR_NODISCARD;
 int mgr_bench_remove_target(const mgr_benched *b, mgr_err *err) MGR_NODISCARD;
 
 #endif

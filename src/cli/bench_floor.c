@@ -48,15 +48,6 @@ static int make_buffer(mgr_bench_floor *f, mgr_err *err)
     return MGR_OK;
 }
 
-static int add_source_file(mgr_bench_floor *f, size_t i, const char *path, mgr_err *err)
-{
-    MGR_TRY(mgr_file_bytes(path, &f->sizes[i], err));
-    MGR_TRY(mgr_alloc(&f->paths[i], strlen(path) + 1, 1, err));
-    memcpy(f->paths[i], path, strlen(path) + 1);
-    f->n = i + 1;
-    return MGR_OK;
-}
-
 static int find_source(const mgr_benched *b, mgr_bench_floor *f, mgr_err *err)
 {
     mgr_arena arena = {0};
@@ -69,11 +60,7 @@ static int find_source(const mgr_benched *b, mgr_bench_floor *f, mgr_err *err)
         rc = mgr_source_find("megatron-torch")->find(config, &arena, &files, err);
     }
     if (rc == MGR_OK)
-        rc = mgr_alloc(&f->paths, files.n, sizeof *f->paths, err);
-    if (rc == MGR_OK)
-        rc = mgr_alloc(&f->sizes, files.n, sizeof *f->sizes, err);
-    for (size_t i = 0; rc == MGR_OK && i < files.n; i++)
-        rc = add_source_file(f, i, files.paths[i], err);
+        rc = mgr_bench_list(&f->source, "", files.paths, files.n, err);
     mgr_free(config);
     mgr_arena_clear(&arena);
     return rc;
@@ -88,24 +75,18 @@ int mgr_bench_floor_init(const mgr_benched *b, mgr_bench_floor *floor, bool copi
 
 void mgr_bench_floor_clear(mgr_bench_floor *floor)
 {
-    for (size_t i = 0; i < floor->n; i++)
-        mgr_free(floor->paths[i]);
-    mgr_free(floor->paths);
-    mgr_free(floor->sizes);
+    mgr_arena_clear(&floor->source.arena);
     mgr_free_aligned(floor->buffer);
 }
 
 /* Bytes at `at` of the source's files, one behind the other and again from the start, into a block.
  */
-static int read_source(const mgr_bench_floor *f, uint64_t at, unsigned char *into, size_t n,
+static int read_source(const mgr_bench_files *f, uint64_t at, unsigned char *into, size_t n,
                        mgr_err *err)
 {
-    uint64_t all = 0;
-    for (size_t i = 0; i < f->n; i++)
-        all += f->sizes[i];
-    assert(all > 0);
+    assert(f->bytes > 0);
     for (size_t done = 0; done < n;) {
-        uint64_t offset = (at + done) % all;
+        uint64_t offset = (at + done) % f->bytes;
         size_t i = 0;
         int fd;
         for (; offset >= f->sizes[i]; i++)
@@ -167,7 +148,7 @@ static int write_part(const share *s, const char *path, uint64_t begin, uint64_t
             f->buffer +
             (f->copies ? 0 : (begin + at) / MGR_BENCH_BLOCK * MGR_BENCH_BLOCK % f->buffer_bytes);
         if (f->copies)
-            rc = read_source(f, begin + at, block, n, err);
+            rc = read_source(&f->source, begin + at, block, n, err);
         if (rc == MGR_OK)
             rc = mgr_pwrite_full(fd, path, block, n, at, err);
         if (s->way != MGR_BENCH_PLAIN)

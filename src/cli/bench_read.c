@@ -8,142 +8,102 @@
 #include "look/audit.h"
 #include "run/run.h"
 
-/* Reading plainly: the files, a block, and how many bytes there are. */
-typedef struct reading {
-    mgr_arena arena;
-    const char **names; /* below the target; folders end in a slash */
-    size_t n;
-    uint64_t bytes;
-    unsigned char *block;
-} reading;
-
-typedef int (*visit)(const mgr_benched *b, const reading *r, const char *path, uint64_t begin,
-                     uint64_t size, mgr_err *err);
-
-/* Each file of the target, as one stretch of bytes behind the other. */
-static int each_file(const mgr_benched *b, reading *r, visit see, uint64_t *all, mgr_err *err)
+/* This rank's share of one file, which begins at `begin` of all bytes, in blocks, and nothing done
+ * with it. */
+static int read_part(const mgr_benched *b, size_t i, uint64_t begin, unsigned char *block,
+                     mgr_err *err)
 {
-    int rc = MGR_OK;
-    *all = 0;
-    for (size_t i = 0; rc == MGR_OK && i < r->n; i++) {
-        const char *path;
-        uint64_t size = 0;
-        if (mgr_has_suffix(r->names[i], "/"))
-            continue;
-        rc = mgr_arena_fmt(&r->arena, &path, err, "%s/%s", b->target, r->names[i]);
-        if (rc == MGR_OK)
-            rc = mgr_file_bytes(path, &size, err);
-        if (rc == MGR_OK && see)
-            rc = see(b, r, path, *all, size, err);
-        *all += size;
-    }
-    return rc;
-}
-
-/* This rank's share of one file, in blocks, and nothing done with it. */
-static int plain_read(const mgr_benched *b, const reading *r, const char *path, uint64_t begin,
-                      uint64_t size, mgr_err *err)
-{
+    const mgr_bench_files *const f = &b->files;
     const uint64_t ranks = (uint64_t)mgr_comm_size(b->comm),
                    rank = (uint64_t)mgr_comm_rank(b->comm);
-    const uint64_t from = r->bytes * rank / ranks, to = r->bytes * (rank + 1) / ranks;
+    const uint64_t from = f->bytes * rank / ranks, to = f->bytes * (rank + 1) / ranks;
     const uint64_t first = from > begin ? from : begin;
-    const uint64_t end = to < begin + size ? to : begin + size;
+    const uint64_t end = to < begin + f->sizes[i] ? to : begin + f->sizes[i];
     int fd, rc = MGR_OK;
     if (first >= end)
         return MGR_OK;
-    MGR_TRY(mgr_open_read(path, &fd, err));
+    MGR_TRY(mgr_open_read(f->paths[i], &fd, err));
     for (uint64_t at = first; rc == MGR_OK && at < end; at += MGR_BENCH_BLOCK)
-        rc = mgr_pread_full(fd, path, r->block,
+        rc = mgr_pread_full(fd, f->paths[i], block,
                             (size_t)(end - at < MGR_BENCH_BLOCK ? end - at : MGR_BENCH_BLOCK),
                             at - begin, err);
     mgr_close(fd);
     return rc;
 }
 
-static int drop(const mgr_benched *b, const reading *r, const char *path, uint64_t begin,
-                uint64_t size, mgr_err *err)
+static int read_plainly(const mgr_benched *b, mgr_err *err)
 {
-    (void)b, (void)r, (void)begin, (void)size;
-    return mgr_drop_cached(path, err);
+    unsigned char *block = NULL;
+    uint64_t begin = 0;
+    int rc = mgr_alloc_aligned(&block, MGR_BENCH_BLOCK, err);
+    for (size_t i = 0; rc == MGR_OK && i < b->files.n; begin += b->files.sizes[i++])
+        rc = read_part(b, i, begin, block, err);
+    mgr_free_aligned(block);
+    return rc;
 }
 
 /* What the run wrote is to come from the disk again. */
-static int drop_all(const mgr_benched *b, reading *r, mgr_err *err)
+static int drop_all(const mgr_benched *b, mgr_err *err)
 {
-    uint64_t all;
-    const int rc = mgr_comm_rank(b->comm) == 0 ? each_file(b, r, drop, &all, err) : MGR_OK;
+    int rc = MGR_OK;
+    for (size_t i = 0; rc == MGR_OK && mgr_comm_rank(b->comm) == 0 && i < b->files.n; i++)
+        rc = mgr_drop_cached(b->files.paths[i], err);
     return mgr_agree(b->comm, rc, err);
 }
 
 /* Seconds of a plain read of the target, from the disk. */
-static int plain_seconds(const mgr_benched *b, reading *r, double *seconds, mgr_err *err)
+static int plain_seconds(const mgr_benched *b, double *seconds, mgr_err *err)
 {
-    uint64_t all;
-    MGR_TRY(drop_all(b, r, err));
+    MGR_TRY(drop_all(b, err));
     const double start = mgr_now();
-    MGR_TRY(mgr_agree(b->comm, each_file(b, r, plain_read, &all, err), err));
+    MGR_TRY(mgr_agree(b->comm, read_plainly(b, err), err));
     *seconds = mgr_now() - start;
     return MGR_OK;
 }
 
 /* Seconds of three ways of reading the target, each from the disk. Plain reads come before and
  * after: what was just written may come back faster, whoever reads it first. */
-static int read_seconds(const mgr_benched *b, reading *r, double *plain, double *checked,
-                        double *again, mgr_err *err)
+static int read_seconds(const mgr_benched *b, double *plain, double *checked, double *again,
+                        mgr_err *err)
 {
     const mgr_audit_options audit = {.path = b->target, .quiet = true};
     const mgr_run_options options = {.config_path = b->config, .verbosity = -1};
     double before, after;
     bool good = true, same = true;
-    MGR_TRY(plain_seconds(b, r, &before, err));
-    MGR_TRY(drop_all(b, r, err));
+    MGR_TRY(plain_seconds(b, &before, err));
+    MGR_TRY(drop_all(b, err));
     double start = mgr_now();
     MGR_TRY(mgr_audit(b->comm, &audit, &good, err));
     *checked = mgr_now() - start;
-    MGR_TRY(plain_seconds(b, r, &after, err));
+    MGR_TRY(plain_seconds(b, &after, err));
     *plain = (before + after) / 2;
-    MGR_TRY(drop_all(b, r, err));
+    MGR_TRY(drop_all(b, err));
     start = mgr_now();
     MGR_TRY(mgr_run_verify(b->comm, &options, &same, NULL, err));
     *again = mgr_now() - start;
     return good && same ? MGR_OK : mgr_fail(err, MGR_ERR_INTERNAL, "the output is not whole");
 }
 
-/* What is there now; the block is taken beside. Local. */
-static int begin_reading(const mgr_benched *b, reading *r, mgr_err *err)
-{
-    *r = (reading){.n = 0};
-    MGR_TRY(mgr_alloc_aligned(&r->block, MGR_BENCH_BLOCK, err));
-    MGR_TRY(mgr_list_tree(b->target, &r->arena, &r->names, &r->n, err));
-    return each_file(b, r, NULL, &r->bytes, err);
-}
-
 /* One round; ratios of mgr-verify's rate, of --verify's seconds, and the share of the checks. */
-static int read_round(const mgr_benched *b, uint64_t round, double ratio[3], mgr_err *err)
+static int read_round(mgr_benched *b, uint64_t round, double ratio[3], mgr_err *err)
 {
-    double plain = 1, checked = 1, again = 1;
+    double plain, checked, again;
     mgr_bench_cost run;
     mgr_tally tally = {0};
-    reading r;
     MGR_TRY(mgr_bench_cost_of(b, mgr_bench_run, &tally, &run, err));
-    int rc = mgr_agree(b->comm, begin_reading(b, &r, err), err);
-    if (rc == MGR_OK)
-        rc = read_seconds(b, &r, &plain, &checked, &again, err);
-    if (rc == MGR_OK)
-        rc = mgr_bench_remove_target(b, err);
+    MGR_TRY(mgr_bench_list_target(b, err)); /* times are in some, which are not as long each time */
+    MGR_TRY(read_seconds(b, &plain, &checked, &again, err));
+    MGR_TRY(mgr_bench_remove_target(b, err));
     ratio[0] = plain / checked;
     ratio[1] = again / run.seconds;
     ratio[2] = (tally.seconds_proof + tally.seconds_publish) / run.seconds;
-    if (rc == MGR_OK && b->report && !b->options->json)
+    if (b->report && !b->options->json)
         printf("  %-6llu %8.2f GB/s %8.2f GB/s %6.2f %8.2f s %8.2f s %6.2f %8.1f %%\n",
-               (unsigned long long)round, (double)r.bytes / plain / 1e9,
-               (double)r.bytes / checked / 1e9, ratio[0], run.seconds, again, ratio[1],
+               (unsigned long long)round, (double)b->files.bytes / plain / 1e9,
+               (double)b->files.bytes / checked / 1e9, ratio[0], run.seconds, again, ratio[1],
                ratio[2] * 100);
     fflush(stdout);
-    mgr_free_aligned(r.block);
-    mgr_arena_clear(&r.arena);
-    return rc;
+    return MGR_OK;
 }
 
 int mgr_bench_reading(mgr_benched *b, mgr_err *err)

@@ -10,10 +10,7 @@ static const mgr_option options[] = {
     [SIZE] = {"size", 0, "BYTES", "about how much a run writes (default 1GiB)"},
     [SCRATCH] = {"scratch", 0, "DIR", "an existing directory to work in (default .)"},
     [ROUNDS] = {"rounds", 0, "N", "floors and run in turn, N times (default 3)"},
-    [ONLY] = {"only", 0, "NAMES",
-              "of kernels, reading, drop, drop-all, naive, reshard, huggingface, megatron-torch, "
-              "megatron-dist, deepspeed, hdf5, hdf5-deflate those with commas between (default: "
-              "all)"},
+    [ONLY] = {"only", 0, "NAMES", "with commas between some of " MGR_BENCH_NAMES " (default: all)"},
     [JSON] = {"json", 'j', NULL, "print one JSON object in the end"},
 };
 

@@ -157,7 +157,7 @@ static int target_writes(counter *c, uint32_t target, const mgr_piece *piece, mg
                              .origin = shared              ? job->shared_origin
                                        : op == MGR_OP_ROWS ? mgr_recipe_from(&job->recipe, t->layer)
                                                            : NULL};
-    if (op == MGR_OP_EXPERT || op == MGR_OP_MOMENT)
+    if (mgr_op_by_map(op))
         return expert_writes(c, target, piece, err);
     if (op == MGR_OP_ROUTER)
         row_writes(c, target, 0, t->rows);
@@ -182,7 +182,7 @@ static int unit_writes(counter *c, const mgr_unit *unit, mgr_err *err)
         for (uint32_t k = plan->first_target[piece->source];
              k < plan->first_target[piece->source + 1]; k++) {
             const uint32_t target = plan->targets[k];
-            if (piece->target != MGR_GATHERED || !mgr_op_by_map(c->engine.job->defines[target].op))
+            if (mgr_piece_gives(piece, c->engine.job->defines[target].op))
                 MGR_TRY(target_writes(c, target, piece, err));
         }
     }

@@ -231,7 +231,7 @@ static int make_mapped(mgr_engine *e, const mgr_group *group, uint32_t target,
     const bool moment = job->defines[target].op == MGR_OP_MOMENT;
     MGR_TRY(select_layer(e, group, target, err));
     mgr_expert x = mgr_selection_expert(e->selection, job, t->expert, mgr_matrix_with(t));
-    x.scale = moment ? mgr_plane_scale(x.scale, t->plane) : x.scale;
+    x.scale = mgr_plane_scale(x.scale, t->plane);
     x.origin = piece->target == target ? NULL : x.origin;
     return make_rows(e, moment ? &mgr_method_moment : job->method, &x, target, piece, data, err);
 }
@@ -243,7 +243,7 @@ static int gather_unit(mgr_engine *e, const mgr_group *group, const mgr_unit *un
     MGR_TRY(select_layer(e, group, target, err));
     const mgr_map *const map = &e->selection->maps[e->job->target.tensors.list[target].expert];
     assert(map->origin);
-    return mgr_engine_gather(e, unit, map->origin, e->unit, err);
+    return mgr_engine_read(e, unit, map->origin, e->unit, false, err);
 }
 
 /* down of experts side by side: their columns are scaled, those of a shared expert behind them are
@@ -418,7 +418,7 @@ int mgr_engine_make(mgr_engine *e, const mgr_group *group, const mgr_unit *unit,
              k < plan->first_target[piece->source + 1]; k++) {
             const uint32_t target = plan->targets[k];
             const mgr_op op = e->job->defines[target].op;
-            if (piece->target == MGR_GATHERED && mgr_op_by_map(op))
+            if (!mgr_piece_gives(piece, op))
                 continue;
             MGR_TRY(mgr_op_by_map(op)      ? make_mapped(e, group, target, piece, data, err)
                     : op == MGR_OP_JOINED  ? joined_rows(e, target, piece, data, err)
@@ -462,7 +462,7 @@ static int sum_group(mgr_engine *e, const mgr_group *group, mgr_err *err)
             mgr_engine_keep(&e->cache_used, unit->in_bytes, e->job->plan.cache_bytes);
         }
         e->unit_idx = group->unit + u;
-        MGR_TRY(mgr_engine_read(e, unit, into, pending(e, e->unit_idx), err));
+        MGR_TRY(mgr_engine_read(e, unit, NULL, into, pending(e, e->unit_idx), err));
         MGR_TRY(mgr_engine_sums(e, group, unit, into, err));
     }
     return MGR_OK;
@@ -482,7 +482,7 @@ static int make_group(mgr_engine *e, const mgr_group *group, mgr_err *err)
         else if (unit->gathered)
             MGR_TRY(gather_unit(e, group, unit, err));
         else if (unit->in_bytes)
-            MGR_TRY(mgr_engine_read(e, unit, e->unit, !summed, err));
+            MGR_TRY(mgr_engine_read(e, unit, NULL, e->unit, !summed, err));
         MGR_TRY(mgr_engine_make(e, group, unit, data, err));
         MGR_TRY(mgr_journal_unit(e->journal, e->unit_idx, &e->write_files, &e->read_extents,
                                  &e->write_extents, err));

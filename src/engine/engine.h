@@ -119,14 +119,11 @@ uint64_t mgr_selection_bytes(const mgr_job *job);
 /* --- between the files of the engine --- */
 
 /* Read all pieces of a unit, one behind the other, row-major in the source type; replicas are read
- * too and compared. `count` records extents for the CRC check (the first reading only). Local. */
-int mgr_engine_read(mgr_engine *engine, const mgr_unit *unit, unsigned char *into, bool count,
-                    mgr_err *err) MGR_NODISCARD;
-
-/* Read the rows of the source that the rows of a gathered unit come from, in the unit's order:
- * `origin` is its expert's. Local. */
-int mgr_engine_gather(mgr_engine *engine, const mgr_unit *unit, const uint32_t *origin,
-                      unsigned char *into, mgr_err *err) MGR_NODISCARD;
+ * too and compared. Of a gathered unit, whose expert's `origin` is given, the rows that its rows
+ * come from, in its order; of others it is NULL. `count` records extents for the CRC check (the
+ * first reading only). Local. */
+int mgr_engine_read(mgr_engine *engine, const mgr_unit *unit, const uint32_t *origin,
+                    unsigned char *into, bool count, mgr_err *err) MGR_NODISCARD;
 
 /* Write rows row .. row+n-1 of a target tensor, packed in the target type, into every box that has
  * a part of them. Local. */
@@ -140,7 +137,7 @@ size_t mgr_engine_layer_sums(const mgr_job *job);
 /* Called for each read of a unit: of which file, and how many bytes. */
 typedef void (*mgr_see_read)(void *context, uint32_t file, uint64_t bytes);
 
-/* Which calls read a unit; `origin` as of mgr_engine_gather, or NULL. Local. */
+/* Which calls read a unit; `origin` as above. Local. */
 int mgr_engine_see_reads(mgr_engine *engine, const mgr_unit *unit, const uint32_t *origin,
                          mgr_see_read see, void *context, mgr_err *err) MGR_NODISCARD;
 

@@ -105,10 +105,9 @@ static int add_box(mgr_engine *e, const mgr_box *box, const mgr_piece *piece, un
     return MGR_OK;
 }
 
-static int collect_items(mgr_engine *e, const mgr_unit *unit, unsigned char *into, mgr_err *err)
+static int collect_whole(mgr_engine *e, const mgr_unit *unit, unsigned char *into, mgr_err *err)
 {
     const mgr_layout *const layout = &e->job->source.layout;
-    e->n_items = 0;
     for (uint32_t p = 0; p < unit->n_pieces; p++) {
         const mgr_piece *const piece = &e->job->plan.pieces[unit->piece + p];
         for (size_t b = layout->first_box[piece->source]; b < layout->first_box[piece->source + 1];
@@ -116,7 +115,6 @@ static int collect_items(mgr_engine *e, const mgr_unit *unit, unsigned char *int
             MGR_TRY(add_box(e, &layout->boxes[b], piece, into, err));
         into += piece->rows * mgr_layout_row_bytes(layout, piece->source);
     }
-    qsort(e->items, e->n_items, sizeof *e->items, by_file_order);
     return MGR_OK;
 }
 
@@ -127,14 +125,23 @@ static int collect_gathered(mgr_engine *e, const mgr_unit *unit, const uint32_t 
     const mgr_layout *const layout = &e->job->source.layout;
     const mgr_piece *const piece = &e->job->plan.pieces[unit->piece];
     const uint64_t row_bytes = mgr_layout_row_bytes(layout, piece->source);
-    assert(unit->gathered && unit->n_pieces == 1);
-    e->n_items = 0;
+    assert(unit->n_pieces == 1);
     for (uint64_t r = 0; r < piece->rows; r++, into += row_bytes) {
         const mgr_piece row = {.source = piece->source, .row = origin[piece->row + r], .rows = 1};
         for (size_t b = layout->first_box[row.source]; b < layout->first_box[row.source + 1]; b++)
             if (layout->boxes[b].copy == 0)
                 MGR_TRY(add_box(e, &layout->boxes[b], &row, into, err));
     }
+    return MGR_OK;
+}
+
+static int collect_items(mgr_engine *e, const mgr_unit *unit, const uint32_t *origin,
+                         unsigned char *into, mgr_err *err)
+{
+    assert(unit->gathered == (origin != NULL));
+    e->n_items = 0;
+    MGR_TRY(origin ? collect_gathered(e, unit, origin, into, err)
+                   : collect_whole(e, unit, into, err));
     qsort(e->items, e->n_items, sizeof *e->items, by_file_order);
     return MGR_OK;
 }
@@ -344,8 +351,7 @@ static int read_run(mgr_engine *e, size_t first, size_t n, uint64_t bytes, bool 
 int mgr_engine_see_reads(mgr_engine *e, const mgr_unit *unit, const uint32_t *origin,
                          mgr_see_read see, void *context, mgr_err *err)
 {
-    MGR_TRY(unit->gathered ? collect_gathered(e, unit, origin, e->unit, err)
-                           : collect_items(e, unit, e->unit, err));
+    MGR_TRY(collect_items(e, unit, origin, e->unit, err));
     for (size_t i = 0; i < e->n_items;) {
         uint64_t bytes;
         const size_t n = run_length(e, i, &bytes);
@@ -355,14 +361,12 @@ int mgr_engine_see_reads(mgr_engine *e, const mgr_unit *unit, const uint32_t *or
     return MGR_OK;
 }
 
-static void begin_unit(mgr_engine *e, const mgr_unit *unit, const unsigned char *into)
+int mgr_engine_read(mgr_engine *e, const mgr_unit *unit, const uint32_t *origin,
+                    unsigned char *into, bool count, mgr_err *err)
 {
     e->placed = (mgr_placed){.unit = into, .limit = unit->in_bytes};
     e->n_known = 0;
-}
-
-static int read_items(mgr_engine *e, const mgr_unit *unit, bool count, mgr_err *err)
-{
+    MGR_TRY(collect_items(e, unit, origin, into, err));
     for (size_t i = 0; i < e->n_items;) {
         uint64_t bytes;
         const size_t n = run_length(e, i, &bytes);
@@ -370,22 +374,6 @@ static int read_items(mgr_engine *e, const mgr_unit *unit, bool count, mgr_err *
         i += n;
     }
     return check_placed(e, unit, err);
-}
-
-int mgr_engine_read(mgr_engine *e, const mgr_unit *unit, unsigned char *into, bool count,
-                    mgr_err *err)
-{
-    begin_unit(e, unit, into);
-    MGR_TRY(collect_items(e, unit, into, err));
-    return read_items(e, unit, count, err);
-}
-
-int mgr_engine_gather(mgr_engine *e, const mgr_unit *unit, const uint32_t *origin,
-                      unsigned char *into, mgr_err *err)
-{
-    begin_unit(e, unit, into);
-    MGR_TRY(collect_gathered(e, unit, origin, into, err));
-    return read_items(e, unit, false, err);
 }
 
 /* Into the files of a new output. */

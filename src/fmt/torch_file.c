@@ -156,16 +156,16 @@ static int read_entry(mgr_torch_archive *t, const char *key, const mgr_node *val
         return read_model(t, key, value);
     if (strcmp(key, "args") == 0)
         return read_args(t, value);
-    if (t->stepped && (strcmp(key, "optimizer") == 0 || strcmp(key, "opt_param_scheduler") == 0))
+    const bool of_optimizer =
+        strcmp(key, "optimizer") == 0 || strcmp(key, "opt_param_scheduler") == 0;
+    if (of_optimizer && t->stepped)
         return MGR_OK;
-    if (t->optimizer &&
-        (strcmp(key, "optimizer") == 0 || strcmp(key, "opt_param_scheduler") == 0)) {
+    if (of_optimizer && t->optimizer) {
         t->name.len = 0;
         MGR_TRY(mgr_buf_text(&t->name, key, t->err));
         return mgr_torch_settings_add(t, value);
     }
-    if (strcmp(key, "optimizer") == 0 || strcmp(key, "opt_param_scheduler") == 0 ||
-        strcmp(key, "lr_scheduler") == 0)
+    if (of_optimizer || strcmp(key, "lr_scheduler") == 0)
         t->cat->skipped[MGR_SKIP_OPTIMIZER]++;
     else if (strcmp(key, "rng_state") == 0)
         t->cat->skipped[MGR_SKIP_RNG]++;

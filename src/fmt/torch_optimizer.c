@@ -5,7 +5,6 @@
 #include <string.h>
 
 #include "fmt/torch_settings.h"
-#include "mgr/model.h"
 
 #define SAMPLE 8 /* elements of a master that are held against its weight */
 #define STEP "optimizer.optimizer.state.common_step"
@@ -75,17 +74,17 @@ static bool same_shape(const mgr_stored *a, const mgr_stored *b)
 }
 
 /* One plane of tensor `idx`. */
-static int take_plane(walk *w, uint32_t idx, mgr_plane plane, const mgr_node *node)
+static int take_plane(walk *w, uint32_t idx, const char *plane, const mgr_node *node)
 {
     mgr_torch_archive *const t = w->t;
     const char *const name = t->cat->stored[idx].name;
     const size_t before = t->cat->n_stored;
     char what[64];
-    snprintf(what, sizeof what, "has no %s of", mgr_plane_name(plane));
+    snprintf(what, sizeof what, "has no %s of", plane);
     if (!node)
         return refuse(t, what, name);
     t->name.len = 0;
-    MGR_TRY(mgr_buf_fmt(&t->name, t->err, MGR_TORCH_PLANE "%s.%s", mgr_plane_name(plane), name));
+    MGR_TRY(mgr_buf_fmt(&t->name, t->err, MGR_TORCH_PLANE "%s.%s", plane, name));
     MGR_TRY(mgr_torch_archive_leaf(t, node));
     if (t->cat->n_stored == before || t->cat->stored[before].dtype != MGR_DTYPE_F32 ||
         !same_shape(&t->cat->stored[before], &t->cat->stored[idx]))
@@ -145,12 +144,12 @@ static int take_parameter(walk *w, uint32_t idx, const mgr_node *id, const mgr_n
 {
     const mgr_node *const state = state_of(w, id);
     w->taken++;
-    MGR_TRY(take_plane(w, idx, MGR_PLANE_EXP_AVG, mgr_node_get(state, "exp_avg")));
-    MGR_TRY(take_plane(w, idx, MGR_PLANE_EXP_AVG_SQ, mgr_node_get(state, "exp_avg_sq")));
+    MGR_TRY(take_plane(w, idx, MGR_TORCH_EXP_AVG, mgr_node_get(state, "exp_avg")));
+    MGR_TRY(take_plane(w, idx, MGR_TORCH_EXP_AVG_SQ, mgr_node_get(state, "exp_avg_sq")));
     if (!is_half(w->t->cat->stored[idx].dtype))
         return MGR_OK;
     const mgr_node *const master = *used < n_masters ? masters[(*used)++] : NULL;
-    MGR_TRY(take_plane(w, idx, MGR_PLANE_MASTER, master));
+    MGR_TRY(take_plane(w, idx, MGR_TORCH_MASTER, master));
     return compare_master(w, idx, (uint32_t)w->t->cat->n_stored - 1);
 }
 

@@ -9,7 +9,11 @@
 
 #include "fmt/torch_archive.h"
 
-#define MGR_TORCH_PLANE "optimizer." /* "optimizer.exp_avg.NAME", of the tensor NAME */
+/* What is kept of the tensor NAME is called "optimizer.exp_avg.NAME" and so on. */
+#define MGR_TORCH_PLANE "optimizer."
+#define MGR_TORCH_MASTER "master"
+#define MGR_TORCH_EXP_AVG "exp_avg"
+#define MGR_TORCH_EXP_AVG_SQ "exp_avg_sq"
 
 /* Masters and moments of the model's tensors, which are in the catalogue, and the count of steps;
  * with `settings` the groups' and the schedule's, as torch_file.h has them. What does not fit is

@@ -146,7 +146,7 @@ int mgr_deepspeed_optimizer_take(const mgr_origin *origin, bool one, mgr_deepspe
                                              err));
     *out = (mgr_deepspeed_optimizer){.from = origin->cat,
                                      .own = own,
-                                     .whole = own && step->kind == MGR_ATTR_INT,
+                                     .int_step = own && step->kind == MGR_ATTR_INT,
                                      .step = number_of(step)};
     return MGR_OK;
 }
@@ -266,8 +266,8 @@ int mgr_deepspeed_emit_scheduler(const mgr_deepspeed_optimizer *o, mgr_buf *out,
 /* As torch's Adam counts, or what the source had. ZeRO 1 and 2 ask for one of each parameter. */
 int mgr_deepspeed_emit_step(const mgr_deepspeed_optimizer *o, mgr_buf *out, mgr_err *err)
 {
-    return o->whole ? mgr_pickle_int(out, (int64_t)o->step, err)
-                    : mgr_pickle_tensor(out, "0", MGR_DTYPE_F32, 0, NULL, err);
+    return o->int_step ? mgr_pickle_int(out, (int64_t)o->step, err)
+                       : mgr_pickle_tensor(out, "0", MGR_DTYPE_F32, 0, NULL, err);
 }
 
 /* What stage3.py looks for lies in a dict, what base_optimizer.py does beside it. */

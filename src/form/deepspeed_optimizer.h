@@ -18,7 +18,7 @@
 typedef struct mgr_deepspeed_optimizer {
     const mgr_catalogue *from; /* of the source */
     bool own;                  /* it is DeepSpeed's: groups and scheduler go along */
-    bool whole;                /* the step is an int there, no tensor */
+    bool int_step;             /* the step is an int there, no tensor */
     double step;
 } mgr_deepspeed_optimizer;
 

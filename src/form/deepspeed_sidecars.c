@@ -155,7 +155,7 @@ static int make_universal(const maker *m, mgr_buf *out, mgr_err *err)
 /* A step that is a number is in no tensor. */
 static size_t step_len(const maker *m)
 {
-    return m->optimizer->whole ? 0 : sizeof(float);
+    return m->optimizer->int_step ? 0 : sizeof(float);
 }
 
 /* What an optimizer has of a parameter beside moments that are kept, or of one that was never

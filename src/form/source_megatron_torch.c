@@ -382,16 +382,16 @@ static int summary_megatron_torch_source(const void *opaque, mgr_buf *out, mgr_e
 
 static unsigned planes_megatron_torch_source(const mgr_catalogue *cat)
 {
+    static const char *const prefixes[MGR_PLANE_COUNT] = {
+        [MGR_PLANE_MASTER] = MGR_TORCH_PLANE MGR_TORCH_MASTER ".",
+        [MGR_PLANE_EXP_AVG] = MGR_TORCH_PLANE MGR_TORCH_EXP_AVG ".",
+        [MGR_PLANE_EXP_AVG_SQ] = MGR_TORCH_PLANE MGR_TORCH_EXP_AVG_SQ ".",
+    };
     unsigned planes = 0;
     for (size_t i = 0; i < cat->n_stored; i++)
-        for (int p = MGR_PLANE_WEIGHT + 1; p < MGR_PLANE_COUNT; p++) {
-            const char *const plane = mgr_plane_name((mgr_plane)p);
-            const size_t len = strlen(plane);
-            if (mgr_has_prefix(cat->stored[i].name, MGR_TORCH_PLANE) &&
-                strncmp(cat->stored[i].name + strlen(MGR_TORCH_PLANE), plane, len) == 0 &&
-                cat->stored[i].name[strlen(MGR_TORCH_PLANE) + len] == '.')
+        for (int p = 0; p < MGR_PLANE_COUNT; p++)
+            if (prefixes[p] && mgr_has_prefix(cat->stored[i].name, prefixes[p]))
                 planes |= 1u << p;
-        }
     return planes;
 }
 

@@ -636,28 +636,35 @@ static int cut_opaque(const place *p, const mgr_kin_row *row, mgr_box *b, uint64
     return MGR_OK;
 }
 
-/* The k-th name of an opaque tensor; of a target what its spec has, of a source what is there. */
-static bool opaque_name(const place *p, const mgr_kin_row *row, const char *opaque, int again,
+static void spell_opaque(const mgr_kin_row *row, const char *opaque, const char *module,
+                         char out[NAME_MAX_BYTES])
+{
+    char name[MGR_KIN_NAME_BYTES];
+    mgr_kin_spell(row, opaque, module, name);
+    snprintf(out, NAME_MAX_BYTES, "model.%.180s", name);
+}
+
+/* The first name of an opaque tensor, or with `again` its second: of a target what its spec has, of
+ * a source what is there. False where there is none; a first one may be missing, too. */
+static bool opaque_name(const place *p, const mgr_kin_key *key, const char *opaque, bool again,
                         char out[NAME_MAX_BYTES])
 {
-    const mgr_kin_key key = mgr_kin_parse((mgr_megatron_kin)p->model->kin, opaque, strlen(opaque));
-    const uint64_t layer = mgr_model_stack_first(p->model, key.stack) + key.layer;
-    const bool moe = key.in_layer && mgr_model_is_moe(p->model, layer);
-    const char *const module = again ? row->again : row->name;
-    const bool fused = !again && mgr_kin_is_fused(row, p->mg->names == MGR_NAMES_TE, moe);
-    char name[MGR_KIN_NAME_BYTES];
-    for (int other = 0; other < 2; other++) {
-        const bool use_fused = p->layout->declare ? fused : other;
-        if (!module || (use_fused && !row->fused))
-            return false;
-        mgr_kin_spell(row, opaque, use_fused ? row->fused : module, name);
-        snprintf(out, NAME_MAX_BYTES, "model.%.180s", name);
-        if (p->layout->declare || mgr_layout_has(p->layout, p->file, out))
-            return true;
-        if (again)
-            return false;
-    }
-    return true; /* and let it be reported as missing */
+    const mgr_kin_row *const row = key->row;
+    const uint64_t layer = mgr_model_stack_first(p->model, key->stack) + key->layer;
+    const bool moe = key->in_layer && mgr_model_is_moe(p->model, layer);
+    const bool fused = mgr_kin_is_fused(row, p->mg->names == MGR_NAMES_TE, moe);
+    if (again && !row->again)
+        return false;
+    spell_opaque(row, opaque,
+                 again                         ? row->again
+                 : p->layout->declare && fused ? row->fused
+                                               : row->name,
+                 out);
+    if (p->layout->declare || mgr_layout_has(p->layout, p->file, out))
+        return true;
+    if (!again && row->fused)
+        spell_opaque(row, opaque, row->fused, out);
+    return !again;
 }
 
 /* By its name, and by its second one where it has one and the source has it. */
@@ -665,18 +672,16 @@ static int opaque_part(const place *p, uint32_t idx, mgr_err *err)
 {
     const mgr_opaque *const o = p->layout->tensors->list[idx].opaque;
     const uint32_t files = p->mg->tensor_parallel * p->mg->expert_parallel;
-    size_t place_of_row;
-    const mgr_kin_row *const row =
-        mgr_kin_row_of((mgr_megatron_kin)p->model->kin, o->name, &place_of_row);
+    const mgr_kin_key key = mgr_kin_key_of(p->model, o);
     mgr_box b = {.tensor = idx};
     uint64_t shape[MGR_MAX_NDIM];
-    MGR_TRY(cut_opaque(p, row, &b, shape, err));
+    MGR_TRY(cut_opaque(p, key.row, &b, shape, err));
     for (int again = 0; again < 2; again++, b.copy += files) {
         char name[NAME_MAX_BYTES];
-        if (!opaque_name(p, row, o->name, again, name) && again)
+        if (!opaque_name(p, &key, o->name, again, name))
             continue;
         MGR_TRY(mgr_layout_tensor(p->layout, p->file, name, o->ndim, shape, &b.stored, err));
-        if (row->split == MGR_KIN_VOCABULARY)
+        if (key.row->split == MGR_KIN_VOCABULARY)
             MGR_TRY(mgr_layout_fill(p->layout, b.stored, b.rows, shape[0] - b.rows, err));
         MGR_TRY(mgr_layout_box(p->layout, &b, err));
     }

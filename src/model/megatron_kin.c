@@ -116,8 +116,10 @@ static void find_row(mgr_megatron_kin kin, mgr_kin_key *key)
             continue;
         key->again = equals(r->again, key->rest, key->rest_len);
         if (key->again || equals(r->name, key->rest, key->rest_len) ||
-            equals(r->fused, key->rest, key->rest_len))
+            equals(r->fused, key->rest, key->rest_len)) {
             key->row = r;
+            key->number = i;
+        }
     }
 }
 
@@ -144,12 +146,12 @@ mgr_kin_key mgr_kin_parse(mgr_megatron_kin kin, const char *name, size_t len)
     return key;
 }
 
-const mgr_kin_row *mgr_kin_row_of(mgr_megatron_kin kin, const char *opaque, size_t *idx)
+mgr_kin_key mgr_kin_key_of(const mgr_model *model, const mgr_opaque *opaque)
 {
-    const mgr_kin_key key = mgr_kin_parse(kin, opaque, strlen(opaque));
+    const mgr_kin_key key =
+        mgr_kin_parse((mgr_megatron_kin)model->kin, opaque->name, strlen(opaque->name));
     assert(key.row);
-    *idx = (size_t)(key.row - table);
-    return key.row;
+    return key;
 }
 
 void mgr_kin_spell(const mgr_kin_row *row, const char *opaque, const char *name,
@@ -249,9 +251,9 @@ static int count(const mgr_kin_list *list, const mgr_model *m, census *c, mgr_er
 {
     for (size_t i = 0; i < list->n; i++) {
         const mgr_opaque *const o = &list->list[i];
-        const mgr_kin_key key = mgr_kin_parse((mgr_megatron_kin)m->kin, o->name, strlen(o->name));
-        const mgr_opaque **const first = &c->first[key.row - table][key.stack];
-        c->n[key.row - table][key.stack]++;
+        const mgr_kin_key key = mgr_kin_key_of(m, o);
+        const mgr_opaque **const first = &c->first[key.number][key.stack];
+        c->n[key.number][key.stack]++;
         *first = *first ? *first : o;
         if (!alike(*first, o) || key.layer >= mgr_model_stack_layers(m, key.stack))
             return mgr_fail(err, MGR_ERR_FORMAT, "tensor '%s' has another shape than '%s'", o->name,
@@ -287,11 +289,9 @@ int mgr_kin_add(mgr_kin_list *list, mgr_tensors *ts, int rc, mgr_err *err)
     merge(list);
     if (rc == MGR_OK)
         rc = check_complete(list, &ts->model, err);
-    for (size_t i = 0; rc == MGR_OK && i < list->n; i++) {
-        size_t idx;
-        if (mgr_kin_row_of(ts->model.kin, list->list[i].name, &idx)->split == MGR_KIN_VOCABULARY)
+    for (size_t i = 0; rc == MGR_OK && i < list->n; i++)
+        if (mgr_kin_key_of(&ts->model, &list->list[i]).row->split == MGR_KIN_VOCABULARY)
             list->list[i].shape[0] = ts->model.vocab; /* without padding */
-    }
     if (rc == MGR_OK && list->n > 0)
         rc = own(list, ts, err);
     mgr_free(list->list);
@@ -325,6 +325,35 @@ int mgr_kin_check(const mgr_catalogue *cat, uint32_t file, mgr_megatron_kin kin,
     return MGR_OK;
 }
 
+/* Of each stack one more than the highest number in the names of the file. */
+static void count_layers(const mgr_catalogue *cat, const mgr_megatron_shapes *s,
+                         uint64_t layers[MGR_STACK_COUNT])
+{
+    for (size_t i = 0; i < cat->n_stored; i++) {
+        const mgr_kin_key key = key_of(s->kin, &cat->stored[i]);
+        if (cat->stored[i].file == s->file && key.in_layer && !key.stacked &&
+            key.layer + 1 > layers[key.stack])
+            layers[key.stack] = key.layer + 1;
+    }
+}
+
+static void note_routers(const mgr_catalogue *cat, const uint64_t layers[MGR_STACK_COUNT],
+                         mgr_megatron_shapes *s)
+{
+    for (size_t i = 0; i < cat->n_stored; i++) {
+        const mgr_stored *const t = &cat->stored[i];
+        const mgr_kin_key key = key_of(s->kin, t);
+        const uint64_t before = key.stack == MGR_STACK_ENCODER ? layers[MGR_STACK_DECODER] : 0;
+        const uint64_t layer = before + key.layer;
+        if (t->file != s->file || !key.in_layer || key.stacked || t->ndim != 2 ||
+            !equals("mlp.router.weight", key.rest, key.rest_len))
+            continue;
+        s->experts = t->shape[0];
+        if (layer < MGR_MAX_LAYERS)
+            s->moe_layers[layer / 8] |= (uint8_t)(1u << layer % 8);
+    }
+}
+
 int mgr_kin_measure(const mgr_catalogue *cat, const mgr_megatron *mg, mgr_megatron_shapes *s,
                     mgr_err *err)
 {
@@ -336,22 +365,8 @@ int mgr_kin_measure(const mgr_catalogue *cat, const mgr_megatron *mg, mgr_megatr
             "is supported",
             cat->files[s->file].path, s->kin == MGR_KIN_T5 ? "T5" : "vision transformer",
             mg->pipeline_parallel, mg->virtual_pipeline);
-    for (int routers = 0; routers < 2; routers++)
-        for (size_t i = 0; i < cat->n_stored; i++) {
-            const mgr_stored *const t = &cat->stored[i];
-            const mgr_kin_key key = key_of(s->kin, t);
-            if (!key.in_layer || key.stacked || t->file != s->file)
-                continue;
-            if (!routers && key.layer + 1 > layers[key.stack])
-                layers[key.stack] = key.layer + 1;
-            if (!routers || t->ndim != 2 || !equals("mlp.router.weight", key.rest, key.rest_len))
-                continue;
-            const uint64_t l =
-                key.layer + (key.stack == MGR_STACK_ENCODER ? layers[MGR_STACK_DECODER] : 0);
-            s->experts = t->shape[0];
-            if (l < MGR_MAX_LAYERS)
-                s->moe_layers[l / 8] |= (uint8_t)(1u << l % 8);
-        }
+    count_layers(cat, s, layers);
+    note_routers(cat, layers, s);
     s->encoder_layers = layers[MGR_STACK_ENCODER];
     s->layers = layers[MGR_STACK_DECODER] + s->encoder_layers;
     return mgr_kin_check(cat, s->file, s->kin, layers, err);

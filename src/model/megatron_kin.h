@@ -44,6 +44,7 @@ typedef struct mgr_kin_row {
 /* "encoder.layers.3.input_layernorm.weight" and the like, taken apart. */
 typedef struct mgr_kin_key {
     const mgr_kin_row *row; /* NULL: none that is opaque */
+    size_t number;          /* of the row, below MGR_KIN_ROWS_MOST */
     bool in_layer, stacked; /* without a number the layers are an axis */
     bool again;             /* by its second name */
     mgr_stack stack;
@@ -61,8 +62,8 @@ mgr_megatron_kin mgr_megatron_kin_of(const mgr_catalogue *cat);
 /* The first `len` bytes of `name`. Pure. */
 mgr_kin_key mgr_kin_parse(mgr_megatron_kin kin, const char *name, size_t len);
 
-/* The row of an opaque tensor of a model that has it, and its number in the table. Pure. */
-const mgr_kin_row *mgr_kin_row_of(mgr_megatron_kin kin, const char *opaque, size_t *idx);
+/* The name of an opaque tensor of a model that has it: there is a row. Pure. */
+mgr_kin_key mgr_kin_key_of(const mgr_model *model, const mgr_opaque *opaque);
 
 /* The opaque tensor's name with `name`, one of the row's three, in the place of the first. Pure. */
 void mgr_kin_spell(const mgr_kin_row *row, const char *opaque, const char *name,

@@ -129,8 +129,9 @@ int mgr_kin_dist_layout(mgr_layout *layout, mgr_err *err)
 /* Norms have the names of Transformer Engine, which the specs of T5, and not those of vision
  * transformers, give to their own in this format (sharded_state_dict_keys_map). */
 static const char *name_of(const mgr_layout *layout, const mgr_megatron_dist_target *target,
-                           const mgr_kin_row *row, const mgr_kin_key *key, bool again)
+                           const mgr_kin_key *key, bool again)
 {
+    const mgr_kin_row *const row = key->row;
     const mgr_model *const m = &layout->tensors->model;
     const bool te = target->names == MGR_NAMES_TE;
     const bool moe = te && key->in_layer &&
@@ -166,10 +167,8 @@ bool mgr_kin_dist_chunk(const mgr_layout *layout, const mgr_megatron_dist_target
 {
     const mgr_tensor *const t = &layout->tensors->list[idx];
     const mgr_opaque *const o = t->opaque;
-    const mgr_megatron_kin kin = (mgr_megatron_kin)layout->tensors->model.kin;
-    const mgr_kin_key key = mgr_kin_parse(kin, o->name, strlen(o->name));
-    size_t at;
-    const mgr_kin_row *const row = mgr_kin_row_of(kin, o->name, &at);
+    const mgr_kin_key key = mgr_kin_key_of(&layout->tensors->model, o);
+    const mgr_kin_row *const row = key.row;
     uint64_t all;
     const uint64_t most = chunk_rows(target, row, t, &all), each = (all + most - 1) / most;
     const bool again = number >= each, stacked = key.in_layer && target->stacked;
@@ -182,8 +181,8 @@ bool mgr_kin_dist_chunk(const mgr_layout *layout, const mgr_megatron_dist_target
     *out = (mgr_kin_chunk){.ndim = o->ndim + (stacked ? 1 : 0),
                            .box = {.tensor = idx, .row = from, .rows = kept, .cols = t->cols},
                            .pad = rows - kept,
-                           .kind = (at * 2 + again) * 2 + (key.stack == MGR_STACK_ENCODER)};
-    make_key(&key, stacked, name_of(layout, target, row, &key, again), out->key);
+                           .kind = (key.number * 2 + again) * 2 + (key.stack == MGR_STACK_ENCODER)};
+    make_key(&key, stacked, name_of(layout, target, &key, again), out->key);
     memcpy(out->shape + (stacked ? 1 : 0), o->shape, o->ndim * sizeof o->shape[0]);
     if (row->split == MGR_KIN_VOCABULARY) {
         out->shape[0] = rows;

@@ -101,7 +101,7 @@ static uint64_t made_bytes(const mgr_plan *plan, const mgr_plan_request *r, cons
     for (uint32_t k = plan->first_target[piece->source]; k < plan->first_target[piece->source + 1];
          k++) {
         const uint32_t t = plan->targets[k];
-        if (piece->target == MGR_GATHERED && mgr_op_by_map(r->defines[t].op))
+        if (!mgr_piece_gives(piece, r->defines[t].op))
             continue;
         const uint64_t all = r->target->tensors->list[t].rows;
         const uint64_t made = end * all / of - row * all / of;

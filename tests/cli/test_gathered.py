@@ -56,16 +56,21 @@ class Gathered(Faulty):
 
     def test_it_goes_on_as_it_was_cut(self):
         """Whole matrices, windows of rows and rows one by one say different things of the same units."""
+        stopped = 0
         self.begin(**WAYS["permuted"])
         for first, then in itertools.permutations(((1, []), (2, SMALL), (3, SMALL)), 2):
             for call in ("pwrite:5", "pwrite:20"):
                 with self.subTest(first=first, then=then, killed_at=call):
                     self.clean()
                     fault = {"MGR_FAULT": "rank:0,%s:kill" % call}
-                    runner.upcycle(self.config, np=first[0], options=["--journal", "0", *first[1]], env=fault, timeout=30)
+                    killed = runner.upcycle(
+                        self.config, np=first[0], options=["--journal", "0", *first[1]], env=fault, timeout=30
+                    )
+                    stopped += killed.status != 0
                     result = runner.upcycle(self.config, np=then[0], options=["--resume", *then[1]])
                     self.assertEqual(result.status, 0, str(result))
                     self.assert_complete(str(result))
+        self.assertGreater(stopped, 6)  # of 12
 
 
 if __name__ == "__main__":

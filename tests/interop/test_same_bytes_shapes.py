@@ -47,10 +47,6 @@ def fp8_blocks(folder):
     (folder / "source").rename(folder / "a")
 
 
-def qwen3_pieces(folder):
-    families.real("Qwen3", head_dim=16).save_pretrained(folder / "a")
-
-
 # what it is, how it is made in folder / "a", what is made of it, and the other ways to store it
 SHAPES = {
     "windows": (model("Mistral", sliding_window=8), DROP | HF, ["shards", GRID, DIST, HDF5]),
@@ -61,7 +57,7 @@ SHAPES = {
     ),
     "a vision tower": (lambda f: vision.born(LLAVA, vision.MODELS[LLAVA][0](), f / "a"), DROP | HF, ["shards", HDF5]),
     "FP8 in blocks": (fp8_blocks, DROP | HF, ["shards", GRID, HDF5]),
-    "pieces of torch": (qwen3_pieces, DROP | HF, ["dcp", GRID]),
+    "pieces of torch": (model("Qwen3", head_dim=16), DROP | HF, ["dcp", GRID]),
     "passed through": (lambda f: passed.saved("Lfm2", passed.LFM2, f / "a"), DROP | HF, ["shards", HDF5, "dcp"]),
     "MTP": (with_mtp, RESHARD | HF, [HDF5, "shards", "dcp"]),
     "without MTP": (with_mtp, RESHARD | HF | dict(source__mtp="drop"), [HDF5, "shards", "dcp"]),

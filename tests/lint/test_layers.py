@@ -22,6 +22,7 @@ PLANTED = [  # path, text, words of the report
     ("src/core/x.c", '#include "io/reader.h"\n', "core may not include"),
     ("src/io/x.c", '#include "fmt/zip.h"\n', "io may not include"),
     ("src/model/x.c", '#include "fmt/zip.h"\n', "model may not include"),
+    ("src/fmt/x.c", '#include "mgr/model.h"\n', "fmt may not include"),
     ("src/plan/x.c", '#include "par/agree.h"\n', "plan may not include"),
     ("src/run/x.c", '#include "cli/cli.h"\n', "run may not include"),
     ("src/run/x.c", "#include <mpi.h>\n", "<mpi.h> is only for"),

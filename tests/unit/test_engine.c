@@ -152,7 +152,7 @@ static void read_all(mgr_engine *e, uint64_t columns)
     job.source.layout.boxes = boxes;
     job.source.layout.first_box = first_box;
     job.source.layout.types = &type;
-    CHECK_INT(mgr_engine_read(e, &all, e->unit, false, &err), MGR_OK);
+    CHECK_INT(mgr_engine_read(e, &all, NULL, e->unit, false, &err), MGR_OK);
     job.source.layout.boxes = NULL;
     job.source.layout.first_box = NULL;
     job.source.layout.types = NULL;

@@ -110,7 +110,7 @@ static void count_piece(const world *w, const mgr_plan *plan, const mgr_piece *p
     rows[p->source] += p->rows;
     for (uint32_t k = plan->first_target[p->source]; k < plan->first_target[p->source + 1]; k++) {
         const uint32_t t = plan->targets[k];
-        if (p->target == MGR_NONE || !mgr_op_by_map(w->defines[t].op))
+        if (mgr_piece_gives(p, w->defines[t].op))
             made[t] += p->rows;
     }
 }

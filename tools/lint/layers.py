@@ -6,7 +6,7 @@ import pathlib
 import re
 import sys
 
-# Which rooms a room may include from; itself and the public headers "mgr/*.h" always.
+# Which rooms a room may include from; itself always, and public headers "mgr/*.h" but for PUBLIC.
 LAW = {
     "core": [],
     "rng": ["core"],
@@ -29,6 +29,9 @@ LAW = {
 
 # Rooms whose headers are not public.
 PRIVATE = ("form/", "engine/", "look/", "run/", "lib/", "cli/")
+
+# Public headers of what is declared there and made in a room: for those above it.
+PUBLIC = {"mgr/model.h": "model", "mgr/layout.h": "model", "mgr/plan.h": "plan"}
 
 # System headers that only some files may include (prefixes of paths below src/).
 HEADERS = {
@@ -61,6 +64,8 @@ def check_include(path, bracket, target):
     room = path.split("/")[0]
     if target in HEADERS and not path.startswith(HEADERS[target]):
         yield f"<{target}> is only for {' '.join(HEADERS[target])}"
+    if target in PUBLIC and PUBLIC[target] not in [room, *LAW[room]]:
+        yield f'{room} may not include "{target}": it is of {PUBLIC[target]}'
     if bracket == "<" or target.startswith("mgr/"):
         return
     if "/" not in target:
