@@ -167,7 +167,9 @@ static group_kind kind_of(const mgr_node *group, size_t filled)
     const mgr_node *const mult = mgr_node_get(group, "wd_mult");
     const mgr_node *const nemo = mgr_node_get(group, "pre_wd_mult");
     const mgr_node *const node = mult ? mult : nemo;
-    const bool zero = node && (node->kind == MGR_NODE_REAL ? node->u.r == 0 : node->u.i == 0);
+    const bool zero = node && (node->kind == MGR_NODE_REAL  ? node->u.r == 0
+                               : node->kind == MGR_NODE_INT ? node->u.i == 0
+                                                            : false);
     return filled < 2 ? GROUP_ALL : zero ? GROUP_BARE : GROUP_DECAYS;
 }
 

@@ -1,11 +1,13 @@
 /* Bytes that start like a pickle become the data.pkl of an archive with a few storages, so that
- * mutations get past the zip reader; all others are taken as a whole file. */
+ * mutations get past the zip reader; all others are taken as a whole file. Each is read as
+ * everything that such a file can be. */
 #include <stdlib.h>
 #include <string.h>
 
 #include <libdeflate.h>
 
 #include "core/mem.h"
+#include "fmt/deepspeed_file.h"
 #include "fmt/torch_file.h"
 #include "fmt/zip.h"
 
@@ -67,10 +69,65 @@ static void check(const mgr_catalogue *cat, uint64_t file_size)
     }
 }
 
-int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
+/* ---- what the file may be ---- */
+
+static int model(mgr_catalogue *cat, const mgr_reader *r, mgr_err *err)
+{
+    return mgr_torch_file_read(cat, 0, r, err);
+}
+
+static int stepped(mgr_catalogue *cat, const mgr_reader *r, mgr_err *err)
+{
+    return mgr_torch_file_read_stepped(cat, 0, r, true, err);
+}
+
+static int common(mgr_catalogue *cat, const mgr_reader *r, mgr_err *err)
+{
+    return mgr_torch_file_read_common(cat, 0, r, true, err);
+}
+
+static int zero_model(mgr_catalogue *cat, const mgr_reader *r, mgr_err *err)
+{
+    return mgr_deepspeed_read_model(cat, 0, r, true, err);
+}
+
+static int zero_optimizer(mgr_catalogue *cat, const mgr_reader *r, mgr_err *err)
+{
+    return mgr_deepspeed_read_optimizer(cat, 0, r, true, true, err);
+}
+
+static int zero_param(mgr_catalogue *cat, const mgr_reader *r, mgr_err *err)
+{
+    return mgr_deepspeed_read_param(cat, 0, r, "a", err);
+}
+
+static int zero_settings(mgr_catalogue *cat, const mgr_reader *r, mgr_err *err)
+{
+    return mgr_deepspeed_read_settings(cat, 0, r, err);
+}
+
+static int zero_step(mgr_catalogue *cat, const mgr_reader *r, mgr_err *err)
+{
+    return mgr_deepspeed_read_step(cat, 0, r, err);
+}
+
+static int (*const readings[])(mgr_catalogue *, const mgr_reader *, mgr_err *) = {
+    model, stepped, common, zero_model, zero_optimizer, zero_param, zero_settings, zero_step};
+
+static void read_as(size_t k, const mgr_reader *reader)
 {
     mgr_err err = MGR_ERR_INIT;
     mgr_catalogue cat = {0};
+    const int rc = readings[k](&cat, reader, &err);
+    if (rc == MGR_OK)
+        check(&cat, reader->size);
+    else if (err.code != rc || !err.msg[0])
+        abort();
+    mgr_catalogue_clear(&cat);
+}
+
+int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
+{
     mgr_reader reader;
     mgr_buf file = {0};
     if (size > 0 && data[0] == 0x80) {
@@ -79,12 +136,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     } else {
         mgr_reader_memory(&reader, "fuzz.pt", data, size);
     }
-    const int rc = mgr_torch_file_read(&cat, 0, &reader, &err);
-    if (rc == MGR_OK)
-        check(&cat, reader.size);
-    else if (err.code != rc || !err.msg[0])
-        abort();
-    mgr_catalogue_clear(&cat);
+    for (size_t k = 0; k < sizeof readings / sizeof readings[0]; k++)
+        read_as(k, &reader);
     mgr_buf_clear(&file);
     return 0;
 }
