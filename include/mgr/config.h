@@ -56,6 +56,7 @@ typedef struct mgr_config_listed {
 typedef struct mgr_config {
     char mode[16];            /* upcycle | reshard */
     uint64_t memory_per_rank; /* bytes */
+    char io_threads[16];      /* auto | a number */
 
     mgr_config_source source;
     mgr_config_listed sources[MGR_CONFIG_SOURCES]; /* 'source' is one of these in turn; */

@@ -8,6 +8,9 @@ static const mgr_key all[] = {
                    "checkpoint out anew"),
     MGR_ROW_BYTES("memory_per_rank", memory_per_rank, "2GiB", 64 * MGR_MIB, MGR_MOST_BYTES,
                   "most memory that a rank may have resident, everything counted"),
+    MGR_ROW_TEXT("io_threads", io_threads, "auto",
+                 "threads of each rank that write while it makes what comes next: auto (1 where a "
+                 "rank has two cores or more to itself, else 0), or a number up to 16"),
 
     MGR_ROW_REQUIRED_PATH("source.path", source.path,
                           "the checkpoint to read: a Megatron root or one iteration, or a Hugging "

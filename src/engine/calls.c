@@ -262,7 +262,7 @@ int mgr_engine_count(mgr_job *job, mgr_calls *out, mgr_err *err)
         rc =
             mgr_alloc(&c.open, plan->ranks, job->source.cat.n_files + job->target.cat.n_files, err);
     if (rc == MGR_OK)
-        rc = mgr_alloc_aligned(&c.engine.unit, plan->unit_bytes, err);
+        rc = mgr_turns_init(&c.engine.unit, 1, plan->unit_bytes, err);
     if (rc == MGR_OK && job->method)
         rc = mgr_selection_init(&c.selection, job, err);
     for (size_t g = 0; rc == MGR_OK && g < plan->n_groups; g++)
@@ -271,7 +271,7 @@ int mgr_engine_count(mgr_job *job, mgr_calls *out, mgr_err *err)
         add_up(&c, out);
     mgr_selection_clear(&c.selection);
     mgr_free(c.open);
-    mgr_free_aligned(c.engine.unit);
+    mgr_turns_clear(&c.engine.unit);
     mgr_free(c.engine.items);
     mgr_free(c.used);
     return rc;

@@ -79,8 +79,8 @@ static int copy_rows(mgr_engine *e, uint32_t target, const mgr_piece *piece,
     const uint64_t step = rows_that_fit(e, target);
     for (uint64_t r = 0; r < piece->rows; r += step) {
         const uint64_t n = piece->rows - r < step ? piece->rows - r : step;
-        mgr_cast(e->out, to, data + r * t->cols * mgr_dtype_size(from), from, n * t->cols);
-        MGR_TRY(mgr_engine_write(e, target, piece->row + r, n, e->out, err));
+        mgr_cast(e->out.at, to, data + r * t->cols * mgr_dtype_size(from), from, n * t->cols);
+        MGR_TRY(mgr_engine_write(e, target, piece->row + r, n, e->out.at, err));
     }
     return MGR_OK;
 }
@@ -95,9 +95,10 @@ static int expert_down_rows(mgr_engine *e, const mgr_method *method, const mgr_e
     const uint64_t step = rows_that_fit(e, target);
     for (uint64_t r = 0; r < piece->rows; r += step) {
         const uint64_t n = piece->rows - r < step ? piece->rows - r : step;
-        mgr_expert_down_rows(method, x, piece->row + r, n, data + r * row_bytes, from, e->out, to);
+        mgr_expert_down_rows(method, x, piece->row + r, n, data + r * row_bytes, from, e->out.at,
+                             to);
         MGR_TRY(mgr_engine_check_drawn(e, target, n, err));
-        MGR_TRY(mgr_engine_write(e, target, piece->row + r, n, e->out, err));
+        MGR_TRY(mgr_engine_write(e, target, piece->row + r, n, e->out.at, err));
     }
     return MGR_OK;
 }
@@ -130,10 +131,10 @@ static int expert_neuron_rows(mgr_engine *e, const mgr_method *method, const mgr
             row++;
             continue;
         }
-        mgr_expert_rows(method, x, row, n, data, (uint32_t)piece->row, from, e->out, to);
+        mgr_expert_rows(method, x, row, n, data, (uint32_t)piece->row, from, e->out.at, to);
         mgr_engine_add_noise(e, target, piece, data, row, n);
         MGR_TRY(mgr_engine_check_drawn(e, target, n, err));
-        MGR_TRY(mgr_engine_write(e, target, row, n, e->out, err));
+        MGR_TRY(mgr_engine_write(e, target, row, n, e->out.at, err));
         row += n;
     }
     return MGR_OK;
@@ -243,7 +244,7 @@ static int gather_unit(mgr_engine *e, const mgr_group *group, const mgr_unit *un
     MGR_TRY(select_layer(e, group, target, err));
     const mgr_map *const map = &e->selection->maps[e->job->target.tensors.list[target].expert];
     assert(map->origin);
-    return mgr_engine_read(e, unit, map->origin, e->unit, false, err);
+    return mgr_engine_read(e, unit, map->origin, e->unit.at, false, err);
 }
 
 /* down of experts side by side: their columns are scaled, those of a shared expert behind them are
@@ -261,15 +262,15 @@ static int joined_rows(mgr_engine *e, uint32_t target, const mgr_piece *piece,
     for (uint64_t r = 0; r < piece->rows; r += step) {
         const uint64_t n = piece->rows - r < step ? piece->rows - r : step;
         const unsigned char *const rows = data + r * t->cols * mgr_dtype_size(from);
-        mgr_expert_down_rows(mgr_method_find("naive"), &x, piece->row + r, n, rows, from, e->out,
+        mgr_expert_down_rows(mgr_method_find("naive"), &x, piece->row + r, n, rows, from, e->out.at,
                              to);
         for (uint64_t i = 0; shared && i < n; i++) {
             const uint64_t at = i * t->cols + job->joined_width;
-            mgr_cast(e->out + at * mgr_dtype_size(to), to, rows + at * mgr_dtype_size(from), from,
-                     shared);
+            mgr_cast(e->out.at + at * mgr_dtype_size(to), to, rows + at * mgr_dtype_size(from),
+                     from, shared);
         }
         MGR_TRY(mgr_engine_check_drawn(e, target, n, err));
-        MGR_TRY(mgr_engine_write(e, target, piece->row + r, n, e->out, err));
+        MGR_TRY(mgr_engine_write(e, target, piece->row + r, n, e->out.at, err));
     }
     return MGR_OK;
 }
@@ -311,11 +312,11 @@ static int gather_rows(mgr_engine *e, uint32_t target, const mgr_piece *piece,
 static int make_zeros(mgr_engine *e, uint32_t target, const mgr_piece *piece, mgr_err *err)
 {
     const uint64_t step = rows_that_fit(e, target);
-    memset(e->out, 0, e->job->plan.chunk_bytes);
+    const unsigned char *const zeros = e->out.at; /* also when another buffer is at hand */
+    memset(e->out.at, 0, e->job->plan.chunk_bytes);
     for (uint64_t r = 0; r < piece->rows; r += step) {
         const uint64_t left = piece->rows - r;
-        MGR_TRY(
-            mgr_engine_write(e, target, piece->row + r, left < step ? left : step, e->out, err));
+        MGR_TRY(mgr_engine_write(e, target, piece->row + r, left < step ? left : step, zeros, err));
     }
     return MGR_OK;
 }
@@ -325,8 +326,8 @@ static int make_router(mgr_engine *e, uint32_t target, mgr_err *err)
     const mgr_job *const job = e->job;
     const mgr_tensor *const t = &job->target.tensors.list[target];
     assert(mgr_layout_tensor_bytes(&job->target.layout, target) <= job->plan.chunk_bytes);
-    MGR_TRY(mgr_job_router(job, t->layer, e->out, target_type(e, target), err));
-    return mgr_engine_write(e, target, 0, t->rows, e->out, err);
+    MGR_TRY(mgr_job_router(job, t->layer, e->out.at, target_type(e, target), err));
+    return mgr_engine_write(e, target, 0, t->rows, e->out.at, err);
 }
 
 static bool is_output(mgr_role role)
@@ -367,9 +368,9 @@ static int make_drawn(mgr_engine *e, uint32_t target, const mgr_piece *piece, mg
     const uint64_t step = rows_that_fit(e, target);
     for (uint64_t r = piece->row; r < piece->row + piece->rows; r += step) {
         const uint64_t left = piece->row + piece->rows - r, n = left < step ? left : step;
-        mgr_normals_scaled(&l.stream, r * t->cols, n * t->cols, l.mean, l.std, e->out,
+        mgr_normals_scaled(&l.stream, r * t->cols, n * t->cols, l.mean, l.std, e->out.at,
                            target_type(e, target));
-        MGR_TRY(mgr_engine_write(e, target, r, n, e->out, err));
+        MGR_TRY(mgr_engine_write(e, target, r, n, e->out.at, err));
     }
     return MGR_OK;
 }
@@ -379,8 +380,8 @@ static int make_given(mgr_engine *e, uint32_t target, const mgr_piece *piece, mg
     const uint64_t step = rows_that_fit(e, target), end = piece->row + piece->rows;
     for (uint64_t r = piece->row; r < end; r += step) {
         const uint64_t n = end - r < step ? end - r : step;
-        MGR_TRY(e->job->give(e->job->give_context, target, r, n, e->out, err));
-        MGR_TRY(mgr_engine_write(e, target, r, n, e->out, err));
+        MGR_TRY(e->job->give(e->job->give_context, target, r, n, e->out.at, err));
+        MGR_TRY(mgr_engine_write(e, target, r, n, e->out.at, err));
     }
     return MGR_OK;
 }
@@ -449,13 +450,14 @@ static bool pending(const mgr_engine *e, uint32_t unit)
 static int sum_group(mgr_engine *e, const mgr_group *group, mgr_err *err)
 {
     e->cache_used = 0;
+    mgr_write_behind_wait(e->behind, e->cache, (size_t)e->job->plan.cache_bytes);
     for (uint32_t u = 0; u < group->n_units; u++) {
         const mgr_unit *const unit = &e->job->plan.units[group->unit + u];
         e->kept[u] = UINT64_MAX;
         if (!mine(e, unit) || unit->gathered)
             continue;
         assert(unit->in_bytes <= e->job->plan.unit_bytes);
-        unsigned char *into = e->unit;
+        unsigned char *into = e->unit.at;
         if (unit->in_bytes <= e->job->plan.cache_bytes - e->cache_used) {
             into = e->cache + e->cache_used;
             e->kept[u] = e->cache_used;
@@ -468,6 +470,19 @@ static int sum_group(mgr_engine *e, const mgr_group *group, mgr_err *err)
     return MGR_OK;
 }
 
+/* What it was made of may be in the hands of those that write; now and then they are waited for. */
+static int end_unit(mgr_engine *e, const unsigned char *data, mgr_err *err)
+{
+    mgr_journal *const journal = e->journal;
+    if (data == e->unit.at)
+        mgr_turns_next(&e->unit, e->behind);
+    mgr_journal_unit(journal, e->unit_idx);
+    if (!mgr_journal_is_due(journal))
+        return MGR_OK;
+    MGR_TRY(mgr_engine_drain(e, err));
+    return mgr_journal_flush(journal, &e->write_files, &e->read_extents, &e->write_extents, err);
+}
+
 static int make_group(mgr_engine *e, const mgr_group *group, mgr_err *err)
 {
     const bool summed = group->n_layers > 0;
@@ -476,16 +491,15 @@ static int make_group(mgr_engine *e, const mgr_group *group, mgr_err *err)
         if (!mine(e, unit) || !pending(e, group->unit + u))
             continue;
         e->unit_idx = group->unit + u;
-        const unsigned char *data = e->unit;
+        const unsigned char *data = e->unit.at;
         if (summed && e->kept[u] != UINT64_MAX)
             data = e->cache + e->kept[u];
         else if (unit->gathered)
             MGR_TRY(gather_unit(e, group, unit, err));
         else if (unit->in_bytes)
-            MGR_TRY(mgr_engine_read(e, unit, NULL, e->unit, !summed, err));
+            MGR_TRY(mgr_engine_read(e, unit, NULL, e->unit.at, !summed, err));
         MGR_TRY(mgr_engine_make(e, group, unit, data, err));
-        MGR_TRY(mgr_journal_unit(e->journal, e->unit_idx, &e->write_files, &e->read_extents,
-                                 &e->write_extents, err));
+        MGR_TRY(end_unit(e, data, err));
     }
     return MGR_OK;
 }
@@ -503,22 +517,30 @@ static int share_sums(mgr_engine *e, const mgr_group *group, mgr_err *err)
     return rc;
 }
 
-static int engine_init(mgr_engine *e, mgr_job *job, const char *directory, mgr_progress *progress,
-                       mgr_err *err)
+static int init_buffers(mgr_engine *e, const mgr_plan *plan, mgr_err *err)
 {
-    const mgr_plan *const plan = &job->plan;
+    const uint32_t behind = plan->io_threads;
     size_t largest_group = 0;
     for (size_t g = 0; g < plan->n_groups; g++)
         if (plan->groups[g].n_units > largest_group)
             largest_group = plan->groups[g].n_units;
-    *e = (mgr_engine){.job = job, .progress = progress};
-    MGR_TRY(mgr_open_files_init(&e->read_files, &job->source.cat, NULL, false, err));
-    MGR_TRY(mgr_open_files_init(&e->write_files, &job->target.cat, directory, true, err));
-    MGR_TRY(mgr_alloc_aligned(&e->unit, plan->unit_bytes, err));
-    MGR_TRY(mgr_alloc_aligned(&e->out, plan->chunk_bytes, err));
-    MGR_TRY(mgr_alloc_aligned(&e->bounce, plan->chunk_bytes, err));
+    MGR_TRY(mgr_turns_init(&e->unit, behind ? 2 : 1, plan->unit_bytes, err));
+    MGR_TRY(mgr_turns_init(&e->out, 1 + behind, plan->chunk_bytes, err));
+    MGR_TRY(mgr_turns_init(&e->bounce, 1 + behind, plan->chunk_bytes, err));
     MGR_TRY(mgr_alloc_aligned(&e->cache, plan->cache_bytes, err));
-    MGR_TRY(mgr_alloc(&e->kept, largest_group, sizeof *e->kept, err));
+    return mgr_alloc(&e->kept, largest_group, sizeof *e->kept, err);
+}
+
+/* A comparing sink reads what it compares with: nothing is written then. */
+static int engine_init(mgr_engine *e, mgr_job *job, const mgr_engine_options *o, mgr_err *err)
+{
+    const mgr_plan *const plan = &job->plan;
+    *e = (mgr_engine){.job = job, .progress = o->progress, .sink = o->sink};
+    MGR_TRY(mgr_open_files_init(&e->read_files, &job->source.cat, NULL, false, err));
+    MGR_TRY(mgr_open_files_init(&e->write_files, &job->target.cat, o->directory, true, err));
+    MGR_TRY(init_buffers(e, plan, err));
+    if (plan->io_threads && !o->sink)
+        MGR_TRY(mgr_write_behind_start(&e->behind, plan->io_threads, err));
     if (job->moments) {
         MGR_TRY(mgr_alloc(&e->sums, plan->sums_bytes, 1, err));
         MGR_TRY(mgr_alloc(&e->scratch, 2 * (size_t)job->recipe.source_width, sizeof(double), err));
@@ -536,11 +558,12 @@ static const mgr_source_format *format_of(const mgr_job *job, uint32_t branch)
 
 static void engine_clear(mgr_engine *e)
 {
+    mgr_write_behind_stop(e->behind);
     mgr_free(e->read_files.fd);
     mgr_free(e->write_files.fd);
-    mgr_free_aligned(e->unit);
-    mgr_free_aligned(e->out);
-    mgr_free_aligned(e->bounce);
+    mgr_turns_clear(&e->unit);
+    mgr_turns_clear(&e->out);
+    mgr_turns_clear(&e->bounce);
     mgr_free_aligned(e->cache);
     mgr_free(e->kept);
     mgr_free(e->sums);
@@ -627,6 +650,8 @@ static int run_groups(mgr_engine *e, int *local, mgr_err *err)
 static int close_files(mgr_engine *e, int failure, mgr_err *err)
 {
     mgr_err ignored = MGR_ERR_INIT;
+    const int drained = mgr_engine_drain(e, failure != MGR_OK ? &ignored : err);
+    failure = failure != MGR_OK ? failure : drained;
     int rc = MGR_OK;
     if (e->journal->fd >= 0 && !e->write_files.unsafe)
         rc = mgr_journal_flush(e->journal, &e->write_files, &e->read_extents, &e->write_extents,
@@ -645,8 +670,7 @@ static int close_files(mgr_engine *e, int failure, mgr_err *err)
 static int begin(mgr_engine *e, mgr_job *job, const mgr_engine_options *o, mgr_extents *read,
                  mgr_extents *written, mgr_err *err)
 {
-    const int rc = engine_init(e, job, o->directory, o->progress, err);
-    e->sink = o->sink;
+    const int rc = engine_init(e, job, o, err);
     e->read_extents = *read;
     e->write_extents = *written;
     return rc;

@@ -9,6 +9,7 @@
 
 #include "engine/extents.h"
 #include "engine/job.h"
+#include "engine/write_behind.h"
 
 /* What an extent is about beyond stored tensors: notes for the ledger, which so take the way of the
  * extents through journal and gathering. With n stored tensors, t logical target tensors:
@@ -64,11 +65,22 @@ typedef struct mgr_known_crc {
 
 #define MGR_KNOWN_CRCS 32
 
+/* Buffers of one size that take turns, where others write behind: one is filled while what is in
+ * the others is being written. `at` is the one at hand, of which nothing is. */
+#define MGR_MOST_TURNS (MGR_MOST_WRITERS + 1)
+typedef struct mgr_turns {
+    unsigned char *at, *all[MGR_MOST_TURNS];
+    uint32_t n, now;
+    uint64_t bytes;
+} mgr_turns;
+
 typedef struct mgr_engine {
     mgr_job *job;
     mgr_open_files read_files, write_files;
-    const mgr_sink *sink;                       /* NULL: write_files */
-    unsigned char *unit, *cache, *out, *bounce; /* sizes as planned */
+    const mgr_sink *sink;        /* NULL: write_files */
+    mgr_write_behind *behind;    /* NULL: this thread writes them */
+    mgr_turns unit, out, bounce; /* sizes as planned */
+    unsigned char *cache;
     uint64_t cache_used;
     uint64_t *kept;  /* per unit of the group: offset in cache, UINT64_MAX if it is not there */
     mgr_sums *sums;  /* [layers of the group][matrix][F] */
@@ -117,6 +129,18 @@ int mgr_engine_count(mgr_job *job, mgr_calls *out, mgr_err *err) MGR_NODISCARD;
 uint64_t mgr_selection_bytes(const mgr_job *job);
 
 /* --- between the files of the engine --- */
+
+/* `n` buffers, 1 to MGR_MOST_TURNS, of `bytes` bytes; also after a failure free with
+ * mgr_turns_clear. Local. */
+int mgr_turns_init(mgr_turns *turns, uint32_t n, uint64_t bytes, mgr_err *err) MGR_NODISCARD;
+void mgr_turns_clear(mgr_turns *turns);
+/* What was put into the one at hand stays there until it is written; on to the next, once what is
+ * in that is written. Local. */
+void mgr_turns_next(mgr_turns *turns, mgr_write_behind *behind);
+
+/* Until all is written that was handed to threads: now their extents are known, and a unit of which
+ * something was not written is pending again. Local. */
+int mgr_engine_drain(mgr_engine *engine, mgr_err *err) MGR_NODISCARD;
 
 /* Read all pieces of a unit, one behind the other, row-major in the source type; replicas are read
  * too and compared. Of a gathered unit, whose expert's `origin` is given, the rows that its rows

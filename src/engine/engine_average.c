@@ -44,8 +44,8 @@ int mgr_engine_average(mgr_engine *e, const mgr_unit *unit, uint32_t p, uint32_t
         const void *at[MGR_CONFIG_SOURCES];
         for (uint32_t s = 0; s < in.n; s++)
             at[s] = in.bytes[s] + r * cols * mgr_dtype_size(in.types[s]);
-        mgr_average(e->out, to->types[target], at, in.types, in.n, (size_t)(n * cols));
-        MGR_TRY(mgr_engine_write(e, target, piece->row + r, n, e->out, err));
+        mgr_average(e->out.at, to->types[target], at, in.types, in.n, (size_t)(n * cols));
+        MGR_TRY(mgr_engine_write(e, target, piece->row + r, n, e->out.at, err));
     }
     return MGR_OK;
 }

@@ -7,12 +7,10 @@
 #include "core/mem.h"
 #include "core/stop.h"
 #include "engine/engine.h"
+#include "engine/journal.h"
 #include "engine/progress.h"
 #include "io/file.h"
 #include "kern/kern.h"
-
-/* Smaller writes are left for the system to gather. */
-#define WRITEBACK_MIN ((size_t)1 << 20)
 
 /* Rows that lie one behind the other in a file, and where they go in memory. Of a transposed box it
  * is a piece of one column, each of whose elements is a row here. */
@@ -254,6 +252,13 @@ static bool is_within(const unsigned char *at, const unsigned char *buffer, uint
     return buffer && (uintptr_t)at >= (uintptr_t)buffer && (uintptr_t)at - (uintptr_t)buffer < size;
 }
 
+/* Is it in a buffer that only reading changes? */
+static bool is_kept(const mgr_engine *e, const void *bytes)
+{
+    return is_within(bytes, e->unit.at, e->job->plan.unit_bytes) ||
+           is_within(bytes, e->cache, e->job->plan.cache_bytes);
+}
+
 static const mgr_known_crc *find_known(const mgr_engine *e, const unsigned char *bytes, size_t len)
 {
     for (uint32_t i = 0; i < MGR_KNOWN_CRCS && i < e->n_known; i++)
@@ -264,9 +269,7 @@ static const mgr_known_crc *find_known(const mgr_engine *e, const unsigned char 
 
 uint32_t mgr_engine_crc(mgr_engine *e, const void *bytes, size_t len)
 {
-    const mgr_plan *const plan = &e->job->plan;
-    const bool stays = is_within(bytes, e->unit, plan->unit_bytes) ||
-                       is_within(bytes, e->cache, plan->cache_bytes);
+    const bool stays = is_kept(e, bytes);
     const mgr_known_crc *const known = stays ? find_known(e, bytes, len) : NULL;
     if (known)
         return known->crc32;
@@ -323,7 +326,7 @@ static int read_run(mgr_engine *e, size_t first, size_t n, uint64_t bytes, bool 
 {
     const mgr_read_item *const lead = &e->items[first];
     const bool alike = lies_alike(lead, n);
-    unsigned char *const into = alike ? lead->to : e->bounce;
+    unsigned char *const into = alike ? lead->to : e->bounce.at;
     assert(bytes <= e->job->plan.chunk_bytes &&
            (uint64_t)(lead->to - e->placed.unit) + (alike ? bytes : 0) <= e->placed.limit);
     MGR_TRY(mgr_check_stop(err));
@@ -351,7 +354,7 @@ static int read_run(mgr_engine *e, size_t first, size_t n, uint64_t bytes, bool 
 int mgr_engine_see_reads(mgr_engine *e, const mgr_unit *unit, const uint32_t *origin,
                          mgr_see_read see, void *context, mgr_err *err)
 {
-    MGR_TRY(collect_items(e, unit, origin, e->unit, err));
+    MGR_TRY(collect_items(e, unit, origin, e->unit.at, err));
     for (size_t i = 0; i < e->n_items;) {
         uint64_t bytes;
         const size_t n = run_length(e, i, &bytes);
@@ -376,23 +379,46 @@ int mgr_engine_read(mgr_engine *e, const mgr_unit *unit, const uint32_t *origin,
     return check_placed(e, unit, err);
 }
 
-/* Into the files of a new output. */
+static void lose(void *context, uint32_t unit)
+{
+    const mgr_engine *const e = context;
+    mgr_journal_lose(e->journal, unit);
+}
+
+int mgr_engine_drain(mgr_engine *e, mgr_err *err)
+{
+    return mgr_write_behind_drain(e->behind, &e->write_extents, lose, e, err);
+}
+
+/* Where others write, no file may be closed to make room for this one meanwhile. */
+static int open_to_write(mgr_engine *e, uint32_t file, int *fd, mgr_err *err)
+{
+    if (e->behind && mgr_open_files_is_full(&e->write_files, file))
+        MGR_TRY(mgr_engine_drain(e, err));
+    return mgr_open_files_get(&e->write_files, file, fd, err);
+}
+
+/* Into the files of a new output. What may be asked for once more is summed here, where it is
+ * remembered. */
 static int put_into_file(mgr_engine *e, const mgr_stretch *at, mgr_err *err)
 {
     const mgr_catalogue *const cat = e->job->target.layout.cat;
     const mgr_stored *const s = &cat->stored[at->stored];
-    int fd;
-    MGR_TRY(mgr_open_files_get(&e->write_files, s->file, &fd, err));
-    MGR_TRY(mgr_pwrite_full(fd, cat->files[s->file].path, at->bytes, at->len, at->offset, err));
-    if (at->len >= WRITEBACK_MIN)
-        mgr_begin_writeback(fd, at->offset, at->len);
-    const mgr_extent extent = {at->stored,
-                               mgr_engine_crc(e, at->bytes, at->len),
-                               at->offset - s->offset,
-                               at->len,
-                               e->unit_idx,
-                               0};
-    return mgr_extents_add(&e->write_extents, &extent, err);
+    mgr_write_task task = {
+        .name = cat->files[s->file].path,
+        .at = at->offset,
+        .bytes = at->bytes,
+        .len = at->len,
+        .summed = !e->behind || is_kept(e, at->bytes),
+        .extent = {at->stored, 0, at->offset - s->offset, at->len, e->unit_idx, 0},
+    };
+    MGR_TRY(open_to_write(e, s->file, &task.fd, err));
+    if (task.summed)
+        task.extent.crc32 = mgr_engine_crc(e, at->bytes, at->len);
+    if (e->behind)
+        return mgr_write_behind_put(e->behind, &task, &e->write_extents, err);
+    MGR_TRY(mgr_write_task_do(&task, err));
+    return mgr_extents_add(&e->write_extents, &task.extent, err);
 }
 
 /* One contiguous stretch of a stored tensor, from the logical element (row, col) on. */
@@ -439,9 +465,10 @@ static int write_transposed(mgr_engine *e, const mgr_box *box, uint64_t from, ui
     for (uint64_t col = 0; col < box->cols; col += step) {
         const uint64_t count = box->cols - col < step ? box->cols - col : step;
         for (uint64_t k = 0; k < count; k++)
-            mgr_copy_2d(e->bounce + k * len, element, rows + (box->col + col + k) * element, stride,
-                        element, n);
-        MGR_TRY(put_stretch(e, box, from, box->col + col, e->bounce, count * len, err));
+            mgr_copy_2d(e->bounce.at + k * len, element, rows + (box->col + col + k) * element,
+                        stride, element, n);
+        MGR_TRY(put_stretch(e, box, from, box->col + col, e->bounce.at, count * len, err));
+        mgr_turns_next(&e->bounce, e->behind);
     }
     return MGR_OK;
 }
@@ -466,10 +493,12 @@ static int write_box(mgr_engine *e, const mgr_box *box, uint64_t row, uint64_t n
         const unsigned char *bytes = rows + (r - row) * stride + box->col * element;
         if (row_bytes != stride && count > 1) {
             assert(count * row_bytes <= e->job->plan.chunk_bytes);
-            mgr_copy_2d(e->bounce, row_bytes, bytes, stride, row_bytes, count);
-            bytes = e->bounce;
+            mgr_copy_2d(e->bounce.at, row_bytes, bytes, stride, row_bytes, count);
+            bytes = e->bounce.at;
         }
         MGR_TRY(put_stretch(e, box, r, box->col, bytes, count * row_bytes, err));
+        if (bytes == e->bounce.at)
+            mgr_turns_next(&e->bounce, e->behind);
     }
     return MGR_OK;
 }
@@ -521,5 +550,7 @@ int mgr_engine_write(mgr_engine *e, uint32_t target, uint64_t row, uint64_t n,
     MGR_TRY(note_rows(e, target, row, n, rows, err));
     for (size_t b = layout->first_box[target]; b < layout->first_box[target + 1]; b++)
         MGR_TRY(write_box(e, &layout->boxes[b], row, n, rows, err));
+    if (rows == e->out.at)
+        mgr_turns_next(&e->out, e->behind);
     return MGR_OK;
 }

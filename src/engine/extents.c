@@ -18,10 +18,15 @@ int mgr_open_files_init(mgr_open_files *files, const mgr_catalogue *cat, const c
     return MGR_OK;
 }
 
+bool mgr_open_files_is_full(const mgr_open_files *files, uint32_t file)
+{
+    return files->fd[file] < 0 && files->n_open >= MAX_OPEN;
+}
+
 int mgr_open_files_get(mgr_open_files *files, uint32_t file, int *fd, mgr_err *err)
 {
     if (files->fd[file] < 0) {
-        if (files->n_open >= MAX_OPEN)
+        if (mgr_open_files_is_full(files, file))
             MGR_TRY(mgr_open_files_close(files, false, err));
         mgr_buf path = {0};
         int rc = MGR_OK;

@@ -43,6 +43,8 @@ typedef struct mgr_open_files {
 int mgr_open_files_init(mgr_open_files *files, const mgr_catalogue *cat, const char *directory,
                         bool for_writing, mgr_err *err) MGR_NODISCARD;
 int mgr_open_files_get(mgr_open_files *files, uint32_t file, int *fd, mgr_err *err) MGR_NODISCARD;
+/* Would opening this one close all others? Pure. */
+bool mgr_open_files_is_full(const mgr_open_files *files, uint32_t file);
 /* Make what was written so far durable, and leave the files open. Local. */
 int mgr_open_files_sync(mgr_open_files *files, mgr_err *err) MGR_NODISCARD;
 /* Close all; those for writing are synced, unless `failed`. */

@@ -76,6 +76,7 @@ typedef struct mgr_job {
     uint32_t rank, ranks;
     uint32_t plan_ranks; /* that the plan is for: `ranks`, but for a dry run that asks otherwise */
     uint64_t unit_min;   /* as mgr_plan_request has it */
+    uint32_t io_threads; /* the same, of every rank */
 
     char id[17];              /* of the configuration, as far as it says what comes out */
     uint64_t memory;          /* of this rank, for the plan's buffers */

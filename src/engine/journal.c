@@ -180,13 +180,20 @@ int mgr_journal_flush(mgr_journal *j, mgr_open_files *files, const mgr_extents *
     return rc;
 }
 
-int mgr_journal_unit(mgr_journal *j, uint32_t unit, mgr_open_files *files, const mgr_extents *read,
-                     const mgr_extents *written, mgr_err *err)
+void mgr_journal_unit(mgr_journal *j, uint32_t unit)
 {
     j->state[unit] = MGR_UNIT_WRITTEN;
-    if (j->seconds < 0 || mgr_now() - j->last < j->seconds)
-        return MGR_OK;
-    return mgr_journal_flush(j, files, read, written, err);
+}
+
+void mgr_journal_lose(mgr_journal *j, uint32_t unit)
+{
+    assert(j->state[unit] != MGR_UNIT_JOURNALED);
+    j->state[unit] = MGR_UNIT_PENDING;
+}
+
+bool mgr_journal_is_due(const mgr_journal *j)
+{
+    return j->seconds >= 0 && mgr_now() - j->last >= j->seconds;
 }
 
 void mgr_journal_close(mgr_journal *j)

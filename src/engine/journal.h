@@ -43,13 +43,17 @@ uint64_t mgr_journal_fingerprint(const mgr_job *job);
 int mgr_journal_open(mgr_journal *journal, const mgr_job *job, const char *folder, uint32_t number,
                      double seconds, mgr_err *err) MGR_NODISCARD;
 
-/* A unit has been written. When it is time, everything written so far is synced and journaled.
- * Local. */
-int mgr_journal_unit(mgr_journal *journal, uint32_t unit, mgr_open_files *files,
-                     const mgr_extents *read, const mgr_extents *written,
-                     mgr_err *err) MGR_NODISCARD;
+/* A unit has been written, or will be before the next block. Local. */
+void mgr_journal_unit(mgr_journal *journal, uint32_t unit);
 
-/* Sync and journal now: before a run stops. Local. */
+/* It has not been. Local. */
+void mgr_journal_lose(mgr_journal *journal, uint32_t unit);
+
+/* Is it time for a block? Local. */
+bool mgr_journal_is_due(const mgr_journal *journal);
+
+/* Sync and journal now, all that has been written: when it is time, and before a run stops. Local.
+ */
 int mgr_journal_flush(mgr_journal *journal, mgr_open_files *files, const mgr_extents *read,
                       const mgr_extents *written, mgr_err *err) MGR_NODISCARD;
 

@@ -97,6 +97,6 @@ void mgr_engine_add_noise(mgr_engine *e, uint32_t target, const mgr_piece *piece
         const unsigned char *const was = data + (from[x] - piece->row) * in_bytes;
         if (mgr_recipe_is_copy(&job->recipe, t->layer, x))
             noisy_row(job, target, x, was, type, std_of(was, type, t->cols) * job->router.noise,
-                      e->out + (x - row) * out_bytes);
+                      e->out.at + (x - row) * out_bytes);
     }
 }

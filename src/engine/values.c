@@ -160,7 +160,7 @@ int mgr_engine_check_drawn(const mgr_engine *e, uint32_t target, uint64_t rows, 
                          e->job->router.noise == 0 && !mgr_recipe_is_scaled(&e->job->recipe);
     if (layout->types[target] != MGR_DTYPE_F16 || as_read ||
         e->job->config.source.allow_nonfinite ||
-        mgr_largest_magnitude(e->out, MGR_DTYPE_F16, (size_t)(rows * t->cols)) <
+        mgr_largest_magnitude(e->out.at, MGR_DTYPE_F16, (size_t)(rows * t->cols)) <
             mgr_infinity_bits(MGR_DTYPE_F16))
         return MGR_OK;
     mgr_fail(err, MGR_ERR_FORMAT, "%s: method %s makes a value that float16 cannot hold",

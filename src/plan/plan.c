@@ -485,7 +485,9 @@ static int share_memory(mgr_plan *plan, const mgr_plan_request *r, uint64_t larg
         plan->chunk_bytes = widest;
     const uint64_t scratch = r->moments ? 16 * neurons(r) : 0;
     const uint64_t sums = r->moments ? layer_sums_bytes(r) : 0;
-    const uint64_t fixed = largest_unit + 2 * plan->chunk_bytes + r->selection_bytes + scratch;
+    const uint64_t units = (r->io_threads ? 2 : 1) * largest_unit;
+    const uint64_t chunks = 2 * (1 + (uint64_t)r->io_threads) * plan->chunk_bytes;
+    const uint64_t fixed = units + chunks + r->selection_bytes + scratch;
     *group_layers = UINT64_MAX;
     plan->memory_bytes = fixed;
     if (fixed + sums > r->memory) {
@@ -530,7 +532,7 @@ static uint64_t largest_step(const mgr_plan_request *r)
 int mgr_plan_make(mgr_plan *plan, const mgr_plan_request *r, mgr_err *err)
 {
     uint64_t group_layers;
-    *plan = (mgr_plan){.ranks = r->ranks};
+    *plan = (mgr_plan){.ranks = r->ranks, .io_threads = r->io_threads};
     const uint64_t wanted = wanted_unit(r);
     const uint64_t expert = r->source ? wanted_expert_unit(r, wanted) : 0;
     int rc = index_targets(plan, r, err);

@@ -20,8 +20,8 @@
 static bool is_of_no_matter(const char *key)
 {
     return mgr_has_prefix(key, "source.") || mgr_has_prefix(key, "model.") ||
-           strcmp(key, "memory_per_rank") == 0 || strcmp(key, "target.path") == 0 ||
-           strcmp(key, "target.sha256") == 0;
+           strcmp(key, "memory_per_rank") == 0 || strcmp(key, "io_threads") == 0 ||
+           strcmp(key, "target.path") == 0 || strcmp(key, "target.sha256") == 0;
 }
 
 static int value_of(const mgr_config *c, const char *name, mgr_buf *out, mgr_err *err)

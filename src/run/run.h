@@ -9,6 +9,7 @@
 
 #include "core/str.h"
 #include "engine/job.h"
+#include "io/cores.h"
 #include "mgr/err.h"
 #include "mgr/model.h"
 #include "par/comm.h"
@@ -79,6 +80,16 @@ int mgr_run_begin(mgr_job *job, const mgr_run_options *options, mgr_err *err) MG
 
 /* Agree on `local`, the outcome of work that only rank 0 does. Collective. */
 int mgr_agree_root(mgr_job *job, int local, mgr_err *err);
+
+/* Is `io_threads` what it may be? Errors: MGR_ERR_CONFIG, by its place. Pure. */
+int mgr_io_threads_check(const mgr_config *config, mgr_err *err) MGR_NODISCARD;
+
+/* Set job->io_threads, given the cores of each rank: the same on all ranks. Auto is one where each
+ * rank has a core to spare. Pure. */
+void mgr_io_threads_choose(mgr_job *job, const mgr_cores *cores, size_t n);
+
+/* There is no memory for their buffers: none, if they were not asked for; else false. Pure. */
+bool mgr_io_threads_give_up(mgr_job *job);
 
 /* Lay out the target and make the plan; source and defines are set. Local. */
 int mgr_run_plan(mgr_job *job, uint64_t baseline, mgr_err *err) MGR_NODISCARD;

@@ -9,6 +9,7 @@
 #include "engine/engine.h"
 #include "form/sidecar.h"
 #include "form/strange.h"
+#include "io/cores.h"
 #include "io/file.h"
 #include "run/branches.h"
 #include "run/found.h"
@@ -69,6 +70,7 @@ static int check_sources(const mgr_job *job, mgr_err *err)
 static int resolve(mgr_job *job, mgr_err *err)
 {
     const mgr_config *const c = &job->config;
+    MGR_TRY(mgr_io_threads_check(c, err));
     job->target_format = mgr_target_find(c->target.format);
     if (strcmp(c->mode, "upcycle") == 0) {
         job->method = mgr_method_find(c->upcycle.method);
@@ -521,23 +523,37 @@ static int review(mgr_job *job, mgr_err *err)
     return to->review ? to->review(&out, &job->remarks, err) : MGR_OK;
 }
 
+/* What ranks say of themselves before the plan is made. */
+typedef struct place {
+    uint64_t rss;
+    mgr_cores cores;
+} place;
+
 /* The most memory that any rank has in use before the buffers, rounded up, so that equal runs have
- * equal plans. */
-static int baseline(mgr_job *job, uint64_t *out, mgr_err *err)
+ * equal plans; and the threads that each rank gets. */
+static int look_around(mgr_job *job, uint64_t *baseline, mgr_err *err)
 {
-    const uint64_t rss = mgr_current_rss() + (mgr_comm_is_alone(job->comm) ? MPI_BYTES : 0);
-    mgr_buf mine = {0}, all = {0};
-    int rc = mgr_agree(job->comm, mgr_buf_add(&mine, &rss, sizeof rss, err), err);
+    place mine = {.rss = mgr_current_rss() + (mgr_comm_is_alone(job->comm) ? MPI_BYTES : 0)};
+    mgr_buf text = {0}, all = {0};
+    mgr_cores *cores = NULL;
+    mgr_cores_ask(&mine.cores);
+    int rc = mgr_buf_add(&text, &mine, sizeof mine, err);
     if (rc == MGR_OK)
-        rc = mgr_allgather_bytes(job->comm, &mine, &all, err);
-    *out = 0;
-    for (size_t at = 0; rc == MGR_OK && at < all.len; at += sizeof rss) {
-        uint64_t other;
-        memcpy(&other, all.data + at, sizeof other);
-        *out = other > *out ? other : *out;
+        rc = mgr_alloc(&cores, job->ranks, sizeof *cores, err);
+    rc = mgr_agree(job->comm, rc, err);
+    if (rc == MGR_OK)
+        rc = mgr_allgather_bytes(job->comm, &text, &all, err);
+    *baseline = 0;
+    for (size_t i = 0; rc == MGR_OK && i < job->ranks; i++) {
+        memcpy(&mine, all.data + i * sizeof mine, sizeof mine);
+        *baseline = mine.rss > *baseline ? mine.rss : *baseline;
+        cores[i] = mine.cores;
     }
-    *out = (*out + BASELINE_UNIT - 1) / BASELINE_UNIT * BASELINE_UNIT;
-    mgr_buf_clear(&mine);
+    *baseline = (*baseline + BASELINE_UNIT - 1) / BASELINE_UNIT * BASELINE_UNIT;
+    if (rc == MGR_OK)
+        mgr_io_threads_choose(job, cores, job->ranks);
+    mgr_free(cores);
+    mgr_buf_clear(&text);
     mgr_buf_clear(&all);
     return rc;
 }
@@ -558,13 +574,13 @@ static int plan(mgr_job *job, mgr_err *err)
     if (rc == MGR_OK && job->found)
         rc = mgr_found_open(job, job->found, err);
     if (rc == MGR_OK)
-        rc = baseline(job, &base, err);
+        rc = look_around(job, &base, err);
     if (rc == MGR_OK)
         rc = mgr_agree(job->comm, mgr_run_plan(job, base, err), err);
     return rc;
 }
 
-/* Memory and ranks change no byte: a run may be continued with others. */
+/* Memory, threads and ranks change no byte: a run may be continued with others. */
 static int config_id(mgr_job *job, mgr_err *err)
 {
     mgr_config *c;
@@ -572,6 +588,7 @@ static int config_id(mgr_job *job, mgr_err *err)
     MGR_TRY(mgr_alloc(&c, 1, sizeof *c, err));
     *c = job->config;
     c->memory_per_rank = 0;
+    c->io_threads[0] = '\0';
     int rc = mgr_config_dump(c, mgr_config_tables, &text, err);
     if (rc == MGR_OK && job->router_file.n_files) /* another file of this name is another run */
         rc = mgr_catalogue_pack(&job->router_file, &text, err);

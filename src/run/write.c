@@ -114,6 +114,7 @@ int mgr_run_replan(mgr_job *job, const mgr_piece *done, size_t n_done, mgr_err *
         .done = done,
         .n_done = n_done,
         .unit_min = job->unit_min,
+        .io_threads = job->io_threads,
     };
     mgr_plan_clear(&job->plan);
     return mgr_plan_make(&job->plan, &request, err);
@@ -136,6 +137,19 @@ static uint64_t expect_memory(const mgr_job *job, uint64_t baseline)
     return sum < job->config.memory_per_rank ? sum : job->config.memory_per_rank;
 }
 
+/* Threads that were not asked for are given up before a run is refused. */
+static int plan_within(mgr_job *job, mgr_err *err)
+{
+    mgr_err first = MGR_ERR_INIT;
+    if (mgr_run_replan(job, NULL, 0, &first) == MGR_OK)
+        return MGR_OK;
+    if (mgr_io_threads_give_up(job))
+        return plan_within(job, err);
+    *err = first;
+    return mgr_hint(err, "raise memory_per_rank%s",
+                    job->io_threads ? ", or set 'io_threads: 0'" : "");
+}
+
 int mgr_run_plan(mgr_job *job, uint64_t baseline, mgr_err *err)
 {
     const uint64_t all = job->config.memory_per_rank;
@@ -145,8 +159,7 @@ int mgr_run_plan(mgr_job *job, uint64_t baseline, mgr_err *err)
     MGR_TRY(place_files(job, err));
     if (job->found)
         take_found(job);
-    if (mgr_run_replan(job, NULL, 0, err) != MGR_OK)
-        return mgr_hint(err, "raise memory_per_rank");
+    MGR_TRY(plan_within(job, err));
     job->memory_expected = expect_memory(job, baseline);
     return job->source_format ? check_consumed(job, err) : MGR_OK;
 }

@@ -522,6 +522,7 @@ static void round_trip(const mgr_config *c, mgr_buf *text)
 
 static const char dumped[] = "mode: upcycle\n"
                              "memory_per_rank: 512MiB\n"
+                             "io_threads: auto\n"
                              "source:\n"
                              "  path: \"/a b/\xc3\xa9\\u000A\"\n"
                              "  format: megatron-dist\n"

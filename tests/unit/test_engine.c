@@ -152,7 +152,7 @@ static void read_all(mgr_engine *e, uint64_t columns)
     job.source.layout.boxes = boxes;
     job.source.layout.first_box = first_box;
     job.source.layout.types = &type;
-    CHECK_INT(mgr_engine_read(e, &all, NULL, e->unit, false, &err), MGR_OK);
+    CHECK_INT(mgr_engine_read(e, &all, NULL, e->unit.at, false, &err), MGR_OK);
     job.source.layout.boxes = NULL;
     job.source.layout.first_box = NULL;
     job.source.layout.types = NULL;
@@ -219,7 +219,7 @@ static void with_a_reader(void (*test)(mgr_engine *))
                              .shape = {ROWS, COLUMNS},
                              .stride = {COLUMNS, 1}};
     const mgr_piece saved = pieces[0];
-    mgr_engine e = {.job = &job, .unit = unit, .bounce = bounce};
+    mgr_engine e = {.job = &job, .unit = {.at = unit}, .bounce = {.at = bounce}};
     CHECK_INT(mgr_catalogue_add_stored(&job.source.cat, &half, &err), MGR_OK);
     CHECK_INT(mgr_open_files_init(&e.read_files, &job.source.cat, folder_path, false, &err),
               MGR_OK);
@@ -248,7 +248,10 @@ static void write_journal(void)
     for (uint32_t u = 0; u < UNITS; u++) {
         const mgr_extent e = extent_of(u);
         CHECK_INT(mgr_extents_add(&written, &e, &err), MGR_OK);
-        CHECK_INT(mgr_journal_unit(&journal, u, &files, &read, &written, &err), MGR_OK);
+        mgr_journal_unit(&journal, u);
+        CHECK_INT(journal.state[u], MGR_UNIT_WRITTEN);
+        CHECK(mgr_journal_is_due(&journal));
+        CHECK_INT(mgr_journal_flush(&journal, &files, &read, &written, &err), MGR_OK);
         CHECK_INT(journal.state[u], MGR_UNIT_JOURNALED);
     }
     mgr_journal_close(&journal);

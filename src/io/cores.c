@@ -1,0 +1,54 @@
+#include "io/cores.h"
+
+#include <sched.h>
+#include <stdbool.h>
+#include <string.h>
+#include <unistd.h>
+#define XXH_INLINE_ALL
+#include <xxhash.h>
+
+#define BITS 64
+
+void mgr_cores_ask(mgr_cores *out)
+{
+    char host[256] = "";
+    cpu_set_t set;
+    *out = (mgr_cores){0};
+    (void)gethostname(host, sizeof host - 1);
+    out->host = XXH3_64bits(host, strlen(host));
+    CPU_ZERO(&set);
+    if (sched_getaffinity(0, sizeof set, &set) != 0)
+        return;
+    for (size_t i = 0; i < CPU_SETSIZE && i < (size_t)MGR_CORES_WORDS * BITS; i++)
+        if (CPU_ISSET(i, &set))
+            out->mask[i / BITS] |= (uint64_t)1 << i % BITS;
+}
+
+static bool overlap(const mgr_cores *a, const mgr_cores *b)
+{
+    uint64_t both = 0;
+    for (size_t i = 0; a->host == b->host && i < MGR_CORES_WORDS; i++)
+        both |= a->mask[i] & b->mask[i];
+    return both != 0;
+}
+
+static uint32_t count(const mgr_cores *c)
+{
+    uint32_t n = 0;
+    for (size_t i = 0; i < MGR_CORES_WORDS; i++)
+        n += (uint32_t)__builtin_popcountll(c->mask[i]);
+    return n;
+}
+
+uint32_t mgr_cores_each(const mgr_cores *all, size_t n)
+{
+    uint32_t least = n ? UINT32_MAX : 0;
+    for (size_t i = 0; i < n && least; i++) {
+        uint32_t sharing = 0;
+        for (size_t k = 0; k < n; k++)
+            sharing += overlap(&all[i], &all[k]);
+        const uint32_t own = sharing ? count(&all[i]) / sharing : 0;
+        least = own < least ? own : least;
+    }
+    return least;
+}
