@@ -1,17 +1,14 @@
 #include "engine/write_behind.h"
 
 #include <assert.h>
-#include <pthread.h>
-#include <signal.h>
-#include <stdlib.h>
 
 #include "core/crc.h"
 #include "core/mem.h"
 #include "io/file.h"
+#include "io/thread.h"
 
 /* Tasks that wait at most: a few buffers full, and many small tensors. */
 #define QUEUE 64
-#define STACK ((size_t)256 << 10)
 
 typedef enum state { WAITING, WRITING, WRITTEN, FAILED } state;
 
@@ -81,23 +78,6 @@ static void *work(void *context)
     return NULL;
 }
 
-/* Signals are for the thread that works with MPI. */
-static int start_threads(mgr_write_behind *w, uint32_t threads)
-{
-    sigset_t all, before;
-    pthread_attr_t attributes;
-    int rc = 0;
-    sigfillset(&all);
-    pthread_attr_init(&attributes);
-    (void)pthread_attr_setstacksize(&attributes, STACK);
-    pthread_sigmask(SIG_SETMASK, &all, &before);
-    for (; rc == 0 && w->n_threads < threads; w->n_threads += rc == 0)
-        rc = pthread_create(&w->threads[w->n_threads], &attributes, work, w);
-    pthread_sigmask(SIG_SETMASK, &before, NULL);
-    pthread_attr_destroy(&attributes);
-    return rc;
-}
-
 int mgr_write_behind_start(mgr_write_behind **out, uint32_t threads, mgr_err *err)
 {
     mgr_write_behind *w;
@@ -107,7 +87,9 @@ int mgr_write_behind_start(mgr_write_behind **out, uint32_t threads, mgr_err *er
     pthread_mutex_init(&w->lock, NULL);
     pthread_cond_init(&w->more, NULL);
     pthread_cond_init(&w->less, NULL);
-    const int sys = start_threads(w, threads);
+    int sys = 0;
+    for (; sys == 0 && w->n_threads < threads; w->n_threads += sys == 0)
+        sys = mgr_thread_start(&w->threads[w->n_threads], work, w);
     if (sys != 0) {
         mgr_write_behind_stop(w);
         mgr_fail_errno(err, MGR_ERR_NOMEM, sys, "cannot start a thread that writes");

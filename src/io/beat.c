@@ -1,8 +1,6 @@
 /* A sign of life in a file: io/file.h. */
 #include <errno.h>
 #include <fcntl.h>
-#include <pthread.h>
-#include <signal.h>
 #include <stdio.h>
 #include <string.h>
 #include <time.h>
@@ -10,6 +8,7 @@
 
 #include "core/mem.h"
 #include "io/file.h"
+#include "io/thread.h"
 
 #define PERIOD 1 /* seconds */
 #define PATIENCE 6
@@ -59,21 +58,11 @@ static void *beat(void *context)
     return NULL;
 }
 
-/* Signals are for the thread that works. */
 static bool start_thread(struct mgr_beat *b)
 {
-    sigset_t all, before;
-    pthread_attr_t attributes;
-    sigfillset(&all);
     pthread_mutex_init(&b->lock, NULL);
     pthread_cond_init(&b->stop, NULL);
-    pthread_attr_init(&attributes);
-    (void)pthread_attr_setstacksize(&attributes, (size_t)256 << 10);
-    pthread_sigmask(SIG_SETMASK, &all, &before);
-    const bool started = pthread_create(&b->thread, &attributes, beat, b) == 0;
-    pthread_sigmask(SIG_SETMASK, &before, NULL);
-    pthread_attr_destroy(&attributes);
-    return started;
+    return mgr_thread_start(&b->thread, beat, b) == 0;
 }
 
 mgr_beat *mgr_beat_start(const char *path)

@@ -1,4 +1,5 @@
 /* mgr-upcycle, phase by phase. */
+#include <assert.h>
 #include <stdio.h>
 #include <string.h>
 #define XXH_INLINE_ALL
@@ -543,6 +544,7 @@ static int look_around(mgr_job *job, uint64_t *baseline, mgr_err *err)
     rc = mgr_agree(job->comm, rc, err);
     if (rc == MGR_OK)
         rc = mgr_allgather_bytes(job->comm, &text, &all, err);
+    assert(cores || rc != MGR_OK);
     *baseline = 0;
     for (size_t i = 0; rc == MGR_OK && i < job->ranks; i++) {
         memcpy(&mine, all.data + i * sizeof mine, sizeof mine);

@@ -354,6 +354,10 @@ class Config(BadInput):
     # A wrong value is reported at its key. Lines of the file: 1 mode, 2 source: 3 path, 4 upcycle:
     # 5 method 6 experts 7 top_k 8 ratio 9 seed, 10 target: 11 path 12 format.
 
+    def test_threads_that_write(self):
+        for said in ("17", "-1", "1.5", "many", "2 "):
+            self.refused_text("mode: upcycle", "io_threads: '%s'" % said, 1, 1, "'io_threads' is '%s'" % said)
+
     def test_unknown_key_has_its_place_and_the_nearest_key(self):
         self.refused_text("  ratio: 0.5", "  ratoi: 0.5", 8, 3, "ratoi", re.compile("ratio"))
 

@@ -100,6 +100,7 @@ def make(folder, source, case):
     if not preset:
         config.write_text("mode: %s\n" % settings.pop("mode", "upcycle"))
         settings.setdefault("target.format", "moe-recipes")
+    settings["io_threads"] = len(name) % 3  # which changes nothing
     sets = [word for key, value in settings.items() for word in ("--set", "%s=%s" % (key, value))]
     result = runner.upcycle(config, np=2, options=["-q"] + sets)
     assert result.status == 0, str(result)

@@ -93,6 +93,11 @@ def test_memory_budgets(scratch):
     assert output_hashes(scratch, source, "large", memory_per_rank="2GiB", **changes) == small
 
 
+def test_threads_that_write(scratch, synth):
+    for threads in (0, 1, 3):
+        assert output_hashes(scratch, synth[0], f"threads-{threads}", np=2, io_threads=threads) == synth[1], threads
+
+
 def test_every_simd_path(scratch, synth):
     """Those that this CPU has; the others are refused."""
     with open("/proc/cpuinfo") as info:
