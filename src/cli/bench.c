@@ -17,6 +17,7 @@ typedef struct contest {
     const char *config; /* behind source.path and target.path */
     bool mixture;       /* what the source is */
     bool copies;        /* the floor copies the source */
+    unsigned threads;   /* that write, on each rank */
 } contest;
 
 #define UPCYCLE(more) "upcycle:\n  experts: 8\n" more "target:\n  expert_parallel: 8\n"
@@ -24,25 +25,26 @@ typedef struct contest {
 /* Resharding keeps the expert-parallel size of the source, so that what is written is as much as
  * what there is to copy. */
 static const contest contests[] = {
-    {"drop", "drop 0.5 to moe-recipes", UPCYCLE("  ratio: 0.5\n"), false, false},
-    {"drop-all", "drop 1 to moe-recipes", UPCYCLE("  ratio: 1\n"), false, false},
-    {"naive", "naive to moe-recipes", UPCYCLE("  method: naive\n"), false, false},
+    {"drop", "drop 0.5 to moe-recipes", UPCYCLE("  ratio: 0.5\n"), false, false, 0},
+    {"drop-threads", "drop 0.5, a thread writes", UPCYCLE("  ratio: 0.5\n"), false, false, 1},
+    {"drop-all", "drop 1 to moe-recipes", UPCYCLE("  ratio: 1\n"), false, false, 0},
+    {"naive", "naive to moe-recipes", UPCYCLE("  method: naive\n"), false, false, 0},
     {"reshard", "resharding 128 experts to TP4 EP2",
      "mode: reshard\ntarget:\n  format: megatron-torch\n  tensor_parallel: 4\n"
      "  expert_parallel: 2\n",
-     true, true},
-    {"huggingface", "drop 0.5 to huggingface", TO("huggingface"), false, false},
+     true, true, 0},
+    {"huggingface", "drop 0.5 to huggingface", TO("huggingface"), false, false, 0},
     {"megatron-torch", "drop 0.5 to megatron-torch",
      "upcycle:\n  experts: 8\ntarget:\n  format: megatron-torch\n  tensor_parallel: 2\n"
      "  pipeline_parallel: 2\n  expert_parallel: 4\n",
-     false, false},
+     false, false, 0},
     {"megatron-dist", "drop 0.5 to megatron-dist",
-     "upcycle:\n  experts: 8\ntarget:\n  format: megatron-dist\n", false, false},
+     "upcycle:\n  experts: 8\ntarget:\n  format: megatron-dist\n", false, false, 0},
     {"deepspeed", "drop 0.5 to deepspeed", "upcycle:\n  experts: 8\ntarget:\n  format: deepspeed\n",
-     false, false},
-    {"hdf5", "drop 0.5 to hdf5", TO("hdf5"), false, false},
+     false, false, 0},
+    {"hdf5", "drop 0.5 to hdf5", TO("hdf5"), false, false, 0},
     {"hdf5-deflate", "drop 0.5 to hdf5, deflated", TO("hdf5") "  compression: deflate\n", false,
-     false},
+     false, 0},
 };
 
 #define N_CONTESTS (sizeof contests / sizeof contests[0])
@@ -167,8 +169,9 @@ static int write_config(const mgr_benched *b, const contest *c, mgr_err *err)
 {
     const char *const behind = strstr(c->config, "target:\n") + strlen("target:\n");
     mgr_buf text = {0};
-    int rc = mgr_buf_fmt(&text, err, "source:\n  path: '%s'\n%.*s  path: '%s'\n%s", b->source,
-                         (int)(behind - c->config), c->config, b->target, behind);
+    int rc =
+        mgr_buf_fmt(&text, err, "io_threads: %u\nsource:\n  path: '%s'\n%.*s  path: '%s'\n%s",
+                    c->threads, b->source, (int)(behind - c->config), c->config, b->target, behind);
     mgr_err ignored = MGR_ERR_INIT;
     if (rc == MGR_OK)
         rc = mgr_remove_tree(b->config, &ignored);

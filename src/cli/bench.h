@@ -19,7 +19,8 @@
 #define MGR_BENCH_MAX_ROUNDS 16
 /* What --only takes, for people. */
 #define MGR_BENCH_NAMES                                                                            \
-    "kernels, reading, drop, drop-all, naive, reshard, huggingface, megatron-torch, "              \
+    "kernels, reading, drop, drop-threads, drop-all, naive, reshard, huggingface, "                \
+    "megatron-torch, "                                                                             \
     "megatron-dist, deepspeed, hdf5, hdf5-deflate"
 
 typedef struct mgr_bench_options {

@@ -26,7 +26,7 @@ import subprocess
 import sys
 
 HERE = pathlib.Path(__file__).resolve().parent
-ALL = "kernels,drop,drop-all,naive,reshard,huggingface,megatron-torch,megatron-dist,deepspeed,hdf5,hdf5-deflate"
+ALL = "kernels,drop,drop-threads,drop-all,naive,reshard,huggingface,megatron-torch,megatron-dist,deepspeed,hdf5,hdf5-deflate"
 SMALL = "157MB"
 
 
