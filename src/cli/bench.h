@@ -20,8 +20,7 @@
 /* What --only takes, for people. */
 #define MGR_BENCH_NAMES                                                                            \
     "kernels, reading, drop, drop-threads, drop-all, naive, reshard, huggingface, "                \
-    "megatron-torch, "                                                                             \
-    "megatron-dist, deepspeed, hdf5, hdf5-deflate"
+    "megatron-torch, megatron-dist, deepspeed, hdf5, hdf5-deflate"
 
 typedef struct mgr_bench_options {
     const char *scratch;   /* an existing directory on the file system to measure */

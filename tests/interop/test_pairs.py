@@ -64,6 +64,7 @@ FACTORS = {
     "ranks": [1, 2, 3, 5],
     "memory": ["2GiB", runner.LITTLE_MEMORY],
     "units": [None, "2KiB"],
+    "threads": [0, 1, 3],
     "simd": ["scalar"] + [path for path in ("avx2", "neon") if {"neon": "asimd"}.get(path, path) in CPU],
     "stopped": [None, 1, 3],  # and resumed by so many ranks
 }
@@ -181,7 +182,8 @@ class World:
         if row["construction"] == "selection by layer":  # three experts have no two ranks
             more.pop("target__expert_parallel", None)
         return runner.write_config(
-            out.with_suffix(".yaml"), source, out, memory_per_rank=row["memory"], model__vocab_size=128, **more
+            out.with_suffix(".yaml"), source, out, memory_per_rank=row["memory"], model__vocab_size=128,
+            io_threads=row["threads"], **more
         )
 
     def weights(self, out):

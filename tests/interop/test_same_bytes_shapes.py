@@ -66,8 +66,8 @@ SHAPES = {
 SOME = ("windows of some layers", "a vision tower", "FP8 in blocks", "MTP", "hybrid")
 HOW = [
     dict(np=1),
-    dict(np=3, units="2KiB", memory=runner.LITTLE_MEMORY),
-    dict(np=2, units="4KiB", simd="scalar", stopped=3),
+    dict(np=3, units="2KiB", memory=runner.LITTLE_MEMORY, threads=2),
+    dict(np=2, units="4KiB", simd="scalar", stopped=3, threads=1),
     dict(np=5, units="1KiB"),
     dict(np=2, memory=runner.LITTLE_MEMORY, simd="scalar"),
 ]
@@ -103,11 +103,11 @@ def stored(folder, way, n):
     return out
 
 
-def make(folder, source, n, changes, np, units=None, memory="2GiB", simd=None, stopped=0):
+def make(folder, source, n, changes, np, units=None, memory="2GiB", simd=None, stopped=0, threads=0):
     out = folder / f"out-{n}"
     said = json.loads((folder / "a" / "config.json").read_text())
     vocab = said.get("vocab_size") or said["text_config"]["vocab_size"]
-    more = {"target__dtype": "source", "model__vocab_size": vocab, **changes}
+    more = {"target__dtype": "source", "model__vocab_size": vocab, "io_threads": threads, **changes}
     config = runner.write_config(folder / f"out-{n}.yaml", source, out, memory_per_rank=memory, **more)
     options = (["--unit-bytes", units] if units else []) + (["--simd", simd] if simd else [])
     if stopped:
