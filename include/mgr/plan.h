@@ -3,8 +3,8 @@
  *
  * A unit is a block of rows of the logical tensors of one bundle. It is read, turned into every
  * target tensor that is defined by it, and written, all by one rank; no unit needs another one's
- * data. The plan is a pure function of layouts, definitions, rank count and memory; what is written
- * does not depend on it.
+ * data. The plan is a pure function of layouts, definitions, rank count, order of ranks and memory;
+ * what is written does not depend on it.
  */
 #ifndef MGR_PLAN_H
 #define MGR_PLAN_H
@@ -61,6 +61,9 @@ typedef struct mgr_plan_request {
     const mgr_layout *target;
     const mgr_define *defines; /* one per target tensor */
     uint32_t ranks;
+    /* [ranks]: the rank that takes the first part of the work, the second, ..., so that those of
+     * one node have neighbours, which share files; NULL: rank 0, 1, ... */
+    const uint32_t *order;
     bool moments; /* the method needs per-neuron sums before any expert can be made */
     /* FFNs that the experts of a layer are made of, a mixture's or several sources', and their
      * neurons; 0: one, the dense FFN of the model */

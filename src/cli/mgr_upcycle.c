@@ -38,9 +38,12 @@ enum {
     LOG_JSON
 };
 
+#define MOST_RANKS (UINT64_C(1) << 20) /* that a dry run plans for */
+
 static const mgr_option options[] = {
     [DRY_RUN] = {"dry-run", 'n', NULL, "read headers, print the plan, check space; write nothing"},
-    [PLAN_RANKS] = {"ranks", 0, "N", "with --dry-run: plan for N ranks, without starting MPI"},
+    [PLAN_RANKS] = {"ranks", 0, "N",
+                    "with --dry-run: plan for N ranks, or NODESxRANKS, without starting MPI"},
     [BANDWIDTH] = {"bandwidth", 0, "SIZE",
                    "with --dry-run: bytes a second of all ranks together, for the time; or "
                    "'measure'"},
@@ -138,11 +141,25 @@ static bool *switch_of(arguments *a, size_t idx)
     }
 }
 
+/* "1024", or "128x8": of 128 nodes 8 each. */
+static int take_ranks(mgr_run_options *run, const char *value, mgr_err *err)
+{
+    char nodes[32];
+    const char *const x = strchr(value, 'x');
+    if (!x || (size_t)(x - value) >= sizeof nodes)
+        return mgr_cli_uint("ranks", value, 1, MOST_RANKS, &run->plan_ranks, err);
+    snprintf(nodes, sizeof nodes, "%.*s", (int)(x - value), value);
+    MGR_TRY(mgr_cli_uint("ranks", nodes, 1, MOST_RANKS, &run->plan_ranks, err));
+    MGR_TRY(mgr_cli_uint("ranks", x + 1, 1, MOST_RANKS / run->plan_ranks, &run->plan_each, err));
+    run->plan_ranks *= run->plan_each;
+    return MGR_OK;
+}
+
 static int take_value(arguments *a, size_t idx, const char *value, mgr_err *err)
 {
     switch (idx) {
     case PLAN_RANKS:
-        return mgr_cli_uint("ranks", value, 1, 1 << 20, &a->run.plan_ranks, err);
+        return take_ranks(&a->run, value, err);
     case BANDWIDTH:
         a->run.measure = strcmp(value, "measure") == 0;
         return a->run.measure

@@ -22,7 +22,8 @@ typedef struct counter {
     seen reads, writes;
     uint64_t times; /* that the unit at hand is read */
     uint32_t rank;  /* whose it is */
-    uint8_t *open;  /* [ranks][files of source and target]: has the rank had it open? */
+    uint64_t *open; /* [ranks][words]: a bit for each file that it opens, first the source's */
+    size_t words, source_words;
 } counter;
 
 /* The step of a size, and the least size of a step. */
@@ -50,11 +51,9 @@ static uint64_t median_of(const seen *s)
 
 static void note(counter *c, seen *s, size_t file, uint64_t bytes, uint64_t times)
 {
-    const mgr_job *const job = c->engine.job;
-    const size_t files = job->source.cat.n_files + job->target.cat.n_files;
     s->of_size[step_of(bytes)] += times;
     s->n += times;
-    c->open[c->rank * files + file] = 1;
+    c->open[c->rank * c->words + file / 64] |= UINT64_C(1) << file % 64;
 }
 
 static void see_read(void *context, uint32_t file, uint64_t bytes)
@@ -76,7 +75,7 @@ static void box_writes(counter *c, const mgr_box *box, uint64_t row, uint64_t n)
     const uint64_t all = box->transposed ? box->cols : end - from;
     const uint64_t one =
         (box->transposed ? end - from : box->cols) * (uint64_t)mgr_dtype_size(s->dtype);
-    const size_t file = job->source.cat.n_files + s->file;
+    const size_t file = 64 * c->source_words + s->file;
     if (all / step)
         note(c, &c->writes, file, step * one, all / step);
     if (all % step)
@@ -235,32 +234,68 @@ static int count_group(counter *c, const mgr_group *group, mgr_calls *out, mgr_e
     return MGR_OK;
 }
 
+static uint64_t count_bits(const uint64_t *words, size_t n)
+{
+    uint64_t bits = 0;
+    for (size_t i = 0; i < n; i++)
+        bits += (uint64_t)__builtin_popcountll(words[i]);
+    return bits;
+}
+
+/* Is it the first place of its node? */
+static bool begins_node(const mgr_places *p, uint32_t place)
+{
+    return place == 0 || p->node[p->rank[place]] != p->node[p->rank[place - 1]];
+}
+
+/* The files of a node are put together in the bits of the first of its ranks. */
+static void add_up_nodes(const counter *c, mgr_calls *out)
+{
+    const mgr_places *const places = &c->engine.job->places;
+    uint64_t *node = c->open;
+    for (uint32_t p = 0; places->nodes && p < places->n; p++) {
+        const uint64_t *const rank = c->open + places->rank[p] * c->words;
+        if (begins_node(places, p))
+            node = c->open + places->rank[p] * c->words;
+        for (size_t w = 0; w < c->words; w++)
+            node[w] |= rank[w];
+    }
+    for (uint32_t p = 0; places->nodes && p < places->n; p++) {
+        if (!begins_node(places, p))
+            continue;
+        const uint64_t n = count_bits(c->open + places->rank[p] * c->words, c->words);
+        out->node_files += n;
+        out->most_node_files = n > out->most_node_files ? n : out->most_node_files;
+    }
+}
+
 static void add_up(const counter *c, mgr_calls *out)
 {
-    const mgr_job *const job = c->engine.job;
-    const size_t files = job->source.cat.n_files + job->target.cat.n_files;
     out->reads = c->reads.n;
     out->writes = c->writes.n;
     out->median_read = median_of(&c->reads);
     out->median_write = median_of(&c->writes);
-    for (uint32_t r = 0; r < job->plan.ranks; r++) {
-        uint64_t n = 0;
-        for (size_t f = 0; f < files; f++)
-            n += c->open[r * files + f];
+    for (uint32_t r = 0; r < c->engine.job->plan.ranks; r++) {
+        const uint64_t *const words = c->open + r * c->words;
+        const uint64_t n = count_bits(words, c->words);
         out->opens += n;
+        out->write_opens += count_bits(words + c->source_words, c->words - c->source_words);
         out->most_opens = n > out->most_opens ? n : out->most_opens;
     }
+    add_up_nodes(c, out);
 }
 
 int mgr_engine_count(mgr_job *job, mgr_calls *out, mgr_err *err)
 {
     const mgr_plan *const plan = &job->plan;
-    counter c = {.engine = {.job = job}, .selection = {.layer = MGR_NONE}};
+    counter c = {.engine = {.job = job},
+                 .selection = {.layer = MGR_NONE},
+                 .source_words = (job->source.cat.n_files + 63) / 64};
+    c.words = c.source_words + (job->target.cat.n_files + 63) / 64;
     *out = (mgr_calls){.collective = OUTSIDE_GROUPS + mgr_sum_calls(plan->n_groups)};
     int rc = mgr_alloc(&c.used, plan->ranks, sizeof *c.used, err);
     if (rc == MGR_OK)
-        rc =
-            mgr_alloc(&c.open, plan->ranks, job->source.cat.n_files + job->target.cat.n_files, err);
+        rc = mgr_alloc(&c.open, plan->ranks, c.words * sizeof *c.open, err);
     if (rc == MGR_OK)
         rc = mgr_turns_init(&c.engine.unit, 1, plan->unit_bytes, err);
     if (rc == MGR_OK && job->method)

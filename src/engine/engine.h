@@ -115,11 +115,13 @@ int mgr_engine_run(mgr_job *job, const mgr_engine_options *options, mgr_extents 
 
 /* Calls that read from sources and write weights, of all ranks, and the engine's collective ones;
  * what half of them move at least (in steps of an eighth of a power of two); and how often a file
- * is opened, by all ranks and by the one that opens most. */
+ * is opened, by all ranks, for writing among them, and by the one that opens most. Of nodes, where
+ * they are known, the same: there a file counts once, whoever of its ranks open it. */
 typedef struct mgr_calls {
     uint64_t reads, writes, collective;
     uint64_t median_read, median_write;
-    uint64_t opens, most_opens;
+    uint64_t opens, write_opens, most_opens;
+    uint64_t node_files, most_node_files;
 } mgr_calls;
 
 /* Those that a whole run of this plan makes. Local. */

@@ -75,6 +75,7 @@ typedef struct mgr_job {
     mgr_comm *comm;
     uint32_t rank, ranks;
     uint32_t plan_ranks; /* that the plan is for: `ranks`, but for a dry run that asks otherwise */
+    mgr_places places;   /* of these ranks; without nodes where a dry run is not told them */
     uint64_t unit_min;   /* as mgr_plan_request has it */
     uint32_t io_threads; /* the same, of every rank */
 

@@ -11,9 +11,10 @@
 /* Threads may count at once; the rank's own has parsed it by then. */
 static struct {
     int parsed, sys, signal, only_rank;
+    uint32_t nodes;
     _Atomic long left;
     char call[16];
-} plan = {0, 0, 0, -1, 0, ""};
+} plan = {.only_rank = -1};
 
 static int my_rank = -1;
 
@@ -35,16 +36,27 @@ static int errno_of(const char *name)
     return EIO;
 }
 
+/* "word:number,": what stands before the fault. */
+static int number_before(const char **text, const char *word, long *number)
+{
+    char *end;
+    if (strncmp(*text, word, strlen(word)) != 0)
+        return 0;
+    *number = strtol(*text + strlen(word), &end, 10);
+    *text = *end == ',' ? end + 1 : end;
+    return 1;
+}
+
 static void parse(const char *text)
 {
+    long number;
     plan.parsed = 1;
     if (!text)
         return;
-    if (strncmp(text, "rank:", 5) == 0) {
-        char *end;
-        plan.only_rank = (int)strtol(text + 5, &end, 10);
-        text = *end == ',' ? end + 1 : end;
-    }
+    if (number_before(&text, "nodes:", &number))
+        plan.nodes = (uint32_t)number;
+    if (number_before(&text, "rank:", &number))
+        plan.only_rank = (int)number;
     const size_t len = strcspn(text, ":");
     if (text[len] != ':' || len >= sizeof plan.call)
         return;
@@ -54,6 +66,13 @@ static void parse(const char *text)
     const char *const last = *end == ':' ? end + 1 : "";
     plan.signal = strcmp(last, "kill") == 0 ? SIGKILL : strcmp(last, "term") == 0 ? SIGTERM : 0;
     plan.sys = errno_of(last);
+}
+
+uint32_t mgr_fault_nodes(void)
+{
+    if (!plan.parsed)
+        parse(getenv("MGR_FAULT"));
+    return plan.nodes;
 }
 
 int mgr_fault(const char *call)

@@ -344,28 +344,29 @@ static uint64_t cost(const mgr_unit *unit, bool summed)
     return (unread ? 0 : unit->in_bytes) + (unit->done ? 0 : unit->out_bytes);
 }
 
-static uint32_t least_loaded(const uint64_t *load, uint32_t ranks)
+static uint32_t least_loaded(const uint64_t *load, uint32_t places)
 {
     uint32_t least = 0;
-    for (uint32_t r = 1; r < ranks; r++)
-        if (load[r] < load[least])
-            least = r;
+    for (uint32_t p = 1; p < places; p++)
+        if (load[p] < load[least])
+            least = p;
     return least;
 }
 
-/* The first rank from `rank` on whose share a unit fits in, or nearly; `ranks` if there is none. */
-static uint32_t next_with_room(const uint64_t *load, uint32_t ranks, uint32_t rank, uint64_t bytes,
-                               uint64_t share)
+/* The first place from `place` on whose share a unit fits in, or nearly; `places` if there is none.
+ */
+static uint32_t next_with_room(const uint64_t *load, uint32_t places, uint32_t place,
+                               uint64_t bytes, uint64_t share)
 {
-    while (rank < ranks && load[rank] + bytes / 2 > share)
-        rank++;
-    return rank;
+    while (place < places && load[place] + bytes / 2 > share)
+        place++;
+    return place;
 }
 
 /* Deal each group so that, after it, every rank has done the same share of all bytes so far: ranks
- * take consecutive units, and what one group leaves uneven the next one evens out. Units larger
- * than the shares, as with more ranks than units, go to whoever has least. */
-static int deal(mgr_plan *plan, mgr_err *err)
+ * take consecutive units, in their order, and what one group leaves uneven the next one evens out.
+ * Units larger than the shares, as with more ranks than units, go to whoever has least. */
+static int deal(mgr_plan *plan, const uint32_t *order, mgr_err *err)
 {
     uint64_t *load = NULL;
     MGR_TRY(mgr_alloc(&load, plan->ranks, sizeof *load, err));
@@ -377,17 +378,18 @@ static int deal(mgr_plan *plan, mgr_err *err)
         for (uint32_t u = 0; u < group->n_units; u++)
             sum += cost(&units[u], summed);
         const uint64_t share = sum / plan->ranks + 1;
-        uint32_t rank = 0;
+        uint32_t next = 0;
         for (uint32_t u = 0; u < group->n_units; u++) {
             const uint64_t bytes = cost(&units[u], summed);
-            rank = next_with_room(load, plan->ranks, rank, bytes, share);
-            units[u].rank = rank < plan->ranks ? rank : least_loaded(load, plan->ranks);
-            load[units[u].rank] += bytes;
+            next = next_with_room(load, plan->ranks, next, bytes, share);
+            const uint32_t place = next < plan->ranks ? next : least_loaded(load, plan->ranks);
+            units[u].rank = order ? order[place] : place;
+            load[place] += bytes;
         }
     }
-    for (uint32_t rank = 0; rank < plan->ranks; rank++)
-        if (load[rank] > plan->max_rank_bytes)
-            plan->max_rank_bytes = load[rank];
+    for (uint32_t place = 0; place < plan->ranks; place++)
+        if (load[place] > plan->max_rank_bytes)
+            plan->max_rank_bytes = load[place];
     mgr_free(load);
     return MGR_OK;
 }
@@ -549,7 +551,7 @@ int mgr_plan_make(mgr_plan *plan, const mgr_plan_request *r, mgr_err *err)
     if (rc == MGR_OK)
         rc = cut_others(plan, r, wanted, expert, gathered, err);
     if (rc == MGR_OK)
-        rc = deal(plan, err);
+        rc = deal(plan, r->order, err);
     if (rc != MGR_OK)
         mgr_plan_clear(plan);
     return rc;

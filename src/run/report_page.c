@@ -248,6 +248,21 @@ static uint64_t collective_calls(const mgr_job *job, const mgr_run_options *opti
            (options->write.progress > 0 ? 1 : 0);
 }
 
+/* What a metadata server sees, at least. Rank 0 makes each file, writes its header when all is
+ * there, and reads that back; a rank syncs what it wrote before its journal's last block and when
+ * it closes it. */
+static void print_metadata(const mgr_job *job, const mgr_calls *calls)
+{
+    const uint64_t files = job->target.cat.n_files, ranks = job->plan.ranks;
+    mgr_report_line("metadata",
+                    "at least %llu creates, %llu opens, %llu fsyncs, 2 renames; each %g s one more "
+                    "fsync for each file that a rank has open",
+                    (unsigned long long)(files + ranks),
+                    (unsigned long long)(calls->opens + job->source.cat.n_files + 2 * files),
+                    (unsigned long long)(2 * calls->write_opens + files + ranks),
+                    MGR_JOURNAL_SECONDS);
+}
+
 static void print_calls(mgr_job *job, const mgr_run_options *options)
 {
     mgr_calls calls;
@@ -265,6 +280,11 @@ static void print_calls(mgr_job *job, const mgr_run_options *options)
     mgr_report_line("opened", "%zu + %zu files, %llu times by all ranks, at most %llu by one",
                     job->source.cat.n_files, job->target.cat.n_files,
                     (unsigned long long)calls.opens, (unsigned long long)calls.most_opens);
+    print_metadata(job, &calls);
+    if (job->places.nodes)
+        mgr_report_line("nodes", "%u; a file once on each: %llu opened by all, at most %llu by one",
+                        job->places.nodes, (unsigned long long)calls.node_files,
+                        (unsigned long long)calls.most_node_files);
 }
 
 static void print_details(mgr_job *job)

@@ -33,6 +33,7 @@ typedef struct mgr_run_options {
     size_t n_sets;
     int verbosity;       /* -1 quiet, 0, 1 verbose */
     uint64_t plan_ranks; /* of a dry run: plan for so many ranks, 0: for those that run */
+    uint64_t plan_each;  /* ... of which so many are on a node, 0: not stated */
     uint64_t bandwidth;  /* of a dry run: bytes a second of all ranks together, 0: not stated */
     bool measure;        /* of a dry run: measure it */
     uint64_t unit_min;   /* bytes of the smallest unit of work, 0: as it is best */

@@ -11,6 +11,7 @@
 #include "form/sidecar.h"
 #include "form/strange.h"
 #include "io/cores.h"
+#include "io/fault.h"
 #include "io/file.h"
 #include "run/branches.h"
 #include "run/found.h"
@@ -560,10 +561,24 @@ static int look_around(mgr_job *job, uint64_t *baseline, mgr_err *err)
     return rc;
 }
 
-static int plan(mgr_job *job, mgr_err *err)
+/* Those that run, or those that a dry run is told of. */
+static int find_places(mgr_job *job, const mgr_run_options *o, mgr_err *err)
+{
+    MGR_TRY(mgr_comm_places(job->comm, mgr_fault_nodes(), &job->places, err));
+    if (!o->plan_ranks)
+        return MGR_OK;
+    mgr_places_clear(&job->places);
+    return o->plan_each
+               ? mgr_places_even(&job->places, job->plan_ranks, (uint32_t)o->plan_each, err)
+               : MGR_OK;
+}
+
+static int plan(mgr_job *job, const mgr_run_options *o, mgr_err *err)
 {
     uint64_t base;
-    int rc = describe_source(job, err);
+    int rc = find_places(job, o, err);
+    if (rc == MGR_OK)
+        rc = describe_source(job, err);
     if (rc == MGR_OK)
         rc = mgr_run_concat(job, err);
     if (rc == MGR_OK)
@@ -658,7 +673,7 @@ static int prepare(mgr_job *job, const mgr_run_options *o, mgr_err *err)
     const double found = mgr_now();
     mgr_say_phase("plan");
     if (rc == MGR_OK)
-        rc = plan(job, err);
+        rc = plan(job, o, err);
     if (rc == MGR_OK)
         rc = mgr_agree(job->comm, config_id(job, err), err);
     if (rc == MGR_OK)

@@ -105,6 +105,7 @@ int mgr_run_replan(mgr_job *job, const mgr_piece *done, size_t n_done, mgr_err *
         .target = &job->target.layout,
         .defines = job->defines,
         .ranks = job->plan_ranks ? job->plan_ranks : job->ranks,
+        .order = job->places.rank,
         .moments = job->moments,
         .ffns = job->recipe.from ? job->recipe.sources : 0,
         .neurons = job->recipe.source_width,
@@ -550,6 +551,7 @@ void mgr_job_clear(mgr_job *job)
     if (job->target_format && job->target_format->release)
         job->target_format->release(job->target_state);
     mgr_plan_clear(&job->plan);
+    mgr_places_clear(&job->places);
     mgr_side *const sides[] = {&job->source, &job->target};
     for (int i = 0; i < 2; i++) {
         mgr_layout_clear(&sides[i]->layout);

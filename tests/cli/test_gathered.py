@@ -42,6 +42,26 @@ class Gathered(Faulty):
                     self.assertEqual(result.status, 0, str(result))
                     self.assert_complete(str(result))
 
+    def test_nodes_are_not_seen(self):
+        """The same bytes where ranks go round nodes, and work is dealt in another order than theirs; such a run goes
+        on, too, on other nodes and in their order."""
+        for way in ("permuted", "dist"):
+            self.begin(**WAYS[way])
+            for np, nodes in ((3, 2), (5, 2), (6, 4)):
+                with self.subTest(way=way, ranks=np, nodes=nodes):
+                    self.clean()
+                    result = runner.upcycle(self.config, np=np, options=SMALL, env={"MGR_FAULT": "nodes:%d" % nodes})
+                    self.assertEqual(result.status, 0, str(result))
+                    self.assert_complete(str(result))
+            self.clean()
+            stop = {"MGR_FAULT": "nodes:2,rank:1,pwrite:20:term"}
+            options = ["--journal", "0", *SMALL]
+            result = runner.upcycle(self.config, np=3, options=options, env=stop)
+            self.assertEqual(result.status, runner.INTERRUPTED, str(result))
+            result = runner.upcycle(self.config, np=5, options=["--resume", *SMALL], env={"MGR_FAULT": "nodes:3"})
+            self.assertEqual(result.status, 0, str(result))
+            self.assert_complete(str(result))
+
     def test_rows_are_written_together(self):
         """In windows of a unit with few ranks and in whole matrices with as many experts; not one by one, which
         would be 4 x 96 for each of gate and up."""

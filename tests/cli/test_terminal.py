@@ -173,6 +173,39 @@ class Terminal(unittest.TestCase):
                 self.same(page.out, done.out, np)
                 self.assertEqual(self.calls(page.out), self.calls(done.out))
 
+    def test_nodes_share_files(self):
+        """Stated, or those that run; ranks that go round nodes get the work of those that are numbered node by node."""
+        config = self.config("nodes", target__expert_parallel=4)
+        nodes = lambda text: re.search(r"(?m)^nodes +(\d+); a file once on each: (\d+) opened by all, at most (\d+)", text)
+        of = {}
+        for ranks in ("6", "3x2", "1x6", "6x1"):
+            page = self.alone("--dry-run", "-v", "--ranks", ranks, "--unit-bytes", 4096, config)
+            self.assertEqual(page.status, 0, str(page))
+            self.assertIn(" 6 ranks read ", page.out)
+            found = nodes(page.out)
+            of[ranks] = found and tuple(map(int, found.groups()))
+            times, most = map(int, re.search(r"(?m)^opened .* (\d+) times by all ranks, at most (\d+) by", page.out).groups())
+        self.assertIsNone(of["6"])
+        self.assertEqual((of["1x6"][0], of["6x1"]), (1, (6, times, most)))
+        self.assertTrue(of["1x6"][1] < of["3x2"][1] < of["6x1"][1], of)
+        round_them = {"MGR_FAULT": "nodes:3"}
+        page = runner.upcycle(config, np=6, options=["--dry-run", "-v", "--unit-bytes", 4096], env=round_them)
+        self.assertEqual(tuple(map(int, nodes(page.out).groups())), of["3x2"])
+        for wrong in ("3x0", "x3", "3x", "3x2x1", "1024x2048"):
+            self.assertEqual(self.alone("--dry-run", "--ranks", wrong, config).status, runner.USAGE, wrong)
+
+    @unittest.skipIf(runner.SANITIZED, "what is preloaded comes before the sanitizer")
+    def test_metadata_are_what_the_run_does(self):
+        """Each file of weights is synced as often as the page says, but for the journal's every 20 s."""
+        config, log = self.config("synced", target__expert_parallel=4), self.place / "fsync.log"
+        page = self.alone("--dry-run", "-v", "--ranks", 3, "--unit-bytes", 4096, config)
+        said = re.search(r"(?m)^metadata +at least (\d+) creates, (\d+) opens, (\d+) fsyncs, 2 renames", page.out)
+        env = {"LD_PRELOAD": os.environ["MGR_LOG_FSYNC"], "LOG_FSYNC": str(log)}
+        done = runner.upcycle(config, np=3, options=["--unit-bytes", 4096], env=env)
+        self.assertEqual(done.status, 0, str(done))
+        synced = [line for line in log.read_text().splitlines() if re.search(r"/(model-\S+\.safetensors|rank-\d+)$", line)]
+        self.assertEqual((len(set(synced)), len(synced)), (int(said[1]), int(said[3])), page.out)
+
     def test_a_page_of_what_would_not_fit(self):
         """Headers alone, with the right checksums, are enough for a plan; it says what there is no room for, and that."""
         sparse, full = self.place / "sparse", {"MGR_FAULT": "space:1"}

@@ -8,6 +8,7 @@
 #include "mgr/upcycle.h"
 #include "model/huggingface.h"
 #include "model/megatron.h"
+#include "par/places.h"
 #include "support/check.h"
 
 typedef struct world {
@@ -156,19 +157,20 @@ static void check_even(const mgr_plan *plan)
     CHECK(plan->max_rank_bytes <= mean + largest + 1);
 }
 
+static const mgr_model small = {.layers = 5,
+                                .hidden = 192,
+                                .ffn = 520,
+                                .heads = 8,
+                                .kv_groups = 4,
+                                .head_dim = 24,
+                                .vocab = 1000,
+                                .dtype = MGR_DTYPE_BF16};
+
 static void test_small(void)
 {
-    const mgr_model m = {.layers = 5,
-                         .hidden = 192,
-                         .ffn = 520,
-                         .heads = 8,
-                         .kv_groups = 4,
-                         .head_dim = 24,
-                         .vocab = 1000,
-                         .dtype = MGR_DTYPE_BF16};
     static const uint64_t memory[] = {UINT64_C(6) << 20, UINT64_C(64) << 20, UINT64_C(2) << 30};
     world w;
-    make_world(&w, &m, 2, 2, 8);
+    make_world(&w, &small, 2, 2, 8);
     for (uint32_t ranks = 1; ranks <= 65; ranks += 8)
         for (size_t k = 0; k < 3; k++) {
             mgr_err err = MGR_ERR_INIT;
@@ -187,6 +189,42 @@ static void test_small(void)
     const mgr_plan_request tiny = request_of(&w, 2, 1 << 20);
     CHECK_INT(mgr_plan_make(&plan, &tiny, &err), MGR_ERR_CONFIG);
     CHECK_HAS(err.msg, "memory_per_rank leaves 1.00 MiB for buffers, this model needs ");
+    clear_world(&w);
+}
+
+/* Ranks go round 8 nodes: work is dealt node by node, as it is without an order place by place. */
+static void test_order(void)
+{
+    enum { RANKS = 61, NODES = 8 };
+    uint64_t host[RANKS];
+    world w;
+    mgr_err err = MGR_ERR_INIT;
+    mgr_plan plain, placed;
+    mgr_places places;
+    for (uint32_t r = 0; r < RANKS; r++)
+        host[r] = 1000 - r % NODES; /* numbers of their own, of no order */
+    make_world(&w, &small, 2, 2, 8);
+    CHECK_INT(mgr_places_make(&places, host, RANKS, &err), MGR_OK);
+    CHECK_INT(places.nodes, NODES);
+    mgr_plan_request r = request_of(&w, RANKS, UINT64_C(64) << 20);
+    r.unit_min = 4096;
+    CHECK_INT(mgr_plan_make(&plain, &r, &err), MGR_OK);
+    r.order = places.rank;
+    CHECK_INT(mgr_plan_make(&placed, &r, &err), MGR_OK);
+    check_plan(&w, &placed, r.memory);
+    check_even(&placed);
+    CHECK_INT(placed.n_units, plain.n_units);
+    CHECK_INT(placed.max_rank_bytes, plain.max_rank_bytes);
+    for (size_t u = 0; u < plain.n_units; u++)
+        CHECK_INT(placed.units[u].rank, places.rank[plain.units[u].rank]);
+    for (uint32_t p = 0; p < RANKS; p++) { /* 8 of each of the first 5 nodes, 7 of the others */
+        const uint32_t node = p < 40 ? p / 8 : 5 + (p - 40) / 7, at = p < 40 ? p % 8 : (p - 40) % 7;
+        CHECK_INT(places.rank[p], node + NODES * at);
+        CHECK_INT(places.node[places.rank[p]], node);
+    }
+    mgr_plan_clear(&plain);
+    mgr_plan_clear(&placed);
+    mgr_places_clear(&places);
     clear_world(&w);
 }
 
@@ -292,6 +330,7 @@ static void test_405b(void)
 int main(void)
 {
     test_small();
+    test_order();
     test_around_what_is_done();
     test_405b();
     return CHECK_DONE();
