@@ -75,7 +75,9 @@ typedef struct mgr_layout {
     mgr_object *objects; /* targets only */
     size_t n_objects, cap_objects;
     size_t *first_box; /* [tensors->n + 1], after finish */
-    uint8_t *used;     /* per stored tensor of cat: found so far */
+    uint32_t *in_file; /* stored tensors by file, in their order; targets only, after finish: ... */
+    size_t *first_in_file, n_in_file; /* ... of file f from [f] to [f + 1], for f < n_in_file */
+    uint8_t *used;                    /* per stored tensor of cat: found so far */
     struct mgr_name_index *index;
     bool transposed;     /* some box is: work on whole matrices pays */
     int32_t *file_owner; /* per file: expert-parallel rank, -1 for shared weights; may be NULL */
@@ -129,6 +131,10 @@ int mgr_layout_compose(mgr_layout *layout, const mgr_layout *from, const uint32_
  * their values. Errors: MGR_ERR_FORMAT naming the tensor (a source), MGR_ERR_INTERNAL (a target).
  * Local. */
 int mgr_layout_finish(mgr_layout *layout, mgr_err *err) MGR_NODISCARD;
+
+/* The *n stored tensors of a target's file, in the catalogue's order; valid as long as the layout
+ * is finished and no other is added. Pure. */
+const uint32_t *mgr_layout_in_file(const mgr_layout *layout, uint32_t file, size_t *n);
 
 /* The type of the weight as the checkpoint has it, whatever is read in its place. Pure. */
 mgr_dtype mgr_layout_type(const mgr_layout *layout, uint32_t tensor);

@@ -90,7 +90,7 @@ typedef struct mgr_map {
     uint32_t n_selected[MGR_MATRIX_COUNT]; /* |S|; 0 of a matrix that is left as it is */
     uint32_t *origin;                      /* [w]; NULL: neuron i comes from neuron i */
     uint32_t *selected[MGR_MATRIX_COUNT];  /* [n_selected] S, expert neurons, ascending; without
-                                              `independent` the first is for all */
+                                              `independent` the first is for all; NULL: not drawn */
     float scale[MGR_MATRIX_COUNT];         /* 1: as it is */
     uint32_t *work; /* [F], to work with where the recipe cuts shuffled replicas */
 } mgr_map;

@@ -285,6 +285,16 @@ static void add_up(const counter *c, mgr_calls *out)
     add_up_nodes(c, out);
 }
 
+/* Which neurons are drawn anew decides no call, only how many. */
+static int select_none(counter *c, mgr_err *err)
+{
+    const mgr_job *const job = c->engine.job;
+    MGR_TRY(mgr_selection_init(&c->selection, job, err));
+    for (uint32_t e = 0; e < job->target.tensors.model.experts; e++)
+        memset(c->selection.maps[e].selected, 0, sizeof c->selection.maps[e].selected);
+    return MGR_OK;
+}
+
 int mgr_engine_count(mgr_job *job, mgr_calls *out, mgr_err *err)
 {
     const mgr_plan *const plan = &job->plan;
@@ -299,7 +309,7 @@ int mgr_engine_count(mgr_job *job, mgr_calls *out, mgr_err *err)
     if (rc == MGR_OK)
         rc = mgr_turns_init(&c.engine.unit, 1, plan->unit_bytes, err);
     if (rc == MGR_OK && job->method)
-        rc = mgr_selection_init(&c.selection, job, err);
+        rc = select_none(&c, err);
     for (size_t g = 0; rc == MGR_OK && g < plan->n_groups; g++)
         rc = count_group(&c, &plan->groups[g], out, err);
     if (rc == MGR_OK)

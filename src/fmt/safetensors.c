@@ -539,6 +539,18 @@ static int write_entry(const mgr_safetensors_entry *entry, mgr_buf *out, mgr_err
                        entry->end);
 }
 
+/* Blanks, until what is behind `start` is a multiple of `align`, a power of two. */
+static int pad(mgr_buf *out, size_t start, uint32_t align, mgr_err *err)
+{
+    char blanks[256];
+    memset(blanks, ' ', sizeof blanks);
+    for (size_t left = -(out->len - start) & (align - 1), n; left > 0; left -= n) {
+        n = left < sizeof blanks ? left : sizeof blanks;
+        MGR_TRY(mgr_buf_add(out, blanks, n, err));
+    }
+    return MGR_OK;
+}
+
 static int write_header(const mgr_safetensors_entry *entries, size_t n, uint32_t align,
                         mgr_buf *out, mgr_err *err)
 {
@@ -549,8 +561,7 @@ static int write_header(const mgr_safetensors_entry *entries, size_t n, uint32_t
     for (size_t i = 0; i < n; i++)
         MGR_TRY(write_entry(&entries[i], out, err));
     MGR_TRY(mgr_buf_text(out, "}", err));
-    while ((out->len - start) % align != 0)
-        MGR_TRY(mgr_buf_text(out, " ", err));
+    MGR_TRY(pad(out, start, align, err));
     const uint64_t len = out->len - start - LENGTH_BYTES;
     if (len > MAX_HEADER)
         return mgr_fail(err, MGR_ERR_UNSUPPORTED,

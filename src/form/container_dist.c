@@ -61,14 +61,14 @@ static int place_dist_container(mgr_layout *layout, uint32_t file, const void *c
     (void)context;
     mgr_catalogue *const cat = layout->cat;
     uint64_t first = 0, at = 0;
+    size_t n;
+    const uint32_t *const list = mgr_layout_in_file(layout, file, &n);
     if (has_objects(layout, file))
         MGR_TRY(mgr_container_dist_object(&first, &at, err));
-    for (size_t i = 0; i < cat->n_stored; i++) {
-        mgr_stored *const s = &cat->stored[i];
+    for (size_t i = 0; i < n; i++) {
+        mgr_stored *const s = &cat->stored[list[i]];
         const mgr_torch_tensor tensor = tensor_of(s);
         mgr_torch_item item;
-        if (s->file != file)
-            continue;
         MGR_TRY(mgr_torch_item_layout(&tensor, &item, err));
         s->offset = at + item.data;
         at += item.total;
@@ -115,11 +115,12 @@ static int finish_dist_container(const mgr_layout *layout, uint32_t file, const 
 {
     (void)context;
     const mgr_catalogue *const cat = layout->cat;
+    size_t n;
+    const uint32_t *const list = mgr_layout_in_file(layout, file, &n);
     if (has_objects(layout, file))
         MGR_TRY(put_objects(sink, err));
-    for (size_t i = 0; i < cat->n_stored; i++)
-        if (cat->stored[i].file == file)
-            MGR_TRY(put_item(&cat->stored[i], crc[i], sink, err));
+    for (size_t i = 0; i < n; i++)
+        MGR_TRY(put_item(&cat->stored[list[i]], crc[list[i]], sink, err));
     return MGR_OK;
 }
 

@@ -9,16 +9,14 @@ static int header(const mgr_layout *layout, uint32_t file, mgr_buf *out, mgr_err
 {
     const mgr_catalogue *const cat = layout->cat;
     mgr_safetensors_entry *entries = NULL;
-    size_t n = 0;
+    size_t n;
     uint64_t at = 0;
-    MGR_TRY(mgr_alloc(&entries, cat->n_stored, sizeof *entries, err));
-    for (size_t i = 0; i < cat->n_stored; i++) {
-        const mgr_stored *const s = &cat->stored[i];
-        if (s->file != file)
-            continue;
+    const uint32_t *const list = mgr_layout_in_file(layout, file, &n);
+    MGR_TRY(mgr_alloc(&entries, n, sizeof *entries, err));
+    for (size_t i = 0; i < n; i++) {
+        const mgr_stored *const s = &cat->stored[list[i]];
         const uint64_t bytes = mgr_stored_bytes(s);
-        entries[n++] =
-            (mgr_safetensors_entry){s->name, s->dtype, s->ndim, s->shape, at, at + bytes};
+        entries[i] = (mgr_safetensors_entry){s->name, s->dtype, s->ndim, s->shape, at, at + bytes};
         at += bytes;
     }
     const int rc = mgr_safetensors_header(entries, n, ALIGN, out, err);
@@ -31,12 +29,12 @@ static int place_safetensors_container(mgr_layout *layout, uint32_t file, const 
 {
     (void)context;
     mgr_buf text = {0};
+    size_t n;
+    const uint32_t *const list = mgr_layout_in_file(layout, file, &n);
     const int rc = header(layout, file, &text, err);
     uint64_t at = text.len;
-    for (size_t i = 0; rc == MGR_OK && i < layout->cat->n_stored; i++) {
-        mgr_stored *const s = &layout->cat->stored[i];
-        if (s->file != file)
-            continue;
+    for (size_t i = 0; rc == MGR_OK && i < n; i++) {
+        mgr_stored *const s = &layout->cat->stored[list[i]];
         s->offset = at;
         at += mgr_stored_bytes(s);
     }

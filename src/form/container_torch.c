@@ -47,9 +47,11 @@ static int emit_model(const mgr_layout *layout, uint32_t file, const char *model
     char key[24];
     MGR_TRY(mgr_pickle_text(out, model, err));
     MGR_TRY(mgr_pickle_dict_open(out, err));
-    for (size_t i = 0; i < layout->cat->n_stored; i++) {
-        const mgr_stored *const s = &layout->cat->stored[i];
-        if (s->file != file || !is_of(s->name, model))
+    size_t tensors;
+    const uint32_t *const list = mgr_layout_in_file(layout, file, &tensors);
+    for (size_t i = 0; i < tensors; i++) {
+        const mgr_stored *const s = &layout->cat->stored[list[i]];
+        if (!is_of(s->name, model))
             continue;
         snprintf(key, sizeof key, "%u", (*n)++);
         MGR_TRY(mgr_pickle_text(out, key_of(s->name), err));
@@ -122,7 +124,9 @@ static void add(archive *a, const char *name, uint64_t size, uint32_t crc, uint3
 static int archive_make(archive *a, const mgr_layout *layout, uint32_t file,
                         const mgr_torch_context *context, const uint32_t *crc, mgr_err *err)
 {
-    const size_t most = layout->cat->n_stored + 3;
+    size_t tensors;
+    const uint32_t *const list = mgr_layout_in_file(layout, file, &tensors);
+    const size_t most = tensors + 3;
     *a = (archive){0};
     MGR_TRY(mgr_alloc(&a->entries, most, sizeof *a->entries, err));
     MGR_TRY(mgr_alloc(&a->stored, most, sizeof *a->stored, err));
@@ -132,11 +136,10 @@ static int archive_make(archive *a, const mgr_layout *layout, uint32_t file,
     add(a, "byteorder", 6, mgr_crc32(0, "little", 6), MGR_NONE);
     char name[24];
     unsigned n = 0;
-    for (uint32_t i = 0; i < layout->cat->n_stored; i++) {
-        if (layout->cat->stored[i].file != file)
-            continue;
+    for (size_t i = 0; i < tensors; i++) {
         snprintf(name, sizeof name, "data/%u", n++);
-        add(a, name, mgr_stored_bytes(&layout->cat->stored[i]), crc ? crc[i] : 0, i);
+        add(a, name, mgr_stored_bytes(&layout->cat->stored[list[i]]), crc ? crc[list[i]] : 0,
+            list[i]);
     }
     add(a, "version", 2, mgr_crc32(0, "3\n", 2), MGR_NONE);
     return mgr_zip_layout(a->entries, a->n, ALIGN, &a->directory, &a->total, err);

@@ -23,7 +23,7 @@ extern const mgr_method mgr_method_scratch;
 int mgr_map_copies(const mgr_recipe *recipe, uint32_t layer, uint32_t expert, mgr_map *map,
                    mgr_err *err) MGR_NODISCARD;
 
-/* The same, with its S. Local. */
+/* The same, with its S; where that has no room, with its size alone. Local. */
 int mgr_map_selected(const mgr_recipe *recipe, uint32_t layer, uint32_t expert, mgr_map *map,
                      mgr_err *err) MGR_NODISCARD;
 

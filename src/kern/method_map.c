@@ -85,7 +85,7 @@ int mgr_map_copies(const mgr_recipe *r, uint32_t layer, uint32_t expert, mgr_map
 static int sample(const mgr_stream *stream, const mgr_recipe *r, uint32_t n, uint32_t *out,
                   mgr_err *err)
 {
-    return n ? mgr_sample(stream, r->width, n, out, err) : MGR_OK;
+    return n && out ? mgr_sample(stream, r->width, n, out, err) : MGR_OK;
 }
 
 int mgr_map_selected(const mgr_recipe *r, uint32_t layer, uint32_t expert, mgr_map *map,

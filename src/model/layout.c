@@ -93,6 +93,8 @@ void mgr_layout_clear(mgr_layout *layout)
     mgr_free(layout->fills);
     mgr_free(layout->objects);
     mgr_free(layout->first_box);
+    mgr_free(layout->in_file);
+    mgr_free(layout->first_in_file);
     mgr_free(layout->file_owner);
     *layout = (mgr_layout){0};
 }
@@ -463,6 +465,31 @@ static int check_left_over(const mgr_layout *layout, mgr_err *err)
     return MGR_OK;
 }
 
+/* So that whoever writes a file need not look through the tensors of all. */
+static int sort_by_file(mgr_layout *layout, mgr_err *err)
+{
+    const mgr_catalogue *const cat = layout->cat;
+    for (size_t i = 0; i < cat->n_stored; i++)
+        if (cat->stored[i].file >= layout->n_in_file)
+            layout->n_in_file = cat->stored[i].file + (size_t)1;
+    MGR_TRY(mgr_alloc(&layout->in_file, cat->n_stored, sizeof *layout->in_file, err));
+    MGR_TRY(mgr_alloc(&layout->first_in_file, layout->n_in_file + 2, sizeof(size_t), err));
+    for (size_t i = 0; i < cat->n_stored; i++)
+        layout->first_in_file[cat->stored[i].file + 2]++;
+    for (size_t f = 2; f < layout->n_in_file + 2; f++)
+        layout->first_in_file[f] += layout->first_in_file[f - 1];
+    for (uint32_t i = 0; i < cat->n_stored; i++) /* shifts every start by one place: now it fits */
+        layout->in_file[layout->first_in_file[cat->stored[i].file + 1]++] = i;
+    return MGR_OK;
+}
+
+const uint32_t *mgr_layout_in_file(const mgr_layout *layout, uint32_t file, size_t *n)
+{
+    *n = file < layout->n_in_file ? layout->first_in_file[file + 1] - layout->first_in_file[file]
+                                  : 0;
+    return *n ? layout->in_file + layout->first_in_file[file] : NULL;
+}
+
 int mgr_layout_finish(mgr_layout *layout, mgr_err *err)
 {
     const uint32_t n = layout->tensors->n;
@@ -483,7 +510,7 @@ int mgr_layout_finish(mgr_layout *layout, mgr_err *err)
     MGR_TRY(check_left_over(layout, err));
     for (uint32_t i = 0; i < n; i++)
         MGR_TRY(check_tensor(layout, i, err));
-    return MGR_OK;
+    return layout->declare ? sort_by_file(layout, err) : MGR_OK;
 }
 
 uint64_t mgr_box_offset(const mgr_layout *layout, const mgr_box *box, uint64_t row, uint64_t col)
