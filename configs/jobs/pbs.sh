@@ -28,8 +28,8 @@ config=$HOME/mgr-upcycle/configs/drop-8x1.5b.yaml
 # module load mpich hdf5-parallel
 
 # On Lustre, stripe the folder that the target goes into once, before the first run: one large file
-# then uses many servers.
-# lfs setstripe -c -1 -S 16M /scratch/llm
+# then uses many servers. How many, mgr-upcycle --dry-run says; for shards of 5 GB:
+# lfs setstripe -c 5 -S 16M /scratch/llm
 
 cd "${PBS_O_WORKDIR:-.}" || exit
 [ -x "$bin/mgr-upcycle" ] || { echo "no program '$bin/mgr-upcycle': edit bin in this script" >&2; exit 66; }

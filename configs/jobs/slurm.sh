@@ -26,8 +26,8 @@ bin=$HOME/mgr-upcycle/build/release/bin config=$HOME/mgr-upcycle/configs/drop-8x
 # module load mpich hdf5-parallel
 
 # On Lustre, stripe the folder that the target goes into once, before the first run: one large file
-# then uses many servers.
-# lfs setstripe -c -1 -S 16M /scratch/llm
+# then uses many servers. How many, mgr-upcycle --dry-run says; for shards of 5 GB:
+# lfs setstripe -c 5 -S 16M /scratch/llm
 
 [ -x "$bin/mgr-upcycle" ] || { echo "no program '$bin/mgr-upcycle': edit bin in this script" >&2; exit 66; }
 [ -r "$config" ] || { echo "no file '$config': edit config in this script" >&2; exit 66; }

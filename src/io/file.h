@@ -171,6 +171,10 @@ typedef struct mgr_room {
 int mgr_try_folder(const char *path, uint64_t largest, uint64_t bytes, mgr_room *room,
                    mgr_err *err) MGR_NODISCARD;
 
+/* Does the folder lie on Lustre, whose files are striped over servers as their folder says? Local.
+ */
+bool mgr_is_on_lustre(const char *directory);
+
 /* Peak (of this program, not of what it was started from) and current resident memory of this
  * process in bytes; 0 where unknown. */
 uint64_t mgr_peak_rss(void);

@@ -14,6 +14,7 @@
 #include "io/file.h"
 
 #define TMPFS_MAGIC 0x01021994
+#define LUSTRE_MAGIC 0x0BD00BD0
 
 size_t mgr_name_max(const char *directory)
 {
@@ -30,6 +31,12 @@ uint64_t mgr_file_room(const char *path)
 {
     struct stat st;
     return lstat(path, &st) == 0 && S_ISREG(st.st_mode) ? (uint64_t)st.st_blocks * 512 : 0;
+}
+
+bool mgr_is_on_lustre(const char *directory)
+{
+    struct statfs fs;
+    return mgr_fault("lustre") || (statfs(directory, &fs) == 0 && fs.f_type == LUSTRE_MAGIC);
 }
 
 static int refuse(const mgr_quota *quota, const char *path, uint64_t bytes, mgr_err *err)

@@ -147,6 +147,25 @@ static void print_quota(const mgr_room *room)
                                  "needed)");
 }
 
+#define WIDEST 64 /* stripes: on more, take all servers */
+
+/* How wide files ought to lie: what `lfs` is told before the first of them is made. */
+static void print_lustre(const mgr_job *job, const char *parent)
+{
+    const mgr_catalogue *const cat = &job->target.cat;
+    uint64_t largest = 0;
+    if (!mgr_is_on_lustre(parent))
+        return;
+    for (size_t f = 0; f < cat->n_files; f++)
+        largest = cat->files[f].bytes > largest ? cat->files[f].bytes : largest;
+    const uint64_t stripes = (largest >> 30) + 1;
+    mgr_report_line("lustre",
+                    "give this folder, before the run, a stripe for each GiB of the largest file: "
+                    "lfs setstripe -c %d -S 16M",
+                    stripes <= WIDEST ? (int)stripes : -1);
+    mgr_report_line("", "%s", parent);
+}
+
 /* What the check before this page has found; it ends a run that cannot be. */
 static void print_space(const mgr_job *job)
 {
@@ -159,6 +178,7 @@ static void print_space(const mgr_job *job)
         mgr_say(stdout, "space     %s needed, %s free\n",
                 mgr_format_bytes(mgr_run_output_bytes(job), needed, sizeof needed),
                 mgr_format_bytes(space, there, sizeof there));
+    print_lustre(job, parent);
     if (!job->room.tried) /* there is no room, as the error behind this page says */
         return;
     print_quota(&job->room);

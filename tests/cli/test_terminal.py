@@ -232,6 +232,20 @@ class Terminal(unittest.TestCase):
             (more,) = re.findall(r"the rank that has most has +([\d.]+) %", re.sub(r"\n +", " ", page.out))
             self.assertLess(float(more), 5)
 
+    def test_stripes_are_said_where_there_are_some(self):
+        config, lustre = self.config("striped"), {"MGR_FAULT": "lustre:1"}
+        self.assertNotIn("lustre", self.alone("--dry-run", config).out)
+        sparse = self.place / "striped"
+        words = ["--hidden", 8192, "--ffn", 28672, "--layers", 12, "--tp", 4]
+        made = runner.run([runner.program("mgr-synth"), sparse, "--sparse", "-q", *words])
+        self.assertEqual(made.status, 0, str(made))
+        large = runner.write_config(self.place / "large.yaml", sparse, self.place / "Mixtral-large")
+        for of, stripes in ((config, 1), (large, 5)):  # 5 GB each
+            page = runner.run([runner.program("mgr-upcycle"), "--dry-run", of], 60, env=lustre)
+            self.fits(page.out.split("\nnext ")[0])
+            said = re.sub(r"\n +", " ", page.out)
+            self.assertIn("lfs setstripe -c %d -S 16M %s\n" % (stripes, self.place), said)
+
     @staticmethod
     def calls(text):
         (line,) = re.findall(r"(?m)^calls +(\d+ reads and \d+ writes of weights, \d+ collective)$", text)
