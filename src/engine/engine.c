@@ -559,8 +559,8 @@ static const mgr_source_format *format_of(const mgr_job *job, uint32_t branch)
 static void engine_clear(mgr_engine *e)
 {
     mgr_write_behind_stop(e->behind);
-    mgr_free(e->read_files.fd);
-    mgr_free(e->write_files.fd);
+    mgr_free(e->read_files.list);
+    mgr_free(e->write_files.list);
     mgr_turns_clear(&e->unit);
     mgr_turns_clear(&e->out);
     mgr_turns_clear(&e->bounce);
@@ -656,12 +656,12 @@ static int close_files(mgr_engine *e, int failure, mgr_err *err)
     if (e->journal->fd >= 0 && !e->write_files.unsafe)
         rc = mgr_journal_flush(e->journal, &e->write_files, &e->read_extents, &e->write_extents,
                                failure != MGR_OK ? &ignored : err);
-    if (e->write_files.fd) {
+    if (e->write_files.list) {
         const int closed =
             mgr_open_files_close(&e->write_files, failure != MGR_OK || rc != MGR_OK, err);
         rc = rc != MGR_OK ? rc : closed;
     }
-    if (e->read_files.fd && mgr_open_files_close(&e->read_files, true, &ignored) != MGR_OK)
+    if (e->read_files.list && mgr_open_files_close(&e->read_files, true, &ignored) != MGR_OK)
         rc = rc != MGR_OK ? rc : MGR_ERR_IO;
     return failure != MGR_OK ? failure : rc;
 }

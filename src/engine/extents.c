@@ -1,7 +1,5 @@
 #include "engine/extents.h"
 
-#include <string.h>
-
 #include "core/mem.h"
 #include "core/str.h"
 #include "io/file.h"
@@ -13,19 +11,21 @@ int mgr_open_files_init(mgr_open_files *files, const mgr_catalogue *cat, const c
                         bool for_writing, mgr_err *err)
 {
     *files = (mgr_open_files){.cat = cat, .directory = directory, .for_writing = for_writing};
-    MGR_TRY(mgr_alloc(&files->fd, cat->n_files, sizeof *files->fd, err));
-    memset(files->fd, 0xff, cat->n_files * sizeof *files->fd);
+    MGR_TRY(mgr_alloc(&files->list, cat->n_files, sizeof *files->list, err));
+    for (size_t i = 0; i < cat->n_files; i++)
+        files->list[i].fd = -1;
     return MGR_OK;
 }
 
 bool mgr_open_files_is_full(const mgr_open_files *files, uint32_t file)
 {
-    return files->fd[file] < 0 && files->n_open >= MAX_OPEN;
+    return files->list[file].fd < 0 && files->n_open >= MAX_OPEN;
 }
 
 int mgr_open_files_get(mgr_open_files *files, uint32_t file, int *fd, mgr_err *err)
 {
-    if (files->fd[file] < 0) {
+    mgr_open_file *const f = &files->list[file];
+    if (f->fd < 0) {
         if (mgr_open_files_is_full(files, file))
             MGR_TRY(mgr_open_files_close(files, false, err));
         mgr_buf path = {0};
@@ -35,27 +35,29 @@ int mgr_open_files_get(mgr_open_files *files, uint32_t file, int *fd, mgr_err *e
         if (rc == MGR_OK)
             rc = mgr_buf_text(&path, files->cat->files[file].path, err);
         if (rc == MGR_OK)
-            rc = files->for_writing ? mgr_open_write(path.data, &files->fd[file], err)
-                                    : mgr_open_read(path.data, &files->fd[file], err);
+            rc = files->for_writing ? mgr_open_write(path.data, &f->fd, err)
+                                    : mgr_open_read(path.data, &f->fd, err);
         mgr_buf_clear(&path);
         MGR_TRY(rc);
         files->n_open++;
     }
-    *fd = files->fd[file];
+    f->written = files->for_writing;
+    *fd = f->fd;
     return MGR_OK;
 }
 
 int mgr_open_files_close(mgr_open_files *files, bool failed, mgr_err *err)
 {
     int rc = MGR_OK;
-    for (size_t i = 0; files->fd && i < files->cat->n_files; i++) {
-        if (files->fd[i] < 0)
+    for (size_t i = 0; files->list && i < files->cat->n_files; i++) {
+        mgr_open_file *const f = &files->list[i];
+        if (f->fd < 0)
             continue;
-        if (files->for_writing && !failed && rc == MGR_OK)
-            rc = mgr_sync_close(files->fd[i], files->cat->files[i].path, err);
+        if (f->written && !failed && rc == MGR_OK)
+            rc = mgr_sync_close(f->fd, files->cat->files[i].path, err);
         else
-            mgr_close(files->fd[i]);
-        files->fd[i] = -1;
+            mgr_close(f->fd);
+        *f = (mgr_open_file){.fd = -1};
     }
     files->n_open = 0;
     files->unsafe |= rc != MGR_OK;
@@ -65,9 +67,12 @@ int mgr_open_files_close(mgr_open_files *files, bool failed, mgr_err *err)
 int mgr_open_files_sync(mgr_open_files *files, mgr_err *err)
 {
     int rc = MGR_OK;
-    for (size_t i = 0; rc == MGR_OK && i < files->cat->n_files; i++)
-        if (files->fd[i] >= 0)
-            rc = mgr_sync(files->fd[i], files->cat->files[i].path, err);
+    for (size_t i = 0; rc == MGR_OK && i < files->cat->n_files; i++) {
+        mgr_open_file *const f = &files->list[i];
+        if (f->written)
+            rc = mgr_sync(f->fd, files->cat->files[i].path, err);
+        f->written &= rc != MGR_OK;
+    }
     files->unsafe |= rc != MGR_OK;
     return rc;
 }

@@ -28,24 +28,31 @@ int mgr_extents_add(mgr_extents *extents, const mgr_extent *extent, mgr_err *err
 /* The first of `what` or behind in a sorted list. Pure. */
 size_t mgr_extents_find(const mgr_extents *extents, uint32_t what);
 
+typedef struct mgr_open_file {
+    int fd;       /* -1: not open */
+    bool written; /* asked for, for writing, since it was synced */
+} mgr_open_file;
+
 /* Files by index of a catalogue, opened on first use. When too many are open all are closed, those
  * for writing after fsync. */
 typedef struct mgr_open_files {
     const mgr_catalogue *cat;
     const char *directory; /* in front of the catalogue's paths; NULL for none */
-    int *fd;
+    mgr_open_file *list;
     uint32_t n_open;
     bool for_writing;
     bool unsafe; /* a sync failed: what was written since the one before it may be lost */
 } mgr_open_files;
 
-/* No file open. The caller frees files->fd when all are closed. Local. */
+/* No file open. The caller frees files->list when all are closed. Local. */
 int mgr_open_files_init(mgr_open_files *files, const mgr_catalogue *cat, const char *directory,
                         bool for_writing, mgr_err *err) MGR_NODISCARD;
+/* To be asked before each write, so that a sync knows of it. */
 int mgr_open_files_get(mgr_open_files *files, uint32_t file, int *fd, mgr_err *err) MGR_NODISCARD;
 /* Would opening this one close all others? Pure. */
 bool mgr_open_files_is_full(const mgr_open_files *files, uint32_t file);
-/* Make what was written so far durable, and leave the files open. Local. */
+/* Make what was written so far durable, and leave the files open. What has been is not synced
+ * again, here or when it is closed: a server would be asked for nothing. Local. */
 int mgr_open_files_sync(mgr_open_files *files, mgr_err *err) MGR_NODISCARD;
 /* Close all; those for writing are synced, unless `failed`. */
 int mgr_open_files_close(mgr_open_files *files, bool failed, mgr_err *err) MGR_NODISCARD;

@@ -211,7 +211,7 @@ static int check_written(recalling *r, mgr_err *err)
     for (size_t i = 0; rc == MGR_OK && i < r->written.n; i++)
         rc = check_extent(r, &files, &r->written.list[i], err);
     const int closed = mgr_open_files_close(&files, true, &ignored);
-    mgr_free(files.fd);
+    mgr_free(files.list);
     return rc != MGR_OK ? rc : closed;
 }
 

@@ -20,9 +20,9 @@ void mgr_compare_clear(mgr_compare *c)
     mgr_err ignored = MGR_ERR_INIT;
     if (c->fetcher)
         c->format->fetched(c->fetcher);
-    if (c->files.fd && mgr_open_files_close(&c->files, true, &ignored) != MGR_OK)
+    if (c->files.list && mgr_open_files_close(&c->files, true, &ignored) != MGR_OK)
         c->files.n_open = 0; /* nothing was written */
-    mgr_free(c->files.fd);
+    mgr_free(c->files.list);
     mgr_free_aligned(c->buffer);
     mgr_free(c->found);
     *c = (mgr_compare){0};

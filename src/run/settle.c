@@ -328,6 +328,6 @@ int mgr_settle_target(mgr_job *job, const char *directory, mgr_extents *written,
     if (rc == MGR_OK)
         rc = join_files(job, &extents, err);
     mgr_free(extents.list);
-    mgr_free(files.fd);
+    mgr_free(files.list);
     return rc;
 }

@@ -396,7 +396,7 @@ static int renew_fills(const mgr_job *job, const writing *w, mgr_err *err)
         }
     }
     const int closed = mgr_open_files_close(&files, rc != MGR_OK, err);
-    mgr_free(files.fd);
+    mgr_free(files.list);
     return rc != MGR_OK ? rc : closed;
 }
 

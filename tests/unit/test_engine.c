@@ -1,5 +1,6 @@
 /* engine/: lists of extents, files held open, the journal, what is recalled of it, selections. */
 #include <libdeflate.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 
 #include "core/mem.h"
@@ -124,14 +125,54 @@ static void test_files_held_open(void)
         put_file(name, "");
         CHECK_INT(mgr_open_files_get(&files, (uint32_t)i, &fd, &err), MGR_OK);
     }
-    CHECK(files.n_open <= 256 && files.fd[299] < 0); /* closed to make room, */
+    CHECK(files.n_open <= 256 && files.list[299].fd < 0); /* closed to make room, */
     char text[5] = "";
     CHECK_INT(mgr_open_files_get(&files, 299, &fd, &err), MGR_OK); /* and opened again */
     CHECK(pread(fd, text, 4, 0) == 4);
     CHECK_TEXT(text, "last");
     CHECK_INT(mgr_open_files_close(&files, false, &err), MGR_OK);
     CHECK_INT(files.n_open, 0);
-    mgr_free(files.fd);
+    mgr_free(files.list);
+    mgr_catalogue_clear(&cat);
+}
+
+static int n_syncs;
+
+int fsync(int fd) /* in the place of the system's */
+{
+    n_syncs++;
+    return (int)syscall(SYS_fsync, fd);
+}
+
+/* What was synced is not synced again until it is asked for anew; nothing that was is left out. */
+static void test_only_what_was_written_is_synced(void)
+{
+    mgr_catalogue cat = {0};
+    mgr_open_files files;
+    uint32_t file;
+    int fd;
+    const char *const names[] = {"synced-0", "synced-1", "synced-2"};
+    for (int i = 0; i < 3; i++) {
+        put_file(names[i], "");
+        CHECK_INT(mgr_catalogue_add_file(&cat, names[i], 0, &file, &err), MGR_OK);
+    }
+    static const struct {
+        bool gets[3], closes;
+        int syncs;
+    } steps[] = {{{1, 1, 0}, 0, 2}, {{0, 0, 0}, 0, 0}, {{0, 1, 1}, 0, 2},
+                 {{1, 0, 0}, 1, 1}, {{1, 1, 1}, 1, 3}, {{0, 0, 0}, 1, 0}};
+    CHECK_INT(mgr_open_files_init(&files, &cat, folder_path, true, &err), MGR_OK);
+    for (size_t s = 0; s < sizeof steps / sizeof steps[0]; s++) {
+        for (uint32_t i = 0; i < 3; i++)
+            if (steps[s].gets[i])
+                CHECK_INT(mgr_open_files_get(&files, i, &fd, &err), MGR_OK);
+        n_syncs = 0;
+        CHECK_INT(steps[s].closes ? mgr_open_files_close(&files, false, &err)
+                                  : mgr_open_files_sync(&files, &err),
+                  MGR_OK);
+        CHECK_INT(n_syncs, steps[s].syncs);
+    }
+    mgr_free(files.list);
     mgr_catalogue_clear(&cat);
 }
 
@@ -227,7 +268,7 @@ static void with_a_reader(void (*test)(mgr_engine *))
     job.plan.unit_bytes = job.plan.chunk_bytes = BYTES;
     test(&e);
     CHECK_INT(mgr_open_files_close(&e.read_files, true, &err), MGR_OK);
-    mgr_free(e.read_files.fd);
+    mgr_free(e.read_files.list);
     mgr_free(e.items);
     pieces[0] = saved;
     job.plan.unit_bytes = job.plan.chunk_bytes = 0;
@@ -255,7 +296,7 @@ static void write_journal(void)
         CHECK_INT(journal.state[u], MGR_UNIT_JOURNALED);
     }
     mgr_journal_close(&journal);
-    mgr_free(files.fd);
+    mgr_free(files.list);
     mgr_free(written.list);
 }
 
@@ -405,6 +446,7 @@ int main(void)
     set_up();
     test_a_place_in_a_list();
     test_files_held_open();
+    test_only_what_was_written_is_synced();
     with_a_reader(test_rows_are_read_to_their_place);
     with_a_reader(test_what_is_written_often_is_summed_once);
     write_journal();
