@@ -17,6 +17,7 @@
 #include "mgr/plan.h"
 #include "mgr/upcycle.h"
 #include "par/comm.h"
+#include "par/places.h"
 
 /* One side of a rewrite. */
 typedef struct mgr_side {

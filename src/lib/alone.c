@@ -63,12 +63,6 @@ int mgr_agree(mgr_comm *comm, int rc, mgr_err *err)
     return rc;
 }
 
-int mgr_comm_places(mgr_comm *comm, uint32_t pretended, mgr_places *places, mgr_err *err)
-{
-    (void)pretended;
-    return mgr_places_even(places, (uint32_t)comm->ranks, 1, err);
-}
-
 int mgr_bcast_bytes(mgr_comm *comm, mgr_buf *buf, mgr_err *err)
 {
     (void)comm, (void)buf, (void)err;

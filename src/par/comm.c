@@ -6,8 +6,6 @@
 #include <stdio.h>
 #include <string.h>
 #include <time.h>
-#define XXH_INLINE_ALL
-#include <xxhash.h>
 
 #include "core/mem.h"
 
@@ -249,37 +247,6 @@ int mgr_allgather_bytes(mgr_comm *comm, const mgr_buf *mine, mgr_buf *all, mgr_e
 int mgr_gather_bytes(mgr_comm *comm, const mgr_buf *mine, mgr_buf *all, mgr_err *err)
 {
     return gather(comm, mine, all, 0, err);
-}
-
-/* Two names of one number would only be taken for one node. */
-static uint64_t my_host(const mgr_comm *c, uint32_t pretended)
-{
-    char name[MPI_MAX_PROCESSOR_NAME + 1];
-    int len = 0;
-    if (pretended)
-        return (uint64_t)c->rank % pretended;
-    if (c->alone || MPI_Get_processor_name(name, &len) != MPI_SUCCESS)
-        len = 0;
-    return XXH3_64bits(name, (size_t)len);
-}
-
-int mgr_comm_places(mgr_comm *c, uint32_t pretended, mgr_places *places, mgr_err *err)
-{
-    const uint64_t mine = my_host(c, pretended);
-    uint64_t *all = NULL;
-    MPI_Request request;
-    *places = (mgr_places){0};
-    MGR_TRY(mgr_agree(c, mgr_alloc(&all, (size_t)c->size, sizeof *all, err), err));
-    c->calls++;
-    if (c->alone) {
-        all[0] = mine;
-    } else {
-        MPI_Iallgather(&mine, 1, MPI_UINT64_T, all, 1, MPI_UINT64_T, c->comm, &request);
-        wait_politely(&request, longest_pause((size_t)c->size * sizeof *all));
-    }
-    const int rc = mgr_agree(c, mgr_places_make(places, all, (uint32_t)c->size, err), err);
-    mgr_free(all);
-    return rc;
 }
 
 uint64_t mgr_sum_calls(size_t n)

@@ -18,7 +18,6 @@
 
 #include "core/str.h"
 #include "mgr/err.h"
-#include "par/places.h"
 
 typedef struct mgr_comm mgr_comm;
 
@@ -61,11 +60,6 @@ int mgr_sum_i64(mgr_comm *comm, int64_t *values, size_t n, mgr_err *err) MGR_NOD
 
 /* The collective calls that this takes, the agreement before it included. Pure. */
 uint64_t mgr_sum_calls(size_t n);
-
-/* The nodes of all ranks, as MPI names them; one call. For tests `pretended` says how many there
- * are, among which ranks go round; else 0. Free with mgr_places_clear. Collective. */
-int mgr_comm_places(mgr_comm *comm, uint32_t pretended, mgr_places *places,
-                    mgr_err *err) MGR_NODISCARD;
 
 /* Everyone here. Collective. */
 void mgr_barrier(mgr_comm *comm);

@@ -531,9 +531,26 @@ typedef struct place {
     mgr_cores cores;
 } place;
 
+/* The nodes of those that run, or of those that a dry run is told of. */
+static int find_places(mgr_job *job, const mgr_run_options *o, const mgr_cores *cores, mgr_err *err)
+{
+    const uint32_t pretended = mgr_fault_nodes();
+    uint64_t *host = NULL;
+    if (o->plan_ranks)
+        return o->plan_each
+                   ? mgr_places_even(&job->places, job->plan_ranks, (uint32_t)o->plan_each, err)
+                   : MGR_OK;
+    MGR_TRY(mgr_alloc(&host, job->ranks, sizeof *host, err));
+    for (uint32_t i = 0; i < job->ranks; i++)
+        host[i] = pretended ? i % pretended : cores[i].host;
+    const int rc = mgr_places_make(&job->places, host, job->ranks, err);
+    mgr_free(host);
+    return rc;
+}
+
 /* The most memory that any rank has in use before the buffers, rounded up, so that equal runs have
- * equal plans; and the threads that each rank gets. */
-static int look_around(mgr_job *job, uint64_t *baseline, mgr_err *err)
+ * equal plans; the threads that each rank gets, and the nodes. */
+static int look_around(mgr_job *job, const mgr_run_options *o, uint64_t *baseline, mgr_err *err)
 {
     place mine = {.rss = mgr_current_rss() + (mgr_comm_is_alone(job->comm) ? MPI_BYTES : 0)};
     mgr_buf text = {0}, all = {0};
@@ -555,30 +572,18 @@ static int look_around(mgr_job *job, uint64_t *baseline, mgr_err *err)
     *baseline = (*baseline + BASELINE_UNIT - 1) / BASELINE_UNIT * BASELINE_UNIT;
     if (rc == MGR_OK)
         mgr_io_threads_choose(job, cores, job->ranks);
+    if (rc == MGR_OK)
+        rc = mgr_agree(job->comm, find_places(job, o, cores, err), err);
     mgr_free(cores);
     mgr_buf_clear(&text);
     mgr_buf_clear(&all);
     return rc;
 }
 
-/* Those that run, or those that a dry run is told of. */
-static int find_places(mgr_job *job, const mgr_run_options *o, mgr_err *err)
-{
-    MGR_TRY(mgr_comm_places(job->comm, mgr_fault_nodes(), &job->places, err));
-    if (!o->plan_ranks)
-        return MGR_OK;
-    mgr_places_clear(&job->places);
-    return o->plan_each
-               ? mgr_places_even(&job->places, job->plan_ranks, (uint32_t)o->plan_each, err)
-               : MGR_OK;
-}
-
 static int plan(mgr_job *job, const mgr_run_options *o, mgr_err *err)
 {
     uint64_t base;
-    int rc = find_places(job, o, err);
-    if (rc == MGR_OK)
-        rc = describe_source(job, err);
+    int rc = describe_source(job, err);
     if (rc == MGR_OK)
         rc = mgr_run_concat(job, err);
     if (rc == MGR_OK)
@@ -591,7 +596,7 @@ static int plan(mgr_job *job, const mgr_run_options *o, mgr_err *err)
     if (rc == MGR_OK && job->found)
         rc = mgr_found_open(job, job->found, err);
     if (rc == MGR_OK)
-        rc = look_around(job, &base, err);
+        rc = look_around(job, o, &base, err);
     if (rc == MGR_OK)
         rc = mgr_agree(job->comm, mgr_run_plan(job, base, err), err);
     return rc;

@@ -82,27 +82,6 @@ static void test_sums(mgr_comm *c)
         CHECK(values[i] == (int64_t)i * size * (size + 1) / 2 - size * (INT64_C(1) << 40));
 }
 
-/* All ranks of this test share a node; pretended ones are told apart, and numbered by their lowest
- * rank. */
-static void test_places(mgr_comm *c)
-{
-    const uint32_t size = (uint32_t)mgr_comm_size(c);
-    mgr_err err = MGR_ERR_INIT;
-    mgr_places places;
-    CHECK_INT(mgr_comm_places(c, 0, &places, &err), MGR_OK);
-    CHECK_INT(places.n, size);
-    CHECK_INT(places.nodes, 1);
-    for (uint32_t r = 0; r < size; r++)
-        CHECK(places.node[r] == 0 && places.rank[r] == r);
-    mgr_places_clear(&places);
-    CHECK_INT(mgr_comm_places(c, 2, &places, &err), MGR_OK);
-    CHECK_INT(places.nodes, size < 2 ? size : 2);
-    static const uint32_t around[] = {0, 2, 1};
-    for (uint32_t r = 0; r < size && size <= 3; r++)
-        CHECK(places.node[r] == r % 2 && places.rank[r] == (size == 3 ? around[r] : r));
-    mgr_places_clear(&places);
-}
-
 static void test_progress(mgr_comm *c)
 {
     const uint64_t mine[3] = {(uint64_t)mgr_comm_rank(c), 2, 3};
@@ -127,7 +106,6 @@ int main(void)
     test_agree_many(c);
     test_exchange(c);
     test_sums(c);
-    test_places(c);
     test_progress(c);
     int64_t failures = check_failures; /* all ranks end with the same status */
     if (mgr_sum_i64(c, &failures, 1, &err) != MGR_OK)
