@@ -10,11 +10,13 @@
 
 #include "mgr/err.h"
 
-/* The most that `len` bytes become. */
+/* The most that `len` bytes become, and what it takes to pack them. */
 size_t mgr_h5_packed_bound(size_t len);
+size_t mgr_h5_pack_scratch(size_t len);
 
 /* Shuffle the bytes of elements of `element` bytes each, and deflate. *out holds
- * mgr_h5_packed_bound(len) bytes, scratch holds `len`. Local. */
+ * mgr_h5_packed_bound(len) bytes; scratch, aligned to 8 bytes, holds
+ * mgr_h5_pack_scratch(len). Local. */
 int mgr_h5_pack(const void *bytes, size_t len, size_t element, unsigned level, void *scratch,
                 void *out, size_t *out_len, mgr_err *err) MGR_NODISCARD;
 

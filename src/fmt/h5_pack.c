@@ -30,6 +30,8 @@
 #define LOOKED_AT ((size_t)4096)
 #define STRETCH ((size_t)32768)
 #define ELEMENT_MAX 8
+/* Elements that are zeros at the end, from which on they have a block of their own. */
+#define ZEROS_MIN ((size_t)256)
 
 typedef enum kind { NOISE, LITERALS, REPEATED } kind;
 
@@ -71,30 +73,67 @@ static bool repeats_itself(const unsigned char *plane, size_t n)
 
 static kind kind_of(const unsigned char *plane, size_t n)
 {
+    if (n == 0)
+        return NOISE;
     if (n < WORD || repeats_itself(plane, n))
         return REPEATED;
     return bits_of_byte(plane, n) >= NOISE_BITS ? NOISE : LITERALS;
 }
 
-/* Bytes that plane `b` has: the last one has the rest as well. */
-static size_t plane_bytes(size_t len, size_t element, size_t b)
+/* `len` bytes, shuffled: a plane has one byte of each of n elements, and the last one the rest as
+ * well. From element `used` on all are zeros, unless that is n. */
+typedef struct planes {
+    unsigned char *bytes;
+    size_t len, element, n, used;
+    kind kinds[ELEMENT_MAX];
+} planes;
+
+static size_t plane_bytes(const planes *p, size_t b)
 {
-    return b + 1 < element ? len / element : len - b * (len / element);
+    return b + 1 < p->element ? p->n : p->len - b * p->n;
 }
 
-/* The planes of `len` bytes in `from`, in turn, through one stream of zlib's. */
-static int deflate_planes(z_stream *z, unsigned char *from, size_t len, size_t element,
-                          const kind *kinds, unsigned level)
+static size_t used_bytes(const planes *p, size_t b)
 {
-    for (size_t b = 0; b < element; b++) {
-        const bool last = b + 1 == element;
-        const size_t n = plane_bytes(len, element, b);
+    return p->used < p->n ? p->used : plane_bytes(p, b);
+}
+
+/* Zeros that fill up the end: as much as is worth a block. */
+static size_t used_elements(const unsigned char *bytes, size_t len, size_t element)
+{
+    size_t end = len;
+    for (uint64_t word = 0; end >= sizeof word; end -= sizeof word) {
+        memcpy(&word, bytes + end - sizeof word, sizeof word);
+        if (word)
+            break;
+    }
+    const size_t n = len / element, used = (end + element - 1) / element;
+    return used + ZEROS_MIN <= n ? used : n;
+}
+
+/* Of what is used; does a plane repeat itself? */
+static bool find_kinds(planes *p)
+{
+    bool repeated = false;
+    for (size_t b = 0; b < p->element; b++) {
+        p->kinds[b] = kind_of(p->bytes + b * p->n, used_bytes(p, b));
+        repeated = repeated || p->kinds[b] == REPEATED;
+    }
+    return repeated;
+}
+
+/* The planes in turn, through one stream of zlib's. */
+static int deflate_planes(z_stream *z, const planes *p, unsigned level)
+{
+    for (size_t b = 0; b < p->element; b++) {
+        const bool last = b + 1 == p->element;
+        const size_t n = plane_bytes(p, b);
         if (n == 0 && !last)
             continue;
-        if (deflateParams(z, kinds[b] == NOISE ? 0 : (int)level,
-                          kinds[b] == LITERALS ? Z_HUFFMAN_ONLY : Z_DEFAULT_STRATEGY) != Z_OK)
+        if (deflateParams(z, p->kinds[b] == NOISE ? 0 : (int)level,
+                          p->kinds[b] == LITERALS ? Z_HUFFMAN_ONLY : Z_DEFAULT_STRATEGY) != Z_OK)
             return Z_STREAM_ERROR;
-        z->next_in = from + b * (len / element);
+        z->next_in = p->bytes + b * p->n;
         z->avail_in = (uInt)n;
         const int rc = deflate(z, last ? Z_FINISH : Z_NO_FLUSH);
         if (rc != (last ? Z_STREAM_END : Z_OK) || z->avail_in)
@@ -142,46 +181,59 @@ static void shuffle(const unsigned char *bytes, size_t len, size_t element, unsi
     memcpy(out + n * element, bytes + n * element, len - n * element);
 }
 
-static int pack_by_zlib(unsigned char *planes, size_t len, size_t element, const kind *kinds,
-                        unsigned level, void *out, size_t *out_len, mgr_err *err)
+/* Zeros at the end are then as other bytes. */
+static int pack_by_zlib(planes *p, unsigned level, void *out, size_t *out_len, mgr_err *err)
 {
-    z_stream z = {.next_out = out, .avail_out = (uInt)mgr_h5_packed_bound(len)};
+    z_stream z = {.next_out = out, .avail_out = (uInt)mgr_h5_packed_bound(p->len)};
     if (deflateInit(&z, (int)level) != Z_OK)
-        return mgr_fail(err, MGR_ERR_NOMEM, "no memory to deflate %zu bytes", len);
-    const int rc = deflate_planes(&z, planes, len, element, kinds, level);
+        return mgr_fail(err, MGR_ERR_NOMEM, "no memory to deflate %zu bytes", p->len);
+    p->used = p->n;
+    (void)find_kinds(p);
+    const int rc = deflate_planes(&z, p, level);
     *out_len = z.total_out;
     deflateEnd(&z);
     return rc == Z_OK ? MGR_OK
-                      : mgr_fail(err, MGR_ERR_INTERNAL, "zlib does not deflate %zu bytes", len);
+                      : mgr_fail(err, MGR_ERR_INTERNAL, "zlib does not deflate %zu bytes", p->len);
 }
 
-static size_t pack_by_bytes(const unsigned char *planes, size_t len, size_t element,
-                            const kind *kinds, unsigned char *out)
+static size_t pack_by_bytes(const planes *p, mgr_pairs *pairs, unsigned char *out)
 {
     mgr_bits bits;
     mgr_bits_begin(&bits, out);
-    for (size_t b = 0; b < element; b++) {
-        const unsigned char *const plane = planes + b * (len / element);
-        (kinds[b] == NOISE ? mgr_bits_stored : mgr_bits_literals)(&bits, plane,
-                                                                  plane_bytes(len, element, b));
+    for (size_t b = 0; b < p->element; b++) {
+        const unsigned char *const plane = p->bytes + b * p->n;
+        const size_t used = used_bytes(p, b);
+        if (p->kinds[b] == NOISE)
+            mgr_bits_stored(&bits, plane, used);
+        else
+            mgr_bits_literals(&bits, plane, used, pairs);
+        mgr_bits_zeros(&bits, plane_bytes(p, b) - used);
     }
-    return (size_t)(mgr_bits_end(&bits, libdeflate_adler32(1, planes, len)) - out);
+    return (size_t)(mgr_bits_end(&bits, libdeflate_adler32(1, p->bytes, p->len)) - out);
+}
+
+/* Where in the scratch bytes the coder's room begins. */
+static size_t behind_planes(size_t len)
+{
+    return (len + 63) & ~(size_t)63;
+}
+
+size_t mgr_h5_pack_scratch(size_t len)
+{
+    return behind_planes(len) + sizeof(mgr_pairs);
 }
 
 int mgr_h5_pack(const void *bytes, size_t len, size_t element, unsigned level, void *scratch,
                 void *out, size_t *out_len, mgr_err *err)
 {
-    kind kinds[ELEMENT_MAX];
-    bool repeated = false;
-    unsigned char *const planes = scratch;
+    planes p = {.bytes = scratch, .len = len, .element = element};
+    void *const pairs = p.bytes + behind_planes(len);
     assert(element > 0 && element <= ELEMENT_MAX);
-    shuffle(bytes, len, element, planes);
-    for (size_t b = 0; b < element; b++) {
-        kinds[b] = kind_of(planes + b * (len / element), plane_bytes(len, element, b));
-        repeated = repeated || kinds[b] == REPEATED;
-    }
-    if (repeated)
-        return pack_by_zlib(planes, len, element, kinds, level, out, out_len, err);
-    *out_len = pack_by_bytes(planes, len, element, kinds, out);
+    p.n = len / element;
+    p.used = used_elements(bytes, len, element);
+    shuffle(bytes, len, element, p.bytes);
+    if (find_kinds(&p))
+        return pack_by_zlib(&p, level, out, out_len, err);
+    *out_len = pack_by_bytes(&p, pairs, out);
     return MGR_OK;
 }

@@ -184,7 +184,7 @@ static int begin(packing *p, mgr_err *err)
     }
     p->room = mgr_h5_packed_bound(most);
     MGR_TRY(mgr_alloc_aligned(&p->rows, most, err));
-    MGR_TRY(mgr_alloc_aligned(&p->scratch, most, err));
+    MGR_TRY(mgr_alloc_aligned(&p->scratch, mgr_h5_pack_scratch(most), err));
     MGR_TRY(mgr_alloc_aligned(&p->packed, PIECES * p->room, err));
     MGR_TRY(mgr_open_read(p->path, &p->from, err));
     return mgr_open_write(p->draft, &p->to, err);
