@@ -4,19 +4,19 @@
 
 #define BLOCK ((size_t)131070) /* as two stored blocks are */
 #define END 256
-#define LENGTHS (MGR_CODE_SYMBOLS + 1) /* and of the one distance, which is never used */
-#define CODES 19                       /* of lengths: 0 to 15, and runs of zeros */
+#define LENGTHS (MGR_PREFIX_SYMBOLS + 1) /* and of the one distance, which is never used */
+#define CODES 19                         /* of lengths: 0 to 15, and runs of zeros */
 #define CODES_LIMIT 7
 #define SHORT_RUN 17 /* 3 to 10, in 3 bits */
 #define LONG_RUN 18  /* 11 to 138, in 7 bits */
 
-static_assert(4 * MGR_CODE_LIMIT + 7 <= 63, "two pairs are held at once");
+static_assert(4 * MGR_PREFIX_LIMIT + 7 <= 63, "two pairs are held at once");
 
 /* The lengths of a block's codes, as they are said: symbols, and behind a run how long it is. */
 typedef struct said {
     uint8_t symbol[LENGTHS], run[LENGTHS];
     unsigned n;
-    mgr_code code;
+    mgr_prefix_code code;
 } said;
 
 static unsigned zeros_from(const uint8_t *length, unsigned at)
@@ -27,12 +27,12 @@ static unsigned zeros_from(const uint8_t *length, unsigned at)
     return n;
 }
 
-static void say_lengths(const mgr_code *c, said *s)
+static void say_lengths(const mgr_prefix_code *c, said *s)
 {
     uint8_t all[LENGTHS];
     uint32_t count[CODES] = {0};
-    memcpy(all, c->length, MGR_CODE_SYMBOLS);
-    all[MGR_CODE_SYMBOLS] = 1;
+    memcpy(all, c->length, MGR_PREFIX_SYMBOLS);
+    all[MGR_PREFIX_SYMBOLS] = 1;
     s->n = 0;
     for (unsigned at = 0; at < LENGTHS;) {
         const unsigned zeros = zeros_from(all, at), taken = zeros >= 3 ? zeros : 1;
@@ -41,7 +41,7 @@ static void say_lengths(const mgr_code *c, said *s)
         count[s->symbol[s->n++]]++;
         at += taken;
     }
-    mgr_code_make(&s->code, count, CODES, CODES_LIMIT);
+    mgr_prefix_code_make(&s->code, count, CODES, CODES_LIMIT);
 }
 
 static void put_head(mgr_bits *b, const said *s)
@@ -67,7 +67,7 @@ static void put_head(mgr_bits *b, const said *s)
     }
 }
 
-static void put_symbol(mgr_bits *b, const mgr_code *c, unsigned symbol)
+static void put_symbol(mgr_bits *b, const mgr_prefix_code *c, unsigned symbol)
 {
     mgr_bits_put(b, c->bits[symbol], c->length[symbol]);
     mgr_bits_flush(b);
@@ -82,7 +82,7 @@ static inline unsigned number_of(const unsigned char *bytes)
 }
 
 /* All pairs of the bytes that have a code. */
-static void make_pairs(const mgr_code *c, mgr_pairs *pairs)
+static void make_pairs(const mgr_prefix_code *c, mgr_pairs *pairs)
 {
     unsigned char used[END];
     unsigned n = 0;
@@ -98,7 +98,7 @@ static void make_pairs(const mgr_code *c, mgr_pairs *pairs)
         }
 }
 
-static void put_symbols(mgr_bits *b, const mgr_code *c, const unsigned char *bytes, size_t n,
+static void put_symbols(mgr_bits *b, const mgr_prefix_code *c, const unsigned char *bytes, size_t n,
                         mgr_pairs *pairs)
 {
     size_t i = 0;
@@ -117,32 +117,15 @@ static void put_symbols(mgr_bits *b, const mgr_code *c, const unsigned char *byt
     *b = w;
 }
 
-static void count_bytes(const unsigned char *bytes, size_t n, uint32_t *count)
-{
-    uint32_t of[4][END] = {{0}}; /* four, as one would wait for itself */
-    size_t i = 0;
-    for (; i + 4 <= n; i += 4) {
-        of[0][bytes[i]]++;
-        of[1][bytes[i + 1]]++;
-        of[2][bytes[i + 2]]++;
-        of[3][bytes[i + 3]]++;
-    }
-    for (; i < n; i++)
-        of[0][bytes[i]]++;
-    for (unsigned s = 0; s < END; s++)
-        count[s] = of[0][s] + of[1][s] + of[2][s] + of[3][s];
-    count[END] = 1;
-}
-
 static void put_block(mgr_bits *b, const unsigned char *bytes, size_t n, mgr_pairs *pairs)
 {
-    uint32_t count[MGR_CODE_SYMBOLS];
-    mgr_code c = {{0}, {0}};
+    uint32_t count[MGR_PREFIX_SYMBOLS] = {[END] = 1};
+    mgr_prefix_code c = {{0}, {0}};
     said s = {.n = 0};
     uint64_t bits = 0;
-    count_bytes(bytes, n, count);
-    mgr_code_make(&c, count, MGR_CODE_SYMBOLS, MGR_CODE_LIMIT);
-    for (unsigned i = 0; i < MGR_CODE_SYMBOLS; i++)
+    mgr_count_bytes(bytes, n, count);
+    mgr_prefix_code_make(&c, count, MGR_PREFIX_SYMBOLS, MGR_PREFIX_LIMIT);
+    for (unsigned i = 0; i < MGR_PREFIX_SYMBOLS; i++)
         bits += (uint64_t)count[i] * c.length[i];
     say_lengths(&c, &s);
     const size_t head = 3 + 14 + 3 * CODES + (CODES_LIMIT + 7) * (size_t)s.n;

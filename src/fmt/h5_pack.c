@@ -14,6 +14,7 @@
 #include <string.h>
 #include <zlib.h>
 
+#include "fmt/h5_codes.h"
 #include "fmt/h5_filter.h"
 #include "fmt/h5_literals.h"
 
@@ -30,6 +31,7 @@
 #define LOOKED_AT ((size_t)4096)
 #define STRETCH ((size_t)32768)
 #define ELEMENT_MAX 8
+#define VECTOR ((size_t)64) /* elements */
 /* Elements that are zeros at the end, from which on they have a block of their own. */
 #define ZEROS_MIN ((size_t)256)
 
@@ -42,15 +44,16 @@ size_t mgr_h5_packed_bound(size_t len)
 
 static double bits_of_byte(const unsigned char *plane, size_t n)
 {
-    uint32_t count[4][VALUES] = {{0}}; /* four, as one would wait for itself */
+    uint32_t count[VALUES] = {0};
     double bits = 0;
     size_t seen = 0;
-    for (size_t from = 0; from < n; from += STRETCH)
-        for (size_t i = from; i < n && i < from + LOOKED_AT; i++, seen++)
-            count[i % 4][plane[i]]++;
+    for (size_t from = 0; from < n; from += STRETCH) {
+        const size_t some = n - from < LOOKED_AT ? n - from : LOOKED_AT;
+        mgr_count_bytes(plane + from, some, count);
+        seen += some;
+    }
     for (size_t v = 0; v < VALUES; v++) {
-        const double part =
-            (double)(count[0][v] + count[1][v] + count[2][v] + count[3][v]) / (double)seen;
+        const double part = (double)count[v] / (double)seen;
         bits -= part > 0 ? part * log2(part) : 0;
     }
     return bits;
@@ -142,26 +145,16 @@ static int deflate_planes(z_stream *z, const planes *p, unsigned level)
     return Z_OK;
 }
 
-/* Bytes 0, 2, 4 and 6 of a word, together. */
-static inline uint32_t even_bytes(uint64_t word)
-{
-    word &= 0x00ff00ff00ff00ff;
-    word = (word | word >> 8) & 0x0000ffff0000ffff;
-    return (uint32_t)(word | word >> 16);
-}
-
-/* Of two bytes: four elements at a time. */
-static void shuffle_pairs(const unsigned char *bytes, size_t n, unsigned char *low,
-                          unsigned char *high)
+/* Of two bytes: in stretches of a length that the compiler knows, so that it needs no others. */
+static void shuffle_pairs(const unsigned char *restrict bytes, size_t n,
+                          unsigned char *restrict low, unsigned char *restrict high)
 {
     size_t i = 0;
-    for (; i + 4 <= n; i += 4) {
-        uint64_t word;
-        memcpy(&word, bytes + 2 * i, sizeof word);
-        const uint32_t first = even_bytes(word), second = even_bytes(word >> 8);
-        memcpy(low + i, &first, sizeof first);
-        memcpy(high + i, &second, sizeof second);
-    }
+    for (; i + VECTOR <= n; i += VECTOR)
+        for (size_t k = i; k < i + VECTOR; k++) {
+            low[k] = bytes[2 * k];
+            high[k] = bytes[2 * k + 1];
+        }
     for (; i < n; i++) {
         low[i] = bytes[2 * i];
         high[i] = bytes[2 * i + 1];
