@@ -10,6 +10,7 @@
 #define SHORT_RUN 17 /* 3 to 10, in 3 bits */
 #define LONG_RUN 18  /* 11 to 138, in 7 bits */
 
+static_assert(BLOCK / 2 <= UINT16_MAX, "so often a pair is seen at most");
 static_assert(4 * MGR_PREFIX_LIMIT + 7 <= 63, "two pairs are held at once");
 
 /* The lengths of a block's codes, as they are said: symbols, and behind a run how long it is. */
@@ -117,13 +118,47 @@ static void put_symbols(mgr_bits *b, const mgr_prefix_code *c, const unsigned ch
     *b = w;
 }
 
+/* How often each byte is seen, by pairs: half as much to count. No pair has been seen before, nor
+ * has one after that. */
+static void count_pairs(const unsigned char *bytes, size_t n, mgr_pairs *pairs, uint32_t *count)
+{
+    uint16_t *const seen = pairs->seen;
+    uint32_t second[END] = {0};
+    size_t i = 0;
+    for (; i + 8 <= n; i += 8) { /* the loop itself would take as long as the counting */
+        seen[number_of(bytes + i)]++;
+        seen[number_of(bytes + i + 2)]++;
+        seen[number_of(bytes + i + 4)]++;
+        seen[number_of(bytes + i + 6)]++;
+    }
+    for (; i < n; i++)
+        count[bytes[i]]++;
+    for (unsigned one = 0; one < END; one++) {
+        uint16_t *const row = seen + (size_t)one * END;
+        uint32_t first = 0;
+        unsigned any = 0;
+        for (unsigned k = 0; k < END; k++)
+            any |= row[k];
+        if (!any)
+            continue;
+        for (unsigned k = 0; k < END; k++) {
+            first += row[k];
+            second[k] += row[k];
+        }
+        count[one] += first;
+        memset(row, 0, END * sizeof *row);
+    }
+    for (unsigned k = 0; k < END; k++)
+        count[k] += second[k];
+}
+
 static void put_block(mgr_bits *b, const unsigned char *bytes, size_t n, mgr_pairs *pairs)
 {
     uint32_t count[MGR_PREFIX_SYMBOLS] = {[END] = 1};
     mgr_prefix_code c = {{0}, {0}};
     said s = {.n = 0};
     uint64_t bits = 0;
-    mgr_count_bytes(bytes, n, count);
+    count_pairs(bytes, n, pairs, count);
     mgr_prefix_code_make(&c, count, MGR_PREFIX_SYMBOLS, MGR_PREFIX_LIMIT);
     for (unsigned i = 0; i < MGR_PREFIX_SYMBOLS; i++)
         bits += (uint64_t)count[i] * c.length[i];
@@ -139,6 +174,7 @@ static void put_block(mgr_bits *b, const unsigned char *bytes, size_t n, mgr_pai
 
 void mgr_bits_literals(mgr_bits *b, const unsigned char *bytes, size_t n, mgr_pairs *pairs)
 {
+    memset(pairs->seen, 0, sizeof pairs->seen);
     for (size_t at = 0; at < n; at += BLOCK)
         put_block(b, bytes + at, n - at < BLOCK ? n - at : BLOCK, pairs);
 }

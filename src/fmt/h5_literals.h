@@ -8,12 +8,13 @@
 
 #include "fmt/h5_bits.h"
 
-/* Two bytes as one symbol of a code, by what they are as a number: room for the coder. Only what a
- * block uses is made and looked at, so the caches hold it. */
+/* Two bytes as one symbol, by what they are as a number: room for the coder. Of a code only the
+ * pairs that a block uses are made and looked at, so the caches hold it. */
 typedef struct mgr_pairs {
     struct mgr_pair {
         uint32_t bits, length;
     } of[1 << 16];
+    uint16_t seen[1 << 16];
 } mgr_pairs;
 
 /* Bytes in codes of their own, a code for each 128 KiB. *pairs need not be set. Pure but for the

@@ -23,6 +23,12 @@ typedef struct mgr_blob_sink {
     void *context;
 } mgr_blob_sink;
 
+/* A sealed file's size and checksum. */
+typedef struct mgr_sealed_sum {
+    uint64_t bytes;
+    uint32_t crc32;
+} mgr_sealed_sum;
+
 typedef struct mgr_container {
     /* Give every tensor of `file` its offset, and the file its size. `context` is the target
      * format's own. Pure. */
@@ -41,9 +47,10 @@ typedef struct mgr_container {
     int (*create)(mgr_layout *layout, void *context, const char *directory, mgr_err *err);
 
     /* NULL, or: when all is written and proven, make `path` of the plain file `from`, which stays:
-     * the same in another form, durable, under its name only when it is whole. Collective. */
-    int (*seal)(mgr_layout *layout, uint32_t file, const char *from, const char *path,
-                mgr_comm *comm, mgr_err *err);
+     * the same in another form, durable, under its name only when it is whole; *sum, on rank 0, is
+     * of the bytes that were meant to be written. Collective. */
+    int (*seal)(mgr_layout *layout, uint32_t file, void *context, const char *from,
+                const char *path, mgr_comm *comm, mgr_sealed_sum *sum, mgr_err *err);
 
     /* Then, or when a run before this one did that: what the sealed file `path` says of its size
      * and places, into the catalogue. Rank 0 only. */
@@ -56,8 +63,14 @@ extern const mgr_container mgr_container_safetensors;
  * compressed pieces of rows. */
 extern const mgr_container mgr_container_hdf5, mgr_container_hdf5_deflate;
 
+/* Buffers of packing, the same for each file. */
+typedef struct mgr_hdf5_room {
+    unsigned char *rows, *scratch, *packed; /* a piece, what packing takes, some packed pieces */
+} mgr_hdf5_room;
+
 typedef struct mgr_hdf5_context {
     mgr_buf directory; /* where the files are, once they are made; rank 0 */
+    mgr_hdf5_room room;
 } mgr_hdf5_context;
 
 /* torch.save archives of a Megatron state dict, or of what the context says; `context` is an

@@ -287,13 +287,14 @@ static int create_files(mgr_layout *layout, void *context, const char *directory
 
 /* ---- packing ---- */
 
-static int seal(mgr_layout *layout, uint32_t file, const char *from, const char *path,
-                mgr_comm *comm, mgr_err *err)
+static int seal(mgr_layout *layout, uint32_t file, void *context, const char *from,
+                const char *path, mgr_comm *comm, mgr_sealed_sum *sum, mgr_err *err)
 {
+    mgr_hdf5_context *const c = context;
     mgr_buf draft = {0};
     int rc = mgr_agree(comm, mgr_buf_fmt(&draft, err, "%s.draft", path), err);
     if (rc == MGR_OK)
-        rc = mgr_hdf5_pack(layout->cat, file, from, draft.data, comm, err);
+        rc = mgr_hdf5_pack(layout->cat, file, from, draft.data, comm, &c->room, sum, err);
     if (rc == MGR_OK) {
         rc = mgr_comm_rank(comm) == 0 ? mgr_rename(draft.data, path, err) : MGR_OK;
         rc = mgr_agree(comm, rc, err);

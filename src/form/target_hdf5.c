@@ -12,6 +12,7 @@
 #include "fmt/h5.h"
 #include "fmt/json.h"
 #include "form/format_keys.h"
+#include "form/hdf5_files.h"
 #include "form/hdf5_model.h"
 #include "form/huggingface_class.h"
 #include "form/huggingface_sidecars.h"
@@ -55,8 +56,10 @@ static int layout_hdf5_target(const mgr_config *config, const mgr_origin *origin
 static void release_hdf5_target(void *state)
 {
     mgr_hdf5_context *const context = state;
-    if (context)
+    if (context) {
         mgr_buf_clear(&context->directory);
+        mgr_hdf5_room_clear(&context->room);
+    }
     mgr_free(context);
 }
 

@@ -105,11 +105,13 @@ static uint64_t hash_of(const record *r)
     return XXH3_64bits(r, sizeof *r - sizeof r->hash);
 }
 
-static int write_record(const mgr_job *job, const char *journal, uint32_t file, uint64_t bytes,
-                        uint32_t crc, mgr_err *err)
+static int write_record(const mgr_job *job, const char *journal, uint32_t file,
+                        const mgr_sealed_sum *sum, mgr_err *err)
 {
-    record r = {
-        .fingerprint = mgr_journal_fingerprint(job), .bytes = bytes, .file = file, .crc32 = crc};
+    record r = {.fingerprint = mgr_journal_fingerprint(job),
+                .bytes = sum->bytes,
+                .file = file,
+                .crc32 = sum->crc32};
     mgr_buf path = {0};
     memcpy(r.magic, magic, sizeof magic);
     r.hash = hash_of(&r);
@@ -213,14 +215,14 @@ int mgr_seal_recall(mgr_seal *s, mgr_job *job, const char *journal, const char *
 static int pack(mgr_seal *s, mgr_job *job, const char *journal, const char *from, const char *path,
                 uint32_t file, mgr_err *err)
 {
-    uint64_t bytes;
-    int rc = job->container->seal(&job->target.layout, file, from, path, job->comm, err);
-    if (rc == MGR_OK)
-        rc = crc_of_file(job, path, &bytes, &s->crc[file], err);
+    mgr_sealed_sum sum = {0};
+    int rc = job->container->seal(&job->target.layout, file, job->target_state, from, path,
+                                  job->comm, &sum, err);
     if (rc == MGR_OK) {
-        rc = job->rank == 0 ? write_record(job, journal, file, bytes, s->crc[file], err) : MGR_OK;
+        rc = job->rank == 0 ? write_record(job, journal, file, &sum, err) : MGR_OK;
         rc = mgr_agree(job->comm, rc, err);
     }
+    s->crc[file] = sum.crc32;
     s->whole[file] = rc == MGR_OK;
     (void)mgr_fault("phase");
     return rc;

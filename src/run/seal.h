@@ -10,8 +10,8 @@
 #include "engine/job.h"
 
 typedef struct mgr_seal {
-    uint8_t *whole; /* per file: packed, and proven by reading it; on all ranks. NULL: none */
-    uint32_t *crc;  /* of those */
+    uint8_t *whole; /* per file: packed, or found so by reading it; on all ranks. NULL: none */
+    uint32_t *crc;  /* of those, on rank 0 */
 } mgr_seal;
 
 /* Read what a stopped run packed below `directory`, and compare it with its records in `journal`.
