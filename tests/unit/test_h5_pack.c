@@ -78,6 +78,29 @@ static void test_what_repeats_itself(void)
     CHECK(there_and_back(ROOM, 4) <= by_zlib(ROOM) + 64);
 }
 
+/* Weights with zeros behind them, as the last piece of a tensor has. */
+static void test_zeros_at_the_end(void)
+{
+    static const size_t used[] = {0, 1, 2, 7, 8, 9, 255, 1000, 65536, ROOM / 4, ROOM - 4096};
+    for (size_t element = 1; element <= 8; element *= 2)
+        for (size_t i = 0; i < sizeof used / sizeof *used; i++) {
+            draw(ROOM, element == 4 ? MGR_DTYPE_F32 : MGR_DTYPE_BF16);
+            memset(bytes + used[i], 0, ROOM - used[i]);
+            const size_t size = there_and_back(ROOM, element);
+            CHECK(size <= by_zlib(ROOM));
+            there_and_back(used[i] + 3, element);
+        }
+    draw(ROOM, MGR_DTYPE_BF16);
+    const size_t weights = there_and_back(ROOM / 2, 2);
+    memset(bytes + ROOM / 2, 0, ROOM / 2);
+    CHECK(there_and_back(ROOM, 2) < weights + 1024); /* 258 zeros are 2 bits */
+    memset(bytes, 0, 2048);
+    for (size_t tail = 0; tail < 1400; tail++) { /* each number of zeros for themselves */
+        memset(bytes, 0x81, 64);
+        there_and_back(64 + tail, 2);
+    }
+}
+
 static void test_any_length(void)
 {
     draw(ROOM, MGR_DTYPE_F32);
@@ -176,6 +199,7 @@ int main(void)
     test_what_was_not_looked_at();
     test_weights();
     test_what_repeats_itself();
+    test_zeros_at_the_end();
     test_any_length();
     test_equal_bytes_are_packed_equally();
     return CHECK_DONE();
