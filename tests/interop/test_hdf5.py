@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import subprocess
+import zlib
 
 import h5py
 import numpy as np
@@ -123,6 +124,9 @@ def test_the_same_for_any_number_of_ranks(scratch, dense, compression):
         for np in (1, 2, 3, 4)
     ]
     expected = tensors_of(seen[0])
+    for out in seen:
+        sums = {f["path"]: f["crc32"] for f in json.loads((out / runner.MANIFEST).read_text())["files"]}
+        assert all(sums[file.name] == "%08x" % zlib.crc32(file.read_bytes()) for file in out.glob("*.h5"))
     for out in seen[1:]:
         assert tensors_of(out) == expected
         for a, b in zip(weight_files(seen[0]), weight_files(out)):
