@@ -291,16 +291,7 @@ static int seal(mgr_layout *layout, uint32_t file, void *context, const char *fr
                 const char *path, mgr_comm *comm, mgr_sealed_sum *sum, mgr_err *err)
 {
     mgr_hdf5_context *const c = context;
-    mgr_buf draft = {0};
-    int rc = mgr_agree(comm, mgr_buf_fmt(&draft, err, "%s.draft", path), err);
-    if (rc == MGR_OK)
-        rc = mgr_hdf5_pack(layout->cat, file, from, draft.data, comm, &c->room, sum, err);
-    if (rc == MGR_OK) {
-        rc = mgr_comm_rank(comm) == 0 ? mgr_rename(draft.data, path, err) : MGR_OK;
-        rc = mgr_agree(comm, rc, err);
-    }
-    mgr_buf_clear(&draft);
-    return rc;
+    return mgr_hdf5_pack(layout->cat, file, from, path, comm, &c->room, sum, err);
 }
 
 static int sealed(mgr_layout *layout, uint32_t file, const char *path, mgr_err *err)

@@ -26,10 +26,11 @@ uint64_t mgr_hdf5_piece_rows(const mgr_stored *s);
 int mgr_hdf5_make(mgr_h5 **out, const mgr_catalogue *cat, uint32_t file, const char *path,
                   bool deflate, mgr_err *err) MGR_NODISCARD;
 
-/* Make `draft`, durable, of the plain file `path`: it holds the same packed. *room is what that
- * takes on this rank, made if it is empty. *sum, on rank 0, is that of the pieces as they were
- * packed, and of what the library wrote between them, read back. Collective. */
-int mgr_hdf5_pack(const mgr_catalogue *cat, uint32_t file, const char *path, const char *draft,
+/* Make `path`, durable and there only when it is whole, of the file `plain`: it holds the same
+ * packed. *room is what that takes on this rank, made if it is empty. *sum, on rank 0, is that of
+ * the pieces as they were packed, and of what the library wrote between them, read back.
+ * Collective. */
+int mgr_hdf5_pack(const mgr_catalogue *cat, uint32_t file, const char *plain, const char *path,
                   mgr_comm *comm, mgr_hdf5_room *room, mgr_sealed_sum *sum,
                   mgr_err *err) MGR_NODISCARD;
 void mgr_hdf5_room_clear(mgr_hdf5_room *room);

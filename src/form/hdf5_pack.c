@@ -39,7 +39,7 @@ typedef struct packing {
     mgr_comm *comm;
     mgr_h5 *made;   /* rank 0 */
     mgr_buf placed; /* there: of all pieces */
-    const char *path, *draft;
+    const char *plain, *draft;
     int from, to;
     cut *cuts;
     size_t n_cuts;
@@ -91,7 +91,7 @@ static int pack_piece(packing *p, uint64_t n, unsigned char *out, size_t *packed
     const uint64_t whole = rows_of_piece(at.stored) * row_bytes;
     *packed = len;
     MGR_TRY(mgr_say_step(len, err));
-    MGR_TRY(mgr_pread_full(p->from, p->path, at.packed ? p->room->rows : out, len,
+    MGR_TRY(mgr_pread_full(p->from, p->plain, at.packed ? p->room->rows : out, len,
                            at.stored->offset + at.row * row_bytes, err));
     if (at.packed) {
         memset(p->room->rows + len, 0, whole - len);
@@ -162,7 +162,7 @@ static int pack_round(packing *p, uint64_t first, uint64_t share, int *local, mg
     return rc;
 }
 
-/* Collective. */
+/* What has gone wrong on this rank, or on all. Collective. */
 static int pack_all(packing *p, mgr_err *err)
 {
     const uint64_t ranks = (uint64_t)mgr_comm_size(p->comm);
@@ -173,7 +173,7 @@ static int pack_all(packing *p, mgr_err *err)
         rc = pack_round(p, first, share, &local, err);
         first += share * ranks;
     }
-    return rc == MGR_OK ? mgr_agree(p->comm, local, err) : rc;
+    return rc == MGR_OK ? local : rc;
 }
 
 /* Rank 0: the draft with all its data sets; one that a killed run left is of no use. */
@@ -217,7 +217,7 @@ static int begin(packing *p, const mgr_catalogue *cat, uint32_t file, mgr_err *e
         p->cuts[p->n_cuts++] = (cut){&cat->stored[i], p->pieces};
         p->pieces += pieces_of(&cat->stored[i]);
     }
-    MGR_TRY(mgr_open_read(p->path, &p->from, err));
+    MGR_TRY(mgr_open_read(p->plain, &p->from, err));
     return mgr_open_write(p->draft, &p->to, err);
 }
 
@@ -280,30 +280,35 @@ static int sum_draft(const packing *p, int fd, mgr_sealed_sum *sum, mgr_err *err
     return sum_gap(fd, p->draft, bytes, sum, err);
 }
 
-static int find_sum(const packing *p, mgr_sealed_sum *sum, mgr_err *err)
+/* Rank 0, when all ranks have written what is theirs. */
+static int publish(const packing *p, const char *path, mgr_sealed_sum *sum, mgr_err *err)
 {
     int fd;
     MGR_TRY(mgr_open_read(p->draft, &fd, err));
     const int rc = sum_draft(p, fd, sum, err);
     mgr_close(fd);
-    return rc;
+    return rc == MGR_OK ? mgr_rename(p->draft, path, err) : rc;
 }
 
-int mgr_hdf5_pack(const mgr_catalogue *cat, uint32_t file, const char *path, const char *draft,
+int mgr_hdf5_pack(const mgr_catalogue *cat, uint32_t file, const char *plain, const char *path,
                   mgr_comm *comm, mgr_hdf5_room *room, mgr_sealed_sum *sum, mgr_err *err)
 {
     const bool root = mgr_comm_rank(comm) == 0;
-    packing p = {.room = room, .comm = comm, .path = path, .draft = draft, .from = -1, .to = -1};
-    int rc = mgr_agree(comm, root ? make_draft(&p, cat, file, err) : MGR_OK, err);
+    packing p = {.room = room, .comm = comm, .plain = plain, .from = -1, .to = -1};
+    mgr_buf draft = {0};
+    int rc = mgr_buf_fmt(&draft, err, "%s.draft", path);
+    p.draft = draft.data;
+    if (rc == MGR_OK && root)
+        rc = make_draft(&p, cat, file, err);
+    rc = mgr_agree(comm, rc, err);
     if (rc == MGR_OK)
         rc = mgr_agree(comm, begin(&p, cat, file, err), err);
     if (rc == MGR_OK)
         rc = pack_all(&p, err);
-    const int ended = finish(&p, rc, err);
+    rc = mgr_agree(comm, finish(&p, rc, err), err);
     if (rc == MGR_OK)
-        rc = mgr_agree(comm, ended, err);
-    if (rc == MGR_OK)
-        rc = mgr_agree(comm, root ? find_sum(&p, sum, err) : MGR_OK, err);
+        rc = mgr_agree(comm, root ? publish(&p, path, sum, err) : MGR_OK, err);
     mgr_buf_clear(&p.placed);
+    mgr_buf_clear(&draft);
     return rc;
 }

@@ -211,20 +211,16 @@ int mgr_seal_recall(mgr_seal *s, mgr_job *job, const char *journal, const char *
 
 /* ---- packing ---- */
 
-/* Collective. */
+/* What has gone wrong on this rank, or on all. Collective. */
 static int pack(mgr_seal *s, mgr_job *job, const char *journal, const char *from, const char *path,
                 uint32_t file, mgr_err *err)
 {
     mgr_sealed_sum sum = {0};
     int rc = job->container->seal(&job->target.layout, file, job->target_state, from, path,
                                   job->comm, &sum, err);
-    if (rc == MGR_OK) {
-        rc = job->rank == 0 ? write_record(job, journal, file, &sum, err) : MGR_OK;
-        rc = mgr_agree(job->comm, rc, err);
-    }
+    if (rc == MGR_OK && job->rank == 0)
+        rc = write_record(job, journal, file, &sum, err);
     s->crc[file] = sum.crc32;
-    s->whole[file] = rc == MGR_OK;
-    (void)mgr_fault("phase");
     return rc;
 }
 
@@ -233,17 +229,22 @@ static int seal_file(mgr_seal *s, mgr_job *job, const char *journal, const char 
                      const char *directory, uint32_t file, mgr_err *err)
 {
     mgr_buf from = {0}, path = {0};
+    const bool whole = s->whole[file];
     int rc = path_of(&from, plain, job, file, err);
     if (rc == MGR_OK)
         rc = path_of(&path, directory, job, file, err);
     rc = mgr_agree(job->comm, rc == MGR_OK ? mgr_check_stop(err) : rc, err);
-    if (rc == MGR_OK && !s->whole[file])
+    if (rc == MGR_OK && !whole)
         rc = pack(s, job, journal, from.data, path.data, file, err);
     if (rc == MGR_OK && job->rank == 0)
         rc = job->container->sealed(&job->target.layout, file, path.data, err);
+    rc = mgr_agree(job->comm, rc, err);
+    s->whole[file] = rc == MGR_OK;
+    if (!whole)
+        (void)mgr_fault("phase");
     mgr_buf_clear(&from);
     mgr_buf_clear(&path);
-    return mgr_agree(job->comm, rc, err);
+    return rc;
 }
 
 int mgr_seal_files(mgr_seal *s, mgr_job *job, const char *journal, const char *plain,
