@@ -134,9 +134,10 @@ typedef struct mgr_method {
     void (*draw_row)(const mgr_expert *x, uint32_t k, const void *source, mgr_dtype from, void *out,
                      mgr_dtype to);
     /* The same of down, a rectangle at a time (kern/method.h): row r of the part of the (k + j)-th
-     * neuron, j < n, is element r * MGR_TILE_STRIDE + j of `tile`, of type part->to. */
+     * neuron, j < n, is element r * part->tile_stride + j of `tile`, of type part->to. */
     void (*draw_columns)(const mgr_expert *x, const struct mgr_down_part *part, uint32_t k,
                          uint32_t n, void *tile);
+    bool few_rows; /* where H is a multiple of 4, few rows are drawn as fast as many */
 } mgr_method;
 
 /* gate, up: `n` whole rows of the expert, expert neurons first .. first+n-1, into out [n, H] of

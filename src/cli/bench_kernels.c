@@ -1,5 +1,6 @@
 /* mgr-bench: the kernels, on one core, within the calls that the engine makes. */
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <time.h>
 
@@ -9,7 +10,9 @@
 #include "kern/kern.h"
 #include "mgr/upcycle.h"
 
-#define SECONDS 0.25
+/* All kernels in turn, so often: others use the machine, and its clock moves, so that what is a
+ * second apart cannot be compared. */
+#define TURNS 21
 /* Of a matrix of Mixtral 8x7B, as many rows of gate, or of down, as a buffer holds. */
 #define HIDDEN 4096
 #define NEURONS 14336
@@ -51,6 +54,12 @@ static void run_crc(const uint16_t *data, void *out)
 {
     const uint32_t crc = mgr_crc32(0, data, VALUES * sizeof *data);
     memcpy(out, &crc, sizeof crc);
+}
+
+static void run_largest(const uint16_t *data, void *out)
+{
+    const uint32_t most = mgr_largest_magnitude(data, MGR_DTYPE_BF16, VALUES);
+    memcpy(out, &most, sizeof most);
 }
 
 /* A matrix of an expert, every second of whose neurons is drawn, or every one. */
@@ -109,19 +118,7 @@ static double processor_now(void)
     return (double)clock() / CLOCKS_PER_SEC;
 }
 
-/* Billion values in a second of processor time. */
-static double rate_of(kernel run, const uint16_t *data, void *out)
-{
-    double seconds = 0;
-    uint64_t turns = 0;
-    run(data, out);
-    for (const double start = processor_now(); seconds < SECONDS; turns++) {
-        run(data, out);
-        seconds = processor_now() - start;
-    }
-    return (double)turns * (double)VALUES / seconds / 1e9;
-}
-
+enum { NORMALS, GATE_HALF, GATE_ALL, DOWN_HALF, DOWN_ALL }; /* the first of: */
 static const struct {
     const char *name;
     kernel run;
@@ -134,49 +131,103 @@ static const struct {
                {"cast bf16 to fp32", run_cast, false},
                {"sums by row, bf16", run_row_sums, false},
                {"sums by column, bf16", run_column_sums, false},
+               {"largest magnitude, bf16", run_largest, true},
                {"CRC-32, bf16", run_crc, false}};
+#define N_KERNELS (sizeof kernels / sizeof kernels[0])
 
-static void tell(const mgr_benched *b, json_t *to, const char *name, const char *path, double rate)
+/* Processor seconds of each turn, by kernel and path; of a kernel that has no paths by path 0. */
+typedef double turn_seconds[N_KERNELS][MGR_SIMD_COUNT][TURNS];
+
+static bool is_measured(size_t kernel_idx, int path)
 {
-    if (!b->options->json)
-        printf("  %-24s %-8s %6.2f\n", name, path, rate);
-    json_object_set_new(to, path, json_real(rate));
+    return kernels[kernel_idx].on_each_path ? mgr_simd_available((mgr_simd)path) : path == 0;
 }
 
-/* On each path that this CPU has. */
-static int measure_paths(const mgr_benched *b, const char *name, kernel run, json_t *to,
-                         const uint16_t *data, void *out, mgr_err *err)
+static int take_turn(int turn, turn_seconds seconds, const uint16_t *data, void *out, mgr_err *err)
 {
     const mgr_simd chosen = mgr_simd_current();
-    for (int s = 0; s < MGR_SIMD_COUNT; s++) {
-        if (!mgr_simd_available((mgr_simd)s))
-            continue;
-        MGR_TRY(mgr_simd_select((mgr_simd)s, err));
-        tell(b, to, name, mgr_simd_name((mgr_simd)s), rate_of(run, data, out));
-    }
+    for (size_t i = 0; i < N_KERNELS; i++)
+        for (int path = 0; path < MGR_SIMD_COUNT; path++) {
+            if (!is_measured(i, path))
+                continue;
+            MGR_TRY(mgr_simd_select(kernels[i].on_each_path ? (mgr_simd)path : chosen, err));
+            const double start = processor_now();
+            kernels[i].run(data, out);
+            seconds[i][path][turn] = processor_now() - start;
+        }
     return mgr_simd_select(chosen, err);
 }
 
-static int measure_all(const mgr_benched *b, const uint16_t *data, void *out, mgr_err *err)
+/* The median, by turns, of `upper` divided by `lower`, or, without `lower`, of `upper`. */
+static double median_of(const double *upper, const double *lower)
 {
-    json_t *const all = json_object();
-    json_object_set_new(b->report, "kernels", all);
+    double values[TURNS];
+    for (int i = 0; i < TURNS; i++)
+        values[i] = upper[i] / (lower ? lower[i] : 1);
+    qsort(values, TURNS, sizeof *values, mgr_bench_by_size);
+    return values[TURNS / 2];
+}
+
+static void tell(const mgr_benched *b, json_t *to, const char *name, const char *path, double value)
+{
+    if (!b->options->json)
+        printf("  %-32s %-8s %6.2f\n", name, path, value);
+    json_object_set_new(to, path, json_real(value));
+}
+
+static json_t *new_object(json_t *in, const char *name)
+{
+    json_t *const object = json_object();
+    json_object_set_new(in, name, object);
+    return object;
+}
+
+/* Billion values in a second of processor time. */
+static void tell_rates(const mgr_benched *b, turn_seconds seconds)
+{
+    json_t *const all = new_object(b->report, "kernels");
     if (!b->options->json)
         printf("kernels, one core, billion values in a second of it\n");
-    for (size_t i = 0; i < sizeof kernels / sizeof kernels[0]; i++) {
-        json_t *const one = json_object();
-        json_object_set_new(all, kernels[i].name, one);
-        if (kernels[i].on_each_path)
-            MGR_TRY(measure_paths(b, kernels[i].name, kernels[i].run, one, data, out, err));
-        else
-            tell(b, one, kernels[i].name, "", rate_of(kernels[i].run, data, out));
+    for (size_t i = 0; i < N_KERNELS; i++) {
+        json_t *const one = new_object(all, kernels[i].name);
+        for (int path = 0; path < MGR_SIMD_COUNT; path++)
+            if (is_measured(i, path))
+                tell(b, one, kernels[i].name,
+                     kernels[i].on_each_path ? mgr_simd_name((mgr_simd)path) : "",
+                     (double)VALUES / median_of(seconds[i][path], NULL) / 1e9);
     }
-    fflush(stdout);
-    return MGR_OK;
+}
+
+/* Seconds by seconds, so that less is better, but for the last, rate by rate. */
+static void tell_ratios(const mgr_benched *b, turn_seconds seconds)
+{
+    json_t *const all = new_object(b->report, "kernel_ratios");
+    static const struct {
+        const char *name;
+        size_t upper, lower;
+    } ratios[] = {{"down by gate and up, half drawn", DOWN_HALF, GATE_HALF},
+                  {"down by gate and up, all drawn", DOWN_ALL, GATE_ALL}};
+
+    if (!b->options->json)
+        printf("seconds by seconds, in one turn\n");
+    for (size_t i = 0; i < sizeof ratios / sizeof ratios[0]; i++) {
+        json_t *const one = new_object(all, ratios[i].name);
+        for (int path = 0; path < MGR_SIMD_COUNT; path++)
+            if (mgr_simd_available((mgr_simd)path))
+                tell(b, one, ratios[i].name, mgr_simd_name((mgr_simd)path),
+                     median_of(seconds[ratios[i].upper][path], seconds[ratios[i].lower][path]));
+    }
+    if (!mgr_simd_available(MGR_SIMD_AVX2) || !mgr_simd_available(MGR_SIMD_AVX512))
+        return;
+    if (!b->options->json)
+        printf("rate by rate, in one turn\n");
+    tell(b, new_object(all, "normals, by avx512"), "normals, by avx512", "avx2",
+         median_of(seconds[NORMALS][MGR_SIMD_AVX512], seconds[NORMALS][MGR_SIMD_AVX2]));
 }
 
 int mgr_bench_kernels(const mgr_benched *b, mgr_err *err)
 {
+    static turn_seconds seconds;
     uint16_t *data = NULL;
     void *out = NULL;
     int rc = mgr_alloc(&data, VALUES, sizeof *data, err);
@@ -184,7 +235,14 @@ int mgr_bench_kernels(const mgr_benched *b, mgr_err *err)
         rc = mgr_alloc_aligned(&out, VALUES * 8, err);
     if (rc == MGR_OK) {
         run_normals(NULL, data);
-        rc = measure_all(b, data, out, err);
+        rc = take_turn(0, seconds, data, out, err); /* pages are touched */
+    }
+    for (int turn = 0; turn < TURNS && rc == MGR_OK; turn++)
+        rc = take_turn(turn, seconds, data, out, err);
+    if (rc == MGR_OK) {
+        tell_rates(b, seconds);
+        tell_ratios(b, seconds);
+        fflush(stdout);
     }
     mgr_free(data);
     mgr_free_aligned(out);

@@ -33,9 +33,14 @@ int mgr_map_selected(const mgr_recipe *recipe, uint32_t layer, uint32_t expert, 
  * stream, and a tile that stays in the L2 cache. */
 #define MGR_TILE_HIDDEN 128
 #define MGR_TILE_SELECTED 256
-/* Elements from a row of a tile to the next. No power of two: rows would share few sets of a cache.
- */
-#define MGR_TILE_STRIDE (MGR_TILE_SELECTED + 32)
+/* The same where runs need not be long (mgr_method.few_rows): the tile stays in the L1 cache. A
+ * multiple of 4. */
+#define MGR_TILE_FEW 8
+/* What may be written behind the columns of a row, and looked at. It makes the distance of rows no
+ * power of two: they would share few sets of a cache. */
+#define MGR_TILE_BEHIND 32
+#define MGR_TILE_BYTES                                                                             \
+    (MGR_TILE_HIDDEN * (MGR_TILE_SELECTED + MGR_TILE_BEHIND) * sizeof(float))
 
 /* A part of down, as a rectangle of rows and expert neurons (columns). */
 typedef struct mgr_down_part {
@@ -44,6 +49,7 @@ typedef struct mgr_down_part {
     mgr_dtype from, to;
     uint64_t first; /* row 0 in the hidden dimension */
     uint32_t n_rows;
+    uint32_t tile_stride; /* elements from a row of a tile to the next */
 } mgr_down_part;
 
 static inline uint32_t mgr_origin_of(const mgr_expert *x, uint32_t neuron)

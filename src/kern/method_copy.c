@@ -136,23 +136,23 @@ static void prefetch(const unsigned char *at, size_t ahead, size_t n)
         __builtin_prefetch((const void *)(place + b));
 }
 
-/* A strip, of which the k-th of S and those that follow are drawn. A row is copied and drawn into
- * at once: rows far apart push each other out of the caches. */
-static void down_strip(const mgr_method *method, const mgr_expert *x, const mgr_down_part *part,
-                       mgr_strip *strip, uint32_t k)
+/* Are tiles of few rows and many columns the right ones? */
+static bool draws_few(const mgr_method *method, const mgr_expert *x)
+{
+    return method->few_rows && x->hidden % 4 == 0;
+}
+
+/* Rows of a strip. A row is copied and drawn into at once: rows far apart push each other out of
+ * the caches. */
+static void merge_rows(const mgr_expert *x, const mgr_down_part *part, const mgr_strip *strip,
+                       const unsigned char *tile)
 {
     const size_t from = mgr_dtype_size(part->from), to = mgr_dtype_size(part->to);
     const bool as_it_is = !x->origin && part->from == part->to && x->scale == 1.0f;
-    unsigned char tile[MGR_TILE_HIDDEN * MGR_TILE_STRIDE * sizeof(float)];
     mgr_down_part row = *part;
 
-    if (strip->n_drawn > 0) {
-        assert(method->draw_columns);
-        method->draw_columns(x, part, k, strip->n_drawn, tile);
-    }
-    mgr_strip_plan(strip);
     row.n_rows = 1;
-    for (uint32_t r = 0; r < part->n_rows; r++) {
+    for (uint32_t r = 0; r < part->n_rows; r++, tile += part->tile_stride * to) {
         unsigned char *const out = row.out + strip->first * to;
         const unsigned char *const source = x->origin ? out : row.source + strip->first * from;
         if (!x->origin)
@@ -160,15 +160,42 @@ static void down_strip(const mgr_method *method, const mgr_expert *x, const mgr_
         prefetch(out, AHEAD * x->width * to, strip->n * to);
         if (!as_it_is && !x->origin)
             copy_columns(x, &row, strip->first, strip->n);
-        mgr_merge(strip, as_it_is ? source : out, tile + r * (size_t)MGR_TILE_STRIDE * to, out, to);
+        mgr_merge(strip, as_it_is ? source : out, tile, out, to);
         row.source += x->source_width * from;
         row.out += x->width * to;
     }
 }
 
-/* The columns from `first` on that have no more drawn ones, the k-th of S and those behind it, than
- * a tile holds. */
-static mgr_strip next_strip(const mgr_expert *x, uint32_t first, uint32_t k, uint32_t n_drawn)
+/* A strip, of which the k-th of S and those that follow are drawn, so many rows at a time as a tile
+ * has. */
+static void down_strip(const mgr_method *method, const mgr_expert *x, const mgr_down_part *part,
+                       mgr_strip *strip, uint32_t k)
+{
+    unsigned char tile[MGR_TILE_BYTES];
+    mgr_down_part some = *part;
+    uint32_t left = part->n_rows;
+
+    mgr_strip_plan(strip);
+    while (left > 0) {
+        /* From one multiple of the tile's rows to the next, whatever the part begins with. */
+        const uint32_t most = draws_few(method, x) ? MGR_TILE_FEW - some.first % MGR_TILE_FEW : left;
+        some.n_rows = min_u32(left, most);
+        if (strip->n_drawn > 0) {
+            assert(method->draw_columns);
+            method->draw_columns(x, &some, k, strip->n_drawn, tile);
+        }
+        merge_rows(x, &some, strip, tile);
+        some.source += some.n_rows * x->source_width * mgr_dtype_size(part->from);
+        some.out += (size_t)some.n_rows * x->width * mgr_dtype_size(part->to);
+        some.first += some.n_rows;
+        left -= some.n_rows;
+    }
+}
+
+/* The columns from `first` on that have no more than `most` drawn ones, which are the k-th of S and
+ * those behind it. */
+static mgr_strip next_strip(const mgr_expert *x, uint32_t first, uint32_t k, uint32_t n_drawn,
+                            uint32_t most)
 {
     mgr_strip strip;
 
@@ -177,7 +204,7 @@ static mgr_strip next_strip(const mgr_expert *x, uint32_t first, uint32_t k, uin
     strip.drawn = x->selected + k;
     strip.n_drawn = 0;
     while (k + strip.n_drawn < n_drawn && strip.drawn[strip.n_drawn] - first < strip.n) {
-        if (strip.n_drawn == MGR_TILE_SELECTED)
+        if (strip.n_drawn == most)
             strip.n = strip.drawn[strip.n_drawn] - first;
         else
             strip.n_drawn++;
@@ -185,15 +212,17 @@ static mgr_strip next_strip(const mgr_expert *x, uint32_t first, uint32_t k, uin
     return strip;
 }
 
-static void down_part(const mgr_method *method, const mgr_expert *x, const mgr_down_part *part)
+static void down_part(const mgr_method *method, const mgr_expert *x, mgr_down_part *part)
 {
     const uint32_t n_drawn = method->draw_columns ? x->n_selected : 0;
+    const uint32_t most = draws_few(method, x) ? MGR_STRIP_NEURONS : MGR_TILE_SELECTED;
     uint32_t k = 0;
 
+    part->tile_stride = most + MGR_TILE_BEHIND;
     if (x->origin)
         copy_gathered(x, part);
     for (uint32_t c = 0; c < x->width;) {
-        mgr_strip strip = next_strip(x, c, k, n_drawn);
+        mgr_strip strip = next_strip(x, c, k, n_drawn, most);
         down_strip(method, x, part, &strip, k);
         k += strip.n_drawn;
         c += strip.n;

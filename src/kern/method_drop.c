@@ -4,9 +4,12 @@
  *
  * Element (k-th selected neuron, h) is element k * hidden + h of the matrix's stream.
  */
+#include <assert.h>
+
 #include "kern/kern.h"
 #include "kern/method.h"
 #include "kern/method_keys.h"
+#include "rng/normal.h"
 
 #define CHUNK 512
 
@@ -39,9 +42,31 @@ static void drop_row(const mgr_expert *x, uint32_t k, const void *source, mgr_dt
     draw(x, &stream, k * x->hidden, (size_t)x->hidden, out, to);
 }
 
+/* Rows across neurons, drawn as they lie in a tile. */
+static void draw_across(const mgr_expert *x, const mgr_down_part *part, uint32_t k, uint32_t n,
+                        void *tile)
+{
+    const mgr_stream stream = mgr_expert_stream(x, MGR_PURPOSE_GATE);
+    const uint64_t first = k * x->hidden + part->first;
+    const size_t bytes = mgr_dtype_size(part->to), stride = part->tile_stride;
+    float values[MGR_TILE_FEW * (MGR_STRIP_NEURONS + MGR_TILE_BEHIND)];
+
+    assert(part->n_rows <= MGR_TILE_FEW && n <= MGR_STRIP_NEURONS);
+    if (x->scale == 1.0f && part->to != MGR_DTYPE_F16) {
+        mgr_normals_affine_across(&stream, first, x->hidden, n, part->n_rows, x->mean, x->std, tile,
+                           stride, part->to);
+        return;
+    }
+    mgr_normals_affine_across(&stream, first, x->hidden, n, part->n_rows, x->mean, x->std, values, stride,
+                       MGR_DTYPE_F32);
+    for (uint32_t r = 0; r < part->n_rows; r++)
+        mgr_store_scaled(x, values + r * stride, n, (unsigned char *)tile + r * stride * bytes,
+                         part->to);
+}
+
 /* A few neurons at a time: what is drawn is turned while it lies in the L1 cache. */
-static void drop_columns(const mgr_expert *x, const mgr_down_part *part, uint32_t k, uint32_t n,
-                         void *tile)
+static void draw_turned(const mgr_expert *x, const mgr_down_part *part, uint32_t k, uint32_t n,
+                        void *tile)
 {
     const mgr_stream stream = mgr_expert_stream(x, MGR_PURPOSE_GATE);
     const size_t bytes = mgr_dtype_size(part->to);
@@ -53,8 +78,17 @@ static void drop_columns(const mgr_expert *x, const mgr_down_part *part, uint32_
             draw(x, &stream, (k + j + i) * x->hidden + part->first, part->n_rows,
                  drawn + (size_t)i * MGR_TILE_HIDDEN * bytes, part->to);
         mgr_turn(drawn, MGR_TILE_HIDDEN, some, part->n_rows, (unsigned char *)tile + j * bytes,
-                 MGR_TILE_STRIDE, bytes);
+                 part->tile_stride, bytes);
     }
+}
+
+static void drop_columns(const mgr_expert *x, const mgr_down_part *part, uint32_t k, uint32_t n,
+                         void *tile)
+{
+    if (x->hidden % 4 == 0)
+        draw_across(x, part, k, n, tile);
+    else
+        draw_turned(x, part, k, n, tile);
 }
 
 static const mgr_key keys[] = {
@@ -78,4 +112,5 @@ const mgr_method mgr_method_drop = {
     .map = mgr_map_selected,
     .draw_row = drop_row,
     .draw_columns = drop_columns,
+    .few_rows = true,
 };

@@ -35,7 +35,7 @@ static void zero_columns(const mgr_expert *x, const mgr_down_part *part, uint32_
     (void)x;
     (void)k;
     for (uint32_t r = 0; r < part->n_rows; r++)
-        memset(first + (size_t)r * MGR_TILE_STRIDE * bytes, 0, n * bytes);
+        memset(first + (size_t)r * part->tile_stride * bytes, 0, n * bytes);
 }
 
 const mgr_method mgr_method_moment = {

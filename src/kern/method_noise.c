@@ -68,7 +68,7 @@ static void noise_columns(const mgr_expert *x, const mgr_down_part *part, uint32
         unsigned char *to = (unsigned char *)tile + done * bytes;
         for (uint32_t j = 0; j < some; j++)
             mgr_normals(&stream, (k + done + j) * x->hidden + part->first, part->n_rows, drawn[j]);
-        for (uint32_t r = 0; r < part->n_rows; r++, to += MGR_TILE_STRIDE * bytes)
+        for (uint32_t r = 0; r < part->n_rows; r++, to += part->tile_stride * bytes)
             noise_tile_row(x, part, k + done, some, r, (const float(*)[MGR_TILE_HIDDEN])drawn, to);
     }
 }

@@ -10,5 +10,5 @@ const mgr_normal_path mgr_normal_path_avx512 = BODY_PATH;
 #else
 #include "rng/normal.h"
 
-const mgr_normal_path mgr_normal_path_avx512 = {0, NULL, NULL, NULL, NULL};
+const mgr_normal_path mgr_normal_path_avx512 = {0, NULL, NULL, NULL, NULL, NULL, NULL};
 #endif

@@ -27,6 +27,10 @@
  * runs in the latter, one block per lane and one word of state per vector, in the low half, since
  * the CPUs multiply 32 x 32 -> 64 bits that way. (x0, x2) and (x1, x3) are then joined as the low
  * and high halves, which puts the pairs of SIMD_LANES / 2 blocks in their order.
+ *
+ * Across runs: where a lane is a run (a neuron), two sets of blocks, those of every second run, are
+ * joined instead, which puts the same word of SIMD_LANES runs in their order. (With two registers to
+ * a vector each has every second run, so that halves of both make a row.)
  */
 #include "rng/normal.h"
 
@@ -76,12 +80,6 @@ typedef struct body_pairs {
     vec_int first, second;
 } body_pairs;
 
-BODY_INLINE body_state body_counter(const mgr_normal_job *job, uint32_t block)
-{
-    return (body_state){wide_count(block), wide_set(job->purpose), wide_set(job->layer),
-                        wide_set(job->expert)};
-}
-
 BODY_INLINE void body_round(body_state *s, vec_int key_0, vec_int key_1)
 {
     const vec_int p0 = wide_product(s->c0, wide_set(MGR_PHILOX_MULTIPLIER_0));
@@ -92,44 +90,79 @@ BODY_INLINE void body_round(body_state *s, vec_int key_0, vec_int key_1)
     s->c3 = p0;
 }
 
-BODY_INLINE body_pairs body_words_of(const body_state *s)
+/* The first three rounds. Blocks of a job differ in their number alone, so what does not depend on
+ * it is in job->early, once for all. */
+BODY_INLINE body_state body_early(const mgr_normal_job *job, vec_int block)
 {
-    return (body_pairs){wide_join(s->c0, s->c2), wide_join(s->c1, s->c3)};
+    const vec_int first = wide_product(block, wide_set(MGR_PHILOX_MULTIPLIER_0));
+    const vec_int c2 = int_xor(wide_high(first), wide_set(job->early[0]));
+    const vec_int second = wide_product(c2, wide_set(MGR_PHILOX_MULTIPLIER_1));
+    const vec_int c0 = int_xor(wide_high(second), wide_set(job->early[1]));
+    const vec_int p0 = wide_product(c0, wide_set(MGR_PHILOX_MULTIPLIER_0));
+    const vec_int p1 = wide_product(int_xor(first, wide_set(job->early[2])),
+                                    wide_set(MGR_PHILOX_MULTIPLIER_1));
+    return (body_state){int_xor3(wide_high(p1), second, wide_set(job->key[2][0])), p1,
+                        int_xor(wide_high(p0), wide_set(job->early[3])), p0};
 }
 
-/* The words of blocks block .. block + 2 * BODY_BLOCKS - 1. */
+/* The words of the blocks `low` and of the blocks `high`. */
 #ifdef SIMD_FEW_REGISTERS
 /* One state after the other: a vector of two registers has chains enough. */
-BODY_INLINE body_pairs body_words_half(const mgr_normal_job *job, uint32_t block)
+BODY_INLINE body_state body_philox(const mgr_normal_job *job, vec_int block)
 {
-    body_state s = body_counter(job, block);
+    body_state s = body_early(job, block);
 
-    for (int r = 0; r < MGR_PHILOX_ROUNDS; r++)
+    for (int r = MGR_PHILOX_EARLY; r < MGR_PHILOX_ROUNDS; r++)
         body_round(&s, wide_set(job->key[r][0]), wide_set(job->key[r][1]));
-    return body_words_of(&s);
+    return s;
 }
 
-BODY_INLINE void body_words(const mgr_normal_job *job, uint32_t block, body_pairs out[2])
+BODY_INLINE void body_blocks(const mgr_normal_job *job, vec_int low, vec_int high,
+                             body_state out[2])
 {
-    out[0] = body_words_half(job, block);
-    out[1] = body_words_half(job, block + BODY_BLOCKS);
+    out[0] = body_philox(job, low);
+    out[1] = body_philox(job, high);
 }
 #else
 /* Two states side by side: one alone would wait for its own products. */
-BODY_INLINE void body_words(const mgr_normal_job *job, uint32_t block, body_pairs out[2])
+BODY_INLINE void body_blocks(const mgr_normal_job *job, vec_int low, vec_int high,
+                             body_state out[2])
 {
-    body_state low = body_counter(job, block);
-    body_state high = body_counter(job, block + BODY_BLOCKS);
-
-    for (int r = 0; r < MGR_PHILOX_ROUNDS; r++) {
+    out[0] = body_early(job, low);
+    out[1] = body_early(job, high);
+    for (int r = MGR_PHILOX_EARLY; r < MGR_PHILOX_ROUNDS; r++) {
         const vec_int key_0 = wide_set(job->key[r][0]), key_1 = wide_set(job->key[r][1]);
-        body_round(&low, key_0, key_1);
-        body_round(&high, key_0, key_1);
+        body_round(&out[0], key_0, key_1);
+        body_round(&out[1], key_0, key_1);
     }
-    out[0] = body_words_of(&low);
-    out[1] = body_words_of(&high);
 }
 #endif
+
+/* The words of blocks block .. block + 2 * BODY_BLOCKS - 1. */
+BODY_INLINE void body_words(const mgr_normal_job *job, uint32_t block, body_pairs out[2])
+{
+    body_state s[2];
+
+    body_blocks(job, wide_count(block), wide_count(block + BODY_BLOCKS), s);
+    for (int i = 0; i < 2; i++) {
+        out[i].first = wide_join(s[i].c0, s[i].c2);
+        out[i].second = wide_join(s[i].c1, s[i].c3);
+    }
+}
+
+/* Of SIMD_LANES blocks, which `low` and those `step` behind them are, the words of pair 0 and of
+ * pair 1, each in the order of blocks. */
+BODY_INLINE void body_words_across(const mgr_normal_job *job, vec_int low, uint32_t step,
+                                   body_pairs out[2])
+{
+    body_state s[2];
+
+    body_blocks(job, low, int_add(low, wide_set(step)), s);
+    out[0].first = wide_rows(s[0].c0, s[1].c0);
+    out[0].second = wide_rows(s[0].c1, s[1].c1);
+    out[1].first = wide_rows(s[0].c2, s[1].c2);
+    out[1].second = wide_rows(s[0].c3, s[1].c3);
+}
 
 /* sqrt(-2 ln u) for the word that gives u. */
 BODY_INLINE vec_float body_radius(vec_int word)
@@ -266,7 +299,55 @@ static void fill_scaled_bf16(const mgr_normal_job *job, uint32_t block, size_t n
     body_fill(job, block, n_groups, out, sizeof(uint16_t), store_scaled_bf16);
 }
 
+/* What two rows of a group become. */
+typedef void body_store_rows(unsigned char *to, size_t stride, vec_float even, vec_float odd);
+
+BODY_INLINE void store_rows_f32(unsigned char *to, size_t stride, vec_float even, vec_float odd)
+{
+    store_row(to, bits_from_float(even));
+    store_row(to + stride, bits_from_float(odd));
+}
+
+BODY_INLINE void store_rows_bf16(unsigned char *to, size_t stride, vec_float even, vec_float odd)
+{
+    store_row_halves(to, body_round_bf16(even));
+    store_row_halves(to + stride, body_round_bf16(odd));
+}
+
+/* A lane is a run: what is drawn lies in rows across the runs as it is. `stride` in bytes. */
+BODY_INLINE void body_across(const mgr_normal_job *shared, const mgr_normal_rows *rows, void *out,
+                             size_t element_bytes, body_store_rows *store)
+{
+    const mgr_normal_job job = *shared; /* a copy that the output cannot alias */
+    const size_t stride = rows->stride * element_bytes;
+    for (uint32_t b = 0; b < rows->n_blocks; b++) {
+        unsigned char *at = (unsigned char *)out + b * 4 * stride;
+        vec_int low = wide_places(rows->block + b, rows->step);
+        for (size_t j = 0; j < rows->n; j += SIMD_LANES, at += SIMD_LANES * element_bytes) {
+            body_pairs words[2];
+            vec_float even, odd;
+            body_words_across(&job, low, rows->step, words);
+            for (int i = 0; i < 2; i++) {
+                body_scaled(&job, &words[i], &even, &odd);
+                store(at + (size_t)i * 2 * stride, stride, even, odd);
+            }
+            low = int_add(low, wide_set(SIMD_LANES * rows->step));
+        }
+    }
+}
+
+static void across_f32(const mgr_normal_job *job, const mgr_normal_rows *rows, void *out)
+{
+    body_across(job, rows, out, sizeof(float), store_rows_f32);
+}
+
+static void across_bf16(const mgr_normal_job *job, const mgr_normal_rows *rows, void *out)
+{
+    body_across(job, rows, out, sizeof(uint16_t), store_rows_bf16);
+}
+
 #define BODY_PATH                                                                                  \
     {                                                                                              \
-        BODY_GROUP, fill_words, fill_normals, fill_scaled_f32, fill_scaled_bf16                    \
+        BODY_GROUP, fill_words, fill_normals, fill_scaled_f32, fill_scaled_bf16, across_f32,       \
+            across_bf16                                                                            \
     }

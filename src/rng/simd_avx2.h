@@ -40,6 +40,14 @@ static inline vec_int wide_count(uint32_t first)
         _mm256_add_epi64(_mm256_set1_epi64x((long long)first), _mm256_set_epi64x(7, 6, 5, 4))};
 }
 
+static inline vec_int wide_places(uint32_t first, uint32_t step)
+{
+    const __m256i by = _mm256_set1_epi32((int)step);
+    const __m256i a = _mm256_mul_epu32(by, _mm256_set_epi64x(12, 8, 4, 0));
+    const __m256i second = _mm256_set1_epi32((int)(first + 2 * step));
+    return (vec_int){_mm256_add_epi32(a, _mm256_set1_epi32((int)first)), _mm256_add_epi32(a, second)};
+}
+
 static inline vec_int wide_product(vec_int x, vec_int y)
 {
     return (vec_int){_mm256_mul_epu32(x.a, y.a), _mm256_mul_epu32(x.b, y.b)};
@@ -54,6 +62,11 @@ static inline vec_int wide_join(vec_int low, vec_int high)
 {
     return (vec_int){_mm256_blend_epi32(low.a, _mm256_slli_epi64(high.a, 32), 0xAA),
                      _mm256_blend_epi32(low.b, _mm256_slli_epi64(high.b, 32), 0xAA)};
+}
+
+static inline vec_int wide_rows(vec_int x, vec_int y)
+{
+    return wide_join((vec_int){x.a, y.a}, (vec_int){x.b, y.b});
 }
 
 static inline vec_int int_add(vec_int x, vec_int y)
@@ -174,6 +187,17 @@ static inline void store_halves(unsigned char *to, vec_int x, vec_int y)
     const __m256i b = _mm256_blend_epi16(_mm256_srli_epi32(x.b, 16), y.b, 0xAA);
     _mm256_storeu_si256((__m256i *)to, a);
     _mm256_storeu_si256((__m256i *)(to + 32), b);
+}
+
+static inline void store_row(unsigned char *to, vec_int x)
+{
+    store_pairs_8(to, x.a, x.b);
+}
+
+static inline void store_row_halves(unsigned char *to, vec_int x)
+{
+    const __m256i row = _mm256_blend_epi16(_mm256_srli_epi32(x.a, 16), x.b, 0xAA);
+    _mm256_storeu_si256((__m256i *)to, row);
 }
 
 #endif

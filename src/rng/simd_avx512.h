@@ -39,6 +39,14 @@ static inline vec_int wide_count(uint32_t first)
                                       _mm512_set_epi64(15, 14, 13, 12, 11, 10, 9, 8))};
 }
 
+static inline vec_int wide_places(uint32_t first, uint32_t step)
+{
+    const __m512i by = _mm512_set1_epi32((int)step);
+    const __m512i a = _mm512_mul_epu32(by, _mm512_set_epi64(28, 24, 20, 16, 12, 8, 4, 0));
+    const __m512i second = _mm512_set1_epi32((int)(first + 2 * step));
+    return (vec_int){_mm512_add_epi32(a, _mm512_set1_epi32((int)first)), _mm512_add_epi32(a, second)};
+}
+
 static inline vec_int wide_product(vec_int x, vec_int y)
 {
     return (vec_int){_mm512_mul_epu32(x.a, y.a), _mm512_mul_epu32(x.b, y.b)};
@@ -53,6 +61,11 @@ static inline vec_int wide_join(vec_int low, vec_int high)
 {
     return (vec_int){_mm512_mask_shuffle_epi32(low.a, 0xAAAA, high.a, _MM_PERM_CCAA),
                      _mm512_mask_shuffle_epi32(low.b, 0xAAAA, high.b, _MM_PERM_CCAA)};
+}
+
+static inline vec_int wide_rows(vec_int x, vec_int y)
+{
+    return wide_join((vec_int){x.a, y.a}, (vec_int){x.b, y.b});
 }
 
 static inline vec_int int_add(vec_int x, vec_int y)
@@ -173,6 +186,17 @@ static inline void store_halves(unsigned char *to, vec_int x, vec_int y)
     const __mmask32 odd = 0xAAAAAAAAu;
     _mm512_storeu_si512(to, _mm512_mask_blend_epi16(odd, _mm512_srli_epi32(x.a, 16), y.a));
     _mm512_storeu_si512(to + 64, _mm512_mask_blend_epi16(odd, _mm512_srli_epi32(x.b, 16), y.b));
+}
+
+static inline void store_row(unsigned char *to, vec_int x)
+{
+    store_pairs_16(to, x.a, x.b);
+}
+
+static inline void store_row_halves(unsigned char *to, vec_int x)
+{
+    const __mmask32 odd = 0xAAAAAAAAu;
+    _mm512_storeu_si512(to, _mm512_mask_blend_epi16(odd, _mm512_srli_epi32(x.a, 16), x.b));
 }
 
 #endif

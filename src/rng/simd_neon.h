@@ -30,6 +30,11 @@ static inline vec_int wide_count(uint32_t first)
     return vreinterpretq_u32_u64(vaddq_u64(vdupq_n_u64(first), lane));
 }
 
+static inline vec_int wide_places(uint32_t first, uint32_t step)
+{
+    return vcombine_u32(vdup_n_u32(first), vdup_n_u32(first + 2 * step));
+}
+
 static inline vec_int wide_product(vec_int x, vec_int y)
 {
     const uint32x2_t x_low = vmovn_u64(vreinterpretq_u64_u32(x));
@@ -45,6 +50,11 @@ static inline vec_int wide_high(vec_int x)
 static inline vec_int wide_join(vec_int low, vec_int high)
 {
     return vtrn1q_u32(low, high);
+}
+
+static inline vec_int wide_rows(vec_int x, vec_int y)
+{
+    return wide_join(x, y);
 }
 
 static inline vec_int int_add(vec_int x, vec_int y)
@@ -153,6 +163,16 @@ static inline void store_pairs(unsigned char *to, vec_int x, vec_int y)
 static inline void store_halves(unsigned char *to, vec_int x, vec_int y)
 {
     vst1q_u8(to, vreinterpretq_u8_u32(vsriq_n_u32(y, x, 16)));
+}
+
+static inline void store_row(unsigned char *to, vec_int x)
+{
+    vst1q_u8(to, vreinterpretq_u8_u32(x));
+}
+
+static inline void store_row_halves(unsigned char *to, vec_int x)
+{
+    vst1_u8(to, vreinterpret_u8_u16(vshrn_n_u32(x, 16)));
 }
 
 #endif

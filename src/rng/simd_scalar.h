@@ -31,6 +31,13 @@ static inline vec_int wide_count(uint32_t first)
     return (vec_int){first, 0};
 }
 
+/* Those of first + step * j where bit 0 of j is clear, for wide_rows. */
+static inline vec_int wide_places(uint32_t first, uint32_t step)
+{
+    (void)step;
+    return (vec_int){first, 0};
+}
+
 static inline vec_int wide_product(vec_int x, vec_int y)
 {
     const uint64_t product = (uint64_t)x.a * y.a;
@@ -45,6 +52,12 @@ static inline vec_int wide_high(vec_int x)
 static inline vec_int wide_join(vec_int low, vec_int high)
 {
     return (vec_int){low.a, high.a};
+}
+
+/* x in the places of wide_places and y in those between, as 32-bit lanes for store_row. */
+static inline vec_int wide_rows(vec_int x, vec_int y)
+{
+    return (vec_int){x.a, y.a};
 }
 
 /* 32-bit lanes, modulo 2^32. */
@@ -164,6 +177,19 @@ static inline void store_halves(unsigned char *to, vec_int x, vec_int y)
 {
     const uint16_t lanes[4] = {(uint16_t)(x.a >> 16), (uint16_t)(y.a >> 16), (uint16_t)(x.b >> 16),
                                (uint16_t)(y.b >> 16)};
+    memcpy(to, lanes, sizeof lanes);
+}
+
+/* SIMD_LANES places of a row: lanes of 32 bits, or their upper halves. */
+static inline void store_row(unsigned char *to, vec_int x)
+{
+    const uint32_t lanes[2] = {x.a, x.b};
+    memcpy(to, lanes, sizeof lanes);
+}
+
+static inline void store_row_halves(unsigned char *to, vec_int x)
+{
+    const uint16_t lanes[2] = {(uint16_t)(x.a >> 16), (uint16_t)(x.b >> 16)};
     memcpy(to, lanes, sizeof lanes);
 }
 

@@ -59,25 +59,22 @@ def bench(options, ranks, only, size):
     return json.loads(done.stdout)
 
 
-def kernel_ratios(kernels):
+def kernel_ratios(report):
     """Seconds by seconds, so that less is better."""
-    def best(name):
-        return max(kernels[name].values())
-
     out = {}
-    if "normals to bf16" in kernels:
-        for path, rate in kernels["normals to bf16"].items():
-            if path != "scalar":
-                out["normals, %s by scalar" % path] = kernels["normals to bf16"]["scalar"] / rate
-        for how in ("half", "all"):
-            out["down by gate and up, %s drawn" % how] = (
-                best("gate or up, %s drawn" % how) / best("down, %s drawn" % how))  # fmt: skip
+    normals = report.get("kernels", {}).get("normals to bf16", {})
+    for path, rate in normals.items():
+        if path != "scalar":
+            out["normals, %s by scalar" % path] = normals["scalar"] / rate
+    for name, paths in report.get("kernel_ratios", {}).items():
+        if name.startswith("down"):
+            out.update({"%s, %s" % (name, path): ratio for path, ratio in paths.items()})
     return out
 
 
 def ratios(report):
     """What is kept of a report."""
-    out = kernel_ratios(report.get("kernels", {})) if report["ranks"] == 1 else {}
+    out = kernel_ratios(report) if report["ranks"] == 1 else {}
     for name, one in report["contests"].items():
         out["%s on %d, processor seconds by the floor's" % (name, report["ranks"])] = one["cpu_ratio"]["median"]
     return out
@@ -87,6 +84,8 @@ def show(report):
     print("%s, %d ranks, %d rounds" % (report["cpu"], report["ranks"], report["rounds"]))
     for name, paths in report.get("kernels", {}).items():
         print("  %-24s %s billion a second" % (name, "  ".join("%s %.2f" % (p, r) for p, r in paths.items())))
+    for name, paths in report.get("kernel_ratios", {}).items():
+        print("  %-32s %s" % (name, "  ".join("%s %.2f" % (p, r) for p, r in paths.items())))
     if report["contests"]:
         print("  %-14s %6s  %-19s %-19s %s" % ("", "GB", "seconds by floor's", "processor's", "user + system s/GB, floor's"))
     for name, one in report["contests"].items():
