@@ -1,41 +1,37 @@
 #include "kern/columns.h"
 
 #include <assert.h>
+#include <stdbool.h>
 #include <string.h>
 
 #include "mgr/rng.h"
 
-/* NULL where no path but the plain one is there. A CPU with AVX-512 has AVX2. */
-static const mgr_columns_path *current_path(void)
+/* A CPU with AVX-512 has AVX2. */
+static bool has_avx2(void)
 {
     const mgr_simd simd = mgr_simd_current();
-    return (simd == MGR_SIMD_AVX2 || simd == MGR_SIMD_AVX512) && mgr_columns_path_avx2.merge
-               ? &mgr_columns_path_avx2
-               : NULL;
+    return simd == MGR_SIMD_AVX2 || simd == MGR_SIMD_AVX512;
+}
+
+static const mgr_columns_path *current_path(void)
+{
+    static const mgr_columns_path plain = {NULL, NULL, NULL};
+#if defined(__x86_64__)
+    __builtin_cpu_init();
+    if (mgr_simd_current() == MGR_SIMD_AVX512 && __builtin_cpu_supports("avx512vbmi2") &&
+        mgr_columns_path_avx512.plan)
+        return &mgr_columns_path_avx512;
+#endif
+    return has_avx2() ? &mgr_columns_path_avx2 : &plain;
 }
 
 void mgr_strip_plan(mgr_strip *strip)
 {
-    uint32_t k = 0;
+    const mgr_columns_path *path = current_path();
 
     assert(strip->n <= MGR_STRIP_NEURONS);
-    if (strip->n_drawn == 0 || !current_path())
-        return;
-    for (uint32_t g = 0; g < strip->n / MGR_STRIP_GROUP; g++) {
-        strip->before[g] = (uint16_t)k;
-        memset(strip->taken[g], 0, sizeof strip->taken[g]);
-        memset(strip->places[g], 0, sizeof strip->places[g]);
-        for (uint32_t i = 0, taken = 0; i < MGR_STRIP_GROUP; i++) {
-            if (k == strip->n_drawn || strip->drawn[k] != strip->first + g * MGR_STRIP_GROUP + i)
-                continue;
-            for (uint32_t b = 0; b < 2; b++) {
-                strip->places[g][2 * i + b] = (uint8_t)(2 * taken + b);
-                strip->taken[g][2 * i + b] = 0xff;
-            }
-            taken++;
-            k++;
-        }
-    }
+    if (strip->n_drawn > 0 && path->plan)
+        path->plan(strip);
 }
 
 /* The first `done` columns and `k` drawn ones are merged. Inlined with constant `bytes`. */
@@ -62,15 +58,17 @@ static uint32_t drawn_before(const mgr_strip *strip, uint32_t done)
 void mgr_merge(const mgr_strip *strip, const void *kept, const void *drawn, void *out, size_t bytes)
 {
     const mgr_columns_path *path = current_path();
+    uint32_t (*const merge)(const mgr_strip *, const void *, const void *, void *) =
+        bytes == 4 ? path->merge_4 : path->merge_2;
+    const uint32_t done = merge && strip->n_drawn > 0 ? merge(strip, kept, drawn, out) : 0;
 
-    if (bytes == 4) {
-        merge_rest(strip, 0, 0, kept, drawn, out, 4);
-    } else if (path && strip->n_drawn > 0) {
-        const uint32_t done = path->merge(strip, kept, drawn, out);
-        merge_rest(strip, done, drawn_before(strip, done), kept, drawn, out, 2);
-    } else {
-        merge_rest(strip, 0, 0, kept, drawn, out, 2);
-    }
+    if (done == strip->n)
+        return;
+    const uint32_t k = done > 0 ? drawn_before(strip, done) : 0;
+    if (bytes == 4)
+        merge_rest(strip, done, k, kept, drawn, out, 4);
+    else
+        merge_rest(strip, done, k, kept, drawn, out, 2);
 }
 
 /* From row `r` on. Inlined with constant `bytes`. */
@@ -87,13 +85,12 @@ static inline __attribute__((always_inline)) void turn_rest(const unsigned char 
 void mgr_turn(const void *drawn, size_t stride, uint32_t n, uint32_t n_rows, void *out,
               size_t out_stride, size_t bytes)
 {
-    const mgr_columns_path *path = current_path();
-
     assert(n <= MGR_TURNED);
     if (bytes == 4) {
         turn_rest(drawn, stride, n, 0, n_rows, out, out_stride, 4);
     } else {
-        const uint32_t done = path ? path->turn(drawn, stride, n_rows, out, out_stride) : 0;
+        const uint32_t done =
+            has_avx2() ? mgr_turn_avx2(drawn, stride, n_rows, out, out_stride) : 0;
         turn_rest(drawn, stride, n, done, n_rows, out, out_stride, 2);
     }
 }

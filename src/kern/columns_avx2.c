@@ -5,6 +5,9 @@
 
 #if defined(__AVX2__)
 #include <immintrin.h>
+#include <string.h>
+
+#define GROUP MGR_STRIP_GROUP
 
 static inline __m128i load(const void *at)
 {
@@ -16,21 +19,39 @@ static inline void store(void *at, __m128i x)
     _mm_storeu_si128((__m128i *)at, x);
 }
 
+static void plan(mgr_strip *strip)
+{
+    uint32_t k = 0;
+
+    for (uint32_t g = 0; g < strip->n / GROUP; g++) {
+        const uint32_t first = strip->first + g * GROUP;
+        strip->before[g] = (uint16_t)k;
+        /* What a shuffle takes from place 0x80 on is zero. */
+        memset(strip->places[g], 0xff, sizeof strip->places[g]);
+        for (uint32_t taken = 0; k < strip->n_drawn && strip->drawn[k] - first < GROUP; k++) {
+            uint8_t *const place = &strip->places[g][2 * (strip->drawn[k] - first)];
+            place[0] = (uint8_t)taken++;
+            place[1] = (uint8_t)taken++;
+        }
+    }
+}
+
 /* A group at a time: its drawn values, which follow each other, are moved apart to their columns.
  */
-static uint32_t merge(const mgr_strip *strip, const uint16_t *kept, const uint16_t *drawn,
-                      uint16_t *out)
+static uint32_t merge(const mgr_strip *strip, const void *kept, const void *drawn, void *out)
 {
-    const uint32_t n_groups = strip->n / MGR_STRIP_GROUP;
+    const uint32_t n_groups = strip->n / GROUP;
+    const uint16_t *const from = kept, *const taken = drawn;
+    uint16_t *const to = out;
 
     for (uint32_t g = 0; g < n_groups; g++) {
-        const __m128i apart =
-            _mm_shuffle_epi8(load(drawn + strip->before[g]), load(strip->places[g]));
-        store(out + (size_t)g * MGR_STRIP_GROUP,
-              _mm_blendv_epi8(load(kept + (size_t)g * MGR_STRIP_GROUP), apart,
-                              load(strip->taken[g])));
+        const __m128i places = load(strip->places[g]);
+        const __m128i apart = _mm_shuffle_epi8(load(taken + strip->before[g]), places);
+        const __m128i others = _mm_and_si128(load(from + (size_t)g * GROUP),
+                                             _mm_cmpgt_epi8(_mm_setzero_si128(), places));
+        store(to + (size_t)g * GROUP, _mm_or_si128(apart, others));
     }
-    return n_groups * MGR_STRIP_GROUP;
+    return n_groups * GROUP;
 }
 
 /* A square of 8 x 8, in three rounds: neighbours of one element, of two, of four. */
@@ -56,8 +77,8 @@ static inline void turn_square(const uint16_t *from, size_t stride, uint16_t *to
     }
 }
 
-static uint32_t turn(const uint16_t *drawn, size_t stride, uint32_t n_rows, uint16_t *out,
-                     size_t out_stride)
+uint32_t mgr_turn_avx2(const uint16_t *drawn, size_t stride, uint32_t n_rows, uint16_t *out,
+                       size_t out_stride)
 {
     uint32_t r = 0;
 
@@ -67,7 +88,14 @@ static uint32_t turn(const uint16_t *drawn, size_t stride, uint32_t n_rows, uint
     return r;
 }
 
-const mgr_columns_path mgr_columns_path_avx2 = {merge, turn};
+const mgr_columns_path mgr_columns_path_avx2 = {plan, merge, NULL};
 #else
-const mgr_columns_path mgr_columns_path_avx2 = {NULL, NULL};
+uint32_t mgr_turn_avx2(const uint16_t *drawn, size_t stride, uint32_t n_rows, uint16_t *out,
+                       size_t out_stride)
+{
+    (void)drawn, (void)stride, (void)n_rows, (void)out, (void)out_stride;
+    return 0;
+}
+
+const mgr_columns_path mgr_columns_path_avx2 = {NULL, NULL, NULL};
 #endif

@@ -36,11 +36,10 @@ int mgr_map_selected(const mgr_recipe *recipe, uint32_t layer, uint32_t expert, 
 /* The same where runs need not be long (mgr_method.few_rows): the tile stays in the L1 cache. A
  * multiple of 4. */
 #define MGR_TILE_FEW 8
-/* What may be written behind the columns of a row, and looked at. It makes the distance of rows no
- * power of two: they would share few sets of a cache. */
-#define MGR_TILE_BEHIND 32
-#define MGR_TILE_BYTES                                                                             \
-    (MGR_TILE_HIDDEN * (MGR_TILE_SELECTED + MGR_TILE_BEHIND) * sizeof(float))
+/* What may be written behind the columns of a row (MGR_NORMAL_ACROSS), and looked at. It makes the
+ * distance of rows no power of two: they would share few sets of a cache. */
+#define MGR_TILE_BEHIND MGR_MERGE_BEHIND
+#define MGR_TILE_BYTES (MGR_TILE_HIDDEN * (MGR_TILE_SELECTED + MGR_TILE_BEHIND) * sizeof(float))
 
 /* A part of down, as a rectangle of rows and expert neurons (columns). */
 typedef struct mgr_down_part {

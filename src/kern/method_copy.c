@@ -143,7 +143,7 @@ static bool draws_few(const mgr_method *method, const mgr_expert *x)
 }
 
 /* Rows of a strip. A row is copied and drawn into at once: rows far apart push each other out of
- * the caches. */
+ * the caches. Where it was long ago that the rows before were there, they are asked for early. */
 static void merge_rows(const mgr_expert *x, const mgr_down_part *part, const mgr_strip *strip,
                        const unsigned char *tile)
 {
@@ -155,9 +155,10 @@ static void merge_rows(const mgr_expert *x, const mgr_down_part *part, const mgr
     for (uint32_t r = 0; r < part->n_rows; r++, tile += part->tile_stride * to) {
         unsigned char *const out = row.out + strip->first * to;
         const unsigned char *const source = x->origin ? out : row.source + strip->first * from;
-        if (!x->origin)
+        if (!x->origin && part->n_rows > MGR_TILE_FEW)
             prefetch(source, AHEAD * x->source_width * from, strip->n * from);
-        prefetch(out, AHEAD * x->width * to, strip->n * to);
+        if (part->n_rows > MGR_TILE_FEW)
+            prefetch(out, AHEAD * x->width * to, strip->n * to);
         if (!as_it_is && !x->origin)
             copy_columns(x, &row, strip->first, strip->n);
         mgr_merge(strip, as_it_is ? source : out, tile, out, to);
@@ -166,29 +167,43 @@ static void merge_rows(const mgr_expert *x, const mgr_down_part *part, const mgr
     }
 }
 
-/* A strip, of which the k-th of S and those that follow are drawn, so many rows at a time as a tile
- * has. */
+/* The rows of `part` that a tile holds of strip `strip`, whose drawn ones are the k-th of S and
+ * those that follow. */
+static void down_tile(const mgr_method *method, const mgr_expert *x, mgr_down_part *part,
+                      const mgr_strip *strip, uint32_t k)
+{
+    unsigned char tile[MGR_TILE_BYTES];
+
+    if (strip->n_drawn == strip->n && strip->n % MGR_TILE_BEHIND == 0) {
+        part->tile_stride = x->width; /* nothing is merged, and nothing written behind them */
+        method->draw_columns(x, part, k, strip->n,
+                             part->out + strip->first * mgr_dtype_size(part->to));
+        return;
+    }
+    if (strip->n_drawn > 0)
+        method->draw_columns(x, part, k, strip->n_drawn, tile);
+    merge_rows(x, part, strip, tile);
+}
+
+/* All rows of a strip. */
 static void down_strip(const mgr_method *method, const mgr_expert *x, const mgr_down_part *part,
                        mgr_strip *strip, uint32_t k)
 {
-    unsigned char tile[MGR_TILE_BYTES];
     mgr_down_part some = *part;
-    uint32_t left = part->n_rows;
 
+    assert(strip->n_drawn == 0 || method->draw_columns);
     mgr_strip_plan(strip);
-    while (left > 0) {
+    for (uint32_t r = 0; r < part->n_rows; r += some.n_rows) {
         /* From one multiple of the tile's rows to the next, whatever the part begins with. */
-        const uint32_t most = draws_few(method, x) ? MGR_TILE_FEW - some.first % MGR_TILE_FEW : left;
-        some.n_rows = min_u32(left, most);
-        if (strip->n_drawn > 0) {
-            assert(method->draw_columns);
-            method->draw_columns(x, &some, k, strip->n_drawn, tile);
-        }
-        merge_rows(x, &some, strip, tile);
-        some.source += some.n_rows * x->source_width * mgr_dtype_size(part->from);
-        some.out += (size_t)some.n_rows * x->width * mgr_dtype_size(part->to);
-        some.first += some.n_rows;
-        left -= some.n_rows;
+        const uint64_t first = part->first + r;
+        const uint32_t most =
+            draws_few(method, x) ? MGR_TILE_FEW - first % MGR_TILE_FEW : part->n_rows;
+        some = *part;
+        some.source += (size_t)r * x->source_width * mgr_dtype_size(part->from);
+        some.out += (size_t)r * x->width * mgr_dtype_size(part->to);
+        some.first = first;
+        some.n_rows = min_u32(part->n_rows - r, most);
+        down_tile(method, x, &some, strip, k);
     }
 }
 

@@ -21,7 +21,7 @@
 typedef struct mgr_normal_job {
     uint32_t key[MGR_PHILOX_ROUNDS][2]; /* the key of each round */
     uint32_t early[4];                  /* what rounds 0, 1, 1, 2 add that is known before */
-    float mean, std; /* used by the scaled kinds */
+    float mean, std;                    /* used by the scaled kinds */
 } mgr_normal_job;
 
 /* Write `n_groups` groups of elements, from element 0 of block `block` on. `out` needs no
@@ -69,8 +69,8 @@ void mgr_philox_schedule(uint64_t seed, uint32_t key[MGR_PHILOX_ROUNDS][2]);
 void mgr_normals_affine(const mgr_stream *stream, uint64_t first, size_t n, float mean, float std,
                         void *out, mgr_dtype to);
 
-/* The same, of `n` runs of the stream, each `step` behind the one before it: element first + r + j *
- * step is place j of row r of `out`, r < n_rows. `step` is a multiple of 4. Places of a row up to
+/* The same, of `n` runs of the stream, each `step` behind the one before it: element first + r + j
+ * * step is place j of row r of `out`, r < n_rows. `step` is a multiple of 4. Places of a row up to
  * the next multiple of MGR_NORMAL_ACROSS may be written; `stride` is in elements. Local. */
 void mgr_normals_affine_across(const mgr_stream *stream, uint64_t first, uint64_t step, size_t n,
                                uint32_t n_rows, float mean, float std, void *out, size_t stride,

@@ -29,8 +29,8 @@
  * and high halves, which puts the pairs of SIMD_LANES / 2 blocks in their order.
  *
  * Across runs: where a lane is a run (a neuron), two sets of blocks, those of every second run, are
- * joined instead, which puts the same word of SIMD_LANES runs in their order. (With two registers to
- * a vector each has every second run, so that halves of both make a row.)
+ * joined instead, which puts the same word of SIMD_LANES runs in their order. (With two registers
+ * to a vector each has every second run, so that halves of both make a row.)
  */
 #include "rng/normal.h"
 
@@ -99,8 +99,8 @@ BODY_INLINE body_state body_early(const mgr_normal_job *job, vec_int block)
     const vec_int second = wide_product(c2, wide_set(MGR_PHILOX_MULTIPLIER_1));
     const vec_int c0 = int_xor(wide_high(second), wide_set(job->early[1]));
     const vec_int p0 = wide_product(c0, wide_set(MGR_PHILOX_MULTIPLIER_0));
-    const vec_int p1 = wide_product(int_xor(first, wide_set(job->early[2])),
-                                    wide_set(MGR_PHILOX_MULTIPLIER_1));
+    const vec_int p1 =
+        wide_product(int_xor(first, wide_set(job->early[2])), wide_set(MGR_PHILOX_MULTIPLIER_1));
     return (body_state){int_xor3(wide_high(p1), second, wide_set(job->key[2][0])), p1,
                         int_xor(wide_high(p0), wide_set(job->early[3])), p0};
 }

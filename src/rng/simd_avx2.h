@@ -45,7 +45,8 @@ static inline vec_int wide_places(uint32_t first, uint32_t step)
     const __m256i by = _mm256_set1_epi32((int)step);
     const __m256i a = _mm256_mul_epu32(by, _mm256_set_epi64x(12, 8, 4, 0));
     const __m256i second = _mm256_set1_epi32((int)(first + 2 * step));
-    return (vec_int){_mm256_add_epi32(a, _mm256_set1_epi32((int)first)), _mm256_add_epi32(a, second)};
+    return (vec_int){_mm256_add_epi32(a, _mm256_set1_epi32((int)first)),
+                     _mm256_add_epi32(a, second)};
 }
 
 static inline vec_int wide_product(vec_int x, vec_int y)

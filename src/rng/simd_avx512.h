@@ -44,7 +44,8 @@ static inline vec_int wide_places(uint32_t first, uint32_t step)
     const __m512i by = _mm512_set1_epi32((int)step);
     const __m512i a = _mm512_mul_epu32(by, _mm512_set_epi64(28, 24, 20, 16, 12, 8, 4, 0));
     const __m512i second = _mm512_set1_epi32((int)(first + 2 * step));
-    return (vec_int){_mm512_add_epi32(a, _mm512_set1_epi32((int)first)), _mm512_add_epi32(a, second)};
+    return (vec_int){_mm512_add_epi32(a, _mm512_set1_epi32((int)first)),
+                     _mm512_add_epi32(a, second)};
 }
 
 static inline vec_int wide_product(vec_int x, vec_int y)

@@ -482,7 +482,7 @@ static void check_places(void)
 /* Strips of each length that leaves a part of a group, none to all of their columns drawn. */
 static void check_merge(void)
 {
-    enum { FIRST = 5, MOST = 41, BEHIND = 8 };
+    enum { FIRST = 5, MOST = 73, BEHIND = MGR_MERGE_BEHIND };
 
     for (uint32_t n = 1; n <= MOST; n++)
         for (uint32_t share = 0; share <= 4; share++)
