@@ -9,8 +9,8 @@
 #include <stddef.h>
 #include <stdint.h>
 
-/* Columns at a time, at most. */
-#define MGR_STRIP_NEURONS 1024
+/* Columns at a time, at most: long enough that a CPU sees a row as a stream of its own. */
+#define MGR_STRIP_NEURONS 4096
 #define MGR_STRIP_GROUP 8
 #define MGR_STRIP_GROUPS (MGR_STRIP_NEURONS / MGR_STRIP_GROUP)
 #define MGR_MERGE_BEHIND 32

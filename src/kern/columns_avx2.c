@@ -19,6 +19,16 @@ static inline void store(void *at, __m128i x)
     _mm_storeu_si128((__m128i *)at, x);
 }
 
+static inline __m256i load_256(const void *at)
+{
+    return _mm256_loadu_si256((const __m256i *)at);
+}
+
+static inline void store_256(void *at, __m256i x)
+{
+    _mm256_storeu_si256((__m256i *)at, x);
+}
+
 static void plan(mgr_strip *strip)
 {
     uint32_t k = 0;
@@ -36,20 +46,23 @@ static void plan(mgr_strip *strip)
     }
 }
 
-/* A group at a time: its drawn values, which follow each other, are moved apart to their columns.
- */
+/* Two groups at a time: the drawn values of each, which follow each other, are moved apart to their
+ * columns. */
 static uint32_t merge(const mgr_strip *strip, const void *kept, const void *drawn, void *out)
 {
-    const uint32_t n_groups = strip->n / GROUP;
+    const uint32_t n_groups = strip->n / GROUP & ~1u;
     const uint16_t *const from = kept, *const taken = drawn;
     uint16_t *const to = out;
 
-    for (uint32_t g = 0; g < n_groups; g++) {
-        const __m128i places = load(strip->places[g]);
-        const __m128i apart = _mm_shuffle_epi8(load(taken + strip->before[g]), places);
-        const __m128i others = _mm_and_si128(load(from + (size_t)g * GROUP),
-                                             _mm_cmpgt_epi8(_mm_setzero_si128(), places));
-        store(to + (size_t)g * GROUP, _mm_or_si128(apart, others));
+    for (uint32_t g = 0; g < n_groups; g += 2) {
+        const __m256i places = load_256(strip->places[g]), row = load_256(from + (size_t)g * GROUP);
+        const __m256i runs =
+            _mm256_inserti128_si256(_mm256_castsi128_si256(load(taken + strip->before[g])),
+                                    load(taken + strip->before[g + 1]), 1);
+        const __m256i apart = _mm256_shuffle_epi8(runs, places);
+        const __m256i others =
+            _mm256_and_si256(row, _mm256_cmpgt_epi8(_mm256_setzero_si256(), places));
+        store_256(to + (size_t)g * GROUP, _mm256_or_si256(apart, others));
     }
     return n_groups * GROUP;
 }

@@ -38,7 +38,8 @@ static uint32_t merge_2(const mgr_strip *strip, const void *kept, const void *dr
     for (uint32_t g = 0; g * GROUP < strip->n; g++) {
         const __mmask32 there = columns_of(strip, g);
         const __m512i row = _mm512_maskz_loadu_epi16(there, from + (size_t)g * GROUP);
-        const __m512i run = _mm512_loadu_si512(taken + strip->before[g]);
+        __m512i run = _mm512_loadu_si512(taken + strip->before[g]);
+        __asm__("" : "+v"(run)); /* expanding what is in memory takes longer */
         _mm512_mask_storeu_epi16(to + (size_t)g * GROUP, there,
                                  _mm512_mask_expand_epi16(row, strip->masks[g], run));
     }

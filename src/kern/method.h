@@ -33,9 +33,9 @@ int mgr_map_selected(const mgr_recipe *recipe, uint32_t layer, uint32_t expert, 
  * stream, and a tile that stays in the L2 cache. */
 #define MGR_TILE_HIDDEN 128
 #define MGR_TILE_SELECTED 256
-/* The same where runs need not be long (mgr_method.few_rows): the tile stays in the L1 cache. A
- * multiple of 4. */
-#define MGR_TILE_FEW 8
+/* Rows where runs need not be long (mgr_method.few_rows), of as many columns as a strip has: one
+ * block of numbers of each neuron, in a tile that stays in the L1 cache. */
+#define MGR_TILE_FEW 4
 /* What may be written behind the columns of a row (MGR_NORMAL_ACROSS), and looked at. It makes the
  * distance of rows no power of two: they would share few sets of a cache. */
 #define MGR_TILE_BEHIND MGR_MERGE_BEHIND

@@ -173,6 +173,9 @@ static void down_tile(const mgr_method *method, const mgr_expert *x, mgr_down_pa
                       const mgr_strip *strip, uint32_t k)
 {
     unsigned char tile[MGR_TILE_BYTES];
+    _Static_assert(sizeof tile >=
+                       MGR_TILE_FEW * (MGR_STRIP_NEURONS + MGR_TILE_BEHIND) * sizeof(float),
+                   "either shape of a tile");
 
     if (strip->n_drawn == strip->n && strip->n % MGR_TILE_BEHIND == 0) {
         part->tile_stride = x->width; /* nothing is merged, and nothing written behind them */
