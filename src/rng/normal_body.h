@@ -80,18 +80,26 @@ typedef struct body_pairs {
     vec_int first, second;
 } body_pairs;
 
-BODY_INLINE void body_round(body_state *s, vec_int key_0, vec_int key_1)
+/* Nothing of one side of this is moved by the compiler to the other as far as these words go. What
+ * is written side by side here would otherwise be done one after the other, and wait for itself. */
+BODY_INLINE void body_hold(body_state *s)
+{
+    SIMD_HOLD(s->c0);
+    SIMD_HOLD(s->c2);
+}
+
+BODY_INLINE void body_round(const mgr_normal_job *job, int r, body_state *s)
 {
     const vec_int p0 = wide_product(s->c0, wide_set(MGR_PHILOX_MULTIPLIER_0));
     const vec_int p1 = wide_product(s->c2, wide_set(MGR_PHILOX_MULTIPLIER_1));
-    s->c0 = int_xor3(wide_high(p1), s->c1, key_0);
+    s->c0 = int_xor3(wide_high(p1), s->c1, wide_set(job->key[r][0]));
     s->c1 = p1;
-    s->c2 = int_xor3(wide_high(p0), s->c3, key_1);
+    s->c2 = int_xor3(wide_high(p0), s->c3, wide_set(job->key[r][1]));
     s->c3 = p0;
 }
 
-/* The first three rounds. Blocks of a job differ in their number alone, so what does not depend on
- * it is in job->early, once for all. */
+/* Rounds 0 to 2. Blocks of a job differ in their number alone, so what does not depend on it is in
+ * job->early, once for all. */
 BODY_INLINE body_state body_early(const mgr_normal_job *job, vec_int block)
 {
     const vec_int first = wide_product(block, wide_set(MGR_PHILOX_MULTIPLIER_0));
@@ -105,183 +113,205 @@ BODY_INLINE body_state body_early(const mgr_normal_job *job, vec_int block)
                         int_xor(wide_high(p0), wide_set(job->early[3])), p0};
 }
 
-/* The words of the blocks `low` and of the blocks `high`. */
-#ifdef SIMD_FEW_REGISTERS
-/* One state after the other: a vector of two registers has chains enough. */
+/* The last round but for what is added, which is done with lanes that are joined: c0 and c2 are the
+ * products. */
+BODY_INLINE void body_last(body_state *s)
+{
+    s->c0 = wide_product(s->c0, wide_set(MGR_PHILOX_MULTIPLIER_0));
+    s->c2 = wide_product(s->c2, wide_set(MGR_PHILOX_MULTIPLIER_1));
+}
+
 BODY_INLINE body_state body_philox(const mgr_normal_job *job, vec_int block)
 {
     body_state s = body_early(job, block);
 
-    for (int r = MGR_PHILOX_EARLY; r < MGR_PHILOX_ROUNDS; r++)
-        body_round(&s, wide_set(job->key[r][0]), wide_set(job->key[r][1]));
+    for (int r = MGR_PHILOX_EARLY; r < MGR_PHILOX_ROUNDS - 1; r++)
+        body_round(job, r, &s);
+    body_last(&s);
     return s;
 }
 
-BODY_INLINE void body_blocks(const mgr_normal_job *job, vec_int low, vec_int high,
-                             body_state out[2])
+/* What body_last left, as the words of BODY_BLOCKS blocks. */
+BODY_INLINE body_pairs body_joined(const mgr_normal_job *job, const body_state *s)
 {
-    out[0] = body_philox(job, low);
-    out[1] = body_philox(job, high);
-}
-#else
-/* Two states side by side: one alone would wait for its own products. */
-BODY_INLINE void body_blocks(const mgr_normal_job *job, vec_int low, vec_int high,
-                             body_state out[2])
-{
-    out[0] = body_early(job, low);
-    out[1] = body_early(job, high);
-    for (int r = MGR_PHILOX_EARLY; r < MGR_PHILOX_ROUNDS; r++) {
-        const vec_int key_0 = wide_set(job->key[r][0]), key_1 = wide_set(job->key[r][1]);
-        body_round(&out[0], key_0, key_1);
-        body_round(&out[1], key_0, key_1);
-    }
-}
-#endif
-
-/* The words of blocks block .. block + 2 * BODY_BLOCKS - 1. */
-BODY_INLINE void body_words(const mgr_normal_job *job, uint32_t block, body_pairs out[2])
-{
-    body_state s[2];
-
-    body_blocks(job, wide_count(block), wide_count(block + BODY_BLOCKS), s);
-    for (int i = 0; i < 2; i++) {
-        out[i].first = wide_join(s[i].c0, s[i].c2);
-        out[i].second = wide_join(s[i].c1, s[i].c3);
-    }
+    const uint32_t *const key = job->key[MGR_PHILOX_ROUNDS - 1];
+    return (body_pairs){int_xor3(wide_join_high(s->c2, s->c0), wide_join(s->c1, s->c3),
+                                 wide_join(wide_set(key[0]), wide_set(key[1]))),
+                        wide_join(s->c2, s->c0)};
 }
 
-/* Of SIMD_LANES blocks, which `low` and those `step` behind them are, the words of pair 0 and of
- * pair 1, each in the order of blocks. */
-BODY_INLINE void body_words_across(const mgr_normal_job *job, vec_int low, uint32_t step,
-                                   body_pairs out[2])
+/* The words of pair 0 and of pair 1 of SIMD_LANES blocks: those of the first state and those that
+ * lie between them. */
+BODY_INLINE void body_rows(const mgr_normal_job *job, const body_state s[2], body_pairs out[2])
 {
-    body_state s[2];
+    const uint32_t *const key = job->key[MGR_PHILOX_ROUNDS - 1];
+    body_state low = s[0], high = s[1];
 
-    body_blocks(job, low, int_add(low, wide_set(step)), s);
-    out[0].first = wide_rows(s[0].c0, s[1].c0);
-    out[0].second = wide_rows(s[0].c1, s[1].c1);
-    out[1].first = wide_rows(s[0].c2, s[1].c2);
-    out[1].second = wide_rows(s[0].c3, s[1].c3);
+    wide_regroup(&low.c0, &high.c0);
+    wide_regroup(&low.c1, &high.c1);
+    wide_regroup(&low.c2, &high.c2);
+    wide_regroup(&low.c3, &high.c3);
+    out[0].first =
+        int_xor3(wide_join_high(low.c2, high.c2), wide_join(low.c1, high.c1), int_set(key[0]));
+    out[0].second = wide_join(low.c2, high.c2);
+    out[1].first =
+        int_xor3(wide_join_high(low.c0, high.c0), wide_join(low.c3, high.c3), int_set(key[1]));
+    out[1].second = wide_join(low.c0, high.c0);
 }
 
-/* sqrt(-2 ln u) for the word that gives u. */
-BODY_INLINE vec_float body_radius(vec_int word)
+/* Pairs on their way from words to normals. */
+typedef struct body_pass {
+    vec_int word;                 /* of the angle */
+    vec_float exponent, t, q;     /* of the radius: log[e] done, t, Q(t) so far */
+    vec_float a, z, cosine, sine; /* of the angle */
+} body_pass;
+
+/* To t and z. The exponent is converted where it stands, 2^23 times too large: exact. */
+BODY_INLINE void pass_begin(body_pass *p, const body_pairs *words)
 {
-    const vec_int odd = int_or(int_and(word, int_set(0x7fffffffu)), int_set(1));
+    const vec_int odd = int_and_or(words->first, int_set(0x7fffffffu), int_set(1));
     /* 31 << 23: the factor 2^-31, taken from the exponent. */
     const vec_int above =
         int_sub(bits_from_float(float_from_int(odd)), int_set(LOG_BASE + (31u << 23)));
-    const vec_float exponent = float_from_int(int_shift_right_signed(above, 23));
     const vec_int mantissa = int_add(int_and(above, int_set(0x007fffffu)), int_set(LOG_BASE));
-    const vec_float t = float_sub(float_from_bits(mantissa), float_set(1.0f));
 
-    vec_float q = times_plus(float_set(LOG_7), t, LOG_6);
-    q = times_plus(q, t, LOG_5);
-    q = times_plus(q, t, LOG_4);
-    q = times_plus(q, t, LOG_3);
-    q = times_plus(q, t, LOG_2);
-    q = times_plus(q, t, LOG_1);
-    q = times_plus(q, t, LOG_0);
-    return float_sqrt(float_add(float_mul(exponent, float_set(LOG_EXPONENT)), float_mul(t, q)));
+    p->word = words->second;
+    p->exponent = float_mul(float_from_int(int_and(above, int_set(0xff800000u))),
+                            float_set(LOG_EXPONENT * 0x1p-23f));
+    p->t = float_sub(float_from_bits(mantissa), float_set(1.0f));
+    p->a = float_mul(float_from_int(words->second), float_set(ANGLE_UNIT));
+    p->z = float_mul(p->a, p->a);
+    SIMD_HOLD(p->exponent);
+    SIMD_HOLD(p->t);
+    SIMD_HOLD(p->z);
 }
 
-/* The cosine and sine of a uniform angle. */
-BODY_INLINE void body_direction(vec_int word, vec_float *cosine, vec_float *sine)
+BODY_INLINE void pass_first_half(body_pass *p)
 {
-    const vec_float a = float_mul(float_from_int(word), float_set(ANGLE_UNIT));
-    const vec_float z = float_mul(a, a);
-
-    vec_float c = times_plus(float_set(COS_2), z, COS_1);
-    c = times_plus(c, z, COS_0);
-    c = times_plus(c, z, 1.0f);
-    c = float_flip(c, int_shift_left(word, 31));
-
-    vec_float s = times_plus(float_set(SIN_2), z, SIN_1);
-    s = times_plus(s, z, SIN_0);
-    s = float_add(a, float_mul(float_mul(a, z), s));
-
-    const vec_int swap = int_shift_left(word, 30);
-    *cosine = float_pick(swap, c, s);
-    *sine = float_pick(swap, s, c);
+    p->q = times_plus(float_set(LOG_7), p->t, LOG_6);
+    p->cosine = times_plus(float_set(COS_2), p->z, COS_1);
+    p->q = times_plus(p->q, p->t, LOG_5);
+    p->cosine = times_plus(p->cosine, p->z, COS_0);
+    p->q = times_plus(p->q, p->t, LOG_4);
+    p->cosine = times_plus(p->cosine, p->z, 1.0f);
+    SIMD_HOLD(p->q);
+    SIMD_HOLD(p->cosine);
 }
 
-BODY_INLINE void body_normals(const body_pairs *words, vec_float *even, vec_float *odd)
+BODY_INLINE void pass_second_half(body_pass *p)
 {
-    const vec_float radius = body_radius(words->first);
-    vec_float cosine, sine;
-
-    body_direction(words->second, &cosine, &sine);
-    *even = float_mul(radius, cosine);
-    *odd = float_mul(radius, sine);
+    p->q = times_plus(p->q, p->t, LOG_3);
+    p->sine = times_plus(float_set(SIN_2), p->z, SIN_1);
+    p->q = times_plus(p->q, p->t, LOG_2);
+    p->sine = times_plus(p->sine, p->z, SIN_0);
+    p->q = times_plus(p->q, p->t, LOG_1);
+    p->sine = float_mul(float_mul(p->a, p->z), p->sine);
+    p->q = times_plus(p->q, p->t, LOG_0);
+    p->sine = float_add(p->a, p->sine);
+    SIMD_HOLD(p->q);
+    SIMD_HOLD(p->sine);
 }
 
-BODY_INLINE void body_scaled(const mgr_normal_job *job, const body_pairs *words, vec_float *even,
-                             vec_float *odd)
+BODY_INLINE void pass_end(body_pass *p, vec_float *even, vec_float *odd)
 {
-    body_normals(words, even, odd);
+    const vec_float radius = float_sqrt(float_add(p->exponent, float_mul(p->t, p->q)));
+    const vec_float cosine = float_flip(p->cosine, int_shift_left(p->word, 31));
+
+    *even = float_mul(radius, float_pick(p->word, cosine, p->sine));
+    *odd = float_mul(radius, float_pick(p->word, p->sine, cosine));
+}
+
+/* The normals of `words`, and meanwhile the words of `block`, up to body_last: each step of either
+ * waits for the one before it, and both together leave a CPU less time without work. */
+BODY_INLINE void body_both(const mgr_normal_job *job, const body_pairs *words, vec_int block,
+                           body_state *next, vec_float *even, vec_float *odd)
+{
+    body_pass p;
+
+    *next = body_early(job, block);
+    body_hold(next);
+    pass_begin(&p, words);
+    body_round(job, 3, next);
+    body_round(job, 4, next);
+    body_hold(next);
+    pass_first_half(&p);
+    body_round(job, 5, next);
+    body_round(job, 6, next);
+    body_hold(next);
+    pass_second_half(&p);
+    body_round(job, 7, next);
+    body_round(job, 8, next);
+    body_hold(next);
+    pass_end(&p, even, odd);
+    body_last(next);
+}
+
+BODY_INLINE void body_scale(const mgr_normal_job *job, vec_float *even, vec_float *odd)
+{
     *even = float_add(float_set(job->mean), float_mul(float_set(job->std), *even));
     *odd = float_add(float_set(job->mean), float_mul(float_set(job->std), *odd));
 }
 
-/* Bits whose upper half is the BF16 nearest to a finite number; mgr_f32_to_bf16 without NaN. */
+/* Bits whose upper half is the BF16 nearest to a finite number; mgr_f32_to_bf16 without NaN. To
+ * add 0x7fff and the last bit that stays is to take away the complement of both, less one. */
 BODY_INLINE vec_int body_round_bf16(vec_float x)
 {
     const vec_int bits = bits_from_float(x);
-    const vec_int last = int_and(int_shift_right(bits, 16), int_set(1));
-    return int_add(int_add(bits, int_set(0x7fffu)), last);
+    return int_sub(bits,
+                   int_not_and_or(int_shift_right(bits, 16), int_set(1), int_set(0xffff8000u)));
 }
 
-/* What a group becomes, one function per kind: words of one vector into memory. */
-typedef void body_store(const mgr_normal_job *job, const body_pairs *words, unsigned char *to);
+/* What a group becomes, one function per kind: the elements of one vector of pairs into memory. */
+typedef void body_store(const mgr_normal_job *job, vec_float even, vec_float odd,
+                        unsigned char *to);
 
-BODY_INLINE void store_words(const mgr_normal_job *job, const body_pairs *words, unsigned char *to)
-{
-    (void)job;
-    store_pairs(to, words->first, words->second);
-}
-
-BODY_INLINE void store_normals(const mgr_normal_job *job, const body_pairs *words,
+BODY_INLINE void store_normals(const mgr_normal_job *job, vec_float even, vec_float odd,
                                unsigned char *to)
 {
-    vec_float even, odd;
     (void)job;
-    body_normals(words, &even, &odd);
     store_pairs(to, bits_from_float(even), bits_from_float(odd));
 }
 
-BODY_INLINE void store_scaled_f32(const mgr_normal_job *job, const body_pairs *words,
+BODY_INLINE void store_scaled_f32(const mgr_normal_job *job, vec_float even, vec_float odd,
                                   unsigned char *to)
 {
-    vec_float even, odd;
-    body_scaled(job, words, &even, &odd);
+    body_scale(job, &even, &odd);
     store_pairs(to, bits_from_float(even), bits_from_float(odd));
 }
 
-BODY_INLINE void store_scaled_bf16(const mgr_normal_job *job, const body_pairs *words,
+BODY_INLINE void store_scaled_bf16(const mgr_normal_job *job, vec_float even, vec_float odd,
                                    unsigned char *to)
 {
-    vec_float even, odd;
-    body_scaled(job, words, &even, &odd);
+    body_scale(job, &even, &odd);
     store_halves(to, body_round_bf16(even), body_round_bf16(odd));
 }
 
+/* In each turn the words of the next; the last ones are not used. */
 BODY_INLINE void body_fill(const mgr_normal_job *shared, uint32_t block, size_t n_groups,
                            unsigned char *to, size_t element_bytes, body_store *store)
 {
     const mgr_normal_job job = *shared; /* a copy that the output cannot alias */
-    for (size_t i = 0; i < n_groups; i += 2, block += 2 * BODY_BLOCKS) {
-        unsigned char *at = to + i * BODY_GROUP * element_bytes;
-        body_pairs words[2];
-        body_words(&job, block, words);
-        store(&job, &words[0], at);
-        if (i + 1 < n_groups)
-            store(&job, &words[1], at + BODY_GROUP * element_bytes);
+    vec_int count = wide_count(block);
+    body_state s = body_philox(&job, count);
+
+    for (size_t i = 0; i < n_groups; i++, to += BODY_GROUP * element_bytes) {
+        const body_pairs words = body_joined(&job, &s);
+        vec_float even, odd;
+        count = int_add(count, wide_set(BODY_BLOCKS));
+        body_both(&job, &words, count, &s, &even, &odd);
+        store(&job, even, odd, to);
     }
 }
 
 static void fill_words(const mgr_normal_job *job, uint32_t block, size_t n_groups, void *out)
 {
-    body_fill(job, block, n_groups, out, sizeof(uint32_t), store_words);
+    unsigned char *to = out;
+    for (size_t i = 0; i < n_groups; i++, block += BODY_BLOCKS) {
+        const body_state s = body_philox(job, wide_count(block));
+        const body_pairs words = body_joined(job, &s);
+        store_pairs(to, words.first, words.second);
+        to += BODY_GROUP * sizeof(uint32_t);
+    }
 }
 
 static void fill_normals(const mgr_normal_job *job, uint32_t block, size_t n_groups, void *out)
@@ -314,26 +344,37 @@ BODY_INLINE void store_rows_bf16(unsigned char *to, size_t stride, vec_float eve
     store_row_halves(to + stride, body_round_bf16(odd));
 }
 
-/* A lane is a run: what is drawn lies in rows across the runs as it is. `stride` in bytes. */
+/* One row of blocks. A lane is a run: what is drawn lies in rows across the runs as it is. `stride`
+ * in bytes. */
+BODY_INLINE void body_across_row(const mgr_normal_job *job, const mgr_normal_rows *rows,
+                                 uint32_t block, unsigned char *to, size_t stride,
+                                 size_t element_bytes, body_store_rows *store)
+{
+    const vec_int between = wide_set(rows->step);
+    vec_int low = wide_places(block, rows->step);
+    body_state s[2] = {body_philox(job, low), body_philox(job, int_add(low, between))};
+
+    for (size_t j = 0; j < rows->n; j += SIMD_LANES, to += SIMD_LANES * element_bytes) {
+        body_pairs words[2];
+        body_rows(job, s, words);
+        low = int_add(low, wide_set(SIMD_LANES * rows->step));
+        for (int i = 0; i < 2; i++) {
+            vec_float even, odd;
+            body_both(job, &words[i], i == 0 ? low : int_add(low, between), &s[i], &even, &odd);
+            body_scale(job, &even, &odd);
+            store(to + (size_t)i * 2 * stride, stride, even, odd);
+        }
+    }
+}
+
 BODY_INLINE void body_across(const mgr_normal_job *shared, const mgr_normal_rows *rows, void *out,
                              size_t element_bytes, body_store_rows *store)
 {
     const mgr_normal_job job = *shared; /* a copy that the output cannot alias */
     const size_t stride = rows->stride * element_bytes;
-    for (uint32_t b = 0; b < rows->n_blocks; b++) {
-        unsigned char *at = (unsigned char *)out + b * 4 * stride;
-        vec_int low = wide_places(rows->block + b, rows->step);
-        for (size_t j = 0; j < rows->n; j += SIMD_LANES, at += SIMD_LANES * element_bytes) {
-            body_pairs words[2];
-            vec_float even, odd;
-            body_words_across(&job, low, rows->step, words);
-            for (int i = 0; i < 2; i++) {
-                body_scaled(&job, &words[i], &even, &odd);
-                store(at + (size_t)i * 2 * stride, stride, even, odd);
-            }
-            low = int_add(low, wide_set(SIMD_LANES * rows->step));
-        }
-    }
+    for (uint32_t b = 0; b < rows->n_blocks; b++)
+        body_across_row(&job, rows, rows->block + b, (unsigned char *)out + b * 4 * stride, stride,
+                        element_bytes, store);
 }
 
 static void across_f32(const mgr_normal_job *job, const mgr_normal_rows *rows, void *out)

@@ -3,8 +3,7 @@
  * simd_scalar.h.
  *
  * A vector is two registers: every step then has two independent chains next to each other, which
- * hides the latency of a product better than the reach of the CPU's scheduler does. With two such
- * states at once most of them would live on the stack: there are 16 registers.
+ * hides the latency of a product better than the reach of the CPU's scheduler does.
  */
 #ifndef MGR_RNG_SIMD_AVX2_H
 #define MGR_RNG_SIMD_AVX2_H
@@ -13,7 +12,7 @@
 #include <stdint.h>
 
 #define SIMD_LANES 16
-#define SIMD_FEW_REGISTERS
+#define SIMD_HOLD(x) __asm__("" : "+x"((x).a), "+x"((x).b))
 
 typedef struct vec_int {
     __m256i a, b;
@@ -65,9 +64,17 @@ static inline vec_int wide_join(vec_int low, vec_int high)
                      _mm256_blend_epi32(low.b, _mm256_slli_epi64(high.b, 32), 0xAA)};
 }
 
-static inline vec_int wide_rows(vec_int x, vec_int y)
+static inline vec_int wide_join_high(vec_int low, vec_int high)
 {
-    return wide_join((vec_int){x.a, y.a}, (vec_int){x.b, y.b});
+    return (vec_int){_mm256_blend_epi32(_mm256_srli_epi64(low.a, 32), high.a, 0xAA),
+                     _mm256_blend_epi32(_mm256_srli_epi64(low.b, 32), high.b, 0xAA)};
+}
+
+static inline void wide_regroup(vec_int *x, vec_int *y)
+{
+    const __m256i x_b = x->b;
+    x->b = y->a;
+    y->a = x_b;
 }
 
 static inline vec_int int_add(vec_int x, vec_int y)
@@ -85,9 +92,16 @@ static inline vec_int int_and(vec_int x, vec_int y)
     return (vec_int){_mm256_and_si256(x.a, y.a), _mm256_and_si256(x.b, y.b)};
 }
 
-static inline vec_int int_or(vec_int x, vec_int y)
+static inline vec_int int_and_or(vec_int x, vec_int y, vec_int z)
 {
-    return (vec_int){_mm256_or_si256(x.a, y.a), _mm256_or_si256(x.b, y.b)};
+    return (vec_int){_mm256_or_si256(_mm256_and_si256(x.a, y.a), z.a),
+                     _mm256_or_si256(_mm256_and_si256(x.b, y.b), z.b)};
+}
+
+static inline vec_int int_not_and_or(vec_int x, vec_int y, vec_int z)
+{
+    return (vec_int){_mm256_or_si256(_mm256_andnot_si256(x.a, y.a), z.a),
+                     _mm256_or_si256(_mm256_andnot_si256(x.b, y.b), z.b)};
 }
 
 static inline vec_int int_xor(vec_int x, vec_int y)
@@ -109,11 +123,6 @@ static inline vec_int int_shift_left(vec_int x, int n)
 static inline vec_int int_shift_right(vec_int x, int n)
 {
     return (vec_int){_mm256_srli_epi32(x.a, n), _mm256_srli_epi32(x.b, n)};
-}
-
-static inline vec_int int_shift_right_signed(vec_int x, int n)
-{
-    return (vec_int){_mm256_srai_epi32(x.a, n), _mm256_srai_epi32(x.b, n)};
 }
 
 static inline vec_float float_set(float x)
@@ -156,8 +165,9 @@ static inline vec_int bits_from_float(vec_float x)
     return (vec_int){_mm256_castps_si256(x.a), _mm256_castps_si256(x.b)};
 }
 
-static inline vec_float float_pick(vec_int sign, vec_float clear, vec_float set)
+static inline vec_float float_pick(vec_int word, vec_float clear, vec_float set)
 {
+    const vec_int sign = int_shift_left(word, 30);
     return (vec_float){_mm256_blendv_ps(clear.a, set.a, _mm256_castsi256_ps(sign.a)),
                        _mm256_blendv_ps(clear.b, set.b, _mm256_castsi256_ps(sign.b))};
 }

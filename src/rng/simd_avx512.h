@@ -12,6 +12,7 @@
 #include <stdint.h>
 
 #define SIMD_LANES 32
+#define SIMD_HOLD(x) __asm__("" : "+v"((x).a), "+v"((x).b))
 
 typedef struct vec_int {
     __m512i a, b;
@@ -64,9 +65,17 @@ static inline vec_int wide_join(vec_int low, vec_int high)
                      _mm512_mask_shuffle_epi32(low.b, 0xAAAA, high.b, _MM_PERM_CCAA)};
 }
 
-static inline vec_int wide_rows(vec_int x, vec_int y)
+static inline vec_int wide_join_high(vec_int low, vec_int high)
 {
-    return wide_join((vec_int){x.a, y.a}, (vec_int){x.b, y.b});
+    return (vec_int){_mm512_mask_shuffle_epi32(high.a, 0x5555, low.a, _MM_PERM_DDBB),
+                     _mm512_mask_shuffle_epi32(high.b, 0x5555, low.b, _MM_PERM_DDBB)};
+}
+
+static inline void wide_regroup(vec_int *x, vec_int *y)
+{
+    const __m512i x_b = x->b;
+    x->b = y->a;
+    y->a = x_b;
 }
 
 static inline vec_int int_add(vec_int x, vec_int y)
@@ -84,9 +93,16 @@ static inline vec_int int_and(vec_int x, vec_int y)
     return (vec_int){_mm512_and_si512(x.a, y.a), _mm512_and_si512(x.b, y.b)};
 }
 
-static inline vec_int int_or(vec_int x, vec_int y)
+static inline vec_int int_and_or(vec_int x, vec_int y, vec_int z)
 {
-    return (vec_int){_mm512_or_si512(x.a, y.a), _mm512_or_si512(x.b, y.b)};
+    return (vec_int){_mm512_ternarylogic_epi32(x.a, y.a, z.a, 0xEA),
+                     _mm512_ternarylogic_epi32(x.b, y.b, z.b, 0xEA)};
+}
+
+static inline vec_int int_not_and_or(vec_int x, vec_int y, vec_int z)
+{
+    return (vec_int){_mm512_ternarylogic_epi32(x.a, y.a, z.a, 0xAE),
+                     _mm512_ternarylogic_epi32(x.b, y.b, z.b, 0xAE)};
 }
 
 static inline vec_int int_xor(vec_int x, vec_int y)
@@ -108,11 +124,6 @@ static inline vec_int int_shift_left(vec_int x, unsigned n)
 static inline vec_int int_shift_right(vec_int x, unsigned n)
 {
     return (vec_int){_mm512_srli_epi32(x.a, n), _mm512_srli_epi32(x.b, n)};
-}
-
-static inline vec_int int_shift_right_signed(vec_int x, unsigned n)
-{
-    return (vec_int){_mm512_srai_epi32(x.a, n), _mm512_srai_epi32(x.b, n)};
 }
 
 static inline vec_float float_set(float x)
@@ -155,10 +166,11 @@ static inline vec_int bits_from_float(vec_float x)
     return (vec_int){_mm512_castps_si512(x.a), _mm512_castps_si512(x.b)};
 }
 
-static inline vec_float float_pick(vec_int sign, vec_float clear, vec_float set)
+static inline vec_float float_pick(vec_int word, vec_float clear, vec_float set)
 {
-    return (vec_float){_mm512_mask_blend_ps(_mm512_movepi32_mask(sign.a), clear.a, set.a),
-                       _mm512_mask_blend_ps(_mm512_movepi32_mask(sign.b), clear.b, set.b)};
+    const __m512i bit = _mm512_set1_epi32(2);
+    return (vec_float){_mm512_mask_blend_ps(_mm512_test_epi32_mask(word.a, bit), clear.a, set.a),
+                       _mm512_mask_blend_ps(_mm512_test_epi32_mask(word.b, bit), clear.b, set.b)};
 }
 
 static inline vec_float float_flip(vec_float x, vec_int bits)

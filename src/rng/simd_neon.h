@@ -10,6 +10,7 @@
 #include <string.h>
 
 #define SIMD_LANES 4
+#define SIMD_HOLD(x) __asm__("" : "+w"(x))
 
 typedef uint32x4_t vec_int;
 typedef float32x4_t vec_float;
@@ -52,9 +53,14 @@ static inline vec_int wide_join(vec_int low, vec_int high)
     return vtrn1q_u32(low, high);
 }
 
-static inline vec_int wide_rows(vec_int x, vec_int y)
+static inline vec_int wide_join_high(vec_int low, vec_int high)
 {
-    return wide_join(x, y);
+    return vtrn2q_u32(low, high);
+}
+
+static inline void wide_regroup(vec_int *x, vec_int *y)
+{
+    (void)x, (void)y;
 }
 
 static inline vec_int int_add(vec_int x, vec_int y)
@@ -72,9 +78,14 @@ static inline vec_int int_and(vec_int x, vec_int y)
     return vandq_u32(x, y);
 }
 
-static inline vec_int int_or(vec_int x, vec_int y)
+static inline vec_int int_and_or(vec_int x, vec_int y, vec_int z)
 {
-    return vorrq_u32(x, y);
+    return vorrq_u32(vandq_u32(x, y), z);
+}
+
+static inline vec_int int_not_and_or(vec_int x, vec_int y, vec_int z)
+{
+    return vorrq_u32(vbicq_u32(y, x), z);
 }
 
 static inline vec_int int_xor(vec_int x, vec_int y)
@@ -96,11 +107,6 @@ static inline vec_int int_shift_left(vec_int x, int n)
 static inline vec_int int_shift_right(vec_int x, int n)
 {
     return vshlq_u32(x, vdupq_n_s32(-n));
-}
-
-static inline vec_int int_shift_right_signed(vec_int x, int n)
-{
-    return vreinterpretq_u32_s32(vshlq_s32(vreinterpretq_s32_u32(x), vdupq_n_s32(-n)));
 }
 
 static inline vec_float float_set(float x)
@@ -143,9 +149,9 @@ static inline vec_int bits_from_float(vec_float x)
     return vreinterpretq_u32_f32(x);
 }
 
-static inline vec_float float_pick(vec_int sign, vec_float clear, vec_float set)
+static inline vec_float float_pick(vec_int word, vec_float clear, vec_float set)
 {
-    return vbslq_f32(vcltzq_s32(vreinterpretq_s32_u32(sign)), set, clear);
+    return vbslq_f32(vtstq_u32(word, vdupq_n_u32(2)), set, clear);
 }
 
 static inline vec_float float_flip(vec_float x, vec_int bits)

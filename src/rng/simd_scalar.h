@@ -11,6 +11,8 @@
 #include "rng/root.h"
 
 #define SIMD_LANES 2
+/* See body_hold. Here compilers keep the order by themselves. */
+#define SIMD_HOLD(x) (void)(x)
 
 typedef struct vec_int {
     uint32_t a, b; /* as one 64-bit lane: a is the low half */
@@ -31,7 +33,7 @@ static inline vec_int wide_count(uint32_t first)
     return (vec_int){first, 0};
 }
 
-/* Those of first + step * j where bit 0 of j is clear, for wide_rows. */
+/* first + step * j for the even j of SIMD_LANES; what lies between them is `step` more. */
 static inline vec_int wide_places(uint32_t first, uint32_t step)
 {
     (void)step;
@@ -54,10 +56,17 @@ static inline vec_int wide_join(vec_int low, vec_int high)
     return (vec_int){low.a, high.a};
 }
 
-/* x in the places of wide_places and y in those between, as 32-bit lanes for store_row. */
-static inline vec_int wide_rows(vec_int x, vec_int y)
+/* The same of the high halves. */
+static inline vec_int wide_join_high(vec_int low, vec_int high)
 {
-    return (vec_int){x.a, y.a};
+    return (vec_int){low.b, high.b};
+}
+
+/* Of the lanes of wide_places and of those between them, what wide_join makes vectors of in order:
+ * a vector of two registers has every second of its lanes in each. */
+static inline void wide_regroup(vec_int *x, vec_int *y)
+{
+    (void)x, (void)y;
 }
 
 /* 32-bit lanes, modulo 2^32. */
@@ -81,9 +90,16 @@ static inline vec_int int_and(vec_int x, vec_int y)
     return (vec_int){x.a & y.a, x.b & y.b};
 }
 
-static inline vec_int int_or(vec_int x, vec_int y)
+/* (x & y) | z */
+static inline vec_int int_and_or(vec_int x, vec_int y, vec_int z)
 {
-    return (vec_int){x.a | y.a, x.b | y.b};
+    return (vec_int){(x.a & y.a) | z.a, (x.b & y.b) | z.b};
+}
+
+/* (~x & y) | z */
+static inline vec_int int_not_and_or(vec_int x, vec_int y, vec_int z)
+{
+    return (vec_int){(~x.a & y.a) | z.a, (~x.b & y.b) | z.b};
 }
 
 static inline vec_int int_xor(vec_int x, vec_int y)
@@ -104,12 +120,6 @@ static inline vec_int int_shift_left(vec_int x, int n)
 static inline vec_int int_shift_right(vec_int x, int n)
 {
     return (vec_int){x.a >> n, x.b >> n};
-}
-
-/* Every compiler we take shifts signed numbers arithmetically (C11 leaves it to them). */
-static inline vec_int int_shift_right_signed(vec_int x, int n)
-{
-    return (vec_int){(uint32_t)((int32_t)x.a >> n), (uint32_t)((int32_t)x.b >> n)};
 }
 
 static inline vec_float float_set(float x)
@@ -153,10 +163,10 @@ static inline vec_int bits_from_float(vec_float x)
     return (vec_int){mgr_f32_bits(x.a), mgr_f32_bits(x.b)};
 }
 
-/* `set` where the top bit of `sign` is set, `clear` elsewhere. */
-static inline vec_float float_pick(vec_int sign, vec_float clear, vec_float set)
+/* `set` where bit 1 of `word` is set, `clear` elsewhere. */
+static inline vec_float float_pick(vec_int word, vec_float clear, vec_float set)
 {
-    return (vec_float){sign.a >> 31 ? set.a : clear.a, sign.b >> 31 ? set.b : clear.b};
+    return (vec_float){word.a & 2 ? set.a : clear.a, word.b & 2 ? set.b : clear.b};
 }
 
 /* Exclusive or with the bits: changes signs. */
