@@ -5,8 +5,10 @@
 #include <string.h>
 
 #include "kern/kern.h"
+#include "kern/magnitude.h"
 
-#define LANES 16 /* two registers of the smallest instruction sets for 2-byte types, four for 4 */
+/* Bytes of a block: four registers of the smallest instruction sets. */
+#define BLOCK 64
 
 uint32_t mgr_infinity_bits(mgr_dtype dtype)
 {
@@ -39,44 +41,56 @@ static uint32_t magnitude_at(const unsigned char *values, mgr_dtype dtype, size_
  * compare. */
 static uint32_t largest_of_2(const unsigned char *values, size_t n_blocks)
 {
-    int16_t most[LANES] = {0};
+    int16_t most[BLOCK / 2] = {0};
     int16_t result = 0;
     for (size_t b = 0; b < n_blocks; b++, values += sizeof most) {
-        int16_t x[LANES];
+        int16_t x[BLOCK / 2];
         memcpy(x, values, sizeof x);
-        for (int i = 0; i < LANES; i++) {
+        for (int i = 0; i < BLOCK / 2; i++) {
             const int16_t magnitude = (int16_t)(x[i] & 0x7fff);
             most[i] = magnitude > most[i] ? magnitude : most[i];
         }
     }
-    for (int i = 0; i < LANES; i++)
+    for (int i = 0; i < BLOCK / 2; i++)
         result = most[i] > result ? most[i] : result;
     return (uint32_t)result;
 }
 
 static uint32_t largest_of_4(const unsigned char *values, size_t n_blocks)
 {
-    int32_t most[LANES] = {0};
+    int32_t most[BLOCK / 4] = {0};
     int32_t result = 0;
     for (size_t b = 0; b < n_blocks; b++, values += sizeof most) {
-        int32_t x[LANES];
+        int32_t x[BLOCK / 4];
         memcpy(x, values, sizeof x);
-        for (int i = 0; i < LANES; i++) {
+        for (int i = 0; i < BLOCK / 4; i++) {
             const int32_t magnitude = x[i] & 0x7fffffff;
             most[i] = magnitude > most[i] ? magnitude : most[i];
         }
     }
-    for (int i = 0; i < LANES; i++)
+    for (int i = 0; i < BLOCK / 4; i++)
         result = most[i] > result ? most[i] : result;
     return (uint32_t)result;
 }
 
+static const mgr_largest_path plain = {BLOCK, largest_of_2, largest_of_4};
+
+static const mgr_largest_path *current_path(void)
+{
+    const mgr_simd simd = mgr_simd_current();
+    const mgr_largest_path *const path = simd == MGR_SIMD_AVX2     ? &mgr_largest_path_avx2
+                                         : simd == MGR_SIMD_AVX512 ? &mgr_largest_path_avx512
+                                                                   : &plain;
+    return path->block ? path : &plain;
+}
+
 uint32_t mgr_largest_magnitude(const void *values, mgr_dtype dtype, size_t n)
 {
-    const size_t n_blocks = n / LANES;
-    uint32_t most =
-        dtype == MGR_DTYPE_F32 ? largest_of_4(values, n_blocks) : largest_of_2(values, n_blocks);
-    for (size_t i = n_blocks * LANES; i < n; i++) {
+    const mgr_largest_path *const path = current_path();
+    const size_t bytes = mgr_dtype_size(dtype), n_blocks = n * bytes / path->block;
+    uint32_t most = bytes == 2 ? path->of_2(values, n_blocks) : path->of_4(values, n_blocks);
+
+    for (size_t i = n_blocks * path->block / bytes; i < n; i++) {
         const uint32_t magnitude = magnitude_at(values, dtype, i);
         most = magnitude > most ? magnitude : most;
     }

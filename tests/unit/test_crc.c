@@ -3,12 +3,13 @@
  */
 #include "support/check.h"
 
+#include <stdbool.h>
 #include <zlib.h>
 
 #include "core/crc.h"
 
 #define LONGEST 5000
-#define ALIGNMENTS 33
+#define ALIGNMENTS 65
 
 static unsigned char bytes[LONGEST + ALIGNMENTS];
 
@@ -18,10 +19,10 @@ static uint32_t oracle(uint32_t crc, const unsigned char *at, size_t n)
 }
 
 /* Every length around the steps of a kernel, some far from them; every place in two registers. */
-static bool same(uint32_t (*crc_of)(uint32_t, const unsigned char *, size_t), size_t least)
+static bool same(mgr_crc32_kernel *crc_of, size_t least)
 {
     static const uint32_t before[] = {0, 1, UINT32_MAX, 0xdeadbeef};
-    for (size_t n = least; n <= LONGEST; n += n < 600 ? 1 : 61)
+    for (size_t n = least; n <= LONGEST; n += n < 1200 ? 1 : 61)
         for (size_t at = 0; at < ALIGNMENTS; at += n % 7 + 1)
             for (size_t b = 0; b < sizeof before / sizeof *before; b++)
                 if (crc_of(before[b], bytes + at, n) != oracle(before[b], bytes + at, n)) {
@@ -43,13 +44,19 @@ static void test_known_values(void)
     CHECK_INT(mgr_crc32(0xcbf43926, "", 0), 0xcbf43926);
 }
 
+static void check_kernel(mgr_crc32_kernel *kernel, size_t step, const char *name)
+{
+    if (kernel)
+        CHECK(same(kernel, step));
+    else
+        printf("this CPU or build has no kernel of %s\n", name);
+}
+
 static void test_any_length_and_alignment(void)
 {
     CHECK(same(chosen, 0));
-    if (mgr_crc32_folds())
-        CHECK(same(mgr_crc32_fold, MGR_CRC32_STEP));
-    else
-        printf("this CPU or build has no kernel that folds\n");
+    check_kernel(mgr_crc32_runs_256(), MGR_CRC32_STEP, "256 bits");
+    check_kernel(mgr_crc32_runs_512(), MGR_CRC32_STEP_512, "512 bits");
 }
 
 static void test_pieces_of_a_whole(void)

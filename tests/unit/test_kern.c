@@ -550,13 +550,13 @@ int main(void)
         test_golden_sums();
         check_merge();
         check_turn();
+        check_magnitudes();
+        check_places();
     }
     test_moments();
     test_few_entries();
     test_partitions();
     test_column_cut();
     test_refused();
-    check_magnitudes();
-    check_places();
     return CHECK_DONE();
 }
