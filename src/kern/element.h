@@ -56,22 +56,36 @@ static inline uint32_t element_to_f16(float x)
     return sign | (is_nan & nan) | (~is_nan & half);
 }
 
-/* A block as float32. `src` needs no alignment. */
+/* Element i of halves without alignment. */
+static inline uint16_t element_half(const unsigned char *halves, int i)
+{
+    uint16_t half;
+    memcpy(&half, halves + 2 * i, sizeof half);
+    return half;
+}
+
+static inline float element_float(const unsigned char *floats, int i)
+{
+    float x;
+    memcpy(&x, floats + 4 * i, sizeof x);
+    return x;
+}
+
+/* A block as float32. `src` needs no alignment. (It is not copied as a whole first: what is stored
+ * in short registers and loaded in longer ones waits.) */
 static inline void element_load(float x[ELEMENT_BLOCK], const void *src, mgr_dtype from)
 {
-    uint16_t half[ELEMENT_BLOCK];
+    const unsigned char *const at = src;
 
     if (from == MGR_DTYPE_F32) {
-        memcpy(x, src, ELEMENT_BLOCK * sizeof *x);
-        return;
-    }
-    memcpy(half, src, sizeof half);
-    if (from == MGR_DTYPE_BF16) {
         for (int i = 0; i < ELEMENT_BLOCK; i++)
-            x[i] = mgr_bf16_to_f32(half[i]);
+            x[i] = element_float(at, i);
+    } else if (from == MGR_DTYPE_BF16) {
+        for (int i = 0; i < ELEMENT_BLOCK; i++)
+            x[i] = mgr_bf16_to_f32(element_half(at, i));
     } else {
         for (int i = 0; i < ELEMENT_BLOCK; i++)
-            x[i] = element_from_f16(half[i]);
+            x[i] = element_from_f16(element_half(at, i));
     }
 }
 

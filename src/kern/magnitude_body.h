@@ -24,15 +24,15 @@ largest_lanes(const unsigned char *values, size_t n_blocks, int bits, unsigned c
     const LARGEST_REGISTER magnitude = largest_set(bits == 16 ? 0x7fff7fff : 0x7fffffff);
     LARGEST_REGISTER most[REGISTERS];
 
-    for (int i = 0; i < REGISTERS; i++)
+    for (size_t i = 0; i < REGISTERS; i++)
         most[i] = largest_set(0);
     for (size_t b = 0; b < n_blocks; b++, values += BLOCK)
-        for (int i = 0; i < REGISTERS; i++) {
+        for (size_t i = 0; i < REGISTERS; i++) {
             const LARGEST_REGISTER x =
                 largest_and(largest_load(values + i * sizeof(LARGEST_REGISTER)), magnitude);
             most[i] = bits == 16 ? largest_of_16(most[i], x) : largest_of_32(most[i], x);
         }
-    for (int i = 0; i < REGISTERS; i++)
+    for (size_t i = 0; i < REGISTERS; i++)
         largest_store(lanes + i * sizeof(LARGEST_REGISTER), most[i]);
 }
 

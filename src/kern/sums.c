@@ -7,11 +7,9 @@
  */
 #include <assert.h>
 
-#include "kern/element.h"
+#include "kern/sums.h"
 #include "mgr/upcycle.h"
 #include "rng/root.h"
-
-#define LANES 8
 
 #define HI_SCALE 0x1p24
 #define LO_SCALE 0x1p52 /* on top of HI_SCALE */
@@ -23,19 +21,7 @@
 #define ROW_SQUARE_LIMIT 0x1p38
 #define COLUMN_SQUARE_LIMIT 0x1p27
 
-/* Columns that are summed together down the rows: their accumulators stay in the L1 cache. */
-#define STRIP 512
-
 __extension__ typedef __int128 wide_int;
-
-/* Two lanes in a register that every 64-bit CPU has: compilers do not find these by themselves. */
-typedef double lane_pair __attribute__((vector_size(16)));
-typedef float float_pair __attribute__((vector_size(8)));
-#define PAIRS (LANES / 2)
-
-typedef struct row_lanes {
-    lane_pair sum[PAIRS], square[PAIRS];
-} row_lanes;
 
 /* Floor, for magnitudes below 2^63. */
 static int64_t floor_of(double x)
@@ -63,104 +49,38 @@ static int add_block(mgr_sums *sums, double sum, double square, double limit)
     return 0;
 }
 
-static inline void add_pair(lane_pair *sum, lane_pair *square, const float *x)
+static const mgr_sums_path *current_path(void)
 {
-    float_pair narrow;
-    memcpy(&narrow, x, sizeof narrow);
-    const lane_pair value = __builtin_convertvector(narrow, lane_pair);
-    *sum += value;
-    *square += value * value;
-}
-
-/* Element i goes to lane i % LANES. */
-static inline void add_to_lanes(row_lanes *lanes, const float x[ELEMENT_BLOCK])
-{
-    lane_pair s0 = lanes->sum[0], s1 = lanes->sum[1], s2 = lanes->sum[2], s3 = lanes->sum[3];
-    lane_pair q0 = lanes->square[0], q1 = lanes->square[1];
-    lane_pair q2 = lanes->square[2], q3 = lanes->square[3];
-
-    for (int i = 0; i < ELEMENT_BLOCK; i += LANES) {
-        add_pair(&s0, &q0, x + i);
-        add_pair(&s1, &q1, x + i + 2);
-        add_pair(&s2, &q2, x + i + 4);
-        add_pair(&s3, &q3, x + i + 6);
-    }
-    *lanes = (row_lanes){{s0, s1, s2, s3}, {q0, q1, q2, q3}};
-}
-
-static double sum_of_lanes(const lane_pair lane[PAIRS])
-{
-    const lane_pair even_odd = (lane[0] + lane[2]) + (lane[1] + lane[3]);
-    return even_odd[0] + even_odd[1];
-}
-
-static inline __attribute__((always_inline)) int add_row(mgr_sums *sums, const unsigned char *data,
-                                                         mgr_dtype dtype, size_t element_bytes,
-                                                         size_t cols)
-{
-    row_lanes lanes = {{{0}}, {{0}}};
-    float x[ELEMENT_BLOCK];
-    size_t c = 0;
-
-    for (; c + ELEMENT_BLOCK <= cols; c += ELEMENT_BLOCK) {
-        element_load(x, data + c * element_bytes, dtype);
-        add_to_lanes(&lanes, x);
-    }
-    if (c < cols) { /* zeros behind the end change no sum */
-        element_load_part(x, data + c * element_bytes, dtype, cols - c);
-        add_to_lanes(&lanes, x);
-    }
-    return add_block(sums, sum_of_lanes(lanes.sum), sum_of_lanes(lanes.square), ROW_SQUARE_LIMIT);
+    const mgr_simd simd = mgr_simd_current();
+    const mgr_sums_path *const path = simd == MGR_SIMD_AVX2     ? &mgr_sums_path_avx2
+                                      : simd == MGR_SIMD_AVX512 ? &mgr_sums_path_avx512
+                                                                : &mgr_sums_path_plain;
+    return path->row ? path : &mgr_sums_path_plain;
 }
 
 int mgr_sums_add_rows(mgr_sums *sums, const void *data, mgr_dtype dtype, size_t rows, size_t cols)
 {
+    const mgr_sums_path *const path = current_path();
     const unsigned char *row = data;
     int bad = 0;
 
     assert(mgr_dtype_is_weight(dtype));
-    for (size_t r = 0; r < rows && !bad; r++) {
-        if (dtype == MGR_DTYPE_BF16)
-            bad = add_row(&sums[r], row, MGR_DTYPE_BF16, 2, cols);
-        else if (dtype == MGR_DTYPE_F16)
-            bad = add_row(&sums[r], row, MGR_DTYPE_F16, 2, cols);
-        else
-            bad = add_row(&sums[r], row, MGR_DTYPE_F32, 4, cols);
-        row += cols * mgr_dtype_size(dtype);
+    for (size_t r = 0; r < rows && !bad; r++, row += cols * mgr_dtype_size(dtype)) {
+        double sum, square;
+        path->row(row, dtype, cols, &sum, &square);
+        bad = add_block(&sums[r], sum, square, ROW_SQUARE_LIMIT);
     }
     return bad;
 }
 
-/* One row of a block of columns. */
-static inline void add_to_columns(double *restrict sum, double *restrict square,
-                                  const float x[restrict ELEMENT_BLOCK])
+/* A strip of `cols` <= MGR_SUMS_STRIP columns, over the rows of one canonical block. */
+static int add_strip(mgr_sums *sums, const unsigned char *data, size_t stride, mgr_dtype dtype,
+                     size_t rows, size_t cols)
 {
-    for (int i = 0; i < ELEMENT_BLOCK; i++) {
-        const double value = (double)x[i];
-        sum[i] += value;
-        square[i] += value * value;
-    }
-}
-
-/* A strip of `cols` <= STRIP columns, over the rows of one canonical block. */
-static inline __attribute__((always_inline)) int add_strip(mgr_sums *sums,
-                                                           const unsigned char *data, size_t stride,
-                                                           mgr_dtype dtype, size_t element_bytes,
-                                                           size_t rows, size_t cols)
-{
-    double sum[STRIP] = {0}, square[STRIP] = {0};
-    float x[ELEMENT_BLOCK];
+    double sum[MGR_SUMS_STRIP] = {0}, square[MGR_SUMS_STRIP] = {0};
     int bad = 0;
 
-    for (size_t r = 0; r < rows; r++, data += stride) {
-        for (size_t c = 0; c < cols; c += ELEMENT_BLOCK) {
-            if (c + ELEMENT_BLOCK <= cols)
-                element_load(x, data + c * element_bytes, dtype);
-            else
-                element_load_part(x, data + c * element_bytes, dtype, cols - c);
-            add_to_columns(sum + c, square + c, x);
-        }
-    }
+    current_path()->strip(data, stride, dtype, rows, cols, sum, square);
     for (size_t c = 0; c < cols && !bad; c++)
         bad = add_block(&sums[c], sum[c], square[c], COLUMN_SQUARE_LIMIT);
     return bad;
@@ -169,7 +89,7 @@ static inline __attribute__((always_inline)) int add_strip(mgr_sums *sums,
 int mgr_sums_add_cols(mgr_sums *sums, const void *data, mgr_dtype dtype, size_t rows, size_t cols,
                       double *scratch)
 {
-    const size_t stride = cols * mgr_dtype_size(dtype);
+    const size_t bytes = mgr_dtype_size(dtype), stride = cols * bytes;
     int bad = 0;
 
     (void)scratch; /* the accumulators of a strip fit on the stack */
@@ -177,14 +97,9 @@ int mgr_sums_add_cols(mgr_sums *sums, const void *data, mgr_dtype dtype, size_t 
     for (size_t r = 0; r < rows && !bad; r += MGR_CANONICAL_ROWS) {
         const size_t n_rows = rows - r < MGR_CANONICAL_ROWS ? rows - r : MGR_CANONICAL_ROWS;
         const unsigned char *block = (const unsigned char *)data + r * stride;
-        for (size_t c = 0; c < cols && !bad; c += STRIP) {
-            const size_t n_cols = cols - c < STRIP ? cols - c : STRIP;
-            if (dtype == MGR_DTYPE_BF16)
-                bad = add_strip(sums + c, block + c * 2, stride, MGR_DTYPE_BF16, 2, n_rows, n_cols);
-            else if (dtype == MGR_DTYPE_F16)
-                bad = add_strip(sums + c, block + c * 2, stride, MGR_DTYPE_F16, 2, n_rows, n_cols);
-            else
-                bad = add_strip(sums + c, block + c * 4, stride, MGR_DTYPE_F32, 4, n_rows, n_cols);
+        for (size_t c = 0; c < cols && !bad; c += MGR_SUMS_STRIP) {
+            const size_t n_cols = cols - c < MGR_SUMS_STRIP ? cols - c : MGR_SUMS_STRIP;
+            bad = add_strip(sums + c, block + c * bytes, stride, dtype, n_rows, n_cols);
         }
     }
     return bad;

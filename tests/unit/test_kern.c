@@ -432,6 +432,30 @@ static void test_refused(void)
     CHECK(mgr_sums_add_rows(sums, data, MGR_DTYPE_F32, 1, 1) != 0);
 }
 
+/* The sums of a matrix of any shape and type are the same bits on every path. */
+static void check_paths_of_sums(void)
+{
+    enum { ROWS = 70, COLS = 600 };
+    static unsigned char data[ROWS * COLS * 4];
+    static mgr_sums by[2][ROWS + COLS];
+    mgr_err err = MGR_ERR_INIT;
+
+    for (int i = 0; i < 60; i++) {
+        const size_t rows = (size_t)(mix() % ROWS) + 1, cols = (size_t)(mix() % COLS) + 1;
+        fill_weights(data, weights[i % 3], rows * cols, 0.003f, 1.0f);
+        for (int simd = 0; simd < MGR_SIMD_COUNT; simd++) {
+            mgr_sums *const sums = by[simd != MGR_SIMD_SCALAR];
+            if (!mgr_simd_available((mgr_simd)simd))
+                continue;
+            CHECK_INT(mgr_simd_select((mgr_simd)simd, &err), MGR_OK);
+            memset(sums, 0, sizeof by[0]);
+            CHECK_INT(mgr_sums_add_rows(sums, data, weights[i % 3], rows, cols), 0);
+            CHECK_INT(mgr_sums_add_cols(sums + ROWS, data, weights[i % 3], rows, cols, NULL), 0);
+            CHECK(memcmp(sums, by[0], sizeof by[0]) == 0);
+        }
+    }
+}
+
 /* Every bit pattern of the short types, and those around the edges of float32. */
 static void check_magnitudes(void)
 {
@@ -550,13 +574,14 @@ int main(void)
         test_golden_sums();
         check_merge();
         check_turn();
-        check_magnitudes();
         check_places();
+        test_moments();
+        test_column_cut();
     }
-    test_moments();
+    check_paths_of_sums();
+    check_magnitudes();
     test_few_entries();
     test_partitions();
-    test_column_cut();
     test_refused();
     return CHECK_DONE();
 }

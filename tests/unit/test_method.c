@@ -330,7 +330,18 @@ static void test_shapes(void)
     }
 }
 
-/* More than one strip of neurons, tile of selected ones, and tile along the hidden size. */
+/* More than one strip of neurons; hidden sizes that are a multiple of 4, where down is drawn in
+ * rows, and another. */
+static void test_strips(void)
+{
+    check_shape(1, 4133, 8, 0.99, 0, 0);
+    check_shape(1, 4133, 4, 1, 0, 0);
+    check_shape(1, 4200, 4, 1, 1, 3);
+    check_shape(1, 1060, 12, 0.5, 0, 6);
+    check_shape(1, 1060, 5, 1, 0, 2);
+}
+
+/* More than one tile of selected neurons, and tile along the hidden size. */
 static void test_large_shapes(void)
 {
     check_shape(1, 1100, 140, 0.5, 0, 0);
@@ -464,6 +475,7 @@ int main(void)
         test_golden_experts();
         test_golden_routers();
         test_shapes();
+        test_strips();
     }
     test_large_shapes();
     test_slices();

@@ -10,6 +10,7 @@
 
 #include "core/mem.h"
 #include "mgr/rng.h"
+#include "rng/normal.h"
 #include "unit/golden.h"
 
 #define BUFFER 4096
@@ -278,6 +279,32 @@ static void test_equal_paths(void)
     }
 }
 
+/* Runs side by side are the same numbers as one after the other, from any row on. */
+static void test_across(void)
+{
+    enum { MOST = 80, ROWS = 11, STRIDE = 96 };
+    static float expected[4 * 200 * MOST + ROWS], got[(ROWS + 1) * STRIDE];
+
+    for (int i = 0; i < 300; i++) {
+        const mgr_stream s = random_stream();
+        const mgr_dtype to = i % 2 ? MGR_DTYPE_BF16 : MGR_DTYPE_F32;
+        const size_t bytes = mgr_dtype_size(to), n = (size_t)(mix() % MOST) + 1;
+        const uint32_t n_rows = (uint32_t)(mix() % ROWS) + 1;
+        const uint64_t step = 4 * (mix() % 200 + 1), all = step * (n - 1) + n_rows;
+        const uint64_t first = i % 5 ? mix() % 100000 : (UINT64_C(1) << 34) - all;
+        const unsigned char *const out = (const unsigned char *)got;
+
+        mgr_normals_affine(&s, first, all, 0.5f, 0.02f, expected, to);
+        memset(got, 0x5a, sizeof got);
+        mgr_normals_affine_across(&s, first, step, n, n_rows, 0.5f, 0.02f, got, STRIDE, to);
+        for (uint32_t r = 0; r < n_rows; r++)
+            for (size_t j = 0; j < n; j++)
+                CHECK(memcmp(out + (r * STRIDE + j) * bytes,
+                             (const unsigned char *)expected + (r + j * step) * bytes, bytes) == 0);
+        CHECK_INT(out[n_rows * STRIDE * bytes], 0x5a);
+    }
+}
+
 static void test_golden_samples(void)
 {
     golden_file g;
@@ -406,6 +433,7 @@ int main(void)
         test_words();
         test_golden_normals();
         test_ranges();
+        test_across();
         test_accuracy();
         test_tail();
         test_golden_samples();
