@@ -2,10 +2,11 @@
  * How large values are, by their bits without the sign: these are ordered as magnitudes are, with
  * what is not finite above all that is. No floating-point operation, so that no NaN is quietened.
  */
+#include "kern/magnitude.h"
+
 #include <string.h>
 
 #include "kern/kern.h"
-#include "kern/magnitude.h"
 
 /* Bytes of a block: four registers of the smallest instruction sets. */
 #define BLOCK 64

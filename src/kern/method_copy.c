@@ -177,6 +177,7 @@ static void down_tile(const mgr_method *method, const mgr_expert *x, mgr_down_pa
                        MGR_TILE_FEW * (MGR_STRIP_NEURONS + MGR_TILE_BEHIND) * sizeof(float),
                    "either shape of a tile");
 
+    assert(strip->n > 0 && (strip->n_drawn == 0 || method->draw_columns));
     if (strip->n_drawn == strip->n && strip->n % MGR_TILE_BEHIND == 0) {
         part->tile_stride = x->width; /* nothing is merged, and nothing written behind them */
         method->draw_columns(x, part, k, strip->n,
@@ -194,7 +195,6 @@ static void down_strip(const mgr_method *method, const mgr_expert *x, const mgr_
 {
     mgr_down_part some = *part;
 
-    assert(strip->n_drawn == 0 || method->draw_columns);
     mgr_strip_plan(strip);
     for (uint32_t r = 0; r < part->n_rows; r += some.n_rows) {
         /* From one multiple of the tile's rows to the next, whatever the part begins with. */

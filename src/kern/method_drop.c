@@ -47,17 +47,17 @@ static void draw_across(const mgr_expert *x, const mgr_down_part *part, uint32_t
                         void *tile)
 {
     const mgr_stream stream = mgr_expert_stream(x, MGR_PURPOSE_GATE);
-    const uint64_t first = k * x->hidden + part->first;
+    const mgr_runs runs = {k * x->hidden + part->first, x->hidden, n, part->n_rows};
     const size_t row_bytes = part->tile_stride * mgr_dtype_size(part->to);
     float values[MGR_TILE_FEW][MGR_STRIP_NEURONS + MGR_TILE_BEHIND];
 
     assert(part->n_rows <= MGR_TILE_FEW && n <= MGR_STRIP_NEURONS);
     if (x->scale == 1.0f && part->to != MGR_DTYPE_F16) {
-        mgr_normals_affine_across(&stream, first, x->hidden, n, part->n_rows, x->mean, x->std, tile,
-                                  part->tile_stride, part->to);
+        mgr_normals_affine_across(&stream, runs, x->mean, x->std, tile, part->tile_stride,
+                                  part->to);
         return;
     }
-    mgr_normals_affine_across(&stream, first, x->hidden, n, part->n_rows, x->mean, x->std, values,
+    mgr_normals_affine_across(&stream, runs, x->mean, x->std, values,
                               MGR_STRIP_NEURONS + MGR_TILE_BEHIND, MGR_DTYPE_F32);
     for (uint32_t r = 0; r < part->n_rows; r++)
         mgr_store_scaled(x, values[r], n, (unsigned char *)tile + r * row_bytes, part->to);

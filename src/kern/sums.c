@@ -5,9 +5,10 @@
  * bit of a mean or a standard deviation, on any number of ranks. The addends are float64 sums
  * over canonical blocks, which no partition of the work may cut, taken in one written order.
  */
+#include "kern/sums.h"
+
 #include <assert.h>
 
-#include "kern/sums.h"
 #include "mgr/upcycle.h"
 #include "rng/root.h"
 

@@ -44,10 +44,8 @@ SUMS_INLINE void add_to_lanes(row_lanes *lanes, const float x[ELEMENT_BLOCK])
     *lanes = l;
 }
 
-SUMS_INLINE double sum_of_lanes(const lanes_double lanes[REGISTERS])
+SUMS_INLINE double sum_of_lanes(const double v[LANES])
 {
-    double v[LANES];
-    memcpy(v, lanes, sizeof v);
     return ((v[0] + v[4]) + (v[2] + v[6])) + ((v[1] + v[5]) + (v[3] + v[7]));
 }
 
@@ -55,6 +53,7 @@ SUMS_INLINE void add_row(const unsigned char *data, mgr_dtype dtype, size_t elem
                          size_t cols, double *sum, double *square)
 {
     row_lanes lanes = {{{0}}, {{0}}};
+    double by_lane[2][LANES];
     float x[ELEMENT_BLOCK];
     size_t c = 0;
 
@@ -66,8 +65,9 @@ SUMS_INLINE void add_row(const unsigned char *data, mgr_dtype dtype, size_t elem
         element_load_part(x, data + c * element_bytes, dtype, cols - c);
         add_to_lanes(&lanes, x);
     }
-    *sum = sum_of_lanes(lanes.sum);
-    *square = sum_of_lanes(lanes.square);
+    memcpy(by_lane, &lanes, sizeof by_lane);
+    *sum = sum_of_lanes(by_lane[0]);
+    *square = sum_of_lanes(by_lane[1]);
 }
 
 static void row(const unsigned char *data, mgr_dtype dtype, size_t cols, double *sum,

@@ -69,11 +69,17 @@ void mgr_philox_schedule(uint64_t seed, uint32_t key[MGR_PHILOX_ROUNDS][2]);
 void mgr_normals_affine(const mgr_stream *stream, uint64_t first, size_t n, float mean, float std,
                         void *out, mgr_dtype to);
 
-/* The same, of `n` runs of the stream, each `step` behind the one before it: element first + r + j
- * * step is place j of row r of `out`, r < n_rows. `step` is a multiple of 4. Places of a row up to
- * the next multiple of MGR_NORMAL_ACROSS may be written; `stride` is in elements. Local. */
-void mgr_normals_affine_across(const mgr_stream *stream, uint64_t first, uint64_t step, size_t n,
-                               uint32_t n_rows, float mean, float std, void *out, size_t stride,
-                               mgr_dtype to);
+/* `n` runs of a stream, each `step`, a multiple of 4, behind the one before it; of each, elements
+ * 0 .. n_rows - 1, the first of which is element `first` of the stream. */
+typedef struct mgr_runs {
+    uint64_t first, step;
+    size_t n;
+    uint32_t n_rows;
+} mgr_runs;
+
+/* The same of runs side by side: element r of run j is place j of row r of `out`. Places of a row
+ * up to the next multiple of MGR_NORMAL_ACROSS may be written; `stride` is in elements. Local. */
+void mgr_normals_affine_across(const mgr_stream *stream, mgr_runs runs, float mean, float std,
+                               void *out, size_t stride, mgr_dtype to);
 
 #endif

@@ -102,9 +102,8 @@ static void across_part(const mgr_normal_job *job, mgr_normal_across *across, mg
     }
 }
 
-void mgr_normals_affine_across(const mgr_stream *stream, uint64_t first, uint64_t step, size_t n,
-                               uint32_t n_rows, float mean, float std, void *out, size_t stride,
-                               mgr_dtype to)
+void mgr_normals_affine_across(const mgr_stream *stream, mgr_runs runs, float mean, float std,
+                               void *out, size_t stride, mgr_dtype to)
 {
     const mgr_normal_path *path = mgr_normal_path_current();
     const mgr_normal_job job = job_of(stream, mean, std);
@@ -112,23 +111,25 @@ void mgr_normals_affine_across(const mgr_stream *stream, uint64_t first, uint64_
     const size_t bytes = mgr_dtype_size(to);
     unsigned char *row = out;
 
-    assert((to == MGR_DTYPE_BF16 || to == MGR_DTYPE_F32) && step % ELEMENTS_PER_BLOCK == 0);
-    while (n_rows > 0) {
-        const uint32_t skip = (uint32_t)(first % ELEMENTS_PER_BLOCK);
-        mgr_normal_rows rows = {.block = (uint32_t)(first / ELEMENTS_PER_BLOCK),
-                                .step = (uint32_t)(step / ELEMENTS_PER_BLOCK),
-                                .n_blocks = n_rows / ELEMENTS_PER_BLOCK,
-                                .n = n,
-                                .stride = stride};
+    assert(to == MGR_DTYPE_BF16 || to == MGR_DTYPE_F32);
+    assert(runs.step % ELEMENTS_PER_BLOCK == 0);
+    while (runs.n_rows > 0) {
+        const uint32_t skip = (uint32_t)(runs.first % ELEMENTS_PER_BLOCK);
+        const mgr_normal_rows rows = {.block = (uint32_t)(runs.first / ELEMENTS_PER_BLOCK),
+                                      .step = (uint32_t)(runs.step / ELEMENTS_PER_BLOCK),
+                                      .n_blocks = runs.n_rows / ELEMENTS_PER_BLOCK,
+                                      .n = runs.n,
+                                      .stride = stride};
         uint32_t done = rows.n_blocks * ELEMENTS_PER_BLOCK;
         if (skip == 0 && done > 0) {
             across(&job, &rows, row);
         } else {
-            done = n_rows < ELEMENTS_PER_BLOCK - skip ? n_rows : ELEMENTS_PER_BLOCK - skip;
+            done = ELEMENTS_PER_BLOCK - skip;
+            done = runs.n_rows < done ? runs.n_rows : done;
             across_part(&job, across, rows, skip, done, bytes, row);
         }
-        first += done;
-        n_rows -= done;
+        runs.first += done;
+        runs.n_rows -= done;
         row += done * stride * bytes;
     }
 }

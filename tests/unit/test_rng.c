@@ -296,7 +296,8 @@ static void test_across(void)
 
         mgr_normals_affine(&s, first, all, 0.5f, 0.02f, expected, to);
         memset(got, 0x5a, sizeof got);
-        mgr_normals_affine_across(&s, first, step, n, n_rows, 0.5f, 0.02f, got, STRIDE, to);
+        mgr_normals_affine_across(&s, (mgr_runs){first, step, n, n_rows}, 0.5f, 0.02f, got, STRIDE,
+                                  to);
         for (uint32_t r = 0; r < n_rows; r++)
             for (size_t j = 0; j < n; j++)
                 CHECK(memcmp(out + (r * STRIDE + j) * bytes,
