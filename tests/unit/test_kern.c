@@ -485,6 +485,27 @@ static void check_magnitudes(void)
     }
 }
 
+/* Of values of all sizes side by side, the largest of what each is alone. */
+static void check_largest(void)
+{
+    enum { MOST = 700 };
+    unsigned char values[MOST * 4 + 1];
+
+    for (int i = 0; i < 600; i++) {
+        const mgr_dtype type = weights[i % 3];
+        const size_t n = (size_t)(mix() % MOST) + 1;
+        const unsigned char *const at = values + i % 2;
+        uint32_t most = 0;
+        for (size_t b = 0; b < sizeof values; b++)
+            values[b] = (unsigned char)(mix() >> i % 60);
+        for (size_t v = 0; v < n; v++) {
+            const uint32_t alone = mgr_largest_magnitude(at + v * mgr_dtype_size(type), type, 1);
+            most = alone > most ? alone : most;
+        }
+        CHECK_INT(mgr_largest_magnitude(at, type, n), most);
+    }
+}
+
 /* One large value in any place of any length is found, and its place. */
 static void check_places(void)
 {
@@ -575,6 +596,7 @@ int main(void)
         check_merge();
         check_turn();
         check_places();
+        check_largest();
         test_moments();
         test_column_cut();
     }
