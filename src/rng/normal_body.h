@@ -344,6 +344,18 @@ BODY_INLINE void store_rows_bf16(unsigned char *to, size_t stride, vec_float eve
     store_row_halves(to + stride, body_round_bf16(odd));
 }
 
+/* Of one pair of each lane, and meanwhile the words of `block`. */
+BODY_INLINE void body_two_rows(const mgr_normal_job *job, const body_pairs *words, vec_int block,
+                               body_state *next, unsigned char *to, size_t stride,
+                               body_store_rows *store)
+{
+    vec_float even, odd;
+
+    body_both(job, words, block, next, &even, &odd);
+    body_scale(job, &even, &odd);
+    store(to, stride, even, odd);
+}
+
 /* One row of blocks. A lane is a run: what is drawn lies in rows across the runs as it is. `stride`
  * in bytes. */
 BODY_INLINE void body_across_row(const mgr_normal_job *job, const mgr_normal_rows *rows,
@@ -358,12 +370,8 @@ BODY_INLINE void body_across_row(const mgr_normal_job *job, const mgr_normal_row
         body_pairs words[2];
         body_rows(job, s, words);
         low = int_add(low, wide_set(SIMD_LANES * rows->step));
-        for (int i = 0; i < 2; i++) {
-            vec_float even, odd;
-            body_both(job, &words[i], i == 0 ? low : int_add(low, between), &s[i], &even, &odd);
-            body_scale(job, &even, &odd);
-            store(to + (size_t)i * 2 * stride, stride, even, odd);
-        }
+        body_two_rows(job, &words[0], low, &s[0], to, stride, store);
+        body_two_rows(job, &words[1], int_add(low, between), &s[1], to + 2 * stride, stride, store);
     }
 }
 
