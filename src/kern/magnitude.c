@@ -11,6 +11,9 @@
 /* Bytes of a block: four registers of the smallest instruction sets. */
 #define BLOCK 64
 
+/* Elements of which it is seen together that none is large. */
+#define STRETCH 4096
+
 uint32_t mgr_infinity_bits(mgr_dtype dtype)
 {
     return dtype == MGR_DTYPE_F32 ? 0x7f800000u : dtype == MGR_DTYPE_BF16 ? 0x7f80u : 0x7c00u;
@@ -98,13 +101,30 @@ uint32_t mgr_largest_magnitude(const void *values, mgr_dtype dtype, size_t n)
     return most;
 }
 
+/* The first in [i, end), or end. */
+static size_t find_in(const unsigned char *values, mgr_dtype dtype, size_t i, size_t end,
+                      uint32_t low, uint32_t high)
+{
+    for (; i < end; i++) {
+        const uint32_t magnitude = magnitude_at(values, dtype, i);
+        if (magnitude >= low && magnitude < high)
+            break;
+    }
+    return i;
+}
+
 size_t mgr_find_magnitude(const void *values, mgr_dtype dtype, size_t n, uint32_t low,
                           uint32_t high)
 {
-    for (size_t i = 0; i < n; i++) {
-        const uint32_t magnitude = magnitude_at(values, dtype, i);
-        if (magnitude >= low && magnitude < high)
-            return i;
+    for (size_t at = 0, end; at < n; at = end) {
+        const unsigned char *const first =
+            (const unsigned char *)values + at * mgr_dtype_size(dtype);
+        end = n - at < STRETCH ? n : at + STRETCH;
+        if (mgr_largest_magnitude(first, dtype, end - at) < low)
+            continue; /* as nearly always */
+        const size_t found = find_in(values, dtype, at, end, low, high);
+        if (found < end)
+            return found;
     }
     return n;
 }

@@ -99,12 +99,15 @@ void mgr_gather_columns(const uint32_t *columns, uint32_t n, const void *row, mg
 static void copy_columns(const mgr_expert *x, const mgr_down_part *part, uint32_t first, uint32_t n)
 {
     const size_t from_bytes = mgr_dtype_size(part->from), to_bytes = mgr_dtype_size(part->to);
+    const bool as_it_is = part->from == part->to && x->scale == 1.0f;
     uint32_t gathered[MGR_STRIP_NEURONS];
 
     for (uint32_t r = 0; r < part->n_rows; r++) {
         const unsigned char *source = part->source + (size_t)r * x->source_width * from_bytes;
         unsigned char *out = part->out + ((size_t)r * x->width + first) * to_bytes;
-        if (x->origin) {
+        if (x->origin && as_it_is) {
+            mgr_gather_columns(x->origin + first, n, source, part->from, out);
+        } else if (x->origin) {
             mgr_gather_columns(x->origin + first, n, source, part->from, gathered);
             copy(x, gathered, part->from, out, part->to, n);
         } else {
