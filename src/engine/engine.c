@@ -532,6 +532,17 @@ static int init_buffers(mgr_engine *e, const mgr_plan *plan, mgr_err *err)
 }
 
 /* A comparing sink reads what it compares with: nothing is written then. */
+static int start_threads(mgr_engine *e, mgr_err *err)
+{
+    mgr_err ignored = MGR_ERR_INIT;
+    const mgr_job *const job = e->job;
+    if (!job->plan.io_threads || e->sink)
+        return MGR_OK;
+    const int rc = mgr_write_behind_start(&e->behind, job->plan.io_threads,
+                                          job->io_threads_found ? &ignored : err);
+    return job->io_threads_found ? MGR_OK : rc;
+}
+
 static int engine_init(mgr_engine *e, mgr_job *job, const mgr_engine_options *o, mgr_err *err)
 {
     const mgr_plan *const plan = &job->plan;
@@ -539,8 +550,7 @@ static int engine_init(mgr_engine *e, mgr_job *job, const mgr_engine_options *o,
     MGR_TRY(mgr_open_files_init(&e->read_files, &job->source.cat, NULL, false, err));
     MGR_TRY(mgr_open_files_init(&e->write_files, &job->target.cat, o->directory, true, err));
     MGR_TRY(init_buffers(e, plan, err));
-    if (plan->io_threads && !o->sink)
-        MGR_TRY(mgr_write_behind_start(&e->behind, plan->io_threads, err));
+    MGR_TRY(start_threads(e, err));
     if (job->moments) {
         MGR_TRY(mgr_alloc(&e->sums, plan->sums_bytes, 1, err));
         MGR_TRY(mgr_alloc(&e->scratch, 2 * (size_t)job->recipe.source_width, sizeof(double), err));

@@ -79,6 +79,7 @@ typedef struct mgr_job {
     mgr_places places;   /* of these ranks; without nodes where a dry run is not told them */
     uint64_t unit_min;   /* as mgr_plan_request has it */
     uint32_t io_threads; /* the same, of every rank */
+    bool io_threads_found; /* and not asked for: where they cannot be had the run does without */
 
     char id[17];              /* of the configuration, as far as it says what comes out */
     uint64_t memory;          /* of this rank, for the plan's buffers */

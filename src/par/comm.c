@@ -57,9 +57,9 @@ static long longest_pause(size_t bytes)
 int mgr_comm_start(mgr_comm **out, mgr_err *err)
 {
     mgr_comm *c;
-    int initialized = 0;
-    MPI_Initialized(&initialized);
-    if (!initialized && MPI_Init(NULL, NULL) != MPI_SUCCESS)
+    int initialized = 0, level;
+    MPI_Initialized(&initialized); /* threads beside this one do not call MPI, but there are some */
+    if (!initialized && MPI_Init_thread(NULL, NULL, MPI_THREAD_FUNNELED, &level) != MPI_SUCCESS)
         return mgr_fail(err, MGR_ERR_MPI, "cannot start MPI");
     MGR_TRY(mgr_alloc(&c, 1, sizeof *c, err));
     MPI_Comm_dup(MPI_COMM_WORLD, &c->comm);

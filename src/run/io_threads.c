@@ -26,15 +26,16 @@ int mgr_io_threads_check(const mgr_config *c, mgr_err *err)
 void mgr_io_threads_choose(mgr_job *job, const mgr_cores *cores, size_t n)
 {
     const mgr_config *const c = &job->config;
-    const bool nobody = job->found || job->plan_ranks; /* nothing is written, or by others */
-    job->io_threads = nobody        ? 0
+    const bool spare = !job->plan_ranks && mgr_cores_each(cores, n) > 1; /* others' are not known */
+    job->io_threads_found = is_auto(c);
+    job->io_threads = job->found    ? 0 /* nothing is written */
                       : !is_auto(c) ? (uint32_t)strtoul(c->io_threads, NULL, 10)
-                                    : mgr_cores_each(cores, n) > 1;
+                                    : spare;
 }
 
 bool mgr_io_threads_give_up(mgr_job *job)
 {
-    const bool given = job->io_threads > 0 && is_auto(&job->config);
+    const bool given = job->io_threads > 0 && job->io_threads_found;
     if (given)
         job->io_threads = 0;
     return given;

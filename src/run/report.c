@@ -337,7 +337,8 @@ void mgr_print_config(const mgr_job *job)
         return;
     *c = job->config;
     fill_in_found(c, &job->source.tensors.model);
-    snprintf(c->io_threads, sizeof c->io_threads, "%u", job->plan.io_threads);
+    if (!job->plan_ranks || !job->io_threads_found)
+        snprintf(c->io_threads, sizeof c->io_threads, "%u", job->plan.io_threads);
     if (mgr_config_dump(c, mgr_config_tables, &text, &ignored) == MGR_OK) {
         mgr_say(stdout, "\n");
         mgr_say_lines(stdout, text.data);

@@ -138,13 +138,14 @@ static uint64_t expect_memory(const mgr_job *job, uint64_t baseline)
     return sum < job->config.memory_per_rank ? sum : job->config.memory_per_rank;
 }
 
-/* Threads that were not asked for are given up before a run is refused. */
+/* Threads that were not asked for are given up before a run is refused, by all ranks or by none:
+ * not for memory that this one cannot get. */
 static int plan_within(mgr_job *job, mgr_err *err)
 {
     mgr_err first = MGR_ERR_INIT;
     if (mgr_run_replan(job, NULL, 0, &first) == MGR_OK)
         return MGR_OK;
-    if (mgr_io_threads_give_up(job))
+    if (first.code == MGR_ERR_CONFIG && mgr_io_threads_give_up(job))
         return plan_within(job, err);
     *err = first;
     return mgr_hint(err, "raise memory_per_rank%s",

@@ -157,6 +157,21 @@ class Fails(Faulty):
             else:
                 self.fail("%s never succeeded" % form)
 
+    def test_no_thread_can_be_started(self):
+        """What was asked for is an error where it cannot be had; what was not is done without."""
+        for threads, status in (("auto", 0), ("2", runner.OS_ERROR)):
+            for k in (1, 2):  # the first is that of the run's sign of life
+                self.clean()
+                options = ["--discard", "--set", "io_threads=" + threads]
+                result = runner.upcycle(self.config, np=1, options=options, env={"MGR_FAULT": "thread:%d" % k})
+                if k == 2:
+                    self.assertEqual((result.status, len(result.errors())), (status, status != 0), str(result))
+                if result.status == 0:
+                    self.assert_complete(str(result))
+                else:
+                    self.assertIn("io_threads: 0", result.err)
+                    self.assertEqual(self.left(), [], str(result))
+
     def test_file_system_without_exchange(self):
         for np in (1, 3):
             for old in (False, True):

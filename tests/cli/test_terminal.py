@@ -324,6 +324,17 @@ class Terminal(unittest.TestCase):
         planned = float(re.search(r"([\d.]+) KiB drawn anew", page.out)[1]) * 512
         self.assertTrue(0.97 * planned < differ <= planned, (differ, planned))
 
+    def test_threads_that_write_elsewhere(self):
+        """Asked for they are in the plan; how many cores ranks have elsewhere is not known here."""
+        config, buffers = self.config("threads"), {}
+        for threads in ("auto", "0", "3"):
+            page = self.alone("-n", "-v", "--ranks", 8, "--set", "io_threads=" + threads, config)
+            self.assertEqual(page.status, 0, str(page))
+            self.assertRegex(page.out, "\nio_threads: \"?%s\"?\n" % threads)
+            buffers[threads] = re.search(r"with\s([\d.]+\s\S+)\sof\sbuffers", page.out)[1]
+        self.assertEqual(buffers["auto"], buffers["0"])
+        self.assertNotEqual(buffers["3"], buffers["0"])
+
     @unittest.skipUnless(os.environ.get("MGR_MANY_RANKS"), "a run of 64 ranks takes a while: cli.Terminal_many")
     def test_64_ranks_do_what_their_page_says(self):
         config = self.config("many", target__expert_parallel=4)
