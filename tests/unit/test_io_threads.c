@@ -88,12 +88,23 @@ static uint64_t run(const char *what, const char *threads, double journal)
     return sum_of(in_folder("out"));
 }
 
+/* None may be closed to make room for another while it is written. */
+static void test_more_files_than_are_held_open(void)
+{
+    static const char many[] = "upcycle: {experts: 64, top_k: 1}\n"
+                               "target: {format: megatron-torch, pipeline_parallel: 3,\n"
+                               "         expert_parallel: 64, tensor_parallel: 2}\n";
+    CHECK(run(many, "3", -1) == run(many, "0", -1));
+}
+
 int main(void)
 {
     static const char *const runs[] = {
         "upcycle: {experts: 4}\ntarget: {expert_parallel: 2}\n",
         "upcycle: {method: naive}\ntarget: {format: megatron-torch, tensor_parallel: 2}\n",
         "upcycle: {experts: 4, shuffle: true}\ntarget: {format: deepspeed}\n",
+        /* stored the other way round, and cut */
+        "target: {format: megatron-torch, expert_names: grouped-old, tensor_parallel: 2}\n",
         "mode: reshard\ntarget: {format: megatron-dist}\n",
         "mode: reshard\ntarget: {format: megatron-torch, tensor_parallel: 1, dtype: float32}\n",
     };
@@ -106,6 +117,7 @@ int main(void)
         CHECK(run(runs[i], "4", 0) == sum); /* waited for behind each unit */
         CHECK(run(runs[i], "16", -1) == sum);
     }
+    test_more_files_than_are_held_open();
     mgr_comm_stop(comm);
     folder_end();
     return CHECK_DONE();
