@@ -2,12 +2,48 @@
 
 #include <sched.h>
 #include <stdbool.h>
+#include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 #define XXH_INLINE_ALL
 #include <xxhash.h>
 
 #define BITS 64
+
+uint32_t mgr_cores_quota(const char *line)
+{
+    char *behind;
+    const unsigned long quota = strtoul(line, &behind, 10), period = strtoul(behind, NULL, 10);
+    if (behind == line || period == 0)
+        return 0;
+    const unsigned long cores = quota / period;
+    return cores < 1 ? 1 : cores < UINT32_MAX ? (uint32_t)cores : 0;
+}
+
+/* The first line of a file that begins so, without that; empty where there is none. */
+static void line_of(const char *path, const char *lead, char *out, size_t size)
+{
+    FILE *const f = fopen(path, "re");
+    char line[512];
+    const size_t len = strlen(lead);
+    out[0] = '\0';
+    while (f && out[0] == '\0' && fgets(line, sizeof line, f))
+        if (strncmp(line, lead, len) == 0)
+            snprintf(out, size, "%.*s", (int)strcspn(line + len, "\n"), line + len);
+    if (f)
+        (void)fclose(f);
+}
+
+/* Of its own group (version 2); groups above it may have less. */
+static uint32_t quota_of_group(void)
+{
+    char group[512], path[600], line[64];
+    line_of("/proc/self/cgroup", "0::", group, sizeof group);
+    snprintf(path, sizeof path, "/sys/fs/cgroup%s/cpu.max", group);
+    line_of(path, "", line, sizeof line);
+    return mgr_cores_quota(line);
+}
 
 void mgr_cores_ask(mgr_cores *out)
 {
@@ -16,6 +52,7 @@ void mgr_cores_ask(mgr_cores *out)
     *out = (mgr_cores){0};
     (void)gethostname(host, sizeof host - 1);
     out->host = XXH3_64bits(host, strlen(host));
+    out->quota = quota_of_group();
     CPU_ZERO(&set);
     if (sched_getaffinity(0, sizeof set, &set) != 0)
         return;
@@ -37,7 +74,7 @@ static uint32_t count(const mgr_cores *c)
     uint32_t n = 0;
     for (size_t i = 0; i < MGR_CORES_WORDS; i++)
         n += (uint32_t)__builtin_popcountll(c->mask[i]);
-    return n;
+    return c->quota && c->quota < n ? c->quota : n;
 }
 
 uint32_t mgr_cores_each(const mgr_cores *all, size_t n)

@@ -187,6 +187,16 @@ static void test_cores_for_each(void)
                                  .mask = {[MGR_CORES_WORDS - 1] = rows[r].mask[i]}};
         CHECK_INT(mgr_cores_each(all, rows[r].n), rows[r].each);
     }
+    const mgr_cores few[2] = {{.host = 1, .mask = {0xff}, .quota = 2},
+                              {.host = 1, .mask = {0xff}, .quota = 2}};
+    CHECK_INT(mgr_cores_each(few, 1), 2);
+    CHECK_INT(mgr_cores_each(few, 2), 1); /* of one group */
+    CHECK_INT(mgr_cores_quota("max 100000"), 0);
+    CHECK_INT(mgr_cores_quota("150000 100000"), 1);
+    CHECK_INT(mgr_cores_quota("50000 100000"), 1);
+    CHECK_INT(mgr_cores_quota("400000 100000"), 4);
+    CHECK_INT(mgr_cores_quota("1 0"), 0);
+    CHECK_INT(mgr_cores_quota(""), 0);
     CHECK_INT(mgr_cores_each(NULL, 0), 0);
     mgr_cores mine;
     mgr_cores_ask(&mine);
