@@ -97,8 +97,8 @@ class Terminal(unittest.TestCase):
         said["dry run"] = self.here("-n", "--ranks", 64, page).out
         said["details of a dry run"] = "details " + self.here("-n", "--ranks", 64, "-v", page).out.split("\ndetails ")[1].split("\n\n")[0]
         said["run"] = self.here(page, np=2).out
-        said["progress in a log"] = self.shapes(self.here("-p", "0.001", log, np=2).err.splitlines())
-        lines = self.on_a_terminal("-p", "0.001", terminal, cwd=self.place)[1].decode().split("\r")
+        said["progress in a log"] = self.shapes(self.here("-p", "0.000001", log, np=2).err.splitlines())
+        lines = self.on_a_terminal("-p", "0.000001", terminal, cwd=self.place)[1].decode().split("\r")
         said["progress on a terminal"] = self.shapes(line.strip() for line in lines)
         for title, (text, words) in ERRORS.items():
             (self.place / "run.yaml").write_text(text.replace("SOURCE", "dense").replace("OUT", "Mixtral-x"))
@@ -431,7 +431,7 @@ class Terminal(unittest.TestCase):
 
     def test_progress_on_a_terminal(self):
         """One line, written over again."""
-        status, text = self.on_a_terminal("--progress", "0.001", self.config("tty"))
+        status, text = self.on_a_terminal("--progress", "0.000001", self.config("tty"))
         self.assertEqual(status, 0, text)
         self.assertEqual((text.count(b"\n"), text[-1:]), (1, b"\r"), text)
         self.assertIn(b"\rpublish ", text)
