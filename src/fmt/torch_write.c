@@ -88,7 +88,7 @@ int mgr_torch_archive(const char *folder, const mgr_buf *pickle, mgr_buf *out, m
 int mgr_torch_archive_with(const char *folder, const mgr_buf *pickle,
                            const mgr_torch_bytes *storages, size_t n, mgr_buf *out, mgr_err *err)
 {
-    char name[24];
+    char name[32];
     archive a;
     assert(n <= MGR_TORCH_STORAGES);
     begin(&a, folder, pickle);
