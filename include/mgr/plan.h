@@ -103,15 +103,15 @@ typedef struct mgr_plan {
     uint32_t *targets;      /* target tensors made from a source tensor ... */
     uint32_t *first_target; /* ... those of source i are targets[first_target[i]..[i+1]) */
     uint32_t ranks;
-    uint32_t io_threads; /* there is one output buffer and one read buffer more for each ... */
+    uint32_t io_threads; /* with any a second unit's room; for each an output and a read buffer */
     uint64_t total_in, total_out; /* bytes of all units */
     uint64_t done_in, done_out;   /* of those that are done */
     uint64_t max_rank_bytes;      /* of the busiest rank, read and written, without what is done */
-    uint64_t unit_bytes;   /* the largest unit's input; ... and room for two units with any */
-    uint64_t chunk_bytes;  /* of the output buffer and of the read buffer, each */
-    uint64_t cache_bytes;  /* to keep units between the sums and the writing */
-    uint64_t sums_bytes;   /* of the largest group */
-    uint64_t memory_bytes; /* all of these and the selection: the proof */
+    uint64_t unit_bytes;          /* the largest unit's input */
+    uint64_t chunk_bytes;         /* of the output buffer and of the read buffer, each */
+    uint64_t cache_bytes;         /* to keep units between the sums and the writing */
+    uint64_t sums_bytes;          /* of the largest group */
+    uint64_t memory_bytes;        /* all of these and the selection: the proof */
 } mgr_plan;
 
 /* Make the plan. Errors: MGR_ERR_CONFIG if `memory` cannot suffice, naming what would. Pure but for

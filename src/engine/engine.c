@@ -531,7 +531,8 @@ static int init_buffers(mgr_engine *e, const mgr_plan *plan, mgr_err *err)
     return mgr_alloc(&e->kept, largest_group, sizeof *e->kept, err);
 }
 
-/* A comparing sink reads what it compares with: nothing is written then. */
+/* None where a sink takes what is made; and none where they cannot be had and were not asked for.
+ */
 static int start_threads(mgr_engine *e, mgr_err *err)
 {
     mgr_err ignored = MGR_ERR_INIT;

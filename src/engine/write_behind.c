@@ -132,8 +132,8 @@ int mgr_write_behind_put(mgr_write_behind *w, const mgr_write_task *task, mgr_ex
     return rc;
 }
 
-/* Will a thread look at bytes of [from, to)? What waits behind a failure is never done. */
-static bool is_of_use(mgr_write_behind *w, uintptr_t from, uintptr_t to)
+/* Has a thread still to write bytes of [from, to)? What waits behind a failure is never done. */
+static bool is_in_hand(mgr_write_behind *w, uintptr_t from, uintptr_t to)
 {
     for (size_t i = w->first; i < w->end; i++) {
         const place *const p = place_at(w, i);
@@ -150,7 +150,7 @@ void mgr_write_behind_wait(mgr_write_behind *w, const void *bytes, size_t len)
     if (!w)
         return;
     pthread_mutex_lock(&w->lock);
-    while (is_of_use(w, (uintptr_t)bytes, (uintptr_t)bytes + len))
+    while (is_in_hand(w, (uintptr_t)bytes, (uintptr_t)bytes + len))
         pthread_cond_wait(&w->less, &w->lock);
     pthread_mutex_unlock(&w->lock);
 }

@@ -60,8 +60,7 @@ typedef void mgr_unit_lost(void *context, uint32_t unit);
 
 /* Until all is written, or given up because something failed: then with that error, and `lost` is
  * called for each task that is not known to be written. Extents of all that was are added to
- * *written. What is put after that is written again only if nothing had failed. NULL-safe. Local.
- */
+ * *written. Behind a failure nothing more is taken. NULL-safe. Local. */
 int mgr_write_behind_drain(mgr_write_behind *behind, mgr_extents *written, mgr_unit_lost *lost,
                            void *context, mgr_err *err) MGR_NODISCARD;
 

@@ -44,12 +44,11 @@ void mgr_bits_stored(mgr_bits *b, const unsigned char *bytes, size_t n)
  * end have 2, 01 and 11; and the one distance, which is 1, has 1 bit, 0. */
 static void put_head_of_zeros(mgr_bits *b)
 {
-    mgr_bits_put(b, 4,
-                 3); /* not the last block, with codes of its own: of 286 symbols, 1 distance */
+    /* not the last block, with codes of its own: of 286 symbols, 1 distance */
+    mgr_bits_put(b, 4, 3);
     mgr_bits_put(b, 29 | 0 << 5 | 14 << 10, 14);
     mgr_bits_flush(b);
-    /* lengths of codes of lengths: a run of zeros has 1 bit, 0; the lengths 1 and 2 have 01 and 11
-     */
+    /* lengths of codes of lengths: a run of zeros has 1 bit, 0; lengths 1 and 2 have 01 and 11 */
     mgr_bits_put(b, (uint64_t)1 << 6 | (uint64_t)2 << 45 | (uint64_t)2 << 51, 54);
     mgr_bits_flush(b);
     mgr_bits_put(b, 3, 2); /* the byte zero; 138 and 117 that are not used; the end */

@@ -49,8 +49,8 @@ static void put_head(mgr_bits *b, const said *s)
 {
     static const uint8_t order[CODES] = {16, 17, 18, 0, 8,  7, 9,  6, 10, 5,
                                          11, 4,  12, 3, 13, 2, 14, 1, 15};
-    mgr_bits_put(b, 4,
-                 3); /* not the last block, with codes of its own: of 257 symbols, 1 distance */
+    /* not the last block, with codes of its own: of 257 symbols, 1 distance */
+    mgr_bits_put(b, 4, 3);
     mgr_bits_put(b, 0 | 0 << 5 | (CODES - 4) << 10, 14);
     mgr_bits_flush(b);
     for (unsigned i = 0; i < CODES; i++) {

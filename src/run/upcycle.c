@@ -526,10 +526,10 @@ static int review(mgr_job *job, mgr_err *err)
 }
 
 /* What ranks say of themselves before the plan is made. */
-typedef struct place {
+typedef struct about_rank {
     uint64_t rss;
     mgr_cores cores;
-} place;
+} about_rank;
 
 /* The nodes of those that run, or of those that a dry run is told of. */
 static int find_places(mgr_job *job, const mgr_run_options *o, const mgr_cores *cores, mgr_err *err)
@@ -552,7 +552,7 @@ static int find_places(mgr_job *job, const mgr_run_options *o, const mgr_cores *
  * equal plans; the threads that each rank gets, and the nodes. */
 static int look_around(mgr_job *job, const mgr_run_options *o, uint64_t *baseline, mgr_err *err)
 {
-    place mine = {.rss = mgr_current_rss() + (mgr_comm_is_alone(job->comm) ? MPI_BYTES : 0)};
+    about_rank mine = {.rss = mgr_current_rss() + (mgr_comm_is_alone(job->comm) ? MPI_BYTES : 0)};
     mgr_buf text = {0}, all = {0};
     mgr_cores *cores = NULL;
     mgr_cores_ask(&mine.cores);
